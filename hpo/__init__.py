@@ -1,0 +1,1 @@
+"""The search: Ray Tune runs trials, Optuna suggests them, the record loses nothing."""

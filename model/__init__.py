@@ -1,0 +1,1 @@
+"""The pix2pix denoiser: networks, losses, data, trainer, export. Knows nothing of the search."""

@@ -1,0 +1,84 @@
+"""Checkpoints: one safetensors file each, written atomically, with a digest of everything inside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+_DIGEST, _STATE = "sha256", "state"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or of another training."""
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-ready state as one file. A reader sees the old file or the new one, never a part.
+
+    The digest lies inside the file: two files could not be replaced in one step. Raises OSError.
+    """
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(state, allow_nan=False)
+    content = save(packed, metadata={_STATE: text, _DIGEST: _digest(packed, text)})
+    write_atomically(path, content)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and state. Nothing is unpickled. Raises CheckpointError."""
+    try:
+        content = path.read_bytes()
+        tensors, metadata = load(content), _metadata(content)
+        text, digest = metadata[_STATE], metadata[_DIGEST]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no checkpoint") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    if _digest(tensors, text) != digest:
+        raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
+    state: dict[str, Any] = json.loads(text)
+    return tensors, state
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, fsync, rename, fsync the folder. Raises OSError and leaves no part behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The header's own words; the format starts with its length, 8 bytes, little endian."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    metadata: dict[str, str] = header["__metadata__"]
+    return metadata
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

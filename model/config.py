@@ -1,0 +1,152 @@
+"""What one training is made of: a frozen, validated value that travels through the whole program."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class ConfigError(ValueError):
+    """Settings that break a rule. The message has every broken rule, its value and the nearest right thing."""
+
+
+Loss = Literal["l1", "ssim", "both"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """All hyperparameters of one pix2pix training.
+
+    Widths, initialisation, learning rates, Adam's beta1 and the L1 weight default to the TensorFlow pix2pix
+    tutorial (Isola et al. 2017, arXiv 1611.07004). Raises ConfigError, naming all mistakes at once.
+    """
+
+    loss: Loss = "l1"  # reconstruction beside the adversarial loss: L1, 1 - SSIM, or both
+    l1_weight: float = 100.0  # > 0; takes part when loss is l1 or both
+    ssim_weight: float = 100.0  # > 0; takes part when loss is ssim or both
+    lr_g: float = 2e-4  # Adam's learning rate of the generator, in (0, 1]
+    lr_d: float = 2e-4  # Adam's learning rate of the discriminator, in (0, 1]
+    lr_schedule: Schedule = "constant"  # cosine: both rates fall to zero over all epochs
+    beta1: float = 0.5  # Adam's decay of the first moment, in [0, 1)
+    beta2: float = 0.999  # Adam's decay of the second moment, in [0, 1)
+    batch_size: int = 64  # images a step, >= 2 (BatchNorm at 1x1 needs two values)
+    epochs: int = 12  # reports; a learning-rate schedule spans them all, >= 1
+    images_per_epoch: int | None = None  # training images between two reports; None: the training set once
+    width: int = 64  # channels of the first block of both networks, >= 1
+    dropout: float = 0.5  # in the decoder's first three blocks, in [0, 1)
+    patch: int = 34  # pixels that one logit of the discriminator sees: 34 or 14
+    average_decay: float = 0.999  # of the generator's moving average, in [0, 1); 0: no average
+    precision: Precision = "auto"  # autocast; auto: bfloat16 where the hardware multiplies it natively
+    seed: int = 0  # of initialisation, order, noise and dropout, >= 0
+
+    def __post_init__(self) -> None:
+        mistakes = [*_wrong_types(self), *_wrong_values(self)]
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each reconstruction loss that takes part, by name: l1, ssim."""
+        both = {"l1": self.l1_weight, "ssim": self.ssim_weight}
+        return {name: weight for name, weight in both.items() if self.loss in (name, "both")}
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready. A weight whose loss takes no part is None: it was never used."""
+        values = dataclasses.asdict(self)
+        for name in ("l1", "ssim"):
+            if name not in self.weights:
+                values[f"{name}_weight"] = None
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of as_dict. Raises ConfigError for a name that is no field, with the nearest one."""
+        unknown = [f"{name}: no such setting. {nearest(name, FIELDS)}" for name in values if name not in FIELDS]
+        if unknown:
+            raise ConfigError("\n".join(unknown))
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+
+FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A sentence with the choice that looks most like the word, or with all of them."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(choices)}."
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`width=32` as (name, value of the field's type), for a command line. Raises ConfigError."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text}: a setting is NAME=VALUE, such as width=32")
+    if name not in FIELDS:
+        raise ConfigError(f"{name}: no such setting. {nearest(name, FIELDS)}")
+    kind = _kinds()[name]
+    if get_origin(kind) is Literal:
+        return name, value
+    number = int if int in (kind, *get_args(kind)) else float
+    try:
+        return name, number(value)
+    except ValueError:
+        wanted = "a whole number" if number is int else "a number"
+        raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
+
+
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(TrainConfig)
+
+
+def _example(name: str) -> Any:
+    default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == name)
+    return 8000 if default is None else default
+
+
+def _wrong_types(config: TrainConfig) -> list[str]:
+    mistakes = []
+    for name, kind in _kinds().items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                mistakes.append(f"{name}={value!r}: {name} is one of {', '.join(get_args(kind))}")
+        elif isinstance(kind, types.UnionType):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                mistakes.append(f"{name}={value!r}: {name} is a whole number or None")
+        elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+            mistakes.append(f"{name}={value!r}: {name} is a whole number")
+        elif kind is float and not (isinstance(value, int | float) and math.isfinite(value)):
+            mistakes.append(f"{name}={value!r}: {name} is a finite number")
+    return mistakes
+
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("l1_weight", "ssim_weight"), lambda v: v > 0, "above 0; to leave a loss out set loss=l1 or loss=ssim"),
+    (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
+    (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),
+    (("epochs", "images_per_epoch", "width"), lambda v: v >= 1, "at least 1"),
+    (("patch",), lambda v: v in (14, 34), "14 or 34"),
+    (("seed",), lambda v: v >= 0, "0 or above"),
+)
+
+
+def _wrong_values(config: TrainConfig) -> list[str]:
+    mistakes = []
+    for names, holds, rule in _RULES:
+        for name in names:
+            value = getattr(config, name)
+            if isinstance(value, int | float) and math.isfinite(value) and not holds(value):
+                mistakes.append(f"{name}={value}: {name} must be {rule}")
+    size = config.images_per_epoch
+    if isinstance(size, int) and isinstance(config.batch_size, int) and 1 <= size < config.batch_size:
+        mistakes.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")
+    return mistakes

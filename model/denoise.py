@@ -1,0 +1,167 @@
+"""A deployable folder -> arrays or images of any size denoised. Needs onnxruntime, numpy and pillow, nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, UnidentifiedImageError
+
+MANIFEST = "manifest.json"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000  # read off the header: a file of 100 kB can unpack to gigabytes
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+_BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
+
+
+class DenoiseError(ValueError):
+    """A model folder or an image that cannot be used; the message says which rule it breaks."""
+
+
+class Denoiser:
+    """The generator of an exported folder: `Denoiser(folder)(image)`.
+
+    Its files must match the manifest's digests. Raises DenoiseError.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        model = self.manifest["model"]
+        self.channels: int = model["channels"]
+        self.image_size: int = model["image_size"]
+        path = self.folder / model["file"]
+        content = _verified(path, self.manifest["files"])
+        try:
+            self._session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+        except Exception as error:  # onnxruntime's exceptions have no common base but this
+            raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Denoise one image of any size: (H, W) or (H, W, C), uint8 or float in [-1, 1]; gives the same shape and type.
+
+        A model of grey images takes colour ones channel by channel. Raises DenoiseError.
+        """
+        planes = self._planes(image)
+        noisy = planes.astype(np.float32) / np.float32(127.5) - 1 if image.dtype == np.uint8 else planes
+        denoised = self._tiled(np.ascontiguousarray(noisy, np.float32))
+        if image.dtype == np.uint8:
+            denoised = np.rint((np.clip(denoised, -1, 1) + 1) * 127.5)
+        pixels = denoised.reshape(-1, *image.shape[:2]).astype(image.dtype)
+        return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
+
+    def batch(self, noisy: np.ndarray) -> np.ndarray:
+        """The network itself: float32 (N, C, H, W) in [-1, 1], H and W multiples of the manifest's size_multiple."""
+        step = max(1, _BATCH_PIXELS // (noisy.shape[2] * noisy.shape[3]))
+        parts = [self._session.run(None, {self._input: noisy[i : i + step]})[0] for i in range(0, len(noisy), step)]
+        return np.concatenate(parts)
+
+    def _planes(self, image: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) with C the model's channels."""
+        if image.ndim not in (2, 3) or 0 in image.shape:
+            raise DenoiseError(f"an image has the shape (H, W) or (H, W, C), not {image.shape}")
+        if image.dtype != np.uint8:
+            if not np.issubdtype(image.dtype, np.floating):
+                raise DenoiseError(f"an image is uint8 or float in [-1, 1], not {image.dtype}")
+            if not (np.isfinite(image).all() and image.min() >= -1 and image.max() <= 1):
+                raise DenoiseError("a float image has finite values in [-1, 1]; 8-bit images may come as uint8")
+        planes = (image[None] if image.ndim == 2 else image.transpose(2, 0, 1))[:, None]
+        if self.channels == 1:
+            return planes
+        if len(planes) != self.channels:
+            raise DenoiseError(f"the model takes images of {self.channels} channels, not {len(planes)}")
+        return planes.transpose(1, 0, 2, 3)
+
+    def _tiled(self, noisy: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) of any size by tiles of the training size, half overlapping, blended by a raised cosine.
+
+        Larger tiles would be worse than slower: at the training size the innermost layers see one pixel, and the
+        weights for its neighbours have never learned anything.
+        """
+        size, half = self.image_size, self.image_size // 2
+        height, width = noisy.shape[2:]
+        if (height, width) == (size, size):
+            return self.batch(noisy)
+        rows, columns = math.ceil(height / half) + 1, math.ceil(width / half) + 1
+        down, right = rows * half - height, columns * half - width
+        padded = np.pad(noisy, ((0, 0), (0, 0), (half, down), (half, right)), mode="reflect")
+        blended = np.zeros_like(padded)
+        ramp = np.sin(np.pi * (np.arange(size, dtype=np.float32) + 0.5) / size) ** 2  # two of them add up to 1
+        window = ramp[:, None] * ramp
+        for corners in _chunks(rows * columns, max(1, _BATCH_PIXELS // size**2)):
+            places = [(i // columns * half, i % columns * half) for i in corners]
+            tiles = np.stack([padded[:, :, y : y + size, x : x + size] for y, x in places])
+            denoised = self.batch(tiles.reshape(-1, *tiles.shape[2:])).reshape(tiles.shape) * window
+            for (y, x), tile in zip(places, denoised, strict=True):
+                blended[:, :, y : y + size, x : x + size] += tile
+        return blended[:, :, half : half + height, half : half + width]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises DenoiseError where the folder is no export."""
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        model = manifest["model"]
+        _ = model["file"], model["channels"], model["image_size"], manifest["files"][model["file"]]
+    except FileNotFoundError:
+        raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
+    return manifest
+
+
+def open_image(path: Path) -> Image.Image:
+    """PNG, JPEG, TIFF or WebP as mode L, RGB, LA or RGBA. Palettes and CMYK become RGB, bilevel becomes grey.
+
+    Raises DenoiseError: for more than 8 bits, several frames, too many pixels, or what is no such image.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DenoiseError(f"{path}: {image.width}x{image.height} is above {MAX_PIXELS} pixels")
+            if getattr(image, "n_frames", 1) > 1:
+                raise DenoiseError(f"{path}: has several frames; split it into single images")
+            if image.mode in ("L", "RGB", "LA", "RGBA"):
+                return image.copy()
+            if image.mode == "1":
+                return image.convert("L")
+            if image.mode in ("P", "CMYK", "YCbCr"):
+                return image.convert("RGBA" if "transparency" in image.info else "RGB")
+            raise DenoiseError(f"{path}: {image.mode} pixels; convert it to 8 bits a channel")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DenoiseError(f"{path}: no image of the formats {', '.join(_FORMATS)} ({error})") from error
+    except (OSError, SyntaxError, EOFError) as error:
+        raise DenoiseError(f"{path}: cannot be read ({error})") from error
+
+
+def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
+    """Colour or grey of any size; an alpha channel is carried over as it is."""
+    if image.mode in ("LA", "RGBA"):
+        *colours, alpha = image.split()
+        bands = denoise_image(denoiser, Image.merge(image.mode.removesuffix("A"), colours)).split()
+        return Image.merge(image.mode, [*bands, alpha])
+    return Image.fromarray(denoiser(np.asarray(image)))
+
+
+def _verified(path: Path, digests: dict[str, str]) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DenoiseError(f"{path}: cannot be read ({error})") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != digests[path.name]:
+        raise DenoiseError(f"{path}: its SHA-256 is not the manifest's: it was damaged or exchanged")
+    return content
+
+
+def _chunks(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

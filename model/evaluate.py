@@ -1,0 +1,88 @@
+"""An exported folder -> the slides' table, by scikit-image: noisy, denoised, ground truth; L1, SSIM, PSNR."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from model.data import NOISE_SEEDS, to_unit
+from model.denoise import Denoiser
+from model.noise import GaussianNoise
+
+ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
+SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two networks, each for itself
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """Means over images on [-1, 1], each measured by itself."""
+
+    l1: float
+    ssim: float
+    psnr_db: float  # infinite for the ground truth itself
+
+    def as_dict(self) -> dict[str, float | str]:
+        """JSON-ready: infinity is the string "inf"."""
+        return {
+            "l1": self.l1,
+            "ssim": self.ssim,
+            "psnr_db": self.psnr_db if math.isfinite(self.psnr_db) else str(self.psnr_db),
+        }
+
+
+def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
+    """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones."""
+    pairs = list(zip(images, clean, strict=True))
+    with np.errstate(divide="ignore"):
+        psnr_db = [peak_signal_noise_ratio(truth, image, data_range=2) for image, truth in pairs]
+    ssim = [
+        structural_similarity(
+            image,
+            truth,
+            channel_axis=0,
+            data_range=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for image, truth in pairs
+    ]
+    return Quality(l1=float(np.abs(images - clean).mean()), ssim=float(np.mean(ssim)), psnr_db=float(np.mean(psnr_db)))
+
+
+def evaluate(denoiser: Denoiser, images: np.ndarray, noise: str, split: str) -> dict[str, Any]:
+    """The table of one split. images: uint8 (N, C, H, W); the noise is drawn from the split's own fixed seed."""
+    clean = to_unit(images)
+    noisy = GaussianNoise.parse(noise).fixed(clean, seed=NOISE_SEEDS[split])
+    columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
+    rows = {name: quality(column, clean).as_dict() for name, column in columns.items()}
+    return {"images": len(images), **rows}
+
+
+def table(splits: dict[str, dict[str, Any] | None]) -> str:
+    """As Markdown, in the slides' order of rows and columns."""
+    lines = []
+    for split, rows in splits.items():
+        if rows is None:
+            continue
+        lines += [f"| {split}, {rows['images']:,} images | L1 (MAE) | SSIM | PSNR dB |", "|---|---|---|---|"]
+        for name, title in ROWS.items():
+            row = rows[name]
+            lines.append(f"| {title} | {row['l1']:.4f} | {row['ssim']:.4f} | {float(row['psnr_db']):.2f} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def against_slides(test: dict[str, Any]) -> str:
+    """One plain sentence: does the test row beat both of the slides' best numbers?"""
+    row = test["denoised"]
+    won = row["psnr_db"] > SLIDES_TEST["psnr_db"] and row["ssim"] > SLIDES_TEST["ssim"]
+    verdict = "beats" if won else "DOES NOT BEAT"
+    return (
+        f"PSNR {row['psnr_db']:.2f} dB and SSIM {row['ssim']:.4f} on test: {verdict} both of the slides' numbers "
+        f"({SLIDES_TEST['psnr_db']} dB, {SLIDES_TEST['ssim']})"
+    )

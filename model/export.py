@@ -1,0 +1,231 @@
+"""A checkpoint -> a deployable folder: ONNX, safetensors, manifest, model card, pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from safetensors.torch import save
+
+from model.checkpoint import load_checkpoint, write_atomically
+from model.config import TrainConfig
+from model.data import NOISE_SEEDS, DataConfig, Images, to_unit
+from model.denoise import MANIFEST, Denoiser
+from model.evaluate import against_slides, evaluate, table
+from model.generator import Generator
+from model.noise import GaussianNoise
+from model.pictures import strip
+from model.trainer import network_weights
+
+ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
+TRAINABLE_FILE = "checkpoint.safetensors"
+_TOLERANCE = 1e-4  # onnxruntime against torch, on [-1, 1]
+_STRIP_IMAGES = 6
+_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-image", "safetensors")
+
+
+class ExportError(RuntimeError):
+    """An export that would not be what was trained, or would overwrite something else."""
+
+
+def export(
+    checkpoint: Path,
+    to: Path,
+    *,
+    data: DataConfig,
+    images: Images,
+    test: np.ndarray | None,
+    origin: Mapping[str, Any],
+    trainable: bool = False,
+) -> dict[str, Any]:
+    """Write the folder `to` and give its manifest. The ONNX file itself is what is measured.
+
+    test: None while nothing may look at the test images yet. origin: where the checkpoint comes from (search, trial),
+    copied into the manifest. The folder appears whole or not at all; an export that stands there is replaced.
+    Raises CheckpointError, ExportError, OSError.
+    """
+    if to.exists() and not (to.is_dir() and ((to / MANIFEST).exists() or not any(to.iterdir()))):
+        raise ExportError(f"{to}: there is something else; name another folder with --to, or an empty one")
+    tensors, state = load_checkpoint(checkpoint)
+    config = TrainConfig.from_dict(state["config"])
+    generator = _generator(config, images, network_weights(tensors, "average"))
+
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    try:
+        folder.chmod(0o755)
+        weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+        (folder / WEIGHTS_FILE).write_bytes(save(weights))
+        _write_onnx(generator, folder / ONNX_FILE, images.validation.shape[1:])
+        if trainable:
+            shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
+        manifest = {
+            "format": 1,
+            "origin": {**origin, "epoch": len(state["reports"])},
+            "model": {
+                "file": ONNX_FILE,
+                "channels": images.validation.shape[1],
+                "image_size": images.validation.shape[2],
+                "size_multiple": generator.size_multiple,
+                "value_range": [-1, 1],
+                "parameters": sum(p.numel() for p in generator.parameters()),
+            },
+            "config": config.as_dict(),
+            "data": {"data": data.data, "noise": data.noise},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "git_commit": git_commit(),
+            "metrics": {},
+            "files": _digests(folder),
+        }
+        _write_manifest(folder, manifest)  # for the Denoiser that measures; the last one has the figures
+        denoiser = Denoiser(folder)
+        _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
+        manifest["metrics"] = {
+            "validation": evaluate(denoiser, images.validation, data.noise, "validation"),
+            "test": None if test is None else evaluate(denoiser, test, data.noise, "test"),
+        }
+        split, pictured = ("validation", images.validation) if test is None else ("test", test)
+        _write_strip(denoiser, pictured, data.noise, split, folder / STRIP_FILE)
+        (folder / CARD_FILE).write_text(_card(manifest))
+        manifest["files"] = _digests(folder)
+        _write_manifest(folder, manifest)
+        _replace(to, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _generator(config: TrainConfig, images: Images, weights: dict[str, torch.Tensor]) -> Generator:
+    channels, size = images.validation.shape[1:3]
+    generator = Generator(channels=channels, image_size=size, width=config.width, dropout=config.dropout)
+    generator.load_state_dict(weights)
+    return generator.eval()
+
+
+def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> None:
+    """One file with the weights inside; batch, height and width stay free."""
+    multiple = generator.size_multiple
+    free = {
+        0: torch.export.Dim("batch"),
+        2: multiple * torch.export.Dim("rows", min=1),
+        3: multiple * torch.export.Dim("columns", min=1),
+    }
+    example = torch.zeros(2, shape[0], 2 * multiple, 3 * multiple)
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "torchvision is missing"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            generator,
+            (example,),
+            path,
+            input_names=["noisy"],
+            output_names=["denoised"],
+            dynamic_shapes=(free,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    onnx.checker.check_model(path, full_check=True)
+
+
+def _compare(denoiser: Denoiser, generator: Generator, images: np.ndarray, noise: str) -> None:
+    noisy = GaussianNoise.parse(noise).fixed(to_unit(images), seed=NOISE_SEEDS["validation"])
+    with torch.inference_mode():
+        expected = generator(torch.from_numpy(noisy)).numpy()
+    distance = float(np.abs(denoiser.batch(noisy) - expected).max())
+    if not distance <= _TOLERANCE:
+        raise ExportError(f"onnxruntime's output differs from torch's by {distance:.2g}, above {_TOLERANCE}")
+
+
+def _write_strip(denoiser: Denoiser, images: np.ndarray, noise: str, split: str, path: Path) -> None:
+    clean = to_unit(images[:_STRIP_IMAGES])
+    noisy = GaussianNoise.parse(noise).fixed(clean, seed=NOISE_SEEDS[split])
+    strip([noisy, clean, denoiser.batch(noisy)]).save(path)
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, indent=2, allow_nan=False)
+    write_atomically(folder / MANIFEST, text.encode())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _replace(target: Path, folder: Path) -> None:
+    old = target.with_name(f".{target.name}.old.{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def git_commit() -> str | None:
+    """Of the checkout that this code runs from; None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _card(manifest: Mapping[str, Any]) -> str:
+    origin, model, config = manifest["origin"], manifest["model"], manifest["config"]
+    metrics = manifest["metrics"]
+    where = ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None)
+    settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
+    verdict = f"\n{against_slides(metrics['test'])}.\n" if metrics["test"] else ""
+    return f"""# Image denoiser (pix2pix U-Net)
+
+Removes noise `{manifest["data"]["noise"]}` (standard deviation on the scale of 8-bit images) from images like those
+of {manifest["data"]["data"]}. {model["parameters"]:,} parameters. From {where}.
+
+![Input, ground truth, predicted]({STRIP_FILE})
+
+Input / Ground Truth / Predicted, images that it was not trained on.
+
+## Quality
+
+Measured on `{ONNX_FILE}` itself with scikit-image, on [-1, 1]: SSIM with an 11x11 Gaussian window, sigma 1.5.
+
+{table(metrics)}
+{verdict}
+## Use
+
+```python
+from model.denoise import Denoiser       # needs onnxruntime, numpy, pillow
+
+denoised = Denoiser("path/to/this/folder")(noisy)     # (H, W) or (H, W, C) uint8, any size
+```
+
+Any ONNX runtime: input `noisy` and output `denoised` are float32 (N, {model["channels"]}, H, W) in [-1, 1], H and W
+multiples of {model["size_multiple"]}. It was trained on {model["image_size"]}x{model["image_size"]}
+pixels; larger images are best cut into overlapping tiles of that size, which is what `Denoiser` does.
+
+## Training
+
+| setting | value |
+|---|---|
+{settings}
+
+## Limits
+
+It knows only the noise and the kind of images above; on others it may blur or invent structure. Don't use it where
+an invented detail does harm (medicine, evidence).
+"""

@@ -1,0 +1,117 @@
+"""How good a denoised image is: L1, PSNR, SSIM on [-1, 1]; and what an epoch reports of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+DATA_RANGE = 2.0
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
+
+
+def l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of each image: (N, C, H, W) twice to (N,)."""
+    return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+def psnr_db(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image in dB: (N, C, H, W) twice to (N,); infinite where equal."""
+    return 10 * torch.log10(DATA_RANGE**2 / (a - b).square().mean(dim=(1, 2, 3)))
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Structural similarity of each image (Wang et al. 2004): float32 (N, C, H, W) twice to (N,).
+
+    11x11 Gaussian window, sigma 1.5, valid positions only, population covariance: the numbers of scikit-image's
+    structural_similarity(..., gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=2) and of
+    tf.image.ssim(..., max_val=2). Differentiable. Raises ValueError for images below 11 pixels.
+    """
+    if min(a.shape[-2:]) < _WINDOW:
+        raise ValueError(f"SSIM needs images of at least {_WINDOW}x{_WINDOW} pixels, not {tuple(a.shape[-2:])}")
+    # The window is separable, so that filtering is two matrix products: several times faster on CPUs than a
+    # convolution with one channel, and float32 on GPUs too, where convolutions default to TF32 (10 bits).
+    rows = _window_matrix(a.shape[-2], a.device)
+    columns = _window_matrix(a.shape[-1], a.device)
+    moments = torch.stack([a, b, a * a + b * b, a * b])
+    mean_a, mean_b, power, product = rows @ moments @ columns.T
+    means_product, means_power = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
+    luminance = (2 * means_product + _C1) / (means_power + _C1)
+    structure = (2 * (product - means_product) + _C2) / (power - means_power + _C2)
+    similarity: torch.Tensor = luminance * structure
+    return similarity.mean(dim=(1, 2, 3))
+
+
+@functools.lru_cache(maxsize=8)
+def _window_matrix(size: int, device: torch.device) -> torch.Tensor:
+    """(size - 10, size): row i weighs the pixels i to i + 10."""
+    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
+    matrix = torch.zeros(size - _WINDOW + 1, size, dtype=torch.float64)
+    for i in range(len(matrix)):
+        matrix[i, i : i + _WINDOW] = window / window.sum()
+    return matrix.float().to(device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalReport:
+    """What one epoch tells. Metrics are means over the validation images, losses over the epoch's steps."""
+
+    epoch: int  # from 1
+    images: int  # training images seen since the start
+    ssim: float
+    psnr_db: float
+    l1: float  # mean absolute error on [-1, 1]
+    noisy_psnr_db: float  # of the validation images before denoising
+    output_std: float  # of the output over images, mean over pixels; about 0: it ignores its input
+    gen_total: float
+    gen_adversarial: float
+    gen_reconstruction: float  # weighted sum of the reconstruction losses
+    disc_real: float
+    disc_generated: float
+    seconds: float  # training
+    eval_seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Training speed of this epoch; all epochs have as many images."""
+        return self.images / self.epoch / self.seconds if self.seconds > 0 else math.inf
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: what is not finite becomes the string "nan", "inf" or "-inf"."""
+        values = dataclasses.asdict(self)
+        return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:
+        """The inverse of as_dict."""
+        numbers: dict[str, Any] = {field.name: float(values[field.name]) for field in dataclasses.fields(cls)}
+        return cls(**{**numbers, "epoch": int(values["epoch"]), "images": int(values["images"])})
+
+
+_GRACE_IMAGES = 30_000  # the slides' own settings are still below the noisy input after 8,000 images at width 8
+_DEAD_STD = 0.01  # Fashion-MNIST itself has 0.5
+
+
+def stop_reason(reports: Sequence[EvalReport]) -> str | None:
+    """Why a training is not worth going on: `diverged`, `collapsed` or None.
+
+    Diverged: the last report has a value that is not finite. Collapsed: after 30,000 training images, two epochs
+    in a row, the output hardly varies between images or is further from the clean ones than the noisy input.
+    """
+    if not reports:
+        return None
+    last = reports[-1]
+    losses_and_metrics = (last.ssim, last.psnr_db, last.l1, last.gen_total, last.disc_real, last.disc_generated)
+    if not all(math.isfinite(value) for value in losses_and_metrics):
+        return "diverged"
+    ripe = [report for report in reports[-2:] if report.images > _GRACE_IMAGES]
+    if len(ripe) == 2 and all(r.output_std < _DEAD_STD or r.psnr_db < r.noisy_psnr_db for r in ripe):
+        return "collapsed"
+    return None

@@ -1,0 +1,1 @@
+"""What is searched: one small module per space."""
