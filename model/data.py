@@ -8,6 +8,7 @@ import logging
 import os
 import urllib.request
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def _fashion_mnist(split: str) -> np.ndarray:
 def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
     try:
         content = gzip.decompress(packed)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{where}: damaged ({error}). Delete it and run again.") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:

@@ -138,7 +138,9 @@ def open_image(path: Path) -> Image.Image:
             raise DenoiseError(f"{path}: {image.mode} pixels; convert it to 8 bits a channel")
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DenoiseError(f"{path}: no image of the formats {', '.join(_FORMATS)} ({error})") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except DenoiseError:
+        raise
+    except (OSError, SyntaxError, EOFError, ValueError, TypeError) as error:  # Pillow's, for damaged files
         raise DenoiseError(f"{path}: cannot be read ({error})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def evaluate(denoiser: Denoiser, images: np.ndarray, noise: str, split: str) -> 
     return {"images": len(images), **rows}
 
 
-def table(splits: dict[str, dict[str, Any] | None]) -> str:
+def table(splits: Mapping[str, dict[str, Any] | None]) -> str:
     """As Markdown, in the slides' order of rows and columns."""
     lines = []
     for split, rows in splits.items():

@@ -21,15 +21,15 @@ import onnx
 import torch
 from safetensors.torch import save
 
-from model.checkpoint import load_checkpoint, write_atomically
-from model.config import TrainConfig
+from model.checkpoint import write_atomically
+from model.config import ConfigError
 from model.data import NOISE_SEEDS, DataConfig, Images, to_unit
 from model.denoise import MANIFEST, Denoiser
 from model.evaluate import against_slides, evaluate, table
 from model.generator import Generator
 from model.noise import GaussianNoise
 from model.pictures import strip
-from model.trainer import network_weights
+from model.trainer import load_generator
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
@@ -39,7 +39,7 @@ _PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-image", "safetenso
 
 
 class ExportError(RuntimeError):
-    """An export that would not be what was trained, or would overwrite something else."""
+    """An export that would not be what was trained."""
 
 
 def export(
@@ -56,13 +56,12 @@ def export(
 
     test: None while nothing may look at the test images yet. origin: where the checkpoint comes from (search, trial),
     copied into the manifest. The folder appears whole or not at all; an export that stands there is replaced.
-    Raises CheckpointError, ExportError, OSError.
+    Raises ConfigError where something else stands there; CheckpointError, ExportError, OSError.
     """
     if to.exists() and not (to.is_dir() and ((to / MANIFEST).exists() or not any(to.iterdir()))):
-        raise ExportError(f"{to}: there is something else; name another folder with --to, or an empty one")
-    tensors, state = load_checkpoint(checkpoint)
-    config = TrainConfig.from_dict(state["config"])
-    generator = _generator(config, images, network_weights(tensors, "average"))
+        raise ConfigError(f"{to}: there is something else; name another folder, or an empty one, with --to")
+    channels, image_size = images.validation.shape[1:3]
+    generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
 
     to.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
@@ -78,13 +77,13 @@ def export(
             "origin": {**origin, "epoch": len(state["reports"])},
             "model": {
                 "file": ONNX_FILE,
-                "channels": images.validation.shape[1],
-                "image_size": images.validation.shape[2],
+                "channels": channels,
+                "image_size": image_size,
                 "size_multiple": generator.size_multiple,
                 "value_range": [-1, 1],
                 "parameters": sum(p.numel() for p in generator.parameters()),
             },
-            "config": config.as_dict(),
+            "config": state["config"],
             "data": {"data": data.data, "noise": data.noise},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
@@ -107,13 +106,6 @@ def export(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
-
-
-def _generator(config: TrainConfig, images: Images, weights: dict[str, torch.Tensor]) -> Generator:
-    channels, size = images.validation.shape[1:3]
-    generator = Generator(channels=channels, image_size=size, width=config.width, dropout=config.dropout)
-    generator.load_state_dict(weights)
-    return generator.eval()
 
 
 def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -49,6 +49,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a matrix first made while measuring serves a training later
 def _window_matrix(size: int, device: torch.device) -> torch.Tensor:
     """(size - 10, size): row i weighs the pixels i to i + 10."""
     offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
@@ -95,11 +96,24 @@ class EvalReport:
         return cls(**{**numbers, "epoch": int(values["epoch"]), "images": int(values["images"])})
 
 
+Objective = Literal["balanced", "ssim", "psnr"]
+_FLOORS: dict[str, float] = {"balanced": -1.0, "ssim": -1.0, "psnr": 0.0}  # the worst that images can have
+
+
+def objective_value(ssim: float, psnr_db: float, objective: Objective) -> float:
+    """What a search maximises: never a loss, since searched weights rescale losses; always finite.
+
+    balanced is SSIM + PSNR/40: 0.01 of SSIM weighs as much as 0.4 dB, about their exchange rate near the best.
+    """
+    value = {"balanced": ssim + psnr_db / 40, "ssim": ssim, "psnr": psnr_db}[objective]
+    return value if math.isfinite(value) else _FLOORS[objective]
+
+
 _GRACE_IMAGES = 30_000  # the slides' own settings are still below the noisy input after 8,000 images at width 8
 _DEAD_STD = 0.01  # Fashion-MNIST itself has 0.5
 
 
-def stop_reason(reports: Sequence[EvalReport]) -> str | None:
+def stop_reason(reports: Sequence[EvalReport]) -> Literal["diverged", "collapsed"] | None:
     """Why a training is not worth going on: `diverged`, `collapsed` or None.
 
     Diverged: the last report has a value that is not finite. Collapsed: after 30,000 training images, two epochs

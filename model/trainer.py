@@ -125,20 +125,11 @@ class Trainer:
                 rows.append(shuffles[shuffle][max(start - offset, 0) : start + size - offset])
             yield self.images.train[torch.cat(rows)]
 
-    @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:
-        """Of the moving average, in eval mode and float32: what would be exported now."""
+        """Of the moving average: what would be exported now."""
         for ours, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             ours.copy_(theirs)
-        clean = self.images.validation
-        batches = torch.split(self.images.validation_noisy, _EVAL_BATCH)
-        denoised = torch.cat([self.average(noisy) for noisy in batches])
-        pairs = zip(torch.split(denoised, _EVAL_BATCH), torch.split(clean, _EVAL_BATCH), strict=True)
-        ssim = torch.cat([metrics.ssim(*pair) for pair in pairs])
-        psnr_db, l1 = metrics.psnr_db(denoised, clean), metrics.l1(denoised, clean)
-        measured = torch.stack([m.mean() for m in (ssim, psnr_db, l1, denoised.std(dim=0))]).tolist()
-        names = ("ssim", "psnr_db", "l1", "output_std")
-        return {**dict(zip(names, measured, strict=True)), "noisy_psnr_db": self._noisy_psnr_db}
+        return {**validate(self.average, self.images), "noisy_psnr_db": self._noisy_psnr_db}
 
     def _set_learning_rates(self, step: int) -> None:
         if self.config.lr_schedule == "cosine":
@@ -177,7 +168,8 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Go on where the checkpoint stood. Raises CheckpointError when it is damaged or of another configuration."""
         tensors, state = load_checkpoint(path)
-        if TrainConfig.from_dict(state["config"]) != self.config:
+        # as_dict: a weight whose loss takes no part is not kept, and may differ
+        if TrainConfig.from_dict(state["config"]).as_dict() != self.config.as_dict():
             raise CheckpointError(f"{path}: made by another configuration: {state['config']}")
         mine = self._tensors()
         if {name: t.shape for name, t in mine.items()} != {name: t.shape for name, t in tensors.items()}:
@@ -205,6 +197,18 @@ class Trainer:
 _LOSS_NAMES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 
 
+@torch.inference_mode()
+def validate(generator: Generator, images: DeviceImages) -> dict[str, float]:
+    """SSIM, PSNR, L1 and variation of what a generator in eval mode makes of the validation images, in float32."""
+    clean = images.validation
+    denoised = torch.cat([generator(noisy) for noisy in torch.split(images.validation_noisy, _EVAL_BATCH)])
+    pairs = zip(torch.split(denoised, _EVAL_BATCH), torch.split(clean, _EVAL_BATCH), strict=True)
+    ssim = torch.cat([metrics.ssim(*pair) for pair in pairs])
+    psnr_db, l1 = metrics.psnr_db(denoised, clean), metrics.l1(denoised, clean)
+    measured = torch.stack([m.mean() for m in (ssim, psnr_db, l1, denoised.std(dim=0))]).tolist()
+    return dict(zip(("ssim", "psnr_db", "l1", "output_std"), measured, strict=True))
+
+
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """bfloat16, or None for float32. `auto` asks the hardware: emulated bfloat16 took 100 times as long as float32."""
     if device.type == "cuda":
@@ -229,7 +233,22 @@ def _set_gradients(network: torch.nn.Module, loss: torch.Tensor, *, retain_graph
         parameter.grad = gradient
 
 
-def network_weights(tensors: Mapping[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:
+def _network_weights(tensors: Mapping[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:
     """One network's state_dict out of a checkpoint's tensors: generator, discriminator or average."""
     prefix = f"{network}."
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Generator, dict[str, Any]]:
+    """The moving average of a checkpoint, in eval mode on the CPU, and the checkpoint's state.
+
+    Raises CheckpointError.
+    """
+    tensors, state = load_checkpoint(path)
+    config = TrainConfig.from_dict(state["config"])
+    generator = Generator(channels=channels, image_size=image_size, width=config.width, dropout=config.dropout)
+    try:
+        generator.load_state_dict(_network_weights(tensors, "average"))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its generator does not fit its own configuration ({error})") from error
+    return generator.eval(), state

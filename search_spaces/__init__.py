@@ -1,1 +1,102 @@
-"""What is searched: one small module per space."""
+"""What is searched: one small module per space, found by name, or a user's own file found by its path."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from model.config import FIELDS, ConfigError, TrainConfig, nearest
+
+_SAMPLES = 25  # of a space, before it is believed
+
+
+class SpaceError(ConfigError):
+    """A search space that cannot be searched."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """A define-by-run search space.
+
+    suggest: from an Optuna trial and the configuration that holds for all trials, the trial's own configuration.
+    starting_points: parameters of the first trials, tried before any suggestion.
+    """
+
+    name: str
+    suggest: Callable[[optuna.trial.Trial, TrainConfig], TrainConfig]
+    starting_points: tuple[Mapping[str, Any], ...]
+
+    def sample(self, trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
+        """suggest, held to the rule that a parameter is a field of TrainConfig by name and value. Raises SpaceError."""
+        try:
+            config = self.suggest(trial, base)
+        except Exception as error:  # a user's code may raise anything
+            raise SpaceError(f"space {self.name}: {type(error).__name__}: {error}") from error
+        if not isinstance(config, TrainConfig):
+            raise SpaceError(f"space {self.name}: suggest returned {type(config).__name__}, not a TrainConfig")
+        for name, value in trial.params.items():
+            if name not in FIELDS:
+                raise SpaceError(f"space {self.name}: {name} is no field of TrainConfig. {nearest(name, FIELDS)}")
+            if getattr(config, name) != value:
+                raise SpaceError(f"space {self.name}: suggests {name}={value} but trains {getattr(config, name)}")
+        return config
+
+    def check(self, base: TrainConfig, fixed: Mapping[str, Any]) -> None:
+        """Sample it, starting points first, before anything is started. fixed: what the user set for all trials.
+
+        Raises SpaceError.
+        """
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for point in self.starting_points:
+            study.enqueue_trial(dict(point))
+        for index in range(len(self.starting_points) + _SAMPLES):
+            trial = study.ask()
+            self.sample(trial, base)
+            both = sorted(set(trial.params) & set(fixed))
+            if both:
+                raise SpaceError(
+                    f"{', '.join(both)}: searched by the space {self.name}, so it cannot be set for all trials. "
+                    "Copy the space into a file of yours without it and pass --space FILE.py"
+                )
+            if index < len(self.starting_points) and dict(self.starting_points[index]) != trial.params:
+                raise SpaceError(
+                    f"space {self.name}: starting point {index} {dict(self.starting_points[index])} has other "
+                    f"parameters than the space then suggests: {trial.params}"
+                )
+
+
+def names() -> list[str]:
+    """The spaces that come with the program."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Space:
+    """By the name of a module here, or the path of a file that defines suggest(trial, base). Raises SpaceError."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise SpaceError(f"space={name}: there is no such file")
+        spec = importlib.util.spec_from_file_location(f"user_space_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise SpaceError(f"space={name}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a user's code may raise anything
+            raise SpaceError(f"space={name}: {type(error).__name__}: {error}") from error
+    elif name in names():
+        module = importlib.import_module(f"search_spaces.{name}")
+    else:
+        raise SpaceError(f"space={name}: no such space. {nearest(name, names())} Or pass a file, such as my_space.py")
+    suggest = getattr(module, "suggest", None)
+    if not callable(suggest):
+        raise SpaceError(f"space={name}: defines no suggest(trial, base)")
+    points = tuple(getattr(module, "STARTING_POINTS", ()))
+    return Space(name=name, suggest=suggest, starting_points=points)

@@ -1,0 +1,387 @@
+"""The command line. Imports lazily: a wrong argument is answered in under a second."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from model.config import ConfigError, TrainConfig, nearest, parse_setting
+
+EXIT_BAD_INPUT, EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 2, 3, 4, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
+    130 interrupted (the same command continues)."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        code: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _stopped("Interrupted. The same command continues.", EXIT_INTERRUPTED)
+    except (ValueError, RuntimeError, OSError) as error:
+        code = _exit_code(error)
+        if not code:
+            raise
+        return _stopped(f"hpo: {error}", code)
+    return code
+
+
+def _exit_code(error: Exception) -> int:
+    """0 for what is a fault of this program."""
+    if isinstance(error, ConfigError) or type(error).__name__ == "DenoiseError":
+        return EXIT_BAD_INPUT
+    if isinstance(error, OSError) or type(error).__name__ in (
+        "RayError",
+        "RecordError",
+        "CheckpointError",
+        "ExportError",
+        "StorageInternalError",
+    ):
+        return EXIT_MACHINE
+    return 0
+
+
+def _stopped(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    if hasattr(arguments, "set"):
+        arguments.set = _settings(arguments.set)
+    if getattr(arguments, "space", "").endswith(".py"):
+        arguments.space = str(Path(arguments.space).resolve())
+
+    from hpo.config import SearchConfig
+    from hpo.search import run_search
+
+    given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
+    options = {name: getattr(arguments, name) for name in given}
+    return run_search(arguments.name, arguments.runs, options, quiet=arguments.quiet)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from hpo import results
+    from hpo.record import Record, list_names
+
+    rows = []
+    for name in list_names(arguments.runs):
+        record = Record(arguments.runs, name)
+        board = results.leaderboard(record.trials(), record.search.objective)
+        best = next((row for row in board if row["number"] == results.winner(record)), None)
+        rows.append(
+            {
+                "name": name,
+                "created": record.about["created"],
+                "trials": len(board),
+                "asked": record.search.trials,
+                "exported": results.is_exported(record),
+                "ssim": best and best["ssim"],
+                "psnr_db": best and best["psnr_db"],
+            }
+        )
+    if arguments.json:
+        print(json.dumps({"searches": rows}, indent=2))
+        return 0
+    if not rows:
+        print(f"No searches in {arguments.runs}. `hpo search NAME` starts one.", file=sys.stderr)
+    for row in rows:
+        best_so_far = (
+            f"SSIM {row['ssim']:.4f}  PSNR {row['psnr_db']:.2f} dB" if row["ssim"] is not None else "no result"
+        )
+        state = "exported" if row["exported"] else "can be continued"
+        print(f"{row['name']:20} {row['created']}  {row['trials']}/{row['asked']} trials  {best_so_far}  {state}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from hpo import results
+    from hpo.progress import trial_table
+    from hpo.record import Record
+
+    record = Record(arguments.runs, arguments.name)
+    if arguments.json:
+        print(json.dumps(results.document(record), indent=2))
+        return 0
+    console = Console()
+    trials = {trial.number: trial for trial in record.trials()}
+    board = results.leaderboard(list(trials.values()), record.search.objective)
+    console.print(trial_table([trials[row["number"]] for row in board], record.search))
+    number = results.winner(record)
+    if number is not None:
+        by_final = " (the final training of its configuration)" if results.final_wins(record) else ""
+        console.print(f"\nwinner: trial {number}{by_final}", highlight=False)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hpo import results
+    from hpo.record import Record
+    from model.evaluate import table
+
+    record = Record(arguments.runs, arguments.name)
+    images = record.search.data_config().load()
+    manifest = results.export_winner(
+        record,
+        images,
+        over=results.is_over(record),
+        trial=arguments.trial,
+        to=arguments.to,
+        trainable=arguments.trainable,
+    )
+    print(table(manifest["metrics"]))
+    if manifest["metrics"]["test"] is None:
+        print("The search is not over, so the test images were not looked at.", file=sys.stderr)
+    print(f"Exported to {arguments.to or record.folder / results.EXPORT}", file=sys.stderr)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from model.data import DataConfig
+    from model.denoise import Denoiser
+    from model.evaluate import against_slides, evaluate, table
+
+    denoiser = Denoiser(arguments.model)
+    data = DataConfig(**denoiser.manifest["data"])
+    train = data.load().train[:_EVALUATED_TRAIN_IMAGES]
+    splits = {
+        "train": evaluate(denoiser, train, data.noise, "train"),
+        "test": evaluate(denoiser, data.load_test(), data.noise, "test"),
+    }
+    if arguments.json:
+        print(json.dumps(splits, indent=2))
+    else:
+        print(f"{table(splits)}\n\n{against_slides(splits['test'])}")
+    return 0
+
+
+def _denoise(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from model.denoise import DenoiseError, Denoiser, denoise_image, open_image
+
+    targets = _targets(arguments.images, arguments.to)
+    denoiser = Denoiser(arguments.model)
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    refused = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for source, target in progress.track(list(targets.items()), description="Denoising"):
+            try:
+                denoise_image(denoiser, open_image(source)).save(target)
+            except DenoiseError as error:
+                refused.append(str(error))
+    if refused:
+        raise ConfigError("\n".join([*refused, f"The other {len(targets) - len(refused)} are in {arguments.to}"]))
+    return 0
+
+
+def _targets(images: Sequence[Path], to: Path) -> dict[Path, Path]:
+    """Source to target. Raises ConfigError before anything is written."""
+    from model.denoise import IMAGE_SUFFIXES
+
+    mistakes: list[str] = []
+    targets: dict[Path, Path] = {}
+    taken: dict[Path, Path] = {}
+    for given in images:
+        files = sorted(p for p in given.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if given.is_dir() else [given]
+        if not files:
+            mistakes.append(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
+        for source in files:
+            target = to / source.name
+            if not source.is_file():
+                mistakes.append(f"{source}: there is no such file")
+            elif source.suffix.lower() not in IMAGE_SUFFIXES:
+                mistakes.append(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
+            elif target.resolve() == source.resolve():
+                mistakes.append(f"{source}: would be overwritten; name another folder with --to")
+            elif target in taken:
+                mistakes.append(f"{source}: has the same name as {taken[target]}")
+            targets[source], taken[target] = target, source
+    if to.exists() and not to.is_dir():
+        mistakes.append(f"{to}: is a file; --to names a folder")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return targets
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments.set)
+    config = TrainConfig.from_dict(settings)
+    config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
+
+    import torch
+
+    from model.data import DataConfig, DeviceImages
+    from model.metrics import stop_reason
+    from model.run import TrainingRun
+    from model.trainer import SEARCH_VALIDATION_IMAGES
+
+    data = DataConfig(data=arguments.data, noise=arguments.noise)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = DeviceImages.place(data.load(), data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
+    run = TrainingRun(config, images, arguments.to, "balanced")
+    while len(run.reports) < config.epochs and stop_reason(run.reports) is None:
+        report = run.run_epoch()
+        print(
+            f"epoch {report.epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
+            f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s",
+            file=sys.stderr,
+        )
+    reason = stop_reason(run.reports)
+    if arguments.json:
+        epochs = [{**r.as_dict(), "images_per_second": r.images_per_second} for r in run.reports]
+        print(json.dumps({"config": config.as_dict(), "stop_reason": reason, "epochs": epochs}, indent=2))
+    if reason:
+        return _stopped(f"The training {reason} after epoch {len(run.reports)}.", EXIT_NOTHING_VALID)
+    return 0
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """--set NAME=VALUE, repeated. Raises ConfigError with all mistakes."""
+    settings: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for pair in pairs:
+        try:
+            name, value = parse_setting(pair)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        else:
+            if settings.setdefault(name, value) != value:
+                mistakes.append(f"{name}: set twice, to {settings[name]} and {value}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return settings
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+_EVALUATED_TRAIN_IMAGES = 10_000
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the option that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        word = message.rpartition(": ")[2].split()[0] if "unrecognized arguments" in message else ""
+        if word.startswith("--"):
+            own = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            message = f"{word}: no such option. {nearest(word.partition('=')[0], own)}"
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Unknown options are answered by the command that was meant, which knows its own."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hpo", description="Search for the best pix2pix denoiser, look at the results, use the winner."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        made.set_defaults(run=run, parser=made)
+        return made
+
+    def in_runs(made: argparse.ArgumentParser, *, named: bool = True) -> None:
+        if named:
+            made.add_argument("name", metavar="NAME", help="the search")
+        made.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches live")
+
+    def as_json(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
+
+    _add_search_options(search := command("search", _search, "Start a search, or continue it; ends with the export."))
+    in_runs(search)
+    listing = command("list", _list, "The searches.")
+    in_runs(listing, named=False)
+    as_json(listing)
+    show = command("show", _show, "The leaderboard of a search.")
+    in_runs(show)
+    as_json(show)
+
+    export = command("export", _export, "Write the winner, or a trial's best, as a folder to deploy.")
+    in_runs(export)
+    export.add_argument("--trial", type=int, metavar="N", help="this trial instead of the winner")
+    export.add_argument("--to", type=Path, metavar="DIR", help="the folder (None: export/ of the search)")
+    export.add_argument("--trainable", action="store_true", help="with the checkpoint to train on")
+
+    evaluate = command(
+        "evaluate", _evaluate, "Measure an exported model: noisy, denoised, ground truth; train and test."
+    )
+    evaluate.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
+    as_json(evaluate)
+
+    denoise = command("denoise", _denoise, "Denoise images of any size with an exported model.")
+    denoise.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
+    denoise.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images")
+    denoise.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the denoised ones go")
+
+    train = command("train", _train, "Train one configuration, without Ray; continues what is in the folder.")
+    train.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints and pictures")
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
+    train.add_argument("--epochs", type=int, default=12)
+    train.add_argument("--images-per-epoch", type=int, metavar="N", help="(None: all training images)")
+    train.add_argument("--data", default="fashion-mnist")
+    train.add_argument("--noise", default="gaussian:30")
+    as_json(train)
+    return parser
+
+
+def _add_search_options(search: argparse.ArgumentParser) -> None:
+    """No defaults here: what is left out comes from SearchConfig, or from the search that is continued."""
+    search.argument_default = argparse.SUPPRESS
+    search.formatter_class = argparse.HelpFormatter
+    add = search.add_argument
+    what = search.add_argument_group("what is searched (fixed once the search exists)")
+    what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, or a file of yours")
+    what.add_argument("--epochs", type=int, metavar="N", help="of a trial that is never stopped (12)")
+    what.add_argument("--grace", type=int, metavar="N", help="epochs before ASHA first compares (1)")
+    what.add_argument("--reduction", type=int, metavar="N", help="one trial in N is let past a rung (3)")
+    what.add_argument("--scheduler", choices=["asha", "none"], help="asha")
+    what.add_argument("--objective", choices=["balanced", "ssim", "psnr"], help="balanced: SSIM + PSNR/40")
+    what.add_argument("--seed", type=int, metavar="N", help="0")
+    what.add_argument("--data", metavar="NAME", help="fashion-mnist")
+    what.add_argument("--noise", metavar="SPEC", help="gaussian:STD or gaussian:LOW-HIGH on 0...255 (gaussian:30)")
+    what.add_argument("--images-per-epoch", type=int, metavar="N", help="(the whole training set)")
+    what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")
+    much = search.add_argument_group("how much, and where")
+    much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
+    much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
+    much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")
+    much.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (as many as fit)")
+    much.add_argument("--cpus-per-trial", type=float, metavar="N", help="1; also its threads")
+    much.add_argument(
+        "--gpus-per-trial", type=float, metavar="N", help="1 where there is a GPU, else 0; 0.25 packs four"
+    )
+    much.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is found")
+    much.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto (local: start one here)")
+    much.add_argument("--wandb", choices=["offline", "disabled"], help="offline")
+    add("--quiet", action="store_true", default=False, help="only the result")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

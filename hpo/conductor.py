@@ -1,0 +1,83 @@
+"""What happens next in a search, applied to its record: unfinished trials first, then decide; no Ray in here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from optuna.trial import FrozenTrial
+
+from hpo import decide
+from hpo.decide import Decision
+from hpo.record import Record
+from model.metrics import EvalReport
+from search_spaces import Space
+
+
+class Listener(Protocol):
+    """Who wants to know: the live table, the tracker. Optional services are listeners that are not there."""
+
+    def changed(self, trial: FrozenTrial) -> None:
+        """A trial began, reported or ended; it comes whole, so that a missed call is made up for by the next."""
+
+    def close(self) -> None:
+        """The search is over, or stops here."""
+
+
+class Conductor:
+    """Hands out trials and hears their reports. Each step is on the record before anything else learns of it."""
+
+    def __init__(
+        self, record: Record, space: Space, listeners: Sequence[Listener], *, time_is_up: Callable[[], bool]
+    ) -> None:
+        self.record, self._space, self._listeners, self._time_is_up = record, space, listeners, time_is_up
+        trials = record.trials()
+        self._unfinished = deque(trial.number for trial in trials if decide.is_open(trial))
+        for trial in trials:
+            self._tell(trial)
+
+    @property
+    def trials_left(self) -> int:
+        """To be run, the unfinished ones included."""
+        return len(self._unfinished) + max(0, self.record.search.trials - len(self.record.trials()))
+
+    def next_trial(self) -> FrozenTrial | None:
+        """One to run; None when there is no other."""
+        if self._unfinished:
+            return self.record.trial(self._unfinished.popleft())
+        trials = self.record.trials()
+        if len(trials) >= self.record.search.trials or self._time_is_up():
+            return None
+        suggestion = decide.suggest(trials, self._space, self.record.search)
+        if suggestion is None:
+            return None
+        trial = self.record.add(suggestion)
+        self._tell(trial)
+        return trial
+
+    def hear(self, number: int, reports: Sequence[EvalReport]) -> Decision:
+        """All reports of a trial so far; those that the record lacks are judged in turn. Gives the last decision."""
+        trial = self.record.trial(number)
+        if trial.state.is_finished():
+            return Decision(**trial.user_attrs[decide.DECISION])
+        for report in reports:
+            is_new = self.record.add_report(number, report)
+            decision = decide.judge(self.record.trials(), number, report.epoch, self.record.search)
+            ends = decision.action != "go on"
+            if ends:
+                self.record.end(number, decision)
+            if is_new or ends:
+                self._tell(self.record.trial(number))
+            if ends:
+                break
+        return decision
+
+    def give_up(self, number: int, error: str) -> None:
+        """The machine failed this trial too often."""
+        self.record.fail(number, error)
+        self._tell(self.record.trial(number))
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        for listener in self._listeners:
+            listener.changed(trial)

@@ -1,0 +1,122 @@
+"""What a search was asked to do: a frozen, validated value, kept in its search.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from model.config import ConfigError, TrainConfig
+from model.data import DataConfig
+from model.metrics import Objective
+
+Scheduler = Literal["asha", "none"]
+Wandb = Literal["offline", "disabled"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """Everything that decides what a search does. Raises ConfigError, naming all mistakes at once."""
+
+    space: str = "losses_and_rates"  # a module of search_spaces, or the path of a .py file
+    trials: int = 24  # in all, >= 1
+    epochs: int = 12  # of a trial that is never stopped, >= 1
+    grace: int = 1  # epochs before the first rung of ASHA
+    reduction: int = 3  # one in so many is let past a rung, and rungs are so many times apart, >= 2
+    scheduler: Scheduler = "asha"
+    objective: Objective = "balanced"
+    seed: int = 0
+    time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
+    final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
+    data: str = "fashion-mnist"
+    noise: str = "gaussian:30"
+    images_per_epoch: int | None = None  # None: the whole training set
+    set: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig fields that hold for all trials
+    concurrent: int | None = None  # trials at a time; None: as many as fit
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float | None = None  # fractions pack; None: 1 where there is a GPU
+    allow_cpu: bool = False  # train on the CPU where a GPU was asked for and none is found
+    address: str = "local"  # of a Ray cluster; local: start one here, on loopback
+    wandb: Wandb = "offline"
+
+    def __post_init__(self) -> None:
+        mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        for part in (self.data_config, self.base_config):
+            try:
+                part()
+            except ConfigError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        def positive(value: float | None) -> bool:
+            return value is None or (math.isfinite(value) and value > 0)
+
+        gpus = self.gpus_per_trial
+        return [
+            ("trials", self.trials >= 1, "at least 1"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
+            ("reduction", self.reduction >= 2, "at least 2"),
+            ("scheduler", self.scheduler in get_args(Scheduler), f"one of {', '.join(get_args(Scheduler))}"),
+            ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
+            ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
+            ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
+            ("time_budget", positive(self.time_budget), "minutes above 0"),
+            ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
+            ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
+            (
+                "gpus_per_trial",
+                gpus is None or (gpus >= 0 and math.isfinite(gpus) and (gpus <= 1 or gpus == int(gpus))),
+                "0, a fraction below 1, or a whole number: Ray has no 1.5 GPUs",
+            ),
+        ]
+
+    def data_config(self) -> DataConfig:
+        """Raises ConfigError."""
+        return DataConfig(data=self.data, noise=self.noise)
+
+    def base_config(self) -> TrainConfig:
+        """What holds for all trials. Raises ConfigError."""
+        own = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "seed": self.seed}
+        twice = sorted(set(own) & set(self.set))
+        if twice:
+            hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+            raise ConfigError(f"set={', '.join(twice)}: has an option of its own: {hints}")
+        return TrainConfig.from_dict({**self.set, **own})
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**dataclasses.asdict(self), "set": dict(self.set)}
+
+
+# What may change when a search is continued: how much and where, never what is compared with what.
+CHANGEABLE = frozenset(
+    {
+        "trials",
+        "time_budget",
+        "final_epochs",
+        "concurrent",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "allow_cpu",
+        "address",
+        "wandb",
+    }
+)
+
+
+def check_name(name: str) -> str:
+    """A search's name is a folder's, a study's and a W&B group's. Raises ConfigError."""
+    if not _NAME.fullmatch(name):
+        hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
+        raise ConfigError(
+            f"name={name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "
+            f"such as {hint}"
+        )
+    return name

@@ -1,0 +1,137 @@
+"""The decisions of a search, pure: (record, seed) -> next configuration; (record, trial) -> go on or stop.
+
+No Ray, no clock, no files: the same record gives the same decision, after a restart and in a simulator too. A record
+is the study's trials; the user attributes that count are named here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.config import SearchConfig
+from model.config import TrainConfig
+from model.metrics import EvalReport, stop_reason
+from search_spaces import Space
+
+CONFIG = "config"  # user attribute: the trial's TrainConfig, as a dict
+REPORTS = "reports"  # user attribute: every EvalReport as a dict, and under HEARD when it came
+HEARD = "heard"  # how many reports the whole search had had before this one
+ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
+DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
+
+_STARTUP_TRIALS = 10  # random ones before TPE; Optuna's default
+_TRIES = 100  # at a configuration that was not there before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suggestion:
+    """The next trial: Optuna's parameters and what they make of the base configuration."""
+
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    config: TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """Whether a trial goes on after a report, and why."""
+
+    action: Literal["go on", "complete", "prune"]
+    reason: Literal["between rungs", "passed", "finished", "asha", "diverged", "collapsed"]
+    epoch: int
+    value: float
+    cutoff: float | None = None  # the rung's bar, where there was one
+    set_by: int | None = None  # the trial whose value was the bar
+    rivals: int | None = None  # trials that had reached the rung, this one included
+
+
+def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
+    """The next configuration, from all trials so far; None when a finite space holds no other.
+
+    TPE (Bergstra et al. 2011), made anew for each trial from (search seed, trial number).
+    """
+    number, base = len(trials), search.base_config()
+    seen = [trial.params for trial in trials]
+    for attempt in range(_TRIES):
+        study = optuna.create_study(direction="maximize", sampler=_sampler(search.seed, number, attempt))
+        study.add_trials(trials)
+        if attempt == 0 and number < len(space.starting_points):
+            study.enqueue_trial(dict(space.starting_points[number]))
+        trial = study.ask()
+        config = space.sample(trial, base)
+        if trial.params not in seen:
+            return Suggestion(params=trial.params, distributions=trial.distributions, config=config)
+    return None
+
+
+def _sampler(seed: int, number: int, attempt: int) -> optuna.samplers.BaseSampler:
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
+    digest = hashlib.sha256(f"{seed} {number} {attempt}".encode()).digest()
+    return optuna.samplers.TPESampler(
+        seed=int.from_bytes(digest[:4], "little"),
+        n_startup_trials=_STARTUP_TRIALS,
+        multivariate=True,  # with group: the setting for spaces whose parameters depend on others
+        group=True,
+        constant_liar=True,  # trials under way keep others away from their neighbourhood
+    )
+
+
+def rungs(search: SearchConfig) -> tuple[int, ...]:
+    """Epochs after which ASHA compares: grace, grace * reduction, ... below the last epoch."""
+    return tuple(_rungs(search))
+
+
+def _rungs(search: SearchConfig) -> Iterator[int]:
+    rung = search.grace
+    while search.scheduler == "asha" and rung < search.epochs:
+        yield rung
+        rung *= search.reduction
+
+
+def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
+    """What became of trial `number` with its report of `epoch`.
+
+    ASHA (Li et al. 2020, arXiv 1810.05934) in the variant that stops: at a rung a trial goes on when it is among the
+    best 1/reduction of those that had reached the rung by then, itself included; the first always is.
+    """
+    trial = trials[number]
+    value = trial.intermediate_values[epoch]
+    reports = [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS][:epoch]]
+    reason = stop_reason(reports)
+    if reason is not None:
+        return Decision(action="prune", reason=reason, epoch=epoch, value=value)
+    if epoch >= search.epochs:
+        return Decision(action="complete", reason="finished", epoch=epoch, value=value)
+    if epoch not in rungs(search):
+        return Decision(action="go on", reason="between rungs", epoch=epoch, value=value)
+
+    heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
+    rivals = sorted(
+        (-other.intermediate_values[epoch], other.number)
+        for other in trials
+        if epoch in other.intermediate_values and other.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
+    )
+    bar, set_by = rivals[max(1, len(rivals) // search.reduction) - 1]
+    passed = value >= -bar
+    return Decision(
+        action="go on" if passed else "prune",
+        reason="passed" if passed else "asha",
+        epoch=epoch,
+        value=value,
+        cutoff=-bar,
+        set_by=set_by,
+        rivals=len(rivals),
+    )
+
+
+def is_open(trial: FrozenTrial) -> bool:
+    """Asked for and not ended."""
+    return trial.state == TrialState.RUNNING

@@ -1,0 +1,205 @@
+"""The record of a search: its folder, search.json, the Optuna study, the lock. One writer: the driver."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.config import CHANGEABLE, SearchConfig, check_name
+from hpo.decide import ASKED, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
+from model.checkpoint import write_atomically
+from model.config import ConfigError, nearest
+from model.export import git_commit
+from model.metrics import EvalReport, objective_value
+
+SEARCH_FILE, STUDY_FILE, LOCK_FILE = "search.json", "study.db", "lock"
+_PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
+_LOCKED_SECONDS = 60  # SQLite's patience with another process; its default is 5
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class RecordError(RuntimeError):
+    """A record that cannot be read, or that somebody else is writing."""
+
+
+class Record:
+    """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers."""
+
+    def __init__(self, runs: Path, name: str) -> None:
+        self.name = check_name(name)
+        self.folder = runs / name
+        path = self.folder / SEARCH_FILE
+        try:
+            self.about: dict[str, Any] = json.loads(path.read_text())
+            self.id: str = self.about["id"]
+            self.search = SearchConfig(**self.about["search"])
+        except FileNotFoundError:
+            raise ConfigError(f"{name}: no such search in {runs}. {_others(runs, name)}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}: damaged ({error})") from error
+        self._storage = optuna.storages.get_storage(_storage(self.folder))
+        self._study = optuna.create_study(
+            study_name=name, storage=self._storage, direction="maximize", load_if_exists=True
+        )
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def exists(cls, runs: Path, name: str) -> bool:
+        """Raises ConfigError for what cannot be a name."""
+        return (runs / check_name(name) / SEARCH_FILE).exists()
+
+    @classmethod
+    def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
+        """Raises ConfigError where the folder cannot be made."""
+        folder = runs / check_name(name)
+        about = {
+            "format": 1,
+            "name": name,
+            "id": secrets.token_hex(4),  # two people's `first` must not meet in W&B
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "search": search.as_dict(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "git_commit": git_commit(),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
+        return cls(runs, name)
+
+    def change(self, asked: Mapping[str, Any]) -> None:
+        """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
+        was = self.search.as_dict()
+        now = SearchConfig(**{**was, **asked}).as_dict()
+        refused = [name for name in now if now[name] != was[name] and name not in CHANGEABLE]
+        if refused:
+            differences = "\n".join(f"  {name}: it has {was[name]}, asked for {now[name]}" for name in refused)
+            raise ConfigError(
+                f"{self.name}: this search exists, and its trials could no longer be compared:\n{differences}\n"
+                "Leave these options out to continue it, or choose another name."
+            )
+        if now != was:
+            self.search = SearchConfig(**now)
+            self.about["search"] = now
+            write_atomically(self.folder / SEARCH_FILE, json.dumps(self.about, indent=2).encode())
+
+    def lock(self) -> None:
+        """One driver at a time. The kernel lets go of it when the driver dies, however it dies.
+
+        Raises ConfigError, naming the holder.
+        """
+        self._lock = (self.folder / LOCK_FILE).open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise ConfigError(f"{self.name}: is being run by {self._lock.read().strip() or 'another one'}") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    # --- trials ----------------------------------------------------------------------------------------------------
+
+    def trials(self) -> list[FrozenTrial]:
+        """All of them."""
+        return self._study.get_trials(deepcopy=False)
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Raises ConfigError where there is none."""
+        trials = self.trials()
+        if not 0 <= number < len(trials):
+            raise ConfigError(f"trial={number}: {self.name} has the trials 0 to {len(trials) - 1}")
+        return trials[number]
+
+    def trial_folder(self, number: int) -> Path:
+        """Of its checkpoints and strips."""
+        return self.folder / "trials" / f"{number:05}"
+
+    def add(self, suggestion: Suggestion) -> FrozenTrial:
+        """A trial under way, written in one transaction: no kill leaves half of its parameters."""
+        trials = self.trials()
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(suggestion.params),
+                distributions=dict(suggestion.distributions),
+                user_attrs={CONFIG: suggestion.config.as_dict(), ASKED: _reports_heard(trials), REPORTS: []},
+            )
+        )
+        return self.trial(len(trials))
+
+    def add_report(self, number: int, report: EvalReport) -> bool:
+        """False where it is known already. Raises RecordError where one before it is missing."""
+        trials = self.trials()
+        trial = trials[number]
+        reports = trial.user_attrs[REPORTS]
+        if report.epoch > len(reports) + 1:
+            raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
+        if report.epoch in trial.intermediate_values:
+            return False
+        if report.epoch > len(reports):
+            entry = {**report.as_dict(), HEARD: _reports_heard(trials)}
+            self._set(number, REPORTS, [*reports, entry])
+        value = objective_value(report.ssim, report.psnr_db, self.search.objective)
+        self._storage.set_trial_intermediate_value(self._id(number), report.epoch, value)
+        return True
+
+    def end(self, number: int, decision: Decision) -> None:
+        """COMPLETE or PRUNED, with the value of its last epoch; why is kept beside it."""
+        self._set(number, DECISION, asdict(decision))
+        state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
+        self._storage.set_trial_state_values(self._id(number), state, [decision.value])
+
+    def fail(self, number: int, error: str) -> None:
+        """FAIL: the machine's fault, no evidence for or against its configuration."""
+        self._set(number, "error", error)
+        self._storage.set_trial_state_values(self._id(number), TrialState.FAIL)
+
+    def note(self, key: str, value: Any) -> None:
+        """A JSON-ready fact about the whole search."""
+        self._study.set_user_attr(key, value)
+
+    def notes(self) -> dict[str, Any]:
+        """All such facts."""
+        return dict(self._study.user_attrs)
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._id(number), key, value)
+
+    def _id(self, number: int) -> int:
+        return self.trials()[number]._trial_id
+
+
+def list_names(runs: Path) -> list[str]:
+    """The searches in a folder."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
+
+
+def _storage(folder: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{folder / STUDY_FILE}", engine_kwargs={"connect_args": {"timeout": _LOCKED_SECONDS}}
+    )
+
+
+def _reports_heard(trials: list[FrozenTrial]) -> int:
+    return sum(len(trial.user_attrs[REPORTS]) for trial in trials)
+
+
+def _others(runs: Path, name: str) -> str:
+    names = list_names(runs)
+    return nearest(name, names) if names else "There are none yet; `hpo search NAME` starts one."

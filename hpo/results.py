@@ -1,0 +1,169 @@
+"""The leaderboard and the winner of a search, and its export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.decide import DECISION, REPORTS
+from hpo.record import Record
+from model.config import ConfigError
+from model.data import Images
+from model.denoise import DenoiseError, read_manifest
+from model.export import export
+from model.metrics import EvalReport, Objective, objective_value
+from model.run import BEST
+
+FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
+EXPORT = "export"  # the folder of the winner's export
+_NUM_FINALISTS = 3
+
+
+def reports_of(trial: FrozenTrial) -> list[EvalReport]:
+    """Of epoch 1, 2, 3, ..."""
+    return [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS]]
+
+
+def best_report(trial: FrozenTrial, objective: Objective) -> EvalReport | None:
+    """Of the epoch whose checkpoint is kept as the best."""
+    # The last of equal ones: the checkpoint too is exchanged when a later epoch is as good.
+    return max(
+        reversed(reports_of(trial)),
+        key=lambda report: objective_value(report.ssim, report.psnr_db, objective),
+        default=None,
+    )
+
+
+def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
+    """One line of the leaderboard, JSON-ready; metrics are those of its best epoch."""
+    best = best_report(trial, objective)
+    reports = reports_of(trial)
+    measured = best.as_dict() if best else {"ssim": None, "psnr_db": None, "l1": None, "epoch": None}
+    seconds = sum(report.seconds for report in reports)
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "epochs": len(reports),
+        "best_epoch": measured["epoch"],
+        "value": objective_value(best.ssim, best.psnr_db, objective) if best else None,
+        "ssim": measured["ssim"],
+        "psnr_db": measured["psnr_db"],
+        "l1": measured["l1"],
+        "params": trial.params,
+        "stop_reason": _stop_reason(trial),
+        "images": reports[-1].images if reports else 0,
+        "images_per_second": reports[-1].images / seconds if seconds else None,
+    }
+
+
+def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dict[str, Any]]:
+    """Best first; those without a report last."""
+    rows = [row(trial, objective) for trial in trials]
+    return sorted(rows, key=lambda r: (r["value"] is None, -(r["value"] or 0.0), r["number"]))
+
+
+def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
+    """Numbers of the trials that are worth measuring on all validation images."""
+    rows = leaderboard([trial for trial in trials if _is_candidate(trial, objective)], objective)
+    return [r["number"] for r in rows[:_NUM_FINALISTS]]
+
+
+def winner(record: Record) -> int | None:
+    """The trial with the best checkpoint: among finalists once they were measured, else by its own reports."""
+    measured: dict[str, dict[str, float]] = record.notes().get(FINALISTS, {})
+    if measured:
+        return int(max(measured, key=lambda number: (measured[number]["value"], -int(number))))
+    candidates = finalists(record.trials(), record.search.objective)
+    return candidates[0] if candidates else None
+
+
+def document(record: Record) -> dict[str, Any]:
+    """`hpo show --json`."""
+    notes = record.notes()
+    return {
+        "name": record.name,
+        "id": record.id,
+        "search": record.search.as_dict(),
+        "winner": winner(record),
+        FINALISTS: notes.get(FINALISTS, {}),
+        FINAL: notes.get(FINAL),
+        "trials": leaderboard(record.trials(), record.search.objective),
+    }
+
+
+def final_wins(record: Record) -> bool:
+    """Whether the winner's configuration, trained longer, is better: on all validation images, like the finalists."""
+    notes = record.notes()
+    final, measured = notes.get(FINAL), notes.get(FINALISTS, {})
+    if not final or not record.search.final_epochs or final["trial"] != winner(record):
+        return False
+    return bool(final["value"] >= measured[str(final["trial"])]["value"])
+
+
+def is_over(record: Record) -> bool:
+    """All trials ended, and none left to start: from here on the test images may be looked at."""
+    trials = record.trials()
+    return len(trials) >= record.search.trials and all(trial.state.is_finished() for trial in trials)
+
+
+def is_exported(record: Record) -> bool:
+    """The search is over, and its export/ is of the trials and the final training that it now has."""
+    try:
+        origin = read_manifest(record.folder / EXPORT)["origin"]
+    except DenoiseError:
+        return False
+    return is_over(record) and origin.items() >= _extent(record).items()
+
+
+def export_winner(
+    record: Record,
+    images: Images,
+    *,
+    over: bool,
+    trial: int | None = None,
+    to: Path | None = None,
+    trainable: bool = False,
+) -> dict[str, Any]:
+    """The winner's best checkpoint, or that of a trial, as a deployable folder; gives its manifest.
+
+    over: whether the search is, so that the test images may be looked at. Raises ConfigError where there is nothing to
+    export, CheckpointError, ExportError, OSError.
+    """
+    number = winner(record) if trial is None else record.trial(trial).number
+    if number is None:
+        raise ConfigError(f"{record.name}: no trial has a valid result yet")
+    final = trial is None and final_wins(record)
+    folder = record.folder / FINAL if final else record.trial_folder(number)
+    data = record.search.data_config()
+    origin = {"search": record.name, "search_id": record.id, "trial": number, "final_training": final}
+    return export(
+        folder / BEST,
+        to or record.folder / EXPORT,
+        data=data,
+        images=images,
+        test=data.load_test() if over else None,
+        origin={**origin, **_extent(record)},
+        trainable=trainable,
+    )
+
+
+def _extent(record: Record) -> dict[str, int]:
+    """What an export was chosen from."""
+    return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs}
+
+
+def _is_candidate(trial: FrozenTrial, objective: Objective) -> bool:
+    if trial.state == TrialState.FAIL or not trial.intermediate_values:
+        return False
+    return _stop_reason(trial) not in ("diverged", "collapsed")
+
+
+def _stop_reason(trial: FrozenTrial) -> str | None:
+    """asha, diverged, collapsed, finished; error of a failed trial; None of one under way."""
+    if trial.state == TrialState.FAIL:
+        return "error"
+    reason: str | None = trial.user_attrs.get(DECISION, {}).get("reason")
+    return reason

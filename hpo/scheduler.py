@@ -1,0 +1,69 @@
+"""Ray Tune's scheduler: hands every report to the conductor and answers go on or stop; keeps the time that slots
+worked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from hpo.conductor import Conductor
+from model.metrics import EvalReport
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a trial's step, on the driver's clock."""
+
+    number: int
+    start: float
+    end: float
+
+
+class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Trials start in the order in which they were suggested."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+        self.steps: list[Step] = []
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Ray asks here before it tells the searcher, and not at all after a trial has ended itself: trials don't."""
+        number, now = trial.config["number"], time.monotonic()
+        self.steps.append(Step(number, now - result["step_seconds"], now))
+        reports = [EvalReport.from_dict(report) for report in result["reports"]]
+        decision = self._conductor.hear(number, reports)
+        answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
+        return answer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the searcher's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overhead:
+    """Where the slots' time went, from the start of the search to its last report."""
+
+    share: float  # idle, of the slots' time between the first trial's start and the last one's start
+    setup_seconds: float  # before the first trial started
+    tail_seconds: float  # from the last trial's start to the last report: slots run empty, none is left to start
+
+
+def overhead(steps: Sequence[Step], slots: int, began: float) -> Overhead | None:
+    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail. None without two trials."""
+    starts: dict[int, float] = {}
+    for step in steps:
+        starts[step.number] = min(step.start, starts.get(step.number, step.start))
+    if len(starts) < 2:
+        return None
+    first, last = min(starts.values()), max(starts.values())
+    worked = sum(max(0.0, min(step.end, last) - step.start) for step in steps)
+    return Overhead(
+        share=max(0.0, 1 - worked / (slots * (last - first))),
+        setup_seconds=first - began,
+        tail_seconds=max(step.end for step in steps) - last,
+    )

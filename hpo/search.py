@@ -1,0 +1,257 @@
+"""Runs a search: plan, trials under Ray Tune, finalists, final training, export."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from optuna.trial import FrozenTrial
+from ray import tune
+from rich.console import Console
+
+import search_spaces
+from hpo import decide, ray_runtime, results
+from hpo.conductor import Conductor, Listener
+from hpo.config import SearchConfig
+from hpo.progress import Progress, expected_epochs
+from hpo.record import Record
+from hpo.scheduler import ConductorScheduler, overhead
+from hpo.searcher import ConductorSearcher
+from hpo.trial import FinalTraining, Pix2PixTrial, measure
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.config import TrainConfig
+from model.data import Images
+from model.evaluate import against_slides, table
+from model.metrics import EvalReport, objective_value
+from model.run import BEST, LAST
+
+_ATTEMPTS = 3  # of a trial whose process or node dies
+
+EXIT_DONE, EXIT_NOTHING_VALID, EXIT_TERMINATED = 0, 3, 143
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Context:
+    """What every phase of a search needs."""
+
+    record: Record
+    images: Images
+    cluster: ray_runtime.Cluster
+    console: Console
+
+    def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
+        """What a trial, a measurement or the final training is set up with in its own process."""
+        search = self.record.search
+        return {
+            "number": number,
+            "train": train,
+            "folder": str(folder.absolute()),
+            "noise": search.noise,
+            "objective": search.objective,
+            "cpus": cpus,
+            "gpus": self.cluster.gpus_per_trial,
+            "allow_cpu": search.allow_cpu,
+        }
+
+
+def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool = False) -> int:
+    """Start the search `name`, or continue it; asked: options that differ from the defaults or from search.json.
+
+    Gives the exit code. Raises ConfigError before anything is started; RayError, RecordError, OSError.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    if Record.exists(runs, name):
+        record = Record(runs, name)
+        space, images = _check(replace(record.search, **asked))
+        record.lock()
+        record.change(asked)
+    else:
+        search = SearchConfig(**asked)
+        space, images = _check(search)
+        record = Record.create(runs, name, search)
+        record.lock()
+    if results.is_exported(record):
+        console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
+        return EXIT_DONE
+
+    with _sigterm_as_exit(), ray_runtime.started(record.search) as cluster:
+        context = _Context(record=record, images=images, cluster=cluster, console=console)
+        console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
+        _run_trials(context, space)
+        if results.winner(record) is None:
+            console.print("No trial came to a valid result: there is nothing to export.", style="red")
+            return EXIT_NOTHING_VALID
+        _measure_finalists(context)
+        if record.search.final_epochs:
+            _train_final(context)
+    console.print("\nExporting, and measuring the exported file on validation and test images ...")
+    test = results.export_winner(record, images, over=True)["metrics"]["test"]
+    print(table({"test": test}))
+    print(f"\n{against_slides(test)}")
+    console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
+    return EXIT_DONE
+
+
+def _check(search: SearchConfig) -> tuple[search_spaces.Space, Images]:
+    """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
+    space = search_spaces.load(search.space)
+    space.check(search.base_config(), search.set)
+    return space, search.data_config().load()
+
+
+def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
+    search, before = record.search, len(record.trials())
+    images = f"{search.images_per_epoch:,}" if search.images_per_epoch else "all training"
+    rungs = ", ".join(map(str, decide.rungs(search)))
+    pruning = f"ASHA compares after epoch {rungs}" if rungs else "none is pruned"
+    gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
+    lines = [
+        f"{record.name}: " + (f"continues with {before} trials on record" if before else "a new search"),
+        f"  {search.trials} trials of up to {search.epochs} epochs of {images} images; {pruning}, so that about "
+        f"{search.trials * expected_epochs(search):.0f} epochs are run",
+        f"  space {search.space}, objective {search.objective}, noise {search.noise}, seed {search.seed}",
+        f"  {cluster.slots} at a time with {gpus}{search.cpus_per_trial:g} CPUs each; W&B {search.wandb}",
+    ]
+    if search.final_epochs:
+        lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
+    return "\n".join([*lines, f"  folder {record.folder}"])
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C: listeners closed, Ray shut down."""
+
+    def leave(*_: Any) -> None:
+        sys.exit(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_trials(context: _Context, space: search_spaces.Space) -> None:
+    record, cluster, began = context.record, context.cluster, time.monotonic()
+    budget = record.search.time_budget
+    listeners = _listeners(context)
+    scratch = tempfile.mkdtemp(prefix="pix2pix-search-")  # Tune must write somewhere; nothing reads it
+    try:
+        conductor = Conductor(
+            record,
+            space,
+            listeners,
+            time_is_up=lambda: budget is not None and time.monotonic() - began > 60 * budget,
+        )
+        if conductor.trials_left == 0:
+            return
+        scheduler = ConductorScheduler(conductor)
+
+        def to_ray(trial: FrozenTrial) -> dict[str, Any]:
+            folder, train = record.trial_folder(trial.number), trial.user_attrs[decide.CONFIG]
+            return context.ray_config(trial.number, train, folder, cluster.cpus_per_trial)
+
+        trainable = tune.with_parameters(Pix2PixTrial, images=context.images)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}),
+            tune_config=tune.TuneConfig(
+                search_alg=ConductorSearcher(conductor, to_ray),
+                scheduler=scheduler,
+                num_samples=conductor.trials_left,
+                max_concurrent_trials=cluster.slots,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=record.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_ATTEMPTS - 1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
+            ),
+        )
+        outcome = tuner.fit()
+    finally:
+        for listener in listeners:
+            listener.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    for error in dict.fromkeys(str(error).strip().splitlines()[-1] for error in outcome.errors):
+        context.console.print(error, style="red", highlight=False, soft_wrap=True)
+    spent = overhead(scheduler.steps, cluster.slots, began)
+    if spent:
+        context.console.print(
+            f"Overhead: {100 * spent.share:.1f} % of the slots' time between the first trial's start and the last "
+            f"one's; before it {spent.setup_seconds:.0f} s of set-up, after it {spent.tail_seconds:.0f} s of tail",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _listeners(context: _Context) -> list[Listener]:
+    record = context.record
+    listeners: list[Listener] = [Progress(record.search, record.name, context.cluster.slots, context.console)]
+    if record.search.wandb == "offline":
+        from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
+
+        listeners.append(Tracker(record))
+    return listeners
+
+
+# --- after the trials -----------------------------------------------------------------------------------------------
+
+
+def _measure_finalists(context: _Context) -> None:
+    """The best trials' checkpoints on all validation images: 1,000 of them choose less surely than 5,000."""
+    record = context.record
+    numbers = results.finalists(record.trials(), record.search.objective)
+    record.note(results.FINALISTS, {str(n): _measure(context, record.trial_folder(n)) for n in numbers})
+
+
+def _measure(context: _Context, folder: Path) -> dict[str, float]:
+    alone = context.cluster.whole_node
+    config = context.ray_config(0, {}, folder, alone["num_cpus"])
+    task = measure.options(**alone).remote(str((folder / BEST).absolute()), config, context.images)
+    metrics: dict[str, float] = ray.get(task)
+    value = objective_value(metrics["ssim"], metrics["psnr_db"], context.record.search.objective)
+    return {**metrics, "value": value}
+
+
+def _train_final(context: _Context) -> None:
+    record, console, alone = context.record, context.console, context.cluster.whole_node
+    number = results.winner(record)
+    assert number is not None
+    config = TrainConfig.from_dict(record.trial(number).user_attrs[decide.CONFIG])
+    config = replace(config, epochs=record.search.final_epochs)
+    folder = record.folder / results.FINAL
+    if not _was_trained_with(folder / LAST, config):
+        shutil.rmtree(folder, ignore_errors=True)
+    setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
+    training = FinalTraining.options(**alone).remote(setup, context.images)  # type: ignore[attr-defined]
+    console.print(f"\nFinal training of trial {number}'s configuration: {config.epochs} epochs", highlight=False)
+    done = len(ray.get(training.reports.remote()))
+    for epoch in range(done + 1, config.epochs + 1):
+        report = EvalReport.from_dict(ray.get(training.run_epoch.remote()))
+        console.print(
+            f"final: epoch {epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
+            f"{report.images_per_second:.0f} images/s",
+            highlight=False,
+        )
+    ray.kill(training)
+    record.note(results.FINAL, {"trial": number, **_measure(context, folder)})
+
+
+def _was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
+    try:
+        _, state = load_checkpoint(checkpoint)
+    except CheckpointError:
+        return False
+    return TrainConfig.from_dict(state["config"]) == config

@@ -1,0 +1,70 @@
+"""A training in a folder: the last and the best checkpoint, a strip of pictures for each epoch; continues what is
+there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import CheckpointError
+from model.config import TrainConfig
+from model.data import DeviceImages
+from model.metrics import EvalReport, Objective, objective_value
+from model.pictures import strip
+from model.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+_STRIP_IMAGES = 6
+
+
+class TrainingRun:
+    """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint."""
+
+    def __init__(
+        self, config: TrainConfig, images: DeviceImages, folder: Path, objective: Objective, **notes: Any
+    ) -> None:
+        self.folder, self.objective, self.notes = folder, objective, notes
+        self.trainer = Trainer(config, images)
+        for path in (folder / LAST, folder / BEST):
+            if not path.exists():
+                continue
+            try:
+                self.trainer.load(path)
+                break
+            except CheckpointError as error:
+                log.warning("%s; trying the next", error)
+
+    @property
+    def reports(self) -> list[EvalReport]:
+        """All so far, those of earlier runs included."""
+        return self.trainer.reports
+
+    def run_epoch(self) -> EvalReport:
+        """Train, and have it all on disk before the report is given. Raises OSError."""
+        report = self.trainer.run_epoch()
+        self.trainer.save(self.folder / LAST, **self.notes)
+        values = [objective_value(r.ssim, r.psnr_db, self.objective) for r in self.reports]
+        if values[-1] == max(values):
+            self._last_is_best()
+        self._strip().save(self.folder / f"epoch-{report.epoch:04}.png")
+        return report
+
+    def _last_is_best(self) -> None:
+        """A second name for the same file: the next epoch writes a new one."""
+        part = self.folder / f".{BEST}.{os.getpid()}"
+        part.unlink(missing_ok=True)
+        os.link(self.folder / LAST, part)
+        part.replace(self.folder / BEST)
+
+    @torch.inference_mode()
+    def _strip(self) -> Any:
+        images = self.trainer.images
+        noisy, clean = images.validation_noisy[:_STRIP_IMAGES], images.validation[:_STRIP_IMAGES]
+        denoised = torch.nan_to_num(self.trainer.average(noisy))
+        return strip([t.cpu().numpy() for t in (noisy, denoised, clean)], scale=1)
