@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         code: int = arguments.run(arguments)
+    except BrokenPipeError:  # `hpo show NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _stopped("Interrupted. The same command continues.", EXIT_INTERRUPTED)
     except (ValueError, RuntimeError, OSError) as error:

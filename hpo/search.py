@@ -88,7 +88,7 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
         console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
         _run_trials(context, space)
         if results.winner(record) is None:
-            console.print("No trial came to a valid result: there is nothing to export.", style="red")
+            print("No trial came to a valid result: there is nothing to export.", file=sys.stderr)
             return EXIT_NOTHING_VALID
         _measure_finalists(context)
         if record.search.final_epochs:
@@ -254,4 +254,4 @@ def _was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
         _, state = load_checkpoint(checkpoint)
     except CheckpointError:
         return False
-    return TrainConfig.from_dict(state["config"]) == config
+    return bool(state["config"] == config.as_dict())

@@ -113,7 +113,7 @@ class Tracker:
             job_type="trial",
             id=run_id,
             name=f"{self._record.name}-{trial.number:05}",
-            config={**trial.user_attrs[CONFIG], "trial": trial.number},
+            config={**trial.user_attrs[CONFIG], "search": self._record.name, "trial": trial.number},
             mode="offline",
             dir=self._record.folder,
             reinit="create_new",

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from model.checkpoint import write_atomically
 from model.config import ConfigError
 from model.data import NOISE_SEEDS, DataConfig, Images, to_unit
-from model.denoise import MANIFEST, Denoiser
+from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.evaluate import against_slides, evaluate, table
 from model.generator import Generator
 from model.noise import GaussianNoise
@@ -58,7 +58,7 @@ def export(
     copied into the manifest. The folder appears whole or not at all; an export that stands there is replaced.
     Raises ConfigError where something else stands there; CheckpointError, ExportError, OSError.
     """
-    if to.exists() and not (to.is_dir() and ((to / MANIFEST).exists() or not any(to.iterdir()))):
+    if to.exists() and not _is_replaceable(to):
         raise ConfigError(f"{to}: there is something else; name another folder, or an empty one, with --to")
     channels, image_size = images.validation.shape[1:3]
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
@@ -106,6 +106,17 @@ def export(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def _is_replaceable(path: Path) -> bool:
+    """An empty folder, or an export that nobody put anything beside."""
+    if not path.is_dir():
+        return False
+    names = {file.name for file in path.iterdir()}
+    try:
+        return not names or names <= {MANIFEST, *read_manifest(path)["files"]}
+    except DenoiseError:  # a manifest of another program
+        return False
 
 
 def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> None:

@@ -24,7 +24,10 @@ _STRIP_IMAGES = 6
 
 
 class TrainingRun:
-    """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint."""
+    """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint.
+
+    Raises ConfigError where that run had another configuration.
+    """
 
     def __init__(
         self, config: TrainConfig, images: DeviceImages, folder: Path, objective: Objective, **notes: Any

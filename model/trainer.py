@@ -166,11 +166,16 @@ class Trainer:
         save_checkpoint(path, self._tensors(), state)
 
     def load(self, path: Path) -> None:
-        """Go on where the checkpoint stood. Raises CheckpointError when it is damaged or of another configuration."""
+        """Go on where the checkpoint stood.
+
+        Raises CheckpointError when it is damaged, ConfigError when it is of another configuration.
+        """
         tensors, state = load_checkpoint(path)
-        # as_dict: a weight whose loss takes no part is not kept, and may differ
-        if TrainConfig.from_dict(state["config"]).as_dict() != self.config.as_dict():
-            raise CheckpointError(f"{path}: made by another configuration: {state['config']}")
+        was, now = state["config"], self.config.as_dict()  # a weight whose loss takes no part is None in both
+        if was != now:
+            names = [name for name in now if was.get(name) != now[name]]
+            differences = ", ".join(f"{name} was {was.get(name)}, is {now[name]}" for name in names)
+            raise ConfigError(f"{path}: made by another configuration ({differences})")
         mine = self._tensors()
         if {name: t.shape for name, t in mine.items()} != {name: t.shape for name, t in tensors.items()}:
             raise CheckpointError(f"{path}: its networks have other shapes than this configuration's")
