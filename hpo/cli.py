@@ -225,6 +225,7 @@ def _train(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments.set)
     config = TrainConfig.from_dict(settings)
     config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
     import torch
 
