@@ -1,6 +1,7 @@
 # Everything runs in .venv of this clone. PYTHON: a Python 3.11 or newer to make it with.
 PYTHON ?= python3
 BIN := .venv/bin
+RUNS ?= runs
 
 # What `make search` passes explicitly, so that it ends within 20 minutes on two cores without a GPU. The defaults of
 # `hpo search` stay those of the slides (width 64, whole training set, constant rates).
@@ -25,7 +26,7 @@ data: .venv/installed
 	@$(BIN)/python -m model.data
 
 search: setup
-	$(BIN)/hpo search first $(FIRST)
+	$(BIN)/hpo search first --runs $(RUNS) $(FIRST)
 
 test: setup
 	$(BIN)/ruff check .

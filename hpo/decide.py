@@ -28,7 +28,8 @@ ASKED = "asked"  # user attribute: how many reports the search had had when the 
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
 _STARTUP_TRIALS = 10  # random ones before TPE; Optuna's default
-_TRIES = 100  # at a configuration that was not there before
+_TPE_TRIES = 20  # at a configuration that was not there before; a small space makes TPE repeat its favourites
+_TRIES = 1_000  # then at random: all of 100 configurations are found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,8 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     seen = [trial.params for trial in trials]
     for attempt in range(_TRIES):
         study = optuna.create_study(direction="maximize", sampler=_sampler(search.seed, number, attempt))
-        study.add_trials(trials)
+        if attempt < _TPE_TRIES:
+            study.add_trials(trials)
         if attempt == 0 and number < len(space.starting_points):
             study.enqueue_trial(dict(space.starting_points[number]))
         trial = study.ask()
@@ -75,8 +77,11 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
 def _sampler(seed: int, number: int, attempt: int) -> optuna.samplers.BaseSampler:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
     digest = hashlib.sha256(f"{seed} {number} {attempt}".encode()).digest()
+    own_seed = int.from_bytes(digest[:4], "little")
+    if attempt >= _TPE_TRIES:
+        return optuna.samplers.RandomSampler(seed=own_seed)
     return optuna.samplers.TPESampler(
-        seed=int.from_bytes(digest[:4], "little"),
+        seed=own_seed,
         n_startup_trials=_STARTUP_TRIALS,
         multivariate=True,  # with group: the setting for spaces whose parameters depend on others
         group=True,

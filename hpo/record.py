@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DatabaseError
 
 from hpo.config import CHANGEABLE, SearchConfig, check_name
 from hpo.decide import ASKED, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
@@ -51,10 +52,7 @@ class Record:
             raise ConfigError(f"{name}: no such search in {runs}. {_others(runs, name)}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged ({error})") from error
-        self._storage = optuna.storages.get_storage(_storage(self.folder))
-        self._study = optuna.create_study(
-            study_name=name, storage=self._storage, direction="maximize", load_if_exists=True
-        )
+        self._storage, self._study = _open_study(self.folder, name)
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -77,6 +75,8 @@ class Record:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
+            optuna.create_study(study_name=name, storage=_storage(folder), direction="maximize", load_if_exists=True)
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
@@ -188,6 +188,20 @@ class Record:
 def list_names(runs: Path) -> list[str]:
     """The searches in a folder."""
     return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
+
+
+def _open_study(folder: Path, name: str) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
+    """Raises RecordError where it is gone or damaged."""
+    path = folder / STUDY_FILE
+    if not path.exists():
+        raise RecordError(f"{path}: is gone, and with it the trials; delete {folder} to start anew")
+    try:
+        storage = optuna.storages.get_storage(_storage(folder))
+        study = optuna.load_study(study_name=name, storage=storage)
+        study.get_trials(deepcopy=False)  # reads every page that matters
+    except (DatabaseError, KeyError) as error:
+        raise RecordError(f"{path}: damaged ({error})") from error
+    return storage, study
 
 
 def _storage(folder: Path) -> optuna.storages.RDBStorage:

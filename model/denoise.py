@@ -51,9 +51,9 @@ class Denoiser:
         """
         planes = self._planes(image)
         noisy = planes.astype(np.float32) / np.float32(127.5) - 1 if image.dtype == np.uint8 else planes
-        denoised = self._tiled(np.ascontiguousarray(noisy, np.float32))
+        denoised: np.ndarray = np.clip(self._tiled(np.ascontiguousarray(noisy, np.float32)), -1, 1)  # blending rounds
         if image.dtype == np.uint8:
-            denoised = np.rint((np.clip(denoised, -1, 1) + 1) * 127.5)
+            denoised = np.rint((denoised + 1) * 127.5)
         pixels = denoised.reshape(-1, *image.shape[:2]).astype(image.dtype)
         return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
 

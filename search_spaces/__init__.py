@@ -65,11 +65,17 @@ class Space:
                     f"{', '.join(both)}: searched by the space {self.name}, so it cannot be set for all trials. "
                     "Copy the space into a file of yours without it and pass --space FILE.py"
                 )
-            if index < len(self.starting_points) and dict(self.starting_points[index]) != trial.params:
+            if index >= len(self.starting_points):
+                continue
+            if dict(self.starting_points[index]) != trial.params:
                 raise SpaceError(
                     f"space {self.name}: starting point {index} {dict(self.starting_points[index])} has other "
                     f"parameters than the space then suggests: {trial.params}"
                 )
+            try:  # Optuna asks with values out of range, and refuses to keep them
+                optuna.trial.create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
+            except ValueError as error:
+                raise SpaceError(f"space {self.name}: starting point {index}: {error}") from error
 
 
 def names() -> list[str]:

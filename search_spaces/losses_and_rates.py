@@ -26,6 +26,6 @@ def suggest(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
         config = replace(config, ssim_weight=trial.suggest_float("ssim_weight", 10, 1000, log=True))
     return replace(
         config,
-        lr_g=trial.suggest_float("lr_g", 1e-5, 1e-2, log=True),
+        lr_g=trial.suggest_float("lr_g", 5e-5, 1e-2, log=True),  # below the slides' 2e-4 nothing was ever good
         lr_d=trial.suggest_float("lr_d", 1e-5, 1e-2, log=True),
     )

@@ -1,0 +1,8 @@
+"""For all tests."""
+
+import sys
+from pathlib import Path
+
+# pytest puts this folder on the path, where tests/model would be taken for the package `model`: a regular package
+# anywhere on the path wins over that.
+sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -1,0 +1,195 @@
+"""The decisions of a search, against plain Optuna and against ASHA written down naively."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict
+
+import optuna
+import pytest
+from curves import SPACE, report
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo import decide
+from hpo.config import SearchConfig
+from hpo.decide import HEARD, REPORTS, judge, suggest
+from model.config import TrainConfig
+from model.metrics import objective_value
+from search_spaces import Space
+
+SEARCH = SearchConfig(epochs=12, objective="ssim", set={"width": 4})
+
+
+def finished(number: int, suggestion: decide.Suggestion, value: float) -> FrozenTrial:
+    trial = create_trial(params=dict(suggestion.params), distributions=dict(suggestion.distributions), value=value)
+    trial.number = number
+    return trial
+
+
+def played(count: int, space: Space = SPACE, search: SearchConfig = SEARCH) -> list[FrozenTrial]:
+    """Trials that were suggested one after another; the nearer lr_g is to 1e-3, the better."""
+    trials: list[FrozenTrial] = []
+    while len(trials) < count and (suggestion := suggest(trials, space, search)) is not None:
+        value = -abs(math.log10(suggestion.config.lr_g / 1e-3)) - suggestion.config.width / 100
+        trials.append(finished(len(trials), suggestion, value))
+    return trials
+
+
+# --- suggest --------------------------------------------------------------------------------------------------------
+
+
+def test_a_suggestion_depends_on_the_trials_and_the_seed_alone():
+    trials = played(15)
+    first, again = suggest(trials, SPACE, SEARCH), suggest(trials, SPACE, SEARCH)
+    other_seed = suggest(trials, SPACE, SearchConfig(**{**SEARCH.as_dict(), "seed": 1}))
+    other_trials = suggest([*trials[:-1], finished(14, first, 0.0)], SPACE, SEARCH)
+    assert first == again
+    assert len({str(s.params) for s in (first, other_seed, other_trials)}) == 3
+
+
+def test_starting_points_come_first():
+    trials = played(4)
+    assert [trial.params for trial in trials[:2]] == [dict(point) for point in SPACE.starting_points]
+    assert trials[2].params not in SPACE.starting_points
+
+
+def test_a_suggestion_is_what_plain_optuna_suggests():
+    trials = played(15)  # more than the 10 that are drawn at random
+    # The seed of trial 15 of search 0: it must not change, or a continued search would go elsewhere.
+    seed = int.from_bytes(hashlib.sha256(b"0 15 0").digest()[:4], "little")
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.add_trials(trials)
+    asked = study.ask()
+    config = SPACE.suggest(asked, SEARCH.base_config())
+    mine = suggest(trials, SPACE, SEARCH)
+    assert (mine.params, mine.distributions, mine.config) == (asked.params, asked.distributions, config)
+
+
+def test_suggestions_learn_from_the_trials():
+    trials = played(40)
+    distance = [abs(math.log10(trial.params["lr_g"] / 1e-3)) for trial in trials]
+    assert sum(distance[20:]) < sum(distance[:20]) / 2
+
+
+def test_a_finite_space_is_searched_to_its_end_without_repeating_itself():
+    def choose(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
+        return TrainConfig(width=trial.suggest_int("width", 1, 20), patch=trial.suggest_categorical("patch", [14, 34]))
+
+    space = Space(name="finite", suggest=choose, starting_points=({"width": 3, "patch": 14},) * 2)
+    trials = played(1000, space)
+    assert len({str(trial.params) for trial in trials}) == len(trials) == 40
+    assert suggest(trials, space, SEARCH) is None
+
+
+# --- judge ----------------------------------------------------------------------------------------------------------
+
+
+def reported(order: list[tuple[int, float]]) -> list[FrozenTrial]:
+    """Trials with the reports (trial, SSIM) in the order in which they were heard."""
+    trials = []
+    for number in range(1 + max(number for number, _ in order)):
+        heard = [(place, ssim) for place, (n, ssim) in enumerate(order) if n == number]
+        reports = [(report(epoch, ssim), place) for epoch, (place, ssim) in enumerate(heard, start=1)]
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            intermediate_values={r.epoch: objective_value(r.ssim, r.psnr_db, "ssim") for r, _ in reports},
+            user_attrs={REPORTS: [{**r.as_dict(), HEARD: place} for r, place in reports]},
+        )
+        trial.number = number
+        trials.append(trial)
+    return trials
+
+
+def test_the_first_at_a_rung_passes_however_bad_it_is():
+    decision = judge(reported([(0, -0.5), (1, 0.9)]), 0, 1, SEARCH)
+    assert (decision.action, decision.reason, decision.rivals) == ("go on", "passed", 1)
+
+
+def test_a_decision_names_the_rung_the_bar_and_who_set_it():
+    # Six at the rung: the best two pass, and the second best sets the bar.
+    trials = reported([(0, 0.1), (1, 0.5), (2, 0.7), (3, 0.2), (4, 0.6), (5, 0.55)])
+    assert asdict(judge(trials, 5, 1, SEARCH)) == {
+        "action": "prune",
+        "reason": "asha",
+        "epoch": 1,
+        "value": 0.55,
+        "cutoff": 0.6,
+        "set_by": 4,
+        "rivals": 6,
+    }
+    assert judge(trials, 4, 1, SEARCH).cutoff == 0.7  # the sixth had not come yet: the best of five passes
+
+
+def test_equal_values_pass_together():
+    assert judge(reported([(0, 0.5), (1, 0.5)]), 1, 1, SEARCH).action == "go on"
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_rungs_let_the_best_of_those_before_them_pass(data):
+    """Against ASHA's stopping variant written down naively: lists that grow in the order of arrival."""
+    search = SearchConfig(
+        epochs=9, objective="ssim", grace=data.draw(st.integers(1, 3)), reduction=data.draw(st.integers(2, 4))
+    )
+    values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
+    order = data.draw(st.lists(st.tuples(st.integers(0, 7), values), min_size=1, max_size=50))
+    order = [step for i, step in enumerate(order) if sum(n == step[0] for n, _ in order[:i]) < search.epochs]
+    rungs = [search.grace * search.reduction**i for i in range(9)]
+    arrived: dict[int, list[float]] = {}
+    everything = reported([*order, *((n, 0.35) for n in range(8) if sum(m == n for m, _ in order) < search.epochs)])
+    for place, (number, value) in enumerate(order, start=1):
+        epoch = sum(n == number for n, _ in order[:place])
+        decision = judge(reported(order[:place]), number, epoch, search)
+        if epoch == search.epochs:
+            assert (decision.action, decision.reason) == ("complete", "finished")
+        elif epoch not in rungs:
+            assert (decision.action, decision.reason) == ("go on", "between rungs")
+        else:
+            rung = arrived.setdefault(epoch, [])
+            rung.append(value)
+            better = sum(other > value for other in rung)
+            passes = better < max(1, len(rung) // search.reduction)
+            assert decision.action == ("go on" if passes else "prune")
+            assert decision.rivals == len(rung)
+        # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
+        assert judge(everything, number, epoch, search) == decision
+
+
+def test_without_a_scheduler_nothing_is_pruned():
+    search = SearchConfig(epochs=12, objective="ssim", scheduler="none")
+    assert decide.rungs(search) == ()
+    trials = reported([(0, 0.9), (1, 0.1)])
+    assert judge(trials, 1, 1, search).reason == "between rungs"
+
+
+@pytest.mark.parametrize(
+    ("asked", "rungs"),
+    [
+        ({}, (1, 3, 9)),
+        ({"epochs": 9}, (1, 3)),
+        ({"grace": 2, "reduction": 2}, (2, 4, 8)),
+        ({"epochs": 1}, ()),
+        ({"grace": 12}, ()),
+    ],
+)
+def test_rungs_stand_reduction_times_apart_below_the_last_epoch(asked, rungs):
+    assert decide.rungs(SearchConfig(**asked)) == rungs
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 12])
+def test_a_trial_that_diverged_is_pruned_with_a_finite_floor(epoch):
+    trials = reported([(0, 0.8)] * (epoch - 1) + [(0, math.nan)])
+    decision = judge(trials, 0, epoch, SEARCH)
+    assert (decision.action, decision.reason, decision.value) == ("prune", "diverged", -1.0)
+
+
+def test_a_trial_that_collapsed_is_pruned_before_its_rung():
+    trials = reported([(0, 0.8), (0, 0.8)])
+    for entry in trials[0].user_attrs[REPORTS]:
+        entry.update(images=40_000, output_std=0.0)
+    assert judge(trials, 0, 2, SEARCH).reason == "collapsed"

@@ -1,0 +1,203 @@
+"""The record of a search: no kill leaves a half of anything, one writer, and Optuna sees the truth."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from curves import SPACE, conductor, learned, report, run_all
+from killed import Killed, killed_at_write
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.cli import main
+from hpo.config import SearchConfig
+from hpo.decide import ASKED, CONFIG, HEARD, REPORTS, Decision, suggest
+from hpo.record import Record, RecordError
+from model.config import ConfigError, TrainConfig
+from model.metrics import EvalReport
+
+ENDED = Decision(action="prune", reason="asha", epoch=1, value=0.3, cutoff=0.5, set_by=0, rivals=2)
+
+
+def as_optuna_sees_it(runs: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="first", storage=f"sqlite:///{runs / 'first' / 'study.db'}").trials
+
+
+def with_trials(record: Record, count: int) -> Record:
+    for _ in range(count):
+        record.add(suggest(record.trials(), SPACE, record.search))
+    return record
+
+
+def test_a_trial_is_added_whole_or_not_at_all(record, runs, search):
+    suggestion = suggest([], SPACE, search)
+    for writes in itertools.count():
+        try:
+            with killed_at_write(writes):
+                Record(runs, "first").add(suggestion)
+            break
+        except Killed:
+            assert as_optuna_sees_it(runs) == []
+    assert writes >= 8  # the trial, four parameters, three attributes
+    (trial,) = as_optuna_sees_it(runs)
+    assert (trial.state, trial.params, trial.distributions) == (
+        TrialState.RUNNING,
+        suggestion.params,
+        suggestion.distributions,
+    )
+    assert trial.user_attrs == {CONFIG: suggestion.config.as_dict(), ASKED: 0, REPORTS: []}
+
+
+def test_a_report_counts_once(record):
+    with_trials(record, 1)
+    assert record.add_report(0, report(1, 0.5))
+    assert not record.add_report(0, report(1, 0.7))
+    assert record.trial(0).intermediate_values == {1: 0.5}
+    assert len(record.trial(0).user_attrs[REPORTS]) == 1
+
+
+def test_a_report_keeps_everything_and_when_it_was_heard(record):
+    with_trials(record, 2)
+    for number, epoch in ((0, 1), (1, 1), (1, 2), (0, 2)):
+        record.add_report(number, report(epoch, 0.5, gen_total=math.inf))
+    heard = [[entry[HEARD] for entry in trial.user_attrs[REPORTS]] for trial in record.trials()]
+    assert heard == [[0, 3], [1, 2]]
+    assert EvalReport.from_dict(record.trial(0).user_attrs[REPORTS][1]) == report(2, 0.5, gen_total=math.inf)
+
+
+def test_a_hole_between_reports_is_refused(record):
+    with_trials(record, 1)
+    record.add_report(0, report(1, 0.5))
+    with pytest.raises(RecordError, match="trial 0: report 3 came after report 1"):
+        record.add_report(0, report(3, 0.5))
+
+
+def test_a_report_that_was_half_written_is_completed(record, runs):
+    with_trials(record, 2)
+    with pytest.raises(Killed), killed_at_write(1):
+        record.add_report(0, report(1, 0.5))
+    again = Record(runs, "first")
+    assert len(again.trial(0).user_attrs[REPORTS]) == 1
+    assert again.trial(0).intermediate_values == {}
+    assert again.add_report(0, report(1, 0.5))
+    (trial, _) = as_optuna_sees_it(runs)
+    assert trial.intermediate_values == {1: 0.5}
+    assert [entry[HEARD] for entry in trial.user_attrs[REPORTS]] == [0]
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_an_end_that_was_half_written_is_completed(record, runs, writes):
+    with_trials(record, 1).add_report(0, report(1, 0.3))
+    with pytest.raises(Killed), killed_at_write(writes):
+        record.end(0, ENDED)
+    again = Record(runs, "first")
+    assert again.trial(0).state == TrialState.RUNNING
+    again.end(0, ENDED)
+    assert [(t.state, t.value) for t in as_optuna_sees_it(runs)] == [(TrialState.PRUNED, 0.3)]
+
+
+def test_optuna_sees_how_each_trial_really_ended(record, runs):
+    run_all(conductor(record))
+    with_trials(record, 1)
+    record.fail(14, "its node is gone")
+    *trials, failed = as_optuna_sees_it(runs)
+    assert failed.state == TrialState.FAIL
+    reasons = {TrialState.COMPLETE: set(), TrialState.PRUNED: set()}
+    for trial in trials:
+        reports = [learned(TrainConfig.from_dict(trial.user_attrs[CONFIG]), e) for e in trial.intermediate_values]
+        assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
+        values = [r.ssim if math.isfinite(r.ssim) else -1.0 for r in reports]
+        assert list(trial.intermediate_values.values()) == values
+        assert trial.value == values[-1]
+        reasons[trial.state].add(trial.user_attrs["decision"]["reason"])
+    assert reasons == {TrialState.COMPLETE: {"finished"}, TrialState.PRUNED: {"asha", "diverged"}}
+
+
+def test_what_decides_the_comparison_cannot_change(record, search):
+    with pytest.raises(ConfigError) as refused:
+        record.change({"seed": 4, "epochs": 6, "trials": 20})
+    assert "seed: it has 3, asked for 4" in str(refused.value)
+    assert "epochs: it has 5, asked for 6" in str(refused.value)
+    assert "trials" not in str(refused.value).partition("\n")[2].rpartition("\n")[0]
+    assert record.search == search
+
+
+def test_how_much_and_where_may_change(record, runs):
+    record.change({"trials": 20, "time_budget": 2.0, "final_epochs": 3, "concurrent": 1, "seed": 3})
+    kept = Record(runs, "first").search
+    assert (kept.trials, kept.time_budget, kept.final_epochs, kept.concurrent) == (20, 2.0, 3, 1)
+    with pytest.raises(ConfigError, match="trials=0"):
+        record.change({"trials": 0})
+
+
+def test_the_lock_names_its_holder_and_dies_with_it(record, runs, capsys):
+    code = (
+        "import sys, time; from pathlib import Path; from hpo.record import Record\n"
+        "record = Record(Path(sys.argv[1]), 'first'); record.lock(); print('locked', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(runs)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match=f"first: is being run by process {holder.pid} on {socket.gethostname()}"):
+            record.lock()
+        assert main(["search", "first", "--runs", str(runs)]) == 2
+        assert str(holder.pid) in capsys.readouterr().err
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    record.lock()
+    assert (runs / "first" / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@pytest.mark.parametrize("damage", [lambda t: t[:-20], lambda _: "", lambda _: "[]", lambda t: t.replace("id", "di")])
+def test_a_damaged_search_file_is_an_error_and_never_a_new_search(record, runs, capsys, damage):
+    path = runs / "first" / "search.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(RecordError, match=r"search\.json: damaged"):
+        Record(runs, "first")
+    assert main(["show", "first", "--runs", str(runs)]) == 4
+    assert "search.json: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "cut", "deleted"])
+def test_a_damaged_study_is_an_error_and_never_a_new_search(record, runs, capsys, damage):
+    run_all(conductor(record))
+    path = runs / "first" / "study.db"
+    content = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(content[:3000] if damage == "cut" else content[:40] + b"\xff" * 30_000 + content[30_040:])
+    assert main(["show", "first", "--runs", str(runs)]) == 4
+    assert "study.db" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_there_is_told_with_the_nearest(record, runs):
+    with pytest.raises(ConfigError, match="frist: no such search in .*Did you mean first?"):
+        Record(runs, "frist")
+    with pytest.raises(ConfigError, match="There are none yet"):
+        Record(runs / "elsewhere", "first")
+    with pytest.raises(ConfigError, match="trial=14: first has the trials 0 to 0"):
+        with_trials(record, 1).trial(14)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Record.create(tmp_path / "file", "first", SearchConfig())
+
+
+def test_the_search_file_says_what_was_asked_and_with_what_it_was_made(record, runs, search):
+    about = json.loads((runs / "first" / "search.json").read_text())
+    assert SearchConfig(**about["search"]) == search
+    assert about["versions"]["optuna"] == optuna.__version__
+    assert about["id"] == Record(runs, "first").id != Record.create(runs, "second", search).id

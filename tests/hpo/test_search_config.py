@@ -1,0 +1,90 @@
+"""What a search may be asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.config import CHANGEABLE, SearchConfig, check_name
+from model.config import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"trials": 0}, "trials=0: must be at least 1"),
+        ({"trials": -1}, "trials=-1: must be at least 1"),
+        ({"epochs": 0}, "epochs=0: must be at least 1"),
+        ({"grace": 0}, "grace=0: must be from 1 to the 12 epochs"),
+        ({"grace": 5, "epochs": 4}, "grace=5: must be from 1 to the 4 epochs"),
+        ({"reduction": 1}, "reduction=1: must be at least 2"),
+        ({"scheduler": "asah"}, "scheduler=asah: must be one of asha, none"),
+        ({"objective": "loss"}, "objective=loss: must be one of balanced, ssim, psnr"),
+        ({"wandb": "online!"}, "wandb=online!: must be one of"),
+        ({"final_epochs": -1}, "final_epochs=-1: must be 0"),
+        ({"time_budget": 0.0}, "time_budget=0.0: must be minutes above 0"),
+        ({"time_budget": float("nan")}, "time_budget=nan: must be minutes above 0"),
+        ({"concurrent": 0}, "concurrent=0: must be at least 1"),
+        ({"cpus_per_trial": 0.0}, "cpus_per_trial=0.0: must be above 0"),
+        ({"cpus_per_trial": float("inf")}, "cpus_per_trial=inf: must be above 0"),
+        ({"gpus_per_trial": -0.5}, "gpus_per_trial=-0.5: must be 0, a fraction"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial=1.5: must be 0, a fraction"),
+        ({"gpus_per_trial": float("nan")}, "gpus_per_trial=nan: must be 0, a fraction"),
+        ({"seed": -1}, "seed=-1"),
+        ({"data": "fashion-mnits"}, "Did you mean fashion-mnist?"),
+        ({"noise": "gaussian:-1"}, "gaussian:-1"),
+        ({"images_per_epoch": 10}, "images_per_epoch=10: must be at least the batch size, 64"),
+        ({"set": {"widht": 4}}, "widht: no such setting. Did you mean width?"),
+        ({"set": {"width": 0}}, "width=0: width must be at least 1"),
+        ({"set": {"epochs": 3}}, "epochs: has an option of its own: --epochs"),
+        ({"set": {"images_per_epoch": 3}}, "has an option of its own: --images-per-epoch"),
+    ],
+)
+def test_a_broken_rule_is_told_with_its_value(wrong, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SearchConfig(**wrong)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError) as refused:
+        SearchConfig(trials=0, reduction=1, data="mnist", noise="salt:1", set={"width": 0, "lr_g": 7.0})
+    for mistake in ("trials=0", "reduction=1", "data=mnist", "salt:1", "width=0", "lr_g=7.0"):
+        assert mistake in str(refused.value)
+
+
+@pytest.mark.parametrize("right", [{"gpus_per_trial": g} for g in (0, 0.25, 1, 2)] + [{"grace": 4, "epochs": 4}])
+def test_the_limits_themselves_are_allowed(right):
+    SearchConfig(**right)
+
+
+def test_a_search_survives_its_json():
+    search = SearchConfig(set={"width": 4}, time_budget=1.5)
+    assert SearchConfig(**json.loads(json.dumps(search.as_dict()))) == search
+    assert {field.name for field in dataclasses.fields(SearchConfig)} >= CHANGEABLE
+
+
+def test_what_holds_for_all_trials_comes_from_the_search():
+    base = SearchConfig(epochs=4, seed=7, images_per_epoch=512, set={"width": 4}).base_config()
+    assert (base.epochs, base.seed, base.images_per_epoch, base.width) == (4, 7, 512, 4)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "-rf", ".hidden", "a b", "a\n", "ä", "a" * 65])
+def test_a_name_that_is_no_plain_folder_is_refused(name):
+    with pytest.raises(ConfigError, match="1 to 64 letters"):
+        check_name(name)
+
+
+@given(st.text(max_size=80) | st.from_regex(r"[A-Za-z0-9._/\\ -]{0,70}", fullmatch=True))
+def test_a_name_is_taken_as_it_is_or_refused_with_one_that_would_be_taken(name):
+    try:
+        assert check_name(name) == name
+    except ConfigError as error:
+        assert check_name(str(error).rpartition("such as ")[2])
+    else:
+        assert re.fullmatch("[A-Za-z0-9._-]{1,64}", name, re.ASCII)
+        assert name[0] not in "._-"

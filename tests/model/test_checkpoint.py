@@ -1,0 +1,153 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from model.generator import Generator
+
+STATE = {"config": {"lr_g": 2e-4}, "notes": {"trial": 7, "name": "größte"}, "reports": [{"ssim": "nan"}]}
+
+
+def some_tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "weight": torch.randn(3, 2, 4, 4).to(memory_format=torch.channels_last),
+        "transposed": torch.randn(2, 5).T,
+        "step": torch.tensor(3.0),
+        "count": torch.tensor(7, dtype=torch.int64),
+        "half": torch.randn(3).bfloat16(),
+        "odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "none": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+    }
+
+
+def refused(path: Path, content: bytes) -> bool:
+    path.write_bytes(content)
+    try:
+        load_checkpoint(path)
+    except CheckpointError as error:
+        return str(path) in str(error)
+    return False
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def test_tensors_and_state_come_back_bit_for_bit(tmp_path):
+    path, saved = tmp_path / "new" / "checkpoint.safetensors", some_tensors()
+    save_checkpoint(path, saved, STATE)
+    loaded, state = load_checkpoint(path)
+    assert state == STATE
+    assert loaded.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].shape == tensor.shape
+        bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (loaded[name], tensor)]
+        assert torch.equal(*bits), name
+
+
+def test_a_checkpoint_is_replaced_as_one_file(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, some_tensors(), {"epoch": 1})
+    save_checkpoint(path, some_tensors(), {"epoch": 2})
+    assert load_checkpoint(path)[1] == {"epoch": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_single_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {"w": torch.randn(2, 3), "n": torch.tensor(5)}, {"config": {"width": 4}})
+    content = path.read_bytes()
+    accepted = [bit for bit in range(8 * len(content)) if not refused(path, flipped(content, bit))]
+    assert accepted == []
+    assert not refused(path, content)
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("network") / "checkpoint.safetensors"
+    save_checkpoint(path, Generator(channels=1, image_size=32, width=4, dropout=0.5).state_dict(), STATE)
+    return path.read_bytes()
+
+
+def test_random_flipped_bits_in_a_networks_checkpoint_are_noticed(tmp_path, network_file):
+    draw = np.random.default_rng(0)
+    header = 8 + int.from_bytes(network_file[:8], "little")
+    bits = [*draw.integers(8 * len(network_file), size=150).tolist(), *draw.integers(8 * header, size=150).tolist()]
+    assert [bit for bit in bits if not refused(tmp_path / "c", flipped(network_file, bit))] == []
+
+
+def test_a_checkpoint_cut_short_anywhere_is_noticed(tmp_path, network_file):
+    draw = np.random.default_rng(0)
+    lengths = [*range(12), *draw.integers(len(network_file), size=100).tolist(), len(network_file) - 1]
+    assert [length for length in lengths if not refused(tmp_path / "c", network_file[:length])] == []
+    assert refused(tmp_path / "c", network_file + b"\0")
+
+
+def test_safetensors_without_a_digest_are_refused(tmp_path):
+    assert refused(tmp_path / "c", save({"w": torch.zeros(2)}))
+    assert refused(tmp_path / "c", save({"w": torch.zeros(2)}, metadata={"state": "{}"}))
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("write", [pickle.dump, torch.save])
+def test_a_pickle_is_refused_and_its_code_never_runs(tmp_path, write):
+    path, marker = tmp_path / "checkpoint.safetensors", tmp_path / "marker"
+    with path.open("wb") as file:
+        write(Trap(marker), file)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not marker.exists()
+    if write is pickle.dump:
+        pickle.loads(path.read_bytes())
+        assert marker.exists()  # the trap works
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file", []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(path.exists())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_atomically(path, b"new")
+    assert synced == [False, True]  # the content, then the folder with the name

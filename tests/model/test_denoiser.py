@@ -1,0 +1,328 @@
+import hashlib
+import io
+import json
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from model import denoise
+from model.denoise import DenoiseError, Denoiser, denoise_image, open_image
+from model.noise import GaussianNoise
+
+
+@pytest.fixture(scope="module")
+def denoiser(exported) -> Denoiser:
+    return Denoiser(exported.folder)
+
+
+@pytest.fixture(scope="module")
+def identity(exported) -> Denoiser:
+    """Its network gives its input back, so that only the tiling is left to see."""
+    denoiser = Denoiser(exported.folder)
+    denoiser.batch = lambda noisy: noisy.copy()
+    return denoiser
+
+
+@pytest.fixture(scope="module")
+def noisy_mosaic(mosaic) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 30, mosaic.shape)
+    return np.clip(np.rint(mosaic + noise), 0, 255).astype(np.uint8)
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported.folder, tmp_path / "model")
+
+
+def test_a_flipped_bit_in_the_network_is_refused(folder):
+    path = folder / "generator.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DenoiseError, match=r"generator\.onnx: its SHA-256"):
+        Denoiser(folder)
+
+
+def test_a_missing_network_is_named(folder):
+    (folder / "generator.onnx").unlink()
+    with pytest.raises(DenoiseError, match=r"generator\.onnx: cannot be read"):
+        Denoiser(folder)
+
+
+def test_a_folder_without_a_manifest_is_no_export(tmp_path):
+    with pytest.raises(DenoiseError, match="no export there"):
+        Denoiser(tmp_path)
+    with pytest.raises(DenoiseError, match="no export there"):
+        Denoiser(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"not JSON", b"\xff\xfe", b"[]", b"{}", b'{"model": 3}', b'{"model": {}}'])
+def test_a_manifest_that_is_none_is_named(content, folder):
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(DenoiseError, match=r"manifest\.json: damaged or not ours"):
+        Denoiser(folder)
+
+
+def test_a_network_that_onnxruntime_cannot_load_is_named(folder):
+    (folder / "generator.onnx").write_bytes(b"not ONNX")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["generator.onnx"] = hashlib.sha256(b"not ONNX").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match="onnxruntime cannot load it"):
+        Denoiser(folder)
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+SIZES = [(1, 1), (5, 3), (1, 40), (32, 32), (47, 61), (64, 64), (200, 300)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("colour", [False, True], ids=["grey", "RGB"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_image_keeps_its_shape_and_type(size, colour, dtype, denoiser, noisy_mosaic):
+    image = noisy_mosaic[: size[0], : size[1]]
+    if not colour:
+        image = image[..., 0]
+    if dtype != np.uint8:
+        image = (image / 127.5 - 1).astype(dtype)
+    denoised = denoiser(image)
+    assert denoised.shape == image.shape
+    assert denoised.dtype == dtype
+    assert not np.array_equal(denoised, image)
+    if dtype != np.uint8:
+        assert -1 <= denoised.min() <= denoised.max() <= 1
+
+
+def test_an_image_of_the_training_size_goes_through_the_network_as_it_is(denoiser, images):
+    pixels = images.validation[5, 0]
+    noisy = pixels.astype(np.float32) / 127.5 - 1
+    direct = denoiser.batch(noisy[None, None])[0, 0]
+    np.testing.assert_allclose(denoiser(noisy), direct, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(denoiser(pixels), (direct + 1) * 127.5, rtol=0, atol=0.51)
+
+
+def test_large_images_are_denoised_and_colours_one_by_one(denoiser, mosaic, noisy_mosaic):
+    def error(image: np.ndarray) -> float:
+        return float(np.abs(image.astype(float) - mosaic).mean())
+
+    denoised = denoiser(noisy_mosaic)
+    assert error(denoised) < 0.75 * error(noisy_mosaic)
+    for channel in range(3):
+        # batches of another size may round differently in the last bit
+        alone = denoiser(np.ascontiguousarray(noisy_mosaic[..., channel]))
+        np.testing.assert_allclose(denoised[..., channel].astype(int), alone.astype(int), rtol=0, atol=1)
+
+
+@given(st.integers(1, 130), st.integers(1, 130), st.booleans())
+def test_tiling_leaves_no_seams_at_any_size(identity, height, width, colour):
+    shape = (height, width, 3) if colour else (height, width)
+    image = np.random.default_rng(height * 1000 + width).integers(0, 256, shape, np.uint8)
+    assert np.array_equal(identity(image), image)
+    unit = (image / 127.5 - 1).astype(np.float32)
+    np.testing.assert_allclose(identity(unit), unit, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1, 1])
+def test_black_and_white_stay_in_range_so_that_the_output_is_an_input_again(value, identity):
+    denoised = identity(np.full((100, 100), value, np.float32))
+    assert np.abs(denoised).max() <= 1
+    np.testing.assert_allclose(identity(denoised), value, rtol=0, atol=1e-6)
+
+
+def test_tiling_in_many_batches_gives_the_same(identity, mosaic, monkeypatch):
+    monkeypatch.setattr(denoise, "_BATCH_PIXELS", 3 * 32 * 32)
+    assert np.array_equal(identity(mosaic), mosaic)
+
+
+def test_the_network_sees_tiles_of_its_training_size_only(exported, mosaic):
+    shapes = set()
+    denoiser = Denoiser(exported.folder)
+    denoiser.batch = lambda noisy: shapes.add(noisy.shape[1:]) or noisy
+    denoiser(mosaic)
+    assert shapes == {(1, 32, 32)}
+
+
+def test_a_model_of_colour_images_takes_all_channels_together(exported, mosaic):
+    denoiser = Denoiser(exported.folder)
+    denoiser.channels, shapes = 3, set()
+    denoiser.batch = lambda noisy: shapes.add(noisy.shape[1:]) or noisy
+    assert np.array_equal(denoiser(mosaic), mosaic)
+    assert shapes == {(3, 32, 32)}
+    with pytest.raises(DenoiseError, match="3 channels, not 1"):
+        denoiser(mosaic[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.zeros((4, 4), np.int16), "int16"),
+        (np.zeros((4, 4), bool), "bool"),
+        (np.zeros((2, 4, 4, 1), np.uint8), "shape"),
+        (np.zeros(4, np.uint8), "shape"),
+        (np.zeros((0, 4), np.uint8), "shape"),
+        (np.full((4, 4), 255.0), r"\[-1, 1\]"),
+        (np.full((4, 4), np.nan), "finite"),
+    ],
+    ids=["int16", "bool", "four axes", "one axis", "empty", "float to 255", "NaN"],
+)
+def test_an_array_that_is_no_image_is_refused(image, reason, denoiser):
+    with pytest.raises(DenoiseError, match=reason):
+        denoiser(image)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def picture(mosaic) -> Image.Image:
+    return Image.fromarray(mosaic[:50, :70])
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "opened"),
+    [
+        *((mode, ".png", mode) for mode in ("L", "RGB", "LA", "RGBA")),
+        ("1", ".png", "L"),
+        ("P", ".png", "RGB"),
+        ("L", ".jpg", "L"),
+        ("RGB", ".jpg", "RGB"),
+        ("CMYK", ".jpg", "RGB"),
+        ("RGB", ".tif", "RGB"),
+        ("CMYK", ".tif", "RGB"),
+        ("RGB", ".webp", "RGB"),
+    ],
+)
+def test_an_image_file_is_opened_as_grey_or_colour(mode, suffix, opened, picture, tmp_path):
+    path = tmp_path / f"image{suffix}"
+    saved = picture.convert(mode)
+    saved.save(path)
+    image = open_image(path)
+    assert (image.mode, image.size) == (opened, picture.size)
+    if suffix in (".png", ".tif"):
+        assert np.array_equal(np.asarray(image), np.asarray(saved.convert(opened)))
+
+
+def test_a_transparent_palette_keeps_its_transparency(picture, tmp_path):
+    path = tmp_path / "image.png"
+    picture.convert("P").save(path, transparency=0)
+    assert open_image(path).mode == "RGBA"
+
+
+def refused(path) -> str:
+    with pytest.raises(DenoiseError) as caught:
+        open_image(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_sixteen_bits_are_refused_rather_than_cut(picture, tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path)
+    assert "8 bits" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_several_frames_are_refused(suffix, picture, tmp_path):
+    path = tmp_path / f"moving{suffix}"
+    picture.save(path, save_all=True, append_images=[picture.rotate(90)])
+    assert "several frames" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_a_file_cut_short_is_refused(suffix, picture, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    picture.save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"just text", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "magic only"])
+def test_a_file_that_is_no_image_is_refused(content, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    assert "no image of the formats" in refused(path)
+
+
+def test_other_formats_missing_files_and_folders_are_refused(picture, tmp_path):
+    picture.save(tmp_path / "image.gif")
+    assert "no image of the formats" in refused(tmp_path / "image.gif")
+    assert "cannot be read" in refused(tmp_path / "missing.png")
+    assert "cannot be read" in refused(tmp_path)
+
+
+def test_too_many_pixels_are_refused_by_the_header_alone(picture, tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    picture.save(path)
+    monkeypatch.setattr(denoise, "MAX_PIXELS", 50 * 70)
+    assert open_image(path).size == (70, 50)
+    monkeypatch.setattr(denoise, "MAX_PIXELS", 50 * 70 - 1)
+    path.write_bytes(path.read_bytes()[:200])  # the pixels are not there
+    assert "70x50 is above 3499 pixels" in refused(path)
+
+
+def test_a_huge_size_in_a_small_file_is_refused(tmp_path):
+    content = io.BytesIO()
+    Image.new("L", (1, 1)).save(content, "PNG")
+    png = bytearray(content.getvalue())
+    png[16:24] = struct.pack(">II", 60_000, 60_000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    (tmp_path / "bomb.png").write_bytes(png)
+    refused(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("form_and_mode", ["PNG P", "PNG RGB", "TIFF P", "TIFF RGBA", "JPEG L"])
+def test_a_damaged_file_is_an_image_or_a_named_mistake(form_and_mode, picture, tmp_path):
+    form, mode = form_and_mode.split()
+    buffer, path, draw = io.BytesIO(), tmp_path / "image", np.random.default_rng(0)
+    picture.crop((0, 0, 30, 20)).convert(mode).save(buffer, form)
+    content = buffer.getvalue()
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(content)
+        for position in draw.integers(min(len(damaged), 200), size=2):
+            damaged[position] = draw.integers(256)
+        # half of the damage where TIFF has its directory: at the end
+        damaged[-int(draw.integers(1, 200))] = draw.integers(256)
+        path.write_bytes(damaged)
+        try:
+            open_image(path)
+            outcomes.add("image")
+        except DenoiseError as error:
+            outcomes.add("refused" if str(path) in str(error) else f"unnamed: {error}")
+    assert "refused" in outcomes
+    assert outcomes <= {"refused", "image"}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA"])
+def test_alpha_is_carried_over_and_only_the_colours_are_denoised(mode, denoiser, noisy_mosaic):
+    alpha = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70), np.uint8))
+    colours = Image.fromarray(noisy_mosaic[:50, :70]).convert(mode.removesuffix("A"))
+    image = colours.copy()
+    if mode.endswith("A"):
+        image.putalpha(alpha)
+    denoised = denoise_image(denoiser, image)
+    assert (denoised.mode, denoised.size) == (mode, image.size)
+    bands = denoised.split()
+    if mode.endswith("A"):
+        assert bands[-1].tobytes() == alpha.tobytes()
+        bands = bands[:-1]
+    expected = denoiser(np.asarray(colours))
+    assert np.array_equal(np.stack([np.asarray(band) for band in bands], axis=-1).squeeze(), expected)
+
+
+def test_fixed_noise_is_removed_from_every_test_image(denoiser, test_images):
+    clean = test_images.astype(np.float32) / 127.5 - 1
+    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=4)
+    before, after = (np.abs(x - clean).mean(axis=(1, 2, 3)) for x in (noisy, denoiser.batch(noisy)))
+    assert (after < before).mean() > 0.95

@@ -1,0 +1,192 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import model.export
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.config import ConfigError, TrainConfig
+from model.data import NOISE_SEEDS, to_unit
+from model.denoise import MANIFEST, Denoiser
+from model.evaluate import evaluate
+from model.export import ExportError, export
+from model.generator import Generator
+from model.noise import GaussianNoise
+from model.pictures import strip, to_uint8
+
+FILES = {"manifest.json", "generator.onnx", "generator.safetensors", "README.md", "strip.png"}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """The exported folder, alone in another one."""
+    return shutil.copytree(exported.folder, tmp_path / "out" / "model")
+
+
+@pytest.fixture(scope="module")
+def torch_generator(exported) -> Generator:
+    config = TrainConfig.from_dict(exported.manifest["config"])
+    generator = Generator(channels=1, image_size=32, width=config.width, dropout=config.dropout)
+    generator.load_state_dict(load_file(exported.folder / "generator.safetensors"))
+    return generator.eval()
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (300, 32, 32), (2, 64, 96), (1, 192, 32)], ids=str)
+def test_onnxruntime_equals_torch(shape, exported, torch_generator, all_test_images):
+    number, height, width = shape
+    rows, columns = height // 32, width // 32
+    tiles = all_test_images[: number * rows * columns, 0].reshape(number, rows, columns, 32, 32)
+    clean = to_unit(tiles.transpose(0, 1, 3, 2, 4).reshape(number, 1, height, width))
+    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=9)
+    with torch.inference_mode():
+        expected = torch_generator(torch.from_numpy(noisy)).numpy()
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(Denoiser(exported.folder).batch(noisy), expected, rtol=0, atol=1e-4)
+
+
+def test_the_weights_are_the_moving_average(exported, trained):
+    weights = load_file(exported.folder / "generator.safetensors")
+    average = trained.average.state_dict()
+    assert weights.keys() == average.keys()
+    assert all(torch.equal(weights[name], average[name]) for name in weights)
+
+
+def test_the_folder_has_exactly_its_files_and_onnx_holds_its_weights_itself(exported):
+    assert {path.name for path in exported.folder.iterdir()} == FILES
+    graph = onnx.load(exported.folder / "generator.onnx", load_external_data=False).graph
+    assert graph.initializer
+    assert all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
+    assert [value.name for value in (*graph.input, *graph.output)] == ["noisy", "denoised"]
+
+
+def test_the_manifest_has_the_sha256_of_every_other_file(exported):
+    digests = json.loads((exported.folder / MANIFEST).read_text())["files"]
+    assert digests.keys() == FILES - {MANIFEST}
+    for name, digest in digests.items():
+        assert digest == hashlib.sha256((exported.folder / name).read_bytes()).hexdigest()
+
+
+def test_the_manifest_tells_where_the_model_comes_from(exported, trained):
+    manifest = json.loads((exported.folder / MANIFEST).read_text())
+    assert manifest == exported.manifest
+    assert manifest["origin"] == {"search": "first", "trial": 7, "epoch": 4}
+    assert TrainConfig.from_dict(manifest["config"]) == trained.config
+    assert manifest["model"]["parameters"] == sum(p.numel() for p in trained.generator.parameters())
+    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30"}
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_measuring_the_folder_again_gives_the_manifests_figures_exactly(exported, images, test_images):
+    denoiser = Denoiser(exported.folder)
+    metrics = json.loads((exported.folder / MANIFEST).read_text())["metrics"]
+    assert evaluate(denoiser, images.validation, "gaussian:30", "validation") == metrics["validation"]
+    assert evaluate(denoiser, test_images, "gaussian:30", "test") == metrics["test"]
+    assert metrics["test"]["denoised"]["psnr_db"] > metrics["test"]["noisy"]["psnr_db"] + 1
+    assert metrics["test"]["ground_truth"] == {"l1": 0.0, "ssim": 1.0, "psnr_db": "inf"}
+    assert metrics["test"]["images"] == len(test_images)
+
+
+def test_the_trainers_last_report_is_what_the_export_measures(exported, trained):
+    measured, report = exported.manifest["metrics"]["validation"], trained.reports[-1]
+    assert measured["noisy"]["psnr_db"] == pytest.approx(report.noisy_psnr_db, abs=1e-3)
+    for name in ("l1", "ssim", "psnr_db"):
+        assert measured["denoised"][name] == pytest.approx(getattr(report, name), abs=1e-3)
+
+
+def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, test_images):
+    card = (exported.folder / "README.md").read_text()
+    test = exported.manifest["metrics"]["test"]["denoised"]
+    assert f"| Denoised | {test['l1']:.4f} | {test['ssim']:.4f} | {test['psnr_db']:.2f} |" in card
+    assert "DOES NOT BEAT" in card  # of a model this small it must say so
+    assert "![Input, ground truth, predicted](strip.png)" in card
+    clean = to_unit(test_images[:6])
+    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
+    expected = strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])
+    with Image.open(exported.folder / "strip.png") as picture:
+        assert picture.size == ((3 * 34 - 2) * 3, (6 * 34 - 2) * 3)
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+
+
+def test_a_strip_shows_columns_side_by_side_with_white_between(images):
+    left, right = to_unit(images.validation[:2]), to_unit(images.validation[2:4])
+    sheet = np.asarray(strip([left, right], scale=1))
+    assert sheet.shape == (66, 66)
+    assert np.array_equal(sheet[:32, :32], to_uint8(left[0, 0]))
+    assert np.array_equal(sheet[34:, 34:], to_uint8(right[1, 0]))
+    assert (sheet[32:34] == 255).all()
+    assert (sheet[:, 32:34] == 255).all()
+    colour = strip([np.repeat(left, 3, axis=1)], scale=3)
+    assert (colour.mode, colour.size) == ("RGB", (96, 198))
+
+
+def test_an_export_replaces_an_older_one_and_can_carry_the_checkpoint(exported, copied):
+    (copied / "generator.onnx").write_bytes(b"old")
+    manifest = export(exported.checkpoint, copied, **{**exported.arguments, "test": None}, trainable=True)
+    assert {path.name for path in copied.iterdir()} == {*FILES, "checkpoint.safetensors"}
+    assert (copied / "checkpoint.safetensors").read_bytes() == exported.checkpoint.read_bytes()
+    assert manifest["metrics"]["test"] is None
+    assert manifest["metrics"]["validation"] == exported.manifest["metrics"]["validation"]
+    assert "slides' numbers" not in (copied / "README.md").read_text()
+    assert Denoiser(copied).manifest == manifest
+    assert list(copied.parent.iterdir()) == [copied]
+
+
+@pytest.mark.parametrize("foreign", [{"notes.txt": "mine"}, {"manifest.json": '{"name": "a web app"}', "app.js": ""}])
+def test_an_export_never_overwrites_a_folder_with_other_files(foreign, exported, tmp_path):
+    for name, text in foreign.items():
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="something else"):
+        export(exported.checkpoint, tmp_path, **exported.arguments)
+    assert contents(tmp_path) == before
+
+
+def test_an_export_with_a_file_of_someone_else_in_it_is_not_overwritten(exported, copied):
+    (copied / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="something else"):
+        export(exported.checkpoint, copied, **exported.arguments)
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+def test_an_export_never_overwrites_a_file(exported, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="something else"):
+        export(exported.checkpoint, path, **exported.arguments)
+    assert path.read_text() == "mine"
+
+
+def test_an_export_that_is_not_what_was_trained_leaves_the_old_one_and_no_part(exported, copied, monkeypatch):
+    before = contents(copied)
+    make = model.export.load_generator
+
+    def other_weights(*args, **kwargs):
+        """As if the ONNX exporter had made a mistake: torch's own output changes after the file is written."""
+        generator, state = make(*args, **kwargs)
+        monkeypatch.setattr(model.export.onnx.checker, "check_model", lambda *_, **__: generator.last.bias.data.add_(1))
+        return generator, state
+
+    monkeypatch.setattr(model.export, "load_generator", other_weights)
+    with pytest.raises(ExportError, match="differs from torch's"):
+        export(exported.checkpoint, copied, **exported.arguments)
+    assert contents(copied) == before
+    assert list(copied.parent.iterdir()) == [copied]
+
+
+def test_a_damaged_checkpoint_is_not_exported(exported, tmp_path):
+    damaged = tmp_path / "checkpoint.safetensors"
+    damaged.write_bytes(exported.checkpoint.read_bytes()[:-1])
+    with pytest.raises(CheckpointError):
+        export(damaged, tmp_path / "model", **exported.arguments)
+    assert list(tmp_path.iterdir()) == [damaged]
+    assert load_checkpoint(exported.checkpoint)[1]["reports"]

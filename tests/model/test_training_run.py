@@ -1,0 +1,74 @@
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from model.checkpoint import load_checkpoint
+from model.config import TrainConfig
+from model.data import DeviceImages, Images
+from model.run import BEST, LAST, TrainingRun
+
+CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def few(images) -> DeviceImages:
+    few = Images(train=images.train[:100], validation=images.validation[:20])
+    return DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=20)
+
+
+def epochs_in(path) -> int:
+    return len(load_checkpoint(path)[1]["reports"])
+
+
+def test_a_killed_run_goes_on_and_ends_as_the_undisturbed_one(few, tmp_path):
+    undisturbed = TrainingRun(CONFIG, few, tmp_path / "a", "ssim", trial=7)
+    for _ in range(3):
+        undisturbed.run_epoch()
+    for _ in range(3):  # a new process for each epoch
+        run = TrainingRun(CONFIG, few, tmp_path / "b", "ssim", trial=7)
+        run.run_epoch()
+    assert [report.epoch for report in run.reports] == [1, 2, 3]
+    (expected, expected_state), (tensors, state) = (load_checkpoint(tmp_path / name / LAST) for name in "ab")
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert state["notes"] == expected_state["notes"] == {"trial": 7}
+    for epoch in (1, 2, 3):
+        with Image.open(tmp_path / "b" / f"epoch-{epoch:04}.png") as picture:
+            assert picture.size == (3 * 34 - 2, 6 * 34 - 2)
+    assert len(list((tmp_path / "b").iterdir())) == 5  # no parts are left
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(few, tmp_path, monkeypatch):
+    run = TrainingRun(CONFIG, few, tmp_path, "ssim")
+    evaluate, ssims = run.trainer._evaluate, iter([0.2, 0.5, 0.4, float("nan")])
+    monkeypatch.setattr(run.trainer, "_evaluate", lambda: {**evaluate(), "ssim": next(ssims)})
+    best = []
+    for _ in range(4):
+        run.run_epoch()
+        best.append(epochs_in(tmp_path / BEST))
+    assert best == [1, 2, 2, 2]
+    assert epochs_in(tmp_path / LAST) == 4
+
+
+def test_a_damaged_last_checkpoint_falls_back_on_the_best_and_says_so(few, tmp_path, monkeypatch, caplog):
+    run = TrainingRun(CONFIG, few, tmp_path, "ssim")
+    evaluate, ssims = run.trainer._evaluate, iter([0.5, 0.4])
+    monkeypatch.setattr(run.trainer, "_evaluate", lambda: {**evaluate(), "ssim": next(ssims)})
+    run.run_epoch()
+    run.run_epoch()
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        again = TrainingRun(CONFIG, few, tmp_path, "ssim")
+    assert again.trainer.epoch == 1
+    assert str(tmp_path / LAST) in caplog.text
+
+
+def test_a_run_that_diverges_still_has_its_picture_and_checkpoint(few, tmp_path):
+    run = TrainingRun(replace(CONFIG, seed=1), few, tmp_path, "psnr")
+    with torch.no_grad():
+        run.trainer.generator.last.bias.fill_(float("nan"))
+    run.run_epoch()
+    assert (tmp_path / "epoch-0001.png").exists()
+    assert epochs_in(tmp_path / LAST) == 1

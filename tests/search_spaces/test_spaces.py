@@ -1,0 +1,139 @@
+"""The spaces that come with the program sample what can be trained; a bad one is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+import pytest
+
+import search_spaces
+from model.config import TrainConfig
+from search_spaces import SpaceError
+
+BASE = TrainConfig(width=8, dropout=0.0)
+
+
+def samples(space: search_spaces.Space, count: int = 200) -> list[tuple[optuna.trial.Trial, TrainConfig]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    trials = [study.ask() for _ in range(count)]
+    return [(trial, space.sample(trial, BASE)) for trial in trials]
+
+
+def user_space(folder: Path, source: str) -> search_spaces.Space:
+    path = folder / "mine.py"
+    path.write_text(f"from dataclasses import replace\n{source}\n")
+    return search_spaces.load(str(path))
+
+
+def test_the_shipped_spaces_are_the_modules_of_the_package():
+    files = {path.stem for path in Path(search_spaces.__file__).parent.glob("[!_]*.py")}
+    assert set(search_spaces.names()) == files >= {"losses_and_rates"}
+
+
+@pytest.mark.parametrize("name", search_spaces.names())
+def test_a_shipped_space_samples_configurations_that_can_be_trained(name):
+    space = search_spaces.load(name)
+    space.check(BASE, fixed={"width": 8})
+    for trial, config in samples(space):
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))).as_dict() == config.as_dict()
+        untouched = asdict(config).keys() - trial.params.keys()
+        assert {n: asdict(config)[n] for n in untouched if n != "loss"} == {
+            n: asdict(BASE)[n] for n in untouched if n != "loss"
+        }
+
+
+def test_the_default_space_asks_for_a_weight_only_where_its_loss_takes_part():
+    rates = {"loss", "lr_g", "lr_d"}
+    wanted = {"l1": {"l1_weight"}, "ssim": {"ssim_weight"}, "both": {"l1_weight", "ssim_weight"}}
+    seen = set()
+    for trial, config in samples(search_spaces.load("losses_and_rates")):
+        assert trial.params.keys() == rates | wanted[config.loss]
+        seen.add(config.loss)
+        numbers = [d for d in trial.distributions.values() if isinstance(d, optuna.distributions.FloatDistribution)]
+        assert len(numbers) == len(trial.params) - 1
+        assert all(d.log for d in numbers)
+    assert seen == wanted.keys()
+
+
+def test_the_default_space_starts_from_the_settings_of_the_slides():
+    space = search_spaces.load("losses_and_rates")
+    study = optuna.create_study()
+    configs = []
+    for point in space.starting_points:
+        study.enqueue_trial(dict(point))
+        configs.append(space.sample(study.ask(), BASE))
+    assert [config.weights for config in configs] == [{"l1": 100}, {"ssim": 100}]
+    assert {(config.lr_g, config.lr_d) for config in configs} == {(2e-4, 2e-4)}
+
+
+def test_a_users_file_is_found_by_its_path(tmp_path):
+    space = user_space(
+        tmp_path,
+        "STARTING_POINTS = ({'width': 4},)\n"
+        "def suggest(trial, base): return replace(base, width=trial.suggest_int('width', 2, 6))",
+    )
+    space.check(BASE, fixed={})
+    assert {config.width for _, config in samples(space)} == {2, 3, 4, 5, 6}
+
+
+SUGGEST = "def suggest(trial, base): return replace(base, {})"
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [
+        ("raise OSError('no such disk')", ["OSError", "no such disk"]),
+        ("def sugest(trial, base): return base", ["no suggest(trial, base)"]),
+        ("def suggest(trial, base): return 1 / 0", ["ZeroDivisionError"]),
+        ("def suggest(trial, base): return {'width': 4}", ["returned dict", "TrainConfig"]),
+        (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-2, 1e-5)"), ["low <= high", "0.01", "1e-05"]),
+        (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 0, 1, log=True)"), ["low", "0", "log"]),
+        (SUGGEST.format("lr_g=trial.suggest_float('lr_g', float('nan'), 1)"), ["mine.py", "bounds"]),
+        (SUGGEST.format("loss=trial.suggest_categorical('loss', [])"), ["choices"]),
+        (SUGGEST.format("loss=trial.suggest_categorical('loss', ['l2'])"), ["loss='l2'", "l1, ssim, both"]),
+        (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 2, 3)"), ["lr_g=2.", "at most 1"]),
+        (SUGGEST.format("width=trial.suggest_int('widht', 2, 4)"), ["widht", "Did you mean width?"]),
+        (SUGGEST.format("width=2 * trial.suggest_int('width', 2, 2)"), ["suggests width=2", "trains 4"]),
+        (
+            "STARTING_POINTS = ({'width': 4, 'lr_g': 0.1},)\n"
+            + SUGGEST.format("width=trial.suggest_int('width', 2, 4)"),
+            ["starting point 0", "lr_g", "{'width': 4}"],
+        ),
+        (
+            "STARTING_POINTS = ({'width': 40},)\n" + SUGGEST.format("width=trial.suggest_int('width', 2, 4)"),
+            ["starting point 0", "40"],
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # Optuna warns of a starting point outside its range; here that is an error
+def test_a_bad_space_is_refused_with_the_rule_and_the_value(tmp_path, source, rule):
+    with pytest.raises(SpaceError) as refused:
+        user_space(tmp_path, source).check(BASE, fixed={})
+    for part in ["mine.py", *rule]:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("losses_and_rate", ["losses_and_rate:", "Did you mean losses_and_rates?", "my_space.py"]),
+        ("nowhere/space.py", ["nowhere/space.py", "no such file"]),
+        ("", ["no such space"]),
+    ],
+)
+def test_a_space_that_is_not_there_is_refused_with_the_nearest(name, rule):
+    with pytest.raises(SpaceError) as refused:
+        search_spaces.load(name)
+    for part in rule:
+        assert part in str(refused.value)
+
+
+def test_what_is_searched_cannot_be_set_for_all_trials():
+    with pytest.raises(SpaceError, match="lr_g: searched by the space losses_and_rates"):
+        search_spaces.load("losses_and_rates").check(BASE, fixed={"width": 8, "lr_g": 1e-3})
+    # even where only some of the samples ask for it
+    with pytest.raises(SpaceError, match="ssim_weight: searched"):
+        search_spaces.load("losses_and_rates").check(BASE, fixed={"ssim_weight": 10.0})

@@ -1,0 +1,63 @@
+"""What the README, the docs and the cluster file show is what the program takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+import search_spaces
+from hpo.cli import _parser
+from model.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    """Every line that begins with `hpo`, and those that a `ray exec` line runs."""
+    lines = [line.split("  #")[0].strip() for page in PAGES for line in page.read_text().splitlines()]
+    quoted = [match[1] for line in lines if (match := re.search(r"'(hpo .*)'", line))]
+    return [line for line in lines if line.startswith("hpo ")] + quoted
+
+
+def test_the_pages_show_commands():
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_on_the_pages_is_one_that_the_program_takes(line):
+    _parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_space_on_the_page_is_searchable(tmp_path):
+    text = re.search(r"```python\n(# my_space.py.*?)```", (ROOT / "docs/spaces.md").read_text(), re.S)[1]
+    path = tmp_path / "my_space.py"
+    path.write_text(text)
+    space = search_spaces.load(str(path))
+    space.check(TrainConfig(), {})
+    assert space.starting_points[0] == {"lr_g": 2e-4, "dropout": 0.5}
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tree_in_the_readme_names_every_module():
+    text = (ROOT / "README.md").read_text()
+    modules = [path for room in ("hpo", "model") for path in (ROOT / room).glob("*.py") if path.stem != "__init__"]
+    missing = [path.name for path in modules if path.name not in text]
+    assert set(missing) <= {"pictures.py"}
+
+
+def test_the_cluster_file_is_valid_for_ray_and_keeps_trials_off_the_head():
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    assert "0.0.0.0" not in (ROOT / "cluster.yaml").read_text()
+    assert any("RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
