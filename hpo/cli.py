@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from model.config import ConfigError, TrainConfig, nearest, parse_setting
+from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting
 
 EXIT_BAD_INPUT, EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
@@ -29,27 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _stopped("Interrupted. The same command continues.", EXIT_INTERRUPTED)
-    except (ValueError, RuntimeError, OSError) as error:
-        code = _exit_code(error)
-        if not code:
-            raise
-        return _stopped(f"hpo: {error}", code)
+    except ConfigError as error:
+        return _stopped(f"hpo: {error}", EXIT_BAD_INPUT)
+    except (MachineError, OSError) as error:
+        return _stopped(f"hpo: {error}", EXIT_MACHINE)
     return code
-
-
-def _exit_code(error: Exception) -> int:
-    """0 for what is a fault of this program."""
-    if isinstance(error, ConfigError) or type(error).__name__ == "DenoiseError":
-        return EXIT_BAD_INPUT
-    if isinstance(error, OSError) or type(error).__name__ in (
-        "RayError",
-        "RecordError",
-        "CheckpointError",
-        "ExportError",
-        "StorageInternalError",
-    ):
-        return EXIT_MACHINE
-    return 0
 
 
 def _stopped(message: str, code: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from hpo.config import SearchConfig
+from model.config import MachineError
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would call home
@@ -25,7 +26,7 @@ _ENVIRONMENT = {
 }
 
 
-class RayError(RuntimeError):
+class RayError(MachineError):
     """Ray does not start, or has no room for a single trial."""
 
 

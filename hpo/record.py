@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError
 from hpo.config import CHANGEABLE, SearchConfig, check_name
 from hpo.decide import ASKED, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
 from model.checkpoint import write_atomically
-from model.config import ConfigError, nearest
+from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
 from model.metrics import EvalReport, objective_value
 
@@ -33,7 +33,7 @@ _LOCKED_SECONDS = 60  # SQLite's patience with another process; its default is 5
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class RecordError(RuntimeError):
+class RecordError(MachineError):
     """A record that cannot be read, or that somebody else is writing."""
 
 

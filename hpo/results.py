@@ -73,10 +73,10 @@ def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
 
 def winner(record: Record) -> int | None:
     """The trial with the best checkpoint: among finalists once they were measured, else by its own reports."""
-    measured: dict[str, dict[str, float]] = record.notes().get(FINALISTS, {})
-    if measured:
-        return int(max(measured, key=lambda number: (measured[number]["value"], -int(number))))
     candidates = finalists(record.trials(), record.search.objective)
+    measured: dict[str, dict[str, float]] = record.notes().get(FINALISTS, {})
+    if {int(number) for number in measured} == set(candidates):  # else they are those of an earlier end
+        candidates.sort(key=lambda number: -measured[str(number)]["value"])
     return candidates[0] if candidates else None
 
 

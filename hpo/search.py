@@ -45,6 +45,7 @@ class _Context:
 
     record: Record
     images: Images
+    images_ref: ray.ObjectRef  # for work outside Tune
     cluster: ray_runtime.Cluster
     console: Console
 
@@ -84,7 +85,7 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
         return EXIT_DONE
 
     with _sigterm_as_exit(), ray_runtime.started(record.search) as cluster:
-        context = _Context(record=record, images=images, cluster=cluster, console=console)
+        context = _Context(record=record, images=images, images_ref=ray.put(images), cluster=cluster, console=console)
         console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
         _run_trials(context, space)
         if results.winner(record) is None:
@@ -219,7 +220,7 @@ def _measure_finalists(context: _Context) -> None:
 def _measure(context: _Context, folder: Path) -> dict[str, float]:
     alone = context.cluster.whole_node
     config = context.ray_config(0, {}, folder, alone["num_cpus"])
-    task = measure.options(**alone).remote(str((folder / BEST).absolute()), config, context.images)
+    task = measure.options(**alone).remote(str((folder / BEST).absolute()), config, context.images_ref)
     metrics: dict[str, float] = ray.get(task)
     value = objective_value(metrics["ssim"], metrics["psnr_db"], context.record.search.objective)
     return {**metrics, "value": value}
@@ -235,7 +236,7 @@ def _train_final(context: _Context) -> None:
     if not _was_trained_with(folder / LAST, config):
         shutil.rmtree(folder, ignore_errors=True)
     setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
-    training = FinalTraining.options(**alone).remote(setup, context.images)  # type: ignore[attr-defined]
+    training = FinalTraining.options(**alone).remote(setup, context.images_ref)  # type: ignore[attr-defined]
     console.print(f"\nFinal training of trial {number}'s configuration: {config.epochs} epochs", highlight=False)
     done = len(ray.get(training.reports.remote()))
     for epoch in range(done + 1, config.epochs + 1):

@@ -14,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from model.config import MachineError
+
 _DIGEST, _STATE = "sha256", "state"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(MachineError):
     """A checkpoint that is missing, damaged or of another training."""
 
 

@@ -12,7 +12,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
-    """Settings that break a rule. The message has every broken rule, its value and the nearest right thing."""
+    """Bad input: something asked for breaks a rule. The message has every broken rule, its value and the nearest right
+    thing."""
+
+
+class MachineError(RuntimeError):
+    """The machine, its disk or its cluster does not do what it must."""
 
 
 Loss = Literal["l1", "ssim", "both"]
@@ -123,7 +128,7 @@ def _wrong_types(config: TrainConfig) -> list[str]:
                 mistakes.append(f"{name}={value!r}: {name} is a whole number or None")
         elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
             mistakes.append(f"{name}={value!r}: {name} is a whole number")
-        elif kind is float and not (isinstance(value, int | float) and math.isfinite(value)):
+        elif kind is float and not (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))):
             mistakes.append(f"{name}={value!r}: {name} is a finite number")
     return mistakes
 
@@ -144,7 +149,8 @@ def _wrong_values(config: TrainConfig) -> list[str]:
     for names, holds, rule in _RULES:
         for name in names:
             value = getattr(config, name)
-            if isinstance(value, int | float) and math.isfinite(value) and not holds(value):
+            is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+            if is_number and not holds(value):
                 mistakes.append(f"{name}={value}: {name} must be {rule}")
     size = config.images_per_epoch
     if isinstance(size, int) and isinstance(config.batch_size, int) and 1 <= size < config.batch_size:

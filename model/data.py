@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import logging
 import os
 import urllib.request
@@ -154,7 +155,7 @@ def _download(file: _IdxFile) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             packed = response.read(_MAX_DOWNLOAD_BYTES + 1)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"Fashion-MNIST is not on this machine and {url} cannot be reached ({error}). On Debian and Ubuntu: "
             f"apt-get install dataset-fashion-mnist. Elsewhere: put {file.name} into {_cache()}"

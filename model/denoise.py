@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, UnidentifiedImageError
 
+from model.config import ConfigError
+
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # read off the header: a file of 100 kB can unpack to gigabytes
@@ -20,7 +22,7 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
 
-class DenoiseError(ValueError):
+class DenoiseError(ConfigError):
     """A model folder or an image that cannot be used; the message says which rule it breaks."""
 
 
@@ -37,7 +39,7 @@ class Denoiser:
         self.channels: int = model["channels"]
         self.image_size: int = model["image_size"]
         path = self.folder / model["file"]
-        content = _verified(path, self.manifest["files"])
+        content = _verified(path, self.manifest["files"][model["file"]])
         try:
             self._session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
         except Exception as error:  # onnxruntime's exceptions have no common base but this
@@ -153,13 +155,12 @@ def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
     return Image.fromarray(denoiser(np.asarray(image)))
 
 
-def _verified(path: Path, digests: dict[str, str]) -> bytes:
+def _verified(path: Path, digest: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DenoiseError(f"{path}: cannot be read ({error})") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != digests[path.name]:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise DenoiseError(f"{path}: its SHA-256 is not the manifest's: it was damaged or exchanged")
     return content
 

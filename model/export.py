@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 
 from model.checkpoint import write_atomically
-from model.config import ConfigError
+from model.config import ConfigError, MachineError
 from model.data import NOISE_SEEDS, DataConfig, Images, to_unit
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.evaluate import against_slides, evaluate, table
@@ -38,7 +38,7 @@ _STRIP_IMAGES = 6
 _PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-image", "safetensors")
 
 
-class ExportError(RuntimeError):
+class ExportError(MachineError):
     """An export that would not be what was trained."""
 
 
