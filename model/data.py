@@ -22,7 +22,7 @@ from model.noise import GaussianNoise
 log = logging.getLogger(__name__)
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
-_PADDING = 2  # black, 28x28 to 32x32, before the noise
+PADDING = 2  # pixels of black on each side, 28x28 to 32x32, before the noise
 _SOURCES = ("fashion-mnist",)
 
 # Where each split's noise starts: the same noisy images for every trial, report and export.
@@ -131,7 +131,7 @@ def _fashion_mnist(split: str) -> np.ndarray:
         path = _download(file)
     pixels = _unpack(path, path.read_bytes(), file)
     images = np.frombuffer(pixels, np.uint8, offset=_IDX_HEADER_BYTES).reshape(file.count, 1, _SIDE, _SIDE)
-    edge = (_PADDING, _PADDING)
+    edge = (PADDING, PADDING)
     return np.pad(images, ((0, 0), (0, 0), edge, edge))
 
 

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # read off the header: a file of 100 kB can unpack to gigabytes
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+_BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
 
@@ -38,6 +39,7 @@ class Denoiser:
         model = self.manifest["model"]
         self.channels: int = model["channels"]
         self.image_size: int = model["image_size"]
+        self.padding: int = model["padding"]
         path = self.folder / model["file"]
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
@@ -89,7 +91,7 @@ class Denoiser:
         """
         size, half = self.image_size, self.image_size // 2
         height, width = noisy.shape[2:]
-        if (height, width) == (size, size):
+        if (height, width) == (size, size) and self._has_black_frame(noisy):
             return self.batch(noisy)
         rows, columns = math.ceil(height / half) + 1, math.ceil(width / half) + 1
         down, right = rows * half - height, columns * half - width
@@ -105,6 +107,15 @@ class Denoiser:
                 blended[:, :, y : y + size, x : x + size] += tile
         return blended[:, :, half : half + height, half : half + width]
 
+    def _has_black_frame(self, noisy: np.ndarray) -> bool:
+        """Whether images of the training size have the frame that all training images had. Where they have, the network
+        by itself is 0.3 dB better than tiles; where not, it blackens their edges and is 7 dB worse."""
+        frame = self.padding
+        if frame == 0:
+            return True
+        inside = noisy[:, :, frame:-frame, frame:-frame]
+        return bool((noisy.sum() - inside.sum()) / (noisy.size - inside.size) < _BLACK_FRAME)
+
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises DenoiseError where the folder is no export."""
@@ -112,7 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         model = manifest["model"]
-        _ = model["file"], model["channels"], model["image_size"], manifest["files"][model["file"]]
+        _ = model["file"], model["channels"], model["image_size"], model["padding"], manifest["files"][model["file"]]
     except FileNotFoundError:
         raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError
-from model.data import NOISE_SEEDS, DataConfig, Images, to_unit
+from model.data import NOISE_SEEDS, PADDING, DataConfig, Images, to_unit
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.evaluate import against_slides, evaluate, table
 from model.generator import Generator
@@ -79,6 +79,7 @@ def export(
                 "file": ONNX_FILE,
                 "channels": channels,
                 "image_size": image_size,
+                "padding": PADDING,
                 "size_multiple": generator.size_multiple,
                 "value_range": [-1, 1],
                 "parameters": sum(p.numel() for p in generator.parameters()),

@@ -35,6 +35,20 @@ def noisy_mosaic(mosaic) -> np.ndarray:
     return np.clip(np.rint(mosaic + noise), 0, 255).astype(np.uint8)
 
 
+def test_an_image_of_the_training_size_goes_through_the_network_alone_where_it_has_the_black_frame(
+    denoiser, test_images, noisy_mosaic, monkeypatch
+):
+    shapes = []
+    network = denoiser.batch
+    monkeypatch.setattr(denoiser, "batch", lambda noisy: shapes.append(noisy.shape) or network(noisy))
+    framed = np.random.default_rng(0).normal(test_images[0, 0], 30).clip(0, 255).astype(np.uint8)
+    denoiser(framed)
+    assert shapes == [(1, 1, 32, 32)]
+    shapes.clear()
+    denoiser(np.ascontiguousarray(noisy_mosaic[10:42, 10:42, 0]))  # no frame there: tiles
+    assert shapes == [(9, 1, 32, 32)]
+
+
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
