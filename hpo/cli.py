@@ -209,6 +209,8 @@ def _train(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments.set)
     config = TrainConfig.from_dict(settings)
     config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
+    if arguments.to.exists() and not arguments.to.is_dir():
+        raise ConfigError(f"{arguments.to}: is a file; --to names a folder")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
     import torch

@@ -42,7 +42,7 @@ class Progress:
             pass  # a continued search: told by an earlier driver
         else:
             for line in self._lines(before, trial):
-                self._console.print(line, highlight=False, soft_wrap=True)
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not self._expectation and not self._live and (seconds := self._seconds_left()) is not None:
             self._expectation = f"Expected: about {_duration(seconds)} more, pruning taken into account"
             self._console.print(self._expectation, highlight=False)
@@ -124,7 +124,7 @@ def trial_table(trials: Sequence[FrozenTrial], search: SearchConfig) -> Table:
             f"{measured.ssim:.4f}" if measured else "",
             f"{measured.psnr_db:.2f}" if measured else "",
             Text(outcome(trial), style={"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}.get(r["state"], "cyan")),
-            parameters(trial),
+            Text(parameters(trial)),  # a str would be read as markup
         )
     return table
 

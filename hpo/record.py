@@ -200,7 +200,7 @@ def _open_study(folder: Path, name: str) -> tuple[optuna.storages.BaseStorage, o
         study = optuna.load_study(study_name=name, storage=storage)
         study.get_trials(deepcopy=False)  # reads every page that matters
     except (DatabaseError, KeyError) as error:
-        raise RecordError(f"{path}: damaged ({error})") from error
+        raise RecordError(f"{path}: damaged, or held by another process ({error})") from error
     return storage, study
 
 

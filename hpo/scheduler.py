@@ -54,13 +54,13 @@ class Overhead:
 
 
 def overhead(steps: Sequence[Step], slots: int, began: float) -> Overhead | None:
-    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail. None without two trials."""
+    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail. None without two starts."""
     starts: dict[int, float] = {}
     for step in steps:
         starts[step.number] = min(step.start, starts.get(step.number, step.start))
-    if len(starts) < 2:
+    first, last = min(starts.values(), default=0.0), max(starts.values(), default=0.0)
+    if first == last:
         return None
-    first, last = min(starts.values()), max(starts.values())
     worked = sum(max(0.0, min(step.end, last) - step.start) for step in steps)
     return Overhead(
         share=max(0.0, 1 - worked / (slots * (last - first))),

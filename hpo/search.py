@@ -28,7 +28,7 @@ from hpo.scheduler import ConductorScheduler, overhead
 from hpo.searcher import ConductorSearcher
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.config import TrainConfig
+from model.config import ConfigError, TrainConfig
 from model.data import Images
 from model.evaluate import against_slides, table
 from model.metrics import EvalReport, objective_value
@@ -69,7 +69,7 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
 
     Gives the exit code. Raises ConfigError before anything is started; RayError, RecordError, OSError.
     """
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, markup=False)  # paths and errors may have brackets
     if Record.exists(runs, name):
         record = Record(runs, name)
         space, images = _check(replace(record.search, **asked))
@@ -84,7 +84,8 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
-    with _sigterm_as_exit(), ray_runtime.started(record.search) as cluster:
+    # Twice: Ray's start puts a handler of its own in place, in C++, that aborts.
+    with _sigterm_as_exit(), ray_runtime.started(record.search) as cluster, _sigterm_as_exit():
         context = _Context(record=record, images=images, images_ref=ray.put(images), cluster=cluster, console=console)
         console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
         _run_trials(context, space)
@@ -105,8 +106,12 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
 def _check(search: SearchConfig) -> tuple[search_spaces.Space, Images]:
     """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
     space = search_spaces.load(search.space)
-    space.check(search.base_config(), search.set)
-    return space, search.data_config().load()
+    base = search.base_config()
+    space.check(base, search.set)
+    images = search.data_config().load()
+    if base.batch_size > len(images.train):
+        raise ConfigError(f"batch_size={base.batch_size}: above the {len(images.train):,} training images")
+    return space, images
 
 
 def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
@@ -129,14 +134,20 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C: listeners closed, Ray shut down."""
+    """SIGTERM unwinds as Ctrl-C does: listeners closed, Ray shut down."""
+    received = []
 
-    def leave(*_: Any) -> None:
-        sys.exit(EXIT_TERMINATED)
+    def interrupt(number: int, _: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt  # SystemExit would end the process at once, with 1, inside Ray's calls
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        if received:
+            sys.exit(EXIT_TERMINATED)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

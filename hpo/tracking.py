@@ -1,7 +1,7 @@
 """W&B: one run per trial, written offline by one thread in the driver. Trials never import wandb.
 
-A run is drawn from the record: whatever a call did not log, the next one does, and a continued search writes the
-fragment of an unfinished trial again from its first epoch.
+A run is drawn from the record: whatever a call did not log, the next one does, and a continued search writes a run
+that was not closed again from its first epoch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Tracker:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._rungs = decide.rungs(record.search)
-        self._finished_before = {trial.number for trial in record.trials() if trial.state.is_finished()}
+        self._finished_before = {t.number for t in record.trials() if self._marker(t.number).exists()}
         self._runs: dict[int, Any] = {}
         self._logged: dict[int, int] = {}
         self._queue: queue.Queue[FrozenTrial | None] = queue.Queue(_QUEUE_SIZE)
@@ -104,7 +104,7 @@ class Tracker:
     def _open(self, trial: FrozenTrial) -> Any:
         import wandb  # noqa: PLC0415 - seconds that a search without W&B need not pay
 
-        run_id = f"{self._record.id}-{trial.number:05}"
+        run_id = self._run_id(trial.number)
         for fragment in self._fragments(run_id):
             shutil.rmtree(fragment)
         run = wandb.init(
@@ -138,12 +138,20 @@ class Tracker:
             run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
         run.tags = (*(run.tags or ()), _TAGS[trial.state])
         run.finish(exit_code=1 if trial.state == TrialState.FAIL else 0)
+        self._marker(trial.number).touch()
 
     def _strip(self, number: int, epoch: int) -> dict[str, Any]:
         import wandb  # noqa: PLC0415 - see _open
 
         path = self._record.trial_folder(number) / f"epoch-{epoch:04}.png"
         return {"val/strip": wandb.Image(str(path), caption="noisy | denoised | clean")} if path.exists() else {}
+
+    def _run_id(self, number: int) -> str:
+        return f"{self._record.id}-{number:05}"
+
+    def _marker(self, number: int) -> Path:
+        """Its existence means that the run is whole. Not inside the fragment, which `wandb sync --clean` deletes."""
+        return self._record.folder / "wandb" / f"{self._run_id(number)}.whole"
 
     def _fragments(self, run_id: str) -> Sequence[Path]:
         return sorted((self._record.folder / "wandb").glob(f"offline-run-*-{run_id}"))

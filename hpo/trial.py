@@ -44,6 +44,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The same actor, images and device for another trial."""
+        del self._run  # its networks, before those of the next are made: both might not fit
         self.setup(new_config)  # type: ignore[call-arg]  # Ray's wrapper adds the images
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,47 +19,47 @@ def killed_at_write(number: int) -> Iterator[None]:
     """Raises Killed instead of the writing statement of that number, from 0; nothing where there are fewer."""
     writes = 0
 
-    def write() -> None:
+    def write(_statement: str) -> None:
         nonlocal writes
         writes += 1
         if writes > number:
             raise Killed
 
-    with _watched(write, lambda: None):
+    with _watched(write, lambda: True):
         yield
 
 
 @contextmanager
-def every_write_killed_once() -> Iterator[list[Killed]]:
-    """Each transaction that writes is killed when it is first tried. Gives the kills."""
-    kills: list[Killed] = []
-    spared = wrote = False
+def every_write_killed_once() -> Iterator[set[str]]:
+    """Each transaction that writes is killed when it is first tried. Gives the last statement of each."""
+    kills: set[str] = set()
+    last = ""
 
-    def write() -> None:
-        nonlocal spared, wrote
-        if not spared:
-            spared = True
-            kills.append(Killed())
-            raise kills[-1]
-        wrote = True
+    def write(statement: str) -> None:
+        nonlocal last
+        last = re.sub(r"\d{4}-\d\d-\d\d [\d:.]+", "now", statement)
 
-    def commit() -> None:
-        nonlocal spared, wrote
-        if wrote:
-            spared = wrote = False
+    def may_commit() -> bool:
+        nonlocal last
+        statement, last = last, ""
+        is_first_try = bool(statement) and statement not in kills
+        kills.add(statement)
+        return not is_first_try
 
-    with _watched(write, commit):
+    with _watched(write, may_commit):
         yield kills
 
 
 @contextmanager
-def _watched(write: Callable[[], None], commit: Callable[[], None]) -> Iterator[None]:
-    def before_execute(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+def _watched(write: Callable[[str], None], may_commit: Callable[[], bool]) -> Iterator[None]:
+    def before_execute(_connection: Any, _cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
         if sql.lstrip().startswith(("INSERT", "UPDATE", "DELETE")):
-            write()
+            write(f"{sql} {parameters}")
 
-    def before_commit(_connection: Any) -> None:
-        commit()
+    def before_commit(connection: sqlalchemy.Connection) -> None:
+        if not may_commit():
+            connection.connection.rollback()  # what the database does when its writer is gone
+            raise Killed
 
     events = {"before_cursor_execute": before_execute, "commit": before_commit}
     for name, listener in events.items():

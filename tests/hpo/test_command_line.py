@@ -1,0 +1,181 @@
+"""The command line: bad input is told with the rule, the value and the nearest right thing, before anything starts."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from curves import conductor, run_all
+from PIL import Image
+
+import hpo.record
+from hpo.cli import main
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch) -> None:
+    """Where no Ray starts, whatever is asked."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.chdir(tmp_path)
+
+
+def hpo_says(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
+    """Exit code, stdout, stderr."""
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+SEARCH = ["search", "first"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([*SEARCH, "--trials", "0"], ["trials=0: must be at least 1"]),
+        ([*SEARCH, "--trials", "-1"], ["trials=-1: must be at least 1"]),
+        ([*SEARCH, "--trials", "many"], ["--trials", "'many'"]),
+        ([*SEARCH, "--trails", "3"], ["--trails: no such option. Did you mean --trials?"]),
+        ([*SEARCH, "--trails=3"], ["--trails=3: no such option. Did you mean --trials?"]),
+        ([*SEARCH, "--tri", "3"], ["--tri: no such option"]),
+        ([*SEARCH, "--grace", "5", "--epochs", "3"], ["grace=5: must be from 1 to the 3 epochs"]),
+        ([*SEARCH, "--reduction", "1"], ["reduction=1: must be at least 2"]),
+        ([*SEARCH, "--scheduler", "hyperband"], ["hyperband", "asha", "none"]),
+        ([*SEARCH, "--objective", "loss"], ["loss", "balanced", "ssim", "psnr"]),
+        ([*SEARCH, "--concurrent", "0", "--time-budget", "nan"], ["concurrent=0", "time_budget=nan"]),
+        ([*SEARCH, "--gpus-per-trial", "1.5"], ["gpus_per_trial=1.5", "Ray has no 1.5 GPUs"]),
+        ([*SEARCH, "--images-per-epoch", "10"], ["images_per_epoch=10", "batch size, 64"]),
+        ([*SEARCH, "--seed", "-1"], ["seed=-1"]),
+        ([*SEARCH, "--data", "mnist"], ["data=mnist", "fashion-mnist"]),
+        ([*SEARCH, "--noise", "gauss:30"], ["gauss:30", "gaussian:30"]),
+        ([*SEARCH, "--space", "optimisers"], ["space=optimisers", "Did you mean optimizers?"]),
+        ([*SEARCH, "--space", "mine.py"], ["mine.py", "there is no such file"]),
+        ([*SEARCH, "--set", "widht=4"], ["widht: no such setting. Did you mean width?"]),
+        ([*SEARCH, "--set", "width=wide"], ["width=wide: width is a whole number, such as width=64"]),
+        ([*SEARCH, "--set", "width"], ["width: a setting is NAME=VALUE"]),
+        ([*SEARCH, "--set", "width=4", "--set", "width=8"], ["width: set twice, to 4 and 8"]),
+        ([*SEARCH, "--set", "lr_g=0.01"], ["lr_g: searched by the space losses_and_rates"]),
+        ([*SEARCH, "--set", "epochs=3"], ["has an option of its own: --epochs"]),
+        ([*SEARCH, "--set", "batch_size=55001"], ["batch_size=55001: above the 55,000 training images"]),
+        (["search", "../x"], ["name='../x'", "1 to 64 letters", "such as x"]),
+        (["search", ""], ["name=''"]),
+        ([*SEARCH, "--runs", "file.txt"], ["file.txt/first: cannot be written", "--runs"]),
+        (["serch", "first"], ["serch", "search"]),
+        ([], ["COMMAND"]),
+        (["show", "first"], ["first: no such search in runs", "`hpo search NAME` starts one"]),
+        (["show", "a/b"], ["name='a/b'"]),
+        (["export", "first"], ["first: no such search in runs"]),
+        (["evaluate", "nowhere"], ["nowhere: no export there", "manifest.json"]),
+        (["denoise", "nowhere", "a.png", "--to", "out"], ["nowhere: no export there"]),
+        (["denoise", "m", "b.png", "--to", "out"], ["b.png: there is no such file"]),
+        (["denoise", "m", "file.txt", "--to", "out"], ["file.txt: an image ends in .png"]),
+        (["denoise", "m", "a.png", "other/a.png", "--to", "out"], ["other/a.png: has the same name as a.png"]),
+        (["denoise", "m", "a.png", "--to", "."], ["a.png: would be overwritten", "--to"]),
+        (["denoise", "m", "a.png", "--to", "file.txt"], ["file.txt: is a file; --to names a folder"]),
+        (["denoise", "m", "empty", "--to", "out"], ["empty: no images there"]),
+        (["denoise", "m", "a.png", "b.png", "file.txt", "--to", "out"], ["b.png", "file.txt"]),
+        (["train", "--to", "out", "--set", "lr_g=5"], ["lr_g=5.0: lr_g must be above 0 and at most 1"]),
+        (["train", "--to", "out", "--epochs", "0"], ["epochs=0"]),
+        (["train", "--to", "out", "--data", "mnist"], ["data=mnist"]),
+        (["train", "--to", "file.txt"], ["file.txt", "folder"]),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(argv, told, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("text")
+    for name in ("a.png", "other/a.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = hpo_says(*argv, capsys=capsys)
+    assert (code, out) == (2, "")
+    for part in told:
+        assert part in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_wrong_option_is_answered_without_loading_what_a_search_needs():
+    code = (
+        "import sys; from hpo.cli import main\n"
+        "try: main(['search', 'first', '--trails', '3'])\n"
+        "except SystemExit as stop: print(stop.code, *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    exit_code, *modules = done.stdout.split()
+    assert exit_code == "2"
+    assert not {"torch", "ray", "optuna", "wandb", "numpy", "rich"} & set(modules)
+
+
+def test_no_searches_are_no_error(capsys):
+    assert hpo_says("list", capsys=capsys) == (0, "", "No searches in runs. `hpo search NAME` starts one.\n")
+    code, out, _ = hpo_says("list", "--json", capsys=capsys)
+    assert (code, json.loads(out)) == (0, {"searches": []})
+    assert not Path("runs").exists()
+
+
+def test_a_wrong_name_or_trial_is_told_with_what_there_is(record, capsys):
+    run_all(conductor(record))
+    assert "Did you mean first?" in hpo_says("show", "frist", capsys=capsys)[2]
+    code, _, err = hpo_says("export", "first", "--trial", "8", capsys=capsys)
+    assert (code, err) == (2, "hpo: trial=8: first has the trials 0 to 7\n")
+
+
+def test_a_search_with_trials_is_listed_and_shown_and_its_json_is_all_of_stdout(record, capsys):
+    run_all(conductor(record))
+    (listed,) = json.loads(hpo_says("list", "--json", capsys=capsys)[1])["searches"]
+    assert (listed["name"], listed["trials"], listed["exported"]) == ("first", 8, False)
+    assert "8/8 trials" in hpo_says("list", capsys=capsys)[1]
+    shown = json.loads(hpo_says("show", "first", "--json", capsys=capsys)[1])
+    assert [row["value"] for row in shown["trials"]] == sorted((row["value"] for row in shown["trials"]), reverse=True)
+    assert f"winner: trial {shown['winner']}" in hpo_says("show", "first", capsys=capsys)[1]
+    assert listed["ssim"] == shown["trials"][0]["ssim"]
+
+
+@pytest.mark.parametrize(
+    ("option", "difference"),
+    [
+        (["--seed", "4"], "seed: it has 9, asked for 4"),
+        (["--space", "optimizers"], "space: it has losses_and_rates, asked for optimizers"),
+        (["--set", "width=8"], "set: it has {'width': 4}, asked for {'width': 8}"),
+        (["--images-per-epoch", "512"], "images_per_epoch: it has None, asked for 512"),
+    ],
+)
+def test_continuing_as_another_search_is_refused_with_the_difference(record, capsys, option, difference):
+    before = (record.folder / "search.json").read_bytes()
+    code, _, err = hpo_says("search", "first", *option, capsys=capsys)
+    assert code == 2
+    assert difference in err
+    assert (record.folder / "search.json").read_bytes() == before
+
+
+def test_a_study_that_another_process_holds_is_a_fault_of_the_machine(record, capsys, monkeypatch):
+    monkeypatch.setattr(hpo.record, "_LOCKED_SECONDS", 0)
+    with sqlite3.connect(record.folder / "study.db") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        code, _, err = hpo_says("show", "first", capsys=capsys)
+    assert code == 4
+    assert "locked" in err
+
+
+def test_a_training_by_hand_goes_on_where_it_was(capsys):
+    command = ["train", "--to", "out", "--json", "--images-per-epoch", "256", "--set", "width=2", "--set", "dropout=0"]
+    assert hpo_says(*command, "--epochs", "1", capsys=capsys)[0] == 0
+    code, out, err = hpo_says(*command, "--epochs", "1", capsys=capsys)  # done already
+    assert (code, err) == (0, "")
+    (epoch,) = json.loads(out)["epochs"]
+    assert epoch["epoch"] == 1
+    assert {"ssim", "psnr_db", "l1", "images_per_second"} <= epoch.keys()
+    assert {path.name for path in Path("out").iterdir()} == {"best.safetensors", "last.safetensors", "epoch-0001.png"}

@@ -1,0 +1,351 @@
+"""A real search on Fashion-MNIST, killed and continued by the same command; then everything that is done with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import ray
+import torch
+from curves import SPACE, conductor
+from optuna.trial import FrozenTrial
+from PIL import Image
+from wandb_files import assert_all_there
+
+from hpo import decide, results
+from hpo.cli import main
+from hpo.record import Record, list_names
+from model.checkpoint import load_checkpoint
+from model.config import TrainConfig
+from model.data import DataConfig, DeviceImages, Images
+from model.denoise import Denoiser
+from model.run import BEST, LAST, TrainingRun
+from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+
+import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
+
+HPO = str(Path(sys.executable).parent / "hpo")
+SEARCH = ["--trials", "5", "--epochs", "3", "--images-per-epoch", "512", "--final-epochs", "2", "--wandb", "offline"]
+SEARCH += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
+ONE_SLOT = [*SEARCH, "--concurrent", "1"]
+GUARD_SECONDS = 240
+
+
+# --- running it -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Driver:
+    """`hpo search`, and everything that it starts: they carry a mark in their environment."""
+
+    process: subprocess.Popen[str]
+    mark: str
+
+    def processes(self) -> list[psutil.Process]:
+        """All that live."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SEARCH_UNDER_TEST") == self.mark and process.status() != "zombie":
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + GUARD_SECONDS
+        while not condition():
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@contextmanager
+def driver(folder: Path, options: list[str]) -> Iterator[Driver]:
+    # W&B's process of this one would be shared; Ray must not see the tests' GPUs or none.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment["SEARCH_UNDER_TEST"] = mark = uuid.uuid4().hex
+    command = [HPO, "search", "first", *options]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    running = Driver(process, mark)
+    try:
+        yield running
+    finally:
+        for left in running.processes():
+            left.kill()
+        process.wait()
+
+
+def finished(folder: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
+    """A search that is left alone."""
+    with driver(folder, options) as running:
+        out, err = running.process.communicate(timeout=GUARD_SECONDS)
+    return subprocess.CompletedProcess(running.process.args, running.process.returncode, out, err)
+
+
+def num_reports(folder: Path) -> int:
+    if "first" not in list_names(folder / "runs"):
+        return 0
+    return sum(len(trial.intermediate_values) for trial in Record(folder / "runs", "first").trials())
+
+
+def stopped(folder: Path, options: list[str], sig: signal.Signals, listening: set[str] | None = None) -> int:
+    """Send the signal once the study has a report that it had not before; gives the exit code."""
+    before = num_reports(folder)
+    with driver(folder, options) as running:
+        running.wait_for(lambda: num_reports(folder) > before)
+        if listening is not None:
+            sockets = [s for process in running.processes() for s in process.net_connections("inet")]
+            listening |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+        running.process.send_signal(sig)
+        running.process.communicate(timeout=GUARD_SECONDS)
+        code = running.process.returncode
+        if sig == signal.SIGKILL:  # Ray notices by itself that its driver is gone
+            end = time.monotonic() + 60
+            while running.processes() and time.monotonic() < end:
+                time.sleep(0.2)
+            assert running.processes() == []
+    return code
+
+
+@dataclass(frozen=True)
+class Searched:
+    folder: Path
+    runs: Path
+    listening: set[str]  # addresses that a process of the search listened on
+    output: subprocess.CompletedProcess[str]
+
+    @property
+    def record(self) -> Record:
+        return Record(self.runs, "first")
+
+    @property
+    def export(self) -> Path:
+        return self.record.folder / results.EXPORT
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Killed after its first report, continued by the same command, and left alone."""
+    folder = tmp_path_factory.mktemp("searched")
+    listening: set[str] = set()
+    assert stopped(folder, ONE_SLOT, signal.SIGKILL, listening) == -signal.SIGKILL
+    last = finished(folder, ONE_SLOT)
+    assert last.returncode == 0, last.stderr
+    return Searched(folder, folder / "runs", listening, last)
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return DataConfig().load()
+
+
+@pytest.fixture(scope="module")
+def placed(images: Images) -> Iterator[DeviceImages]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as trials with one CPU have: sums of other lengths round differently
+    yield DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", refuse)
+
+
+# --- interruptions --------------------------------------------------------------------------------------------------
+
+
+def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
+    decisions = [trial.user_attrs[decide.DECISION] for trial in trials]
+    return [
+        (t.number, t.state.name, t.params, t.value, t.intermediate_values, decision)
+        for t, decision in zip(trials, decisions, strict=True)
+    ]
+
+
+def test_a_search_that_was_killed_and_continued_is_the_undisturbed_one(searched, placed, tmp_path):
+    """Against the same decisions and trainings in one plain loop: no Ray, no restart."""
+    record = Record.create(tmp_path, "first", searched.record.search)
+    loop = conductor(record, space=SPACE)
+    while (trial := loop.next_trial()) is not None:
+        config = TrainConfig.from_dict(trial.user_attrs[decide.CONFIG])
+        run = TrainingRun(config, placed, record.trial_folder(trial.number), "balanced")
+        run.run_epoch()
+        while loop.hear(trial.number, run.reports).action == "go on":
+            run.run_epoch()
+    assert essence(searched.record.trials()) == essence(record.trials())
+
+
+def test_no_process_listens_beyond_this_machine(searched):
+    assert searched.listening
+    assert searched.listening <= {"127.0.0.1", "::1"}
+
+
+# --- its results ----------------------------------------------------------------------------------------------------
+
+
+def test_optuna_sees_the_truth(searched):
+    study = optuna.load_study(study_name="first", storage=f"sqlite:///{searched.runs / 'first' / 'study.db'}")
+    assert len(study.trials) == 5
+    for trial in study.trials:
+        assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
+        assert trial.value == trial.intermediate_values[trial.last_step]
+        assert (trial.state.name, trial.last_step) in {("COMPLETE", 3), ("PRUNED", 1), ("PRUNED", 2)}
+    assert len({str(trial.params) for trial in study.trials}) == 5
+
+
+def test_show_gives_the_leaderboard_with_the_settings_of_the_slides(searched, capsys):
+    assert main(["show", "first", "--runs", str(searched.runs), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    trials = {row["number"]: row for row in shown["trials"]}
+    slides = {"lr_g": 2e-4, "lr_d": 2e-4}
+    assert trials[0]["params"] == {"loss": "l1", "l1_weight": 100, **slides}
+    assert trials[1]["params"] == {"loss": "ssim", "ssim_weight": 100, **slides}
+    assert {row["state"] for row in shown["trials"]} <= {"COMPLETE", "PRUNED"}
+    assert shown["winner"] == int(max(shown["finalists"], key=lambda n: shown["finalists"][n]["value"]))
+    assert main(["list", "--runs", str(searched.runs), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["searches"]
+    assert (listed["name"], listed["trials"], listed["exported"]) == ("first", 5, True)
+    assert listed["ssim"] == trials[shown["winner"]]["ssim"]
+
+
+def test_a_best_checkpoint_measured_again_gives_the_recorded_figures(searched, placed):
+    for trial in searched.record.trials():
+        folder = searched.record.trial_folder(trial.number)
+        best = results.best_report(trial, "balanced")
+        generator, state = load_generator(folder / BEST, channels=1, image_size=32)
+        assert len(state["reports"]) == best.epoch
+        measured = validate(generator, placed)
+        assert measured == {name: getattr(best, name) for name in measured}
+        assert len(load_checkpoint(folder / LAST)[1]["reports"]) == trial.last_step
+
+
+def test_wandb_has_each_epoch_of_each_trial_once(searched):
+    assert_all_there(searched.record)
+
+
+def test_the_export_is_the_winner_whole_and_measured(searched):
+    denoiser = Denoiser(searched.export)  # verifies the digests
+    manifest, record = denoiser.manifest, searched.record
+    assert [path.name for path in searched.export.glob("*.onnx*")] == ["generator.onnx"]
+    assert manifest["files"].keys() | {"manifest.json"} == {path.name for path in searched.export.iterdir()}
+    assert manifest["origin"]["trial"] == results.winner(record)
+    assert manifest["origin"]["final_training"] == results.final_wins(record)
+    assert manifest["metrics"]["test"]["images"] == 10_000
+    measured = record.notes()[results.FINAL] if results.final_wins(record) else None
+    measured = measured or record.notes()[results.FINALISTS][str(results.winner(record))]
+    validation = manifest["metrics"]["validation"]["denoised"]
+    assert validation["ssim"] == pytest.approx(measured["ssim"], abs=1e-4)  # scikit-image against torch
+    assert validation["psnr_db"] == pytest.approx(measured["psnr_db"], abs=1e-3)
+    assert f"{manifest['metrics']['test']['denoised']['ssim']:.4f}" in searched.output.stdout
+
+
+# --- what is done with it -------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def test_the_same_command_on_a_finished_search_changes_nothing(searched, no_ray, monkeypatch, capsys):
+    monkeypatch.chdir(searched.folder)
+    before = contents(searched.runs)
+    assert main(["search", "first", *ONE_SLOT]) == 0
+    assert "first is finished; its winner is in runs/first/export" in capsys.readouterr().err
+    assert main(["search", "first", "--seed", "1"]) == 2
+    assert "seed: it has 0, asked for 1" in capsys.readouterr().err
+    assert contents(searched.runs) == before
+
+
+def test_images_of_any_size_are_denoised(searched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = [(32, 32), (47, 61), (300, 200)]
+    for width, height in sizes:
+        grey = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+        Image.fromarray(grey).save(f"{width}x{height}.png")
+    names = [f"{width}x{height}.png" for width, height in sizes]
+    assert main(["denoise", str(searched.export), *names, "--to", "out"]) == 0
+    for name, size in zip(names, sizes, strict=True):
+        with Image.open(Path("out") / name) as denoised:
+            assert (denoised.size, denoised.mode) == (size, "L")
+            assert not np.array_equal(np.asarray(denoised), np.asarray(Image.open(name)))
+
+
+def test_any_trial_can_be_exported_with_its_checkpoint(searched, images, tmp_path, monkeypatch):
+    # The figures are checked above; here few images are enough.
+    monkeypatch.setattr(DataConfig, "load", lambda _: Images(train=images.train, validation=images.validation[:50]))
+    monkeypatch.setattr(DataConfig, "load_test", lambda _: images.validation[50:100])
+    to = tmp_path / "exported"
+    assert main(["export", "first", "--runs", str(searched.runs), "--trial", "0", "--to", str(to), "--trainable"]) == 0
+    assert Denoiser(to).manifest["origin"]["trial"] == 0
+    checkpoint = searched.record.trial_folder(0) / BEST
+    assert (to / "checkpoint.safetensors").read_bytes() == checkpoint.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_search_that_was_interrupted_and_terminated_goes_on_to_the_same_end(searched, tmp_path):
+    """Twice each: at any of its steps."""
+    signals = [signal.SIGINT, signal.SIGTERM] * 2
+    codes = [stopped(tmp_path, ONE_SLOT, sig) for sig in signals]
+    assert codes == [130, 143, 130, 143]
+    assert finished(tmp_path, ONE_SLOT).returncode == 0
+    assert essence(Record(tmp_path / "runs", "first").trials()) == essence(searched.record.trials())
+
+
+@pytest.mark.slow
+def test_evaluating_the_export_repeats_the_figures_of_its_manifest(searched, capsys):
+    assert main(["evaluate", str(searched.export), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["test"] == Denoiser(searched.export).manifest["metrics"]["test"]
+    assert measured["train"]["images"] == 10_000
+
+
+@pytest.mark.slow
+def test_a_finished_search_goes_on_with_one_more_trial(searched, tmp_path):
+    shutil.copytree(searched.runs, tmp_path / "runs", symlinks=True)
+    before = essence(searched.record.trials())
+    more = [*ONE_SLOT]
+    more[more.index("--trials") + 1] = "6"
+    done = finished(tmp_path, more)
+    assert done.returncode == 0, done.stderr
+    record = Record(tmp_path / "runs", "first")
+    assert essence(record.trials())[:5] == before
+    assert len(record.trials()) == 6
+    assert Denoiser(record.folder / results.EXPORT).manifest["origin"]["trials"] == 6
+
+
+@pytest.mark.slow
+def test_with_two_slots_a_killed_search_loses_and_repeats_nothing(tmp_path):
+    codes = [stopped(tmp_path, SEARCH, signal.SIGKILL) for _ in range(2)]
+    assert codes == [-signal.SIGKILL] * 2
+    assert finished(tmp_path, SEARCH).returncode == 0
+    record = Record(tmp_path / "runs", "first")
+    trials = record.trials()
+    assert len(trials) == len({str(trial.params) for trial in trials}) == 5
+    for trial in trials:
+        assert trial.state.is_finished()
+        assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
+        decision = decide.judge(trials, trial.number, trial.last_step, record.search)
+        assert decision == decide.Decision(**trial.user_attrs[decide.DECISION])
+    assert_all_there(record)

@@ -1,0 +1,47 @@
+"""W&B's offline files, read back with W&B's own reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo import results
+from hpo.record import Record
+
+_LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
+
+
+def fragments(record: Record) -> list[Path]:
+    """In the order of the trials."""
+    return sorted((record.folder / "wandb").glob("offline-run-*"), key=lambda path: path.name.rpartition("-")[2])
+
+
+def read(fragment: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Summary and history."""
+    summary = subprocess.run([*_LEET, "--summary", str(fragment)], capture_output=True, check=True, timeout=60)
+    lines = subprocess.run([*_LEET, str(fragment)], capture_output=True, check=True, timeout=60).stdout.splitlines()
+    history = [row["history"]["item"] for row in map(json.loads, lines) if row["type"] == "history"]
+    return json.loads(summary.stdout), history
+
+
+def assert_all_there(record: Record) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """One run for each trial, with every epoch once. Gives what was read."""
+    trials, everything = record.trials(), []
+    assert [path.name.rpartition("-")[2] for path in fragments(record)] == [f"{t.number:05}" for t in trials]
+    for fragment, trial in zip(fragments(record), trials, strict=True):
+        summary, history = read(fragment)
+        told = results.reports_of(trial)
+        assert [row["epoch"] for row in history] == [report.epoch for report in told]
+        for row, report in zip(history, told, strict=True):
+            if math.isfinite(report.ssim):
+                assert (row["val/ssim"], row["val/psnr"]) == pytest.approx((report.ssim, report.psnr_db))
+            assert row["train/gen_total"] == pytest.approx(report.gen_total)
+        assert summary["state"] == "finished"
+        everything.append((summary, history))
+    return everything
