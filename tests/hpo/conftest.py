@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from curves import conductor, run_all
 
 from hpo.config import SearchConfig
 from hpo.record import Record
+
+# Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
+SEARCH = SearchConfig(trials=8, epochs=4, objective="ssim", seed=9, set={"width": 4})
 
 
 @pytest.fixture
@@ -17,10 +22,25 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def search() -> SearchConfig:
-    """Small, with rungs at 1 and 3; enough trials for some to be pruned and some to diverge."""
-    return SearchConfig(trials=8, epochs=4, objective="ssim", seed=9, set={"width": 4})
+    return SEARCH
 
 
 @pytest.fixture
-def record(runs: Path, search: SearchConfig) -> Record:
-    return Record.create(runs, "first", search)
+def record(runs: Path) -> Record:
+    """A new one, with SEARCH."""
+    return Record.create(runs, "first", SEARCH)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """SEARCH, done in one go. To be read, not to be changed."""
+    record = Record.create(tmp_path_factory.mktemp("undisturbed"), "first", SEARCH)
+    run_all(conductor(record))
+    return record
+
+
+@pytest.fixture
+def done(runs: Path, undisturbed: Record) -> Record:
+    """A copy of it."""
+    shutil.copytree(undisturbed.folder, runs / "first")
+    return Record(runs, "first")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from curves import conductor, run_all
 from PIL import Image
 
 import hpo.record
@@ -126,15 +125,13 @@ def test_no_searches_are_no_error(capsys):
     assert not Path("runs").exists()
 
 
-def test_a_wrong_name_or_trial_is_told_with_what_there_is(record, capsys):
-    run_all(conductor(record))
+def test_a_wrong_name_or_trial_is_told_with_what_there_is(done, capsys):
     assert "Did you mean first?" in hpo_says("show", "frist", capsys=capsys)[2]
     code, _, err = hpo_says("export", "first", "--trial", "8", capsys=capsys)
     assert (code, err) == (2, "hpo: trial=8: first has the trials 0 to 7\n")
 
 
-def test_a_search_with_trials_is_listed_and_shown_and_its_json_is_all_of_stdout(record, capsys):
-    run_all(conductor(record))
+def test_a_search_with_trials_is_listed_and_shown_and_its_json_is_all_of_stdout(done, capsys):
     (listed,) = json.loads(hpo_says("list", "--json", capsys=capsys)[1])["searches"]
     assert (listed["name"], listed["trials"], listed["exported"]) == ("first", 8, False)
     assert "8/8 trials" in hpo_says("list", capsys=capsys)[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from curves import conductor, learned, report, run_all, story
 from killed import Killed, every_write_killed_once
 from optuna.trial import FrozenTrial, TrialState
@@ -30,14 +29,6 @@ class Listening:
 
     def last(self) -> list[FrozenTrial]:
         return sorted({trial.number: trial for trial in self.calls}.values(), key=lambda trial: trial.number)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    search = SearchConfig(trials=8, epochs=4, objective="ssim", seed=9, set={"width": 4})
-    record = Record.create(tmp_path_factory.mktemp("undisturbed"), "first", search)
-    run_all(conductor(record))
-    return record
 
 
 def test_the_synthetic_search_has_trials_of_every_end(undisturbed):

@@ -70,12 +70,6 @@ def test_a_suggestion_is_what_plain_optuna_suggests():
     assert (mine.params, mine.distributions, mine.config) == (asked.params, asked.distributions, config)
 
 
-def test_suggestions_learn_from_the_trials():
-    trials = played(40)
-    distance = [abs(math.log10(trial.params["lr_g"] / 1e-3)) for trial in trials]
-    assert sum(distance[20:]) < sum(distance[:20]) / 2
-
-
 def test_a_finite_space_is_searched_to_its_end_without_repeating_itself():
     def choose(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
         return TrainConfig(width=trial.suggest_int("width", 1, 20), patch=trial.suggest_categorical("patch", [14, 34]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
@@ -198,7 +199,8 @@ def test_a_search_that_was_killed_and_continued_is_the_undisturbed_one(searched,
 
 def test_no_process_listens_beyond_this_machine(searched):
     assert searched.listening
-    assert searched.listening <= {"127.0.0.1", "::1"}
+    addresses = [ipaddress.ip_address(address.removeprefix("::ffff:")) for address in searched.listening]
+    assert all(address.is_loopback for address in addresses), addresses
 
 
 # --- its results ----------------------------------------------------------------------------------------------------
@@ -236,7 +238,8 @@ def test_a_best_checkpoint_measured_again_gives_the_recorded_figures(searched, p
         generator, state = load_generator(folder / BEST, channels=1, image_size=32)
         assert len(state["reports"]) == best.epoch
         measured = validate(generator, placed)
-        assert measured == {name: getattr(best, name) for name in measured}
+        # to rounding: the trainer keeps its weights in another memory layout
+        assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
         assert len(load_checkpoint(folder / LAST)[1]["reports"]) == trial.last_step
 
 
@@ -304,6 +307,7 @@ def test_any_trial_can_be_exported_with_its_checkpoint(searched, images, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_search_that_was_interrupted_and_terminated_goes_on_to_the_same_end(searched, tmp_path):
     """Twice each: at any of its steps."""
     signals = [signal.SIGINT, signal.SIGTERM] * 2
@@ -314,6 +318,7 @@ def test_a_search_that_was_interrupted_and_terminated_goes_on_to_the_same_end(se
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_evaluating_the_export_repeats_the_figures_of_its_manifest(searched, capsys):
     assert main(["evaluate", str(searched.export), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
@@ -322,6 +327,7 @@ def test_evaluating_the_export_repeats_the_figures_of_its_manifest(searched, cap
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_finished_search_goes_on_with_one_more_trial(searched, tmp_path):
     shutil.copytree(searched.runs, tmp_path / "runs", symlinks=True)
     before = essence(searched.record.trials())
@@ -336,6 +342,7 @@ def test_a_finished_search_goes_on_with_one_more_trial(searched, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_with_two_slots_a_killed_search_loses_and_repeats_nothing(tmp_path):
     codes = [stopped(tmp_path, SEARCH, signal.SIGKILL) for _ in range(2)]
     assert codes == [-signal.SIGKILL] * 2

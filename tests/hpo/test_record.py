@@ -14,7 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from curves import SPACE, conductor, learned, report, run_all
+from curves import SPACE, learned, report
 from killed import Killed, killed_at_write
 from optuna.trial import FrozenTrial, TrialState
 
@@ -105,10 +105,9 @@ def test_an_end_that_was_half_written_is_completed(record, runs, writes):
     assert [(t.state, t.value) for t in as_optuna_sees_it(runs)] == [(TrialState.PRUNED, 0.3)]
 
 
-def test_optuna_sees_how_each_trial_really_ended(record, runs):
-    run_all(conductor(record))
-    with_trials(record, 1)
-    record.fail(8, "its node is gone")
+def test_optuna_sees_how_each_trial_really_ended(done, runs):
+    with_trials(done, 1)
+    done.fail(8, "its node is gone")
     *trials, failed = as_optuna_sees_it(runs)
     assert failed.state == TrialState.FAIL
     reasons = {TrialState.COMPLETE: set(), TrialState.PRUNED: set()}
@@ -169,8 +168,7 @@ def test_a_damaged_search_file_is_an_error_and_never_a_new_search(record, runs, 
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "cut", "deleted"])
-def test_a_damaged_study_is_an_error_and_never_a_new_search(record, runs, capsys, damage):
-    run_all(conductor(record))
+def test_a_damaged_study_is_an_error_and_never_a_new_search(done, runs, capsys, damage):
     path = runs / "first" / "study.db"
     content = path.read_bytes()
     if damage == "deleted":
