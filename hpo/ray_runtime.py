@@ -39,6 +39,8 @@ class Cluster:
         self.gpus_per_trial = float(has_gpus) if search.gpus_per_trial is None else search.gpus_per_trial
         self.cpus_per_trial = search.cpus_per_trial
         fit = sum(self._fit(node) for node in self._nodes)
+        if search.address != "local" and search.concurrent:
+            fit = max(fit, search.concurrent)  # an autoscaler adds nodes for trials that wait
         if fit == 0:
             raise RayError(
                 f"a trial asks for {self.cpus_per_trial:g} CPUs and {self.gpus_per_trial:g} GPUs; no node has them. "
