@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,14 +91,11 @@ def _sampler(seed: int, number: int, attempt: int) -> optuna.samplers.BaseSample
 
 def rungs(search: SearchConfig) -> tuple[int, ...]:
     """Epochs after which ASHA compares: grace, grace * reduction, ... below the last epoch."""
-    return tuple(_rungs(search))
-
-
-def _rungs(search: SearchConfig) -> Iterator[int]:
-    rung = search.grace
+    found, rung = [], search.grace
     while search.scheduler == "asha" and rung < search.epochs:
-        yield rung
+        found.append(rung)
         rung *= search.reduction
+    return tuple(found)
 
 
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:

@@ -27,7 +27,6 @@ class Progress:
         self._trials: dict[int, FrozenTrial] = {}
         self._began = time.monotonic()
         self._expectation = ""
-        self._told_before: set[int] = set()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         if self._live:
             self._live.start()
@@ -38,9 +37,7 @@ class Progress:
         self._trials[trial.number] = trial
         if self._live:
             self._live.update(self._picture(), refresh=True)
-        elif before is None and trial.state.is_finished():
-            pass  # a continued search: told by an earlier driver
-        else:
+        elif before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
             for line in self._lines(before, trial):
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not self._expectation and not self._live and (seconds := self._seconds_left()) is not None:
