@@ -21,11 +21,6 @@ class DeviceMissingError(RuntimeError):
     """A GPU was asked for and there is none that works."""
 
 
-def ray_config(*, number: int, train: dict[str, Any], folder: Path, **shared: Any) -> dict[str, Any]:
-    """What a trial is set up with. shared: noise, objective, cpus, gpus, allow_cpu."""
-    return {"number": number, "train": train, "folder": str(folder), **shared}
-
-
 class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
     """One trial, an epoch a step. The actor is used again for the next trial: a new one costs 2.5 s."""
 
