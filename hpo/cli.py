@@ -350,6 +350,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what = search.add_argument_group("what is searched (fixed once the search exists)")
     what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, or a file of yours")
     what.add_argument("--epochs", type=int, metavar="N", help="of a trial that is never stopped (12)")
+    what.add_argument("--sampler", choices=["tpe", "random"], help="who suggests configurations (tpe)")
     what.add_argument("--grace", type=int, metavar="N", help="epochs before ASHA first compares (1)")
     what.add_argument("--reduction", type=int, metavar="N", help="one trial in N is let past a rung (3)")
     what.add_argument("--scheduler", choices=["asha", "none"], help="asha")

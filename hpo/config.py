@@ -13,6 +13,7 @@ from model.config import ConfigError, TrainConfig
 from model.data import DataConfig
 from model.metrics import Objective
 
+Sampler = Literal["tpe", "random"]
 Scheduler = Literal["asha", "none"]
 Wandb = Literal["offline", "disabled"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -25,6 +26,7 @@ class SearchConfig:
     space: str = "losses_and_rates"  # a module of search_spaces, or the path of a .py file
     trials: int = 24  # in all, >= 1
     epochs: int = 12  # of a trial that is never stopped, >= 1
+    sampler: Sampler = "tpe"  # random: a baseline, or an unbiased picture of the space
     grace: int = 1  # epochs before the first rung of ASHA
     reduction: int = 3  # one in so many is let past a rung, and rungs are so many times apart, >= 2
     scheduler: Scheduler = "asha"
@@ -63,6 +65,7 @@ class SearchConfig:
             ("epochs", self.epochs >= 1, "at least 1"),
             ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
             ("reduction", self.reduction >= 2, "at least 2"),
+            ("sampler", self.sampler in get_args(Sampler), f"one of {', '.join(get_args(Sampler))}"),
             ("scheduler", self.scheduler in get_args(Scheduler), f"one of {', '.join(get_args(Scheduler))}"),
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),

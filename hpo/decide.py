@@ -62,7 +62,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     number, base = len(trials), search.base_config()
     seen = [trial.params for trial in trials]
     for attempt in range(_TRIES):
-        study = optuna.create_study(direction="maximize", sampler=_sampler(search.seed, number, attempt))
+        study = optuna.create_study(direction="maximize", sampler=_sampler(search, number, attempt))
         if attempt < _TPE_TRIES:
             study.add_trials(trials)
         if attempt == 0 and number < len(space.starting_points):
@@ -74,11 +74,11 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     return None
 
 
-def _sampler(seed: int, number: int, attempt: int) -> optuna.samplers.BaseSampler:
+def _sampler(search: SearchConfig, number: int, attempt: int) -> optuna.samplers.BaseSampler:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
-    digest = hashlib.sha256(f"{seed} {number} {attempt}".encode()).digest()
+    digest = hashlib.sha256(f"{search.seed} {number} {attempt}".encode()).digest()
     own_seed = int.from_bytes(digest[:4], "little")
-    if attempt >= _TPE_TRIES:
+    if search.sampler == "random" or attempt >= _TPE_TRIES:
         return optuna.samplers.RandomSampler(seed=own_seed)
     return optuna.samplers.TPESampler(
         seed=own_seed,
