@@ -25,6 +25,7 @@ CONFIG = "config"  # user attribute: the trial's TrainConfig, as a dict
 REPORTS = "reports"  # user attribute: every EvalReport as a dict, and under HEARD when it came
 HEARD = "heard"  # how many reports the whole search had had before this one
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
+FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
 _STARTUP_TRIALS = 10  # random ones before TPE; Optuna's default

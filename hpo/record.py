@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import ASKED, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
+from hpo.decide import ASKED, CONFIG, DECISION, FAILURES, HEARD, REPORTS, Decision, Suggestion
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
@@ -164,6 +164,13 @@ class Record:
         self._set(number, DECISION, asdict(decision))
         state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
         self._storage.set_trial_state_values(self._id(number), state, [decision.value])
+
+    def add_failure(self, number: int, error: str) -> int:
+        """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
+        trial = self.trial(number)
+        failures = [*trial.user_attrs.get(FAILURES, []), {"epoch": len(trial.user_attrs[REPORTS]), "error": error}]
+        self._set(number, FAILURES, failures)
+        return len(failures)
 
     def fail(self, number: int, error: str) -> None:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
