@@ -26,6 +26,7 @@ REPORTS = "reports"  # user attribute: every EvalReport as a dict, and under HEA
 HEARD = "heard"  # how many reports the whole search had had before this one
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
 FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
+ERROR = "error"  # of a trial that failed: why, as text, and under HEARD when
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
 _STARTUP_TRIALS = 10  # random ones before TPE; Optuna's default
@@ -63,9 +64,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     number, base = len(trials), search.base_config()
     seen = [trial.params for trial in trials]
     for attempt in range(_TRIES):
-        study = optuna.create_study(direction="maximize", sampler=_sampler(search, number, attempt))
-        if attempt < _TPE_TRIES:
-            study.add_trials(trials)
+        study = _study(trials, _sampler(search, number, attempt))
         if attempt == 0 and number < len(space.starting_points):
             study.enqueue_trial(dict(space.starting_points[number]))
         trial = study.ask()
@@ -73,6 +72,14 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
         if trial.params not in seen:
             return Suggestion(params=trial.params, distributions=trial.distributions, config=config)
     return None
+
+
+def _study(trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """An in-memory study of these trials. Optuna's add_trials would copy each, a second for a thousand."""
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler)
+    storage._studies[study._study_id].trials.extend(trials)
+    return study
 
 
 def _sampler(search: SearchConfig, number: int, attempt: int) -> optuna.samplers.BaseSampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import ASKED, CONFIG, DECISION, FAILURES, HEARD, REPORTS, Decision, Suggestion
+from hpo.decide import ASKED, CONFIG, DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
@@ -52,7 +53,7 @@ class Record:
             raise ConfigError(f"{name}: no such search in {runs}. {_others(runs, name)}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged ({error})") from error
-        self._storage, self._study = _open_study(self.folder, name)
+        self._storage, self._study_id, self._trials = _open_study(self.folder, name)
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -116,15 +117,14 @@ class Record:
     # --- trials ----------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """All of them."""
-        return self._study.get_trials(deepcopy=False)
+        """All of them, as they are now; a change puts a new value in the place of the old."""
+        return list(self._trials)
 
     def trial(self, number: int) -> FrozenTrial:
         """Raises ConfigError where there is none."""
-        trials = self.trials()
-        if not 0 <= number < len(trials):
-            raise ConfigError(f"trial={number}: {self.name} has the trials 0 to {len(trials) - 1}")
-        return trials[number]
+        if not 0 <= number < len(self._trials):
+            raise ConfigError(f"trial={number}: {self.name} has the trials 0 to {len(self._trials) - 1}")
+        return self._trials[number]
 
     def trial_folder(self, number: int) -> Path:
         """Of its checkpoints and strips."""
@@ -132,38 +132,36 @@ class Record:
 
     def add(self, suggestion: Suggestion) -> FrozenTrial:
         """A trial under way, written in one transaction: no kill leaves half of its parameters."""
-        trials = self.trials()
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=dict(suggestion.params),
-                distributions=dict(suggestion.distributions),
-                user_attrs={CONFIG: suggestion.config.as_dict(), ASKED: _reports_heard(trials), REPORTS: []},
-            )
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(suggestion.params),
+            distributions=dict(suggestion.distributions),
+            user_attrs={CONFIG: suggestion.config.as_dict(), ASKED: self._reports_heard(), REPORTS: []},
         )
-        return self.trial(len(trials))
+        trial._trial_id = self._storage.create_new_trial(self._study_id, trial)
+        trial.number = len(self._trials)
+        self._trials.append(trial)
+        return trial
 
     def add_report(self, number: int, report: EvalReport) -> bool:
         """False where it is known already. Raises RecordError where one before it is missing."""
-        trials = self.trials()
-        trial = trials[number]
+        trial = self._trials[number]
         reports = trial.user_attrs[REPORTS]
         if report.epoch > len(reports) + 1:
             raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
         if report.epoch in trial.intermediate_values:
             return False
         if report.epoch > len(reports):
-            entry = {**report.as_dict(), HEARD: _reports_heard(trials)}
-            self._set(number, REPORTS, [*reports, entry])
+            self._set(number, REPORTS, [*reports, {**report.as_dict(), HEARD: self._reports_heard()}])
         value = objective_value(report.ssim, report.psnr_db, self.search.objective)
-        self._storage.set_trial_intermediate_value(self._id(number), report.epoch, value)
+        self._storage.set_trial_intermediate_value(trial._trial_id, report.epoch, value)
+        self._put(number, intermediate_values={**trial.intermediate_values, report.epoch: value})
         return True
 
     def end(self, number: int, decision: Decision) -> None:
         """COMPLETE or PRUNED, with the value of its last epoch; why is kept beside it."""
         self._set(number, DECISION, asdict(decision))
-        state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
-        self._storage.set_trial_state_values(self._id(number), state, [decision.value])
+        self._end(number, TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED, decision.value)
 
     def add_failure(self, number: int, error: str) -> int:
         """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
@@ -174,22 +172,36 @@ class Record:
 
     def fail(self, number: int, error: str) -> None:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
-        self._set(number, "error", error)
-        self._storage.set_trial_state_values(self._id(number), TrialState.FAIL)
+        self._set(number, ERROR, {"text": error, HEARD: self._reports_heard()})
+        self._end(number, TrialState.FAIL, None)
 
     def note(self, key: str, value: Any) -> None:
         """A JSON-ready fact about the whole search."""
-        self._study.set_user_attr(key, value)
+        self._storage.set_study_user_attr(self._study_id, key, value)
 
     def notes(self) -> dict[str, Any]:
         """All such facts."""
-        return dict(self._study.user_attrs)
+        return self._storage.get_study_user_attrs(self._study_id)
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self._id(number), key, value)
+        trial = self._trials[number]
+        self._storage.set_trial_user_attr(trial._trial_id, key, value)
+        self._put(number, user_attrs={**trial.user_attrs, key: value})
 
-    def _id(self, number: int) -> int:
-        return self.trials()[number]._trial_id
+    def _end(self, number: int, state: TrialState, value: float | None) -> None:
+        values = None if value is None else [value]
+        self._storage.set_trial_state_values(self._trials[number]._trial_id, state, values)
+        self._put(number, state=state, values=values, datetime_complete=datetime.now())
+
+    def _put(self, number: int, **changes: Any) -> None:
+        """A changed copy in its place: who was given the trial before, in whatever thread, keeps what was true then."""
+        trial = copy.copy(self._trials[number])
+        for name, value in changes.items():
+            setattr(trial, name, value)
+        self._trials[number] = trial
+
+    def _reports_heard(self) -> int:
+        return sum(len(trial.user_attrs[REPORTS]) for trial in self._trials)
 
 
 def list_names(runs: Path) -> list[str]:
@@ -197,28 +209,23 @@ def list_names(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
 
 
-def _open_study(folder: Path, name: str) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
-    """Raises RecordError where it is gone or damaged."""
+def _open_study(folder: Path, name: str) -> tuple[optuna.storages.RDBStorage, int, list[FrozenTrial]]:
+    """Storage, Optuna's id of the study, its trials. Raises RecordError where it is gone or damaged."""
     path = folder / STUDY_FILE
     if not path.exists():
         raise RecordError(f"{path}: is gone, and with it the trials; delete {folder} to start anew")
     try:
-        storage = optuna.storages.get_storage(_storage(folder))
-        study = optuna.load_study(study_name=name, storage=storage)
-        study.get_trials(deepcopy=False)  # reads every page that matters
+        storage = _storage(folder)
+        study_id = storage.get_study_id_from_name(name)
+        return storage, study_id, storage.get_all_trials(study_id, deepcopy=False)
     except (DatabaseError, KeyError) as error:
         raise RecordError(f"{path}: damaged, or held by another process ({error})") from error
-    return storage, study
 
 
 def _storage(folder: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(
         f"sqlite:///{folder / STUDY_FILE}", engine_kwargs={"connect_args": {"timeout": _LOCKED_SECONDS}}
     )
-
-
-def _reports_heard(trials: list[FrozenTrial]) -> int:
-    return sum(len(trial.user_attrs[REPORTS]) for trial in trials)
 
 
 def _others(runs: Path, name: str) -> str:

@@ -119,7 +119,7 @@ def test_several_slots_get_different_trials_and_all_unfinished_ones_come_first(r
     reborn = conductor(Record(runs, "first"))
     assert reborn.trials_left == 8 - 1
     assert [reborn.next_trial().number for _ in range(3)] == [0, 2, 3]
-    assert len({str(trial.params) for trial in record.trials()}) == 4
+    assert len({str(trial.params) for trial in reborn.record.trials()}) == 4
 
 
 def test_a_space_without_another_configuration_ends_the_search(runs):
