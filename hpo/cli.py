@@ -96,14 +96,18 @@ def _show(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hpo import results
-    from hpo.progress import trial_table
+    from hpo.progress import decision_table, trial_table
     from hpo.record import Record
 
     record = Record(arguments.runs, arguments.name)
+    document = results.decisions(record) if arguments.decisions else results.document(record)
     if arguments.json:
-        print(json.dumps(results.document(record), indent=2))
+        print(json.dumps(document, indent=2))
         return 0
     console = Console()
+    if arguments.decisions:
+        console.print(decision_table(document["trials"]))
+        return 0
     trials = {trial.number: trial for trial in record.trials()}
     board = results.leaderboard(list(trials.values()), record.search.objective)
     console.print(trial_table([trials[row["number"]] for row in board], record.search))
@@ -312,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     as_json(listing)
     show = command("show", _show, "The leaderboard of a search.")
     in_runs(show)
+    show.add_argument("--decisions", action="store_true", help="why each trial was stopped, or let go on")
     as_json(show)
 
     export = command("export", _export, "Write the winner, or a trial's best, as a folder to deploy.")
@@ -363,6 +368,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much = search.add_argument_group("how much, and where")
     much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
     much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
+    much.add_argument("--keep", type=int, metavar="N", help="checkpoints on disk: of the N best trials (10)")
     much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")
     much.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (as many as fit)")
     much.add_argument("--cpus-per-trial", type=float, metavar="N", help="1; also its threads")

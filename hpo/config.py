@@ -33,6 +33,7 @@ class SearchConfig:
     objective: Objective = "balanced"
     seed: int = 0
     time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
+    keep: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
     final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
     data: str = "fashion-mnist"
     noise: str = "gaussian:30"
@@ -69,6 +70,7 @@ class SearchConfig:
             ("scheduler", self.scheduler in get_args(Scheduler), f"one of {', '.join(get_args(Scheduler))}"),
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
+            ("keep", self.keep >= 3, "at least 3, the finalists"),
             ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
             ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
@@ -98,11 +100,14 @@ class SearchConfig:
         return {**dataclasses.asdict(self), "set": dict(self.set)}
 
 
-# What may change when a search is continued: how much and where, never what is compared with what.
+# What may change when a search is continued: how much and where, never what is compared with what. Of the space
+# its name or path alone: Record.change compares what it yields.
 CHANGEABLE = frozenset(
     {
+        "space",
         "trials",
         "time_budget",
+        "keep",
         "final_epochs",
         "concurrent",
         "cpus_per_trial",

@@ -6,6 +6,7 @@ is the study's trials; the user attributes that count are named here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ REPORTS = "reports"  # user attribute: every EvalReport as a dict, and under HEA
 HEARD = "heard"  # how many reports the whole search had had before this one
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
 FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
-ERROR = "error"  # of a trial that failed: why, as text, and under HEARD when
+ERROR = "error"  # of a trial that failed: why, as text, and how many trials there were by then
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
 _STARTUP_TRIALS = 10  # random ones before TPE; Optuna's default
@@ -140,6 +141,30 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         set_by=set_by,
         rivals=len(rivals),
     )
+
+
+def judgements(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
+    """What became of trial `number` with each of its reports, taken again from the record."""
+    return [judge(trials, number, epoch, search) for epoch in sorted(trials[number].intermediate_values)]
+
+
+def evidence(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+    """The trials as they were when trial `number` was suggested: `suggest` of these gives its configuration again."""
+    asked = trials[number].user_attrs[ASKED]
+    return [_as_it_was(trial, asked, number) for trial in trials[:number]]
+
+
+def _as_it_was(trial: FrozenTrial, asked: int, number: int) -> FrozenTrial:
+    reports = [report for report in trial.user_attrs[REPORTS] if report[HEARD] < asked]
+    was_over = len(reports) == len(trial.user_attrs[REPORTS]) and trial.state.is_finished()
+    if trial.state == TrialState.FAIL:
+        was_over = trial.user_attrs[ERROR]["trials"] <= number
+    was = copy.copy(trial)
+    was.user_attrs = {**trial.user_attrs, REPORTS: reports}
+    was.intermediate_values = {e: v for e, v in trial.intermediate_values.items() if e <= len(reports)}
+    if not was_over:
+        was.state, was.values = TrialState.RUNNING, None
+    return was
 
 
 def is_open(trial: FrozenTrial) -> bool:

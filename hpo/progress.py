@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group
@@ -124,6 +125,45 @@ def trial_table(trials: Sequence[FrozenTrial], search: SearchConfig) -> Table:
             Text(parameters(trial)),  # a str would be read as markup
         )
     return table
+
+
+def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """What results.decisions tells of each trial. Readable at 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("trial", "epoch", "value", "cutoff"):
+        table.add_column(column, justify="right")
+    for column in ("set by", "of", "and so"):
+        table.add_column(column, overflow="fold")
+    for trial in trials:
+        number = str(trial["number"])
+        for decision in trial["decisions"]:
+            asha = decision["cutoff"] is not None
+            table.add_row(
+                number,
+                str(decision["epoch"]),
+                f"{decision['value']:.4f}",
+                f"{decision['cutoff']:.4f}" if asha else "",
+                f"trial {decision['set_by']}" if asha else "",
+                str(decision["rivals"]) if asha else "",
+                Text(_SO[decision["reason"]], style="dim" if decision["action"] == "prune" else ""),
+            )
+        for failure in trial["failures"]:
+            table.add_row(number, str(failure["epoch"]), "", "", "", "", Text(f"died: {failure['error']}", style="red"))
+        if trial["error"]:
+            table.add_row(number, "", "", "", "", "", Text(f"failed: {trial['error']}", style="red"))
+        if not trial["agrees"]:
+            text = f"on record: {trial['recorded']['reason']} after epoch {trial['recorded']['epoch']}"
+            table.add_row(number, "", "", "", "", "", Text(text, style="red"))
+    return table
+
+
+_SO = {
+    "passed": "goes on",
+    "asha": "pruned: below the cutoff",
+    "finished": "finished",
+    "diverged": "pruned: diverged",
+    "collapsed": "pruned: collapsed",
+}
 
 
 def parameters(trial: FrozenTrial) -> str:

@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
+import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
 from hpo.decide import ASKED, CONFIG, DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion
 from model.checkpoint import write_atomically
@@ -63,7 +64,7 @@ class Record:
 
     @classmethod
     def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
-        """Raises ConfigError where the folder cannot be made."""
+        """Raises ConfigError for a space that cannot be searched, and where the folder cannot be made."""
         folder = runs / check_name(name)
         about = {
             "format": 1,
@@ -71,6 +72,7 @@ class Record:
             "id": secrets.token_hex(4),  # two people's `first` must not meet in W&B
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "search": search.as_dict(),
+            "space": search_spaces.load(search.space).check(search.base_config(), search.set),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
         }
@@ -88,11 +90,15 @@ class Record:
         was = self.search.as_dict()
         now = SearchConfig(**{**was, **asked}).as_dict()
         refused = [name for name in now if now[name] != was[name] and name not in CHANGEABLE]
-        if refused:
-            differences = "\n".join(f"  {name}: it has {was[name]}, asked for {now[name]}" for name in refused)
+        differences = [f"  {name}: it has {was[name]}, asked for {now[name]}" for name in refused]
+        if not refused:  # of the space's source only what it yields is compared
+            space = search_spaces.load(str(now["space"]))
+            found = space.differences(self.about["space"], self.search.base_config())
+            differences += [f"  space: {line}" for line in found]
+        if differences:
             raise ConfigError(
-                f"{self.name}: this search exists, and its trials could no longer be compared:\n{differences}\n"
-                "Leave these options out to continue it, or choose another name."
+                f"{self.name}: this search exists, and its trials could no longer be compared:\n"
+                + "\n".join([*differences, "Leave these options out to continue it, or choose another name."])
             )
         if now != was:
             self.search = SearchConfig(**now)
@@ -172,7 +178,7 @@ class Record:
 
     def fail(self, number: int, error: str) -> None:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
-        self._set(number, ERROR, {"text": error, HEARD: self._reports_heard()})
+        self._set(number, ERROR, {"text": error, "trials": len(self._trials)})
         self._end(number, TrialState.FAIL, None)
 
     def note(self, key: str, value: Any) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.decide import DECISION, REPORTS
+from hpo import decide
+from hpo.config import SearchConfig
+from hpo.decide import ASKED, DECISION, ERROR, FAILURES, REPORTS
 from hpo.record import Record
 from model.config import ConfigError
 from model.data import Images
@@ -91,6 +94,27 @@ def document(record: Record) -> dict[str, Any]:
         FINALISTS: notes.get(FINALISTS, {}),
         FINAL: notes.get(FINAL),
         "trials": leaderboard(record.trials(), record.search.objective),
+    }
+
+
+def decisions(record: Record) -> dict[str, Any]:
+    """`hpo show --decisions --json`: why each trial was stopped or let go on, taken again from the record."""
+    trials, search = record.trials(), record.search
+    return {"name": record.name, "rungs": decide.rungs(search), "trials": [_decided(trials, t, search) for t in trials]}
+
+
+def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchConfig) -> dict[str, Any]:
+    taken = [asdict(decision) for decision in decide.judgements(trials, trial.number, search)]
+    recorded = trial.user_attrs.get(DECISION)
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "suggested_after_reports": trial.user_attrs[ASKED],
+        "decisions": [decision for decision in taken if decision["reason"] != "between rungs"],
+        "recorded": recorded,
+        "agrees": recorded is None or recorded == taken[-1],
+        "failures": trial.user_attrs.get(FAILURES, []),
+        "error": trial.user_attrs.get(ERROR, {}).get("text"),
     }
 
 

@@ -48,17 +48,23 @@ class Space:
                 raise SpaceError(f"space {self.name}: suggests {name}={value} but trains {getattr(config, name)}")
         return config
 
-    def check(self, base: TrainConfig, fixed: Mapping[str, Any]) -> None:
+    def check(self, base: TrainConfig, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """Sample it, starting points first, before anything is started. fixed: what the user set for all trials.
 
-        Raises SpaceError.
+        Gives what it is, JSON-ready, for `differences`: the distributions and what samples of them yield; not its
+        source, which may change its looks. Raises SpaceError.
         """
+        distributions: dict[str, set[str]] = {}
+        samples = []
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for point in self.starting_points:
             study.enqueue_trial(dict(point))
         for index in range(len(self.starting_points) + _SAMPLES):
             trial = study.ask()
-            self.sample(trial, base)
+            yields = _changes(base, self.sample(trial, base))
+            samples.append({"params": trial.params, "yields": yields})
+            for name, distribution in trial.distributions.items():
+                distributions.setdefault(name, set()).add(repr(distribution))
             both = sorted(set(trial.params) & set(fixed))
             if both:
                 raise SpaceError(
@@ -76,6 +82,37 @@ class Space:
                 optuna.trial.create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
             except ValueError as error:
                 raise SpaceError(f"space {self.name}: starting point {index}: {error}") from error
+        return {
+            "distributions": {name: sorted(found) for name, found in sorted(distributions.items())},
+            "starting_points": [dict(point) for point in self.starting_points],
+            "samples": samples,
+        }
+
+    def differences(self, was: Mapping[str, Any], base: TrainConfig) -> list[str]:
+        """Of this space from what `check` gave of an earlier one, a line each; none where it is the same."""
+        now = self.check(base, {})
+        lines = []
+        for name in sorted(was["distributions"].keys() | now["distributions"].keys()):
+            before, after = (" or ".join(space["distributions"].get(name, ["not there"])) for space in (was, now))
+            if before != after:
+                lines.append(f"{name}: was {before}, is {after}")
+        if was["starting_points"] != now["starting_points"]:
+            lines.append(f"starting points: were {was['starting_points']}, are {now['starting_points']}")
+        if lines:
+            return lines
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for sample in was["samples"]:
+            study.enqueue_trial(sample["params"])
+            trial = study.ask()
+            yields = _changes(base, self.sample(trial, base))
+            if yields != sample["yields"]:
+                return [f"{sample['params']}: yielded {sample['yields']}, yields {yields}"]
+        return []
+
+
+def _changes(base: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    before = base.as_dict()
+    return {name: value for name, value in config.as_dict().items() if value != before[name]}
 
 
 def names() -> list[str]:

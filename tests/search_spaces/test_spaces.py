@@ -137,3 +137,29 @@ def test_what_is_searched_cannot_be_set_for_all_trials():
     # even where only some of the samples ask for it
     with pytest.raises(SpaceError, match="ssim_weight: searched"):
         search_spaces.load("losses_and_rates").check(BASE, fixed={"ssim_weight": 10.0})
+
+
+RATES = "def suggest(trial, base): return replace(base, lr_g=trial.suggest_float('lr_g', 1e-4, {high}, log=True){more})"
+
+
+def differences(folder: Path, source: str) -> list[str]:
+    was = user_space(folder, RATES.format(high="1e-2", more="")).check(BASE, fixed={})
+    return user_space(folder, source).differences(json.loads(json.dumps(was)), BASE)
+
+
+def test_a_space_is_the_same_when_only_its_source_looks_otherwise(tmp_path):
+    source = "RATE = 'lr_g'\ndef suggest(trial, base):\n    lr_g = trial.suggest_float(RATE, 0.0001, 0.01, log=True)\n"
+    assert differences(tmp_path, source + "    return replace(base, lr_g=lr_g)") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (RATES.format(high="2e-2", more=""), "lr_g: was FloatDistribution(high=0.01, log=True, low=0.0001, step=None)"),
+        (RATES.format(high="1e-2", more=", width=trial.suggest_int('width', 2, 6)"), "width: was not there, is Int"),
+        (RATES.format(high="1e-2", more=", width=64"), "yields {'lr_g': 0."),
+        (RATES.format(high="1e-2", more="") + "\nSTARTING_POINTS = ({'lr_g': 2e-4},)", "starting points: were []"),
+    ],
+)
+def test_a_space_that_yields_something_else_is_told_with_the_difference(tmp_path, source, told):
+    assert any(told in line for line in differences(tmp_path, source))

@@ -1,0 +1,82 @@
+"""Which checkpoints stay on disk: the best of the k best trials, and all that an unfinished trial needs to go on."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.decide import DECISION
+from hpo.record import Record
+from model.config import ConfigError
+from model.run import BEST, LAST
+
+log = logging.getLogger(__name__)
+
+
+def rank(trial: FrozenTrial) -> tuple[float, int] | None:
+    """Its place on the leaderboard, lowest first; None for what cannot win: no result, failed, diverged, collapsed."""
+    reason = trial.user_attrs.get(DECISION, {}).get("reason")
+    if trial.state == TrialState.FAIL or reason in ("diverged", "collapsed") or not trial.intermediate_values:
+        return None
+    return -max(trial.intermediate_values.values()), trial.number
+
+
+def kept(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
+    """The ended trials whose best checkpoint stays. A trial that has fallen out never comes back."""
+    ranks = sorted(place for trial in trials if trial.state.is_finished() and (place := rank(trial)))
+    return {number for _, number in ranks[:keep]}
+
+
+class Retention:
+    """A listener. Files go when a trial ends: its own, and those of the one that it supplants. Ray has asked the trial
+    for its next step only after a report was heard, so nobody writes any more."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._ended: set[int] = set()
+        self._kept: list[tuple[float, int]] = []
+
+    def changed(self, trial: FrozenTrial) -> None:
+        """See Listener. A continued search tells of all trials first: what a kill left behind goes then."""
+        if not trial.state.is_finished() or trial.number in self._ended:
+            return
+        self._ended.add(trial.number)
+        folder = self._record.trial_folder(trial.number)
+        _remove(folder / LAST)
+        for part in folder.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
+            _remove(part)
+        place = rank(trial)
+        if place is None:
+            _remove(folder / BEST)
+            return
+        bisect.insort(self._kept, place)
+        for _, number in self._kept[self._record.search.keep :]:
+            _remove(self._record.trial_folder(number) / BEST)
+        del self._kept[self._record.search.keep :]
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+def check(record: Record, number: int) -> None:
+    """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
+    if (record.trial_folder(number) / BEST).exists():
+        return
+    have = [trial.number for trial in record.trials() if (record.trial_folder(trial.number) / BEST).exists()]
+    why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
+    raise ConfigError(
+        f"trial={number}: its checkpoint {why}. {record.name} has those of trials "
+        f"{', '.join(map(str, have)) or '(none)'}; of ended trials the best {record.search.keep} are kept (--keep)"
+    )
+
+
+def _remove(path: Path) -> None:
+    """A file that stays costs room and nothing else: the search goes on."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: stays on disk (%s)", path, error.strerror)
