@@ -19,7 +19,7 @@ EXIT_BAD_INPUT, EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 2, 3, 4, 13
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
-    130 interrupted (the same command continues)."""
+    75 Ray's head is gone, 130 interrupted, 143 terminated (the same command continues)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:

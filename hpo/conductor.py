@@ -9,10 +9,14 @@ from typing import Protocol
 from optuna.trial import FrozenTrial
 
 from hpo import decide
+from hpo.deaths import Death
 from hpo.decide import Decision
 from hpo.record import Record
+from hpo.results import reports_of
 from model.metrics import EvalReport
 from search_spaces import Space
+
+ATTEMPTS = 3  # of a trial whose process or node dies
 
 
 class Listener(Protocol):
@@ -32,6 +36,11 @@ class Conductor:
         self, record: Record, space: Space, listeners: Sequence[Listener], *, time_is_up: Callable[[], bool]
     ) -> None:
         self.record, self._space, self._listeners, self._time_is_up = record, space, listeners, time_is_up
+        self._running: set[int] = set()
+        self._exhausted = False
+        for trial in record.trials():
+            if decide.is_open(trial) and (reports := reports_of(trial)):
+                self.hear(trial.number, reports)  # the last one's decision may be lost; others depend on it
         trials = record.trials()
         self._unfinished = deque(trial.number for trial in trials if decide.is_open(trial))
         for trial in trials:
@@ -42,15 +51,28 @@ class Conductor:
         """To be run, the unfinished ones included."""
         return len(self._unfinished) + max(0, self.record.search.trials - len(self.record.trials()))
 
+    @property
+    def running(self) -> bool:
+        """Whether any is: it may die, and be there to be run again."""
+        return bool(self._running)
+
     def next_trial(self) -> FrozenTrial | None:
         """One to run; None when there is no other."""
-        if self._unfinished:
-            return self.record.trial(self._unfinished.popleft())
+        trial = self._unfinished_trial() or self._new_trial()
+        if trial is not None:
+            self._running.add(trial.number)
+        return trial
+
+    def _unfinished_trial(self) -> FrozenTrial | None:
+        return self.record.trial(self._unfinished.popleft()) if self._unfinished else None
+
+    def _new_trial(self) -> FrozenTrial | None:
         trials = self.record.trials()
-        if len(trials) >= self.record.search.trials or self._time_is_up():
+        if self._exhausted or len(trials) >= self.record.search.trials or self._time_is_up():
             return None
         suggestion = decide.suggest(trials, self._space, self.record.search)
         if suggestion is None:
+            self._exhausted = True  # not to look through the whole space again ten times a second
             return None
         trial = self.record.add(suggestion)
         self._tell(trial)
@@ -61,21 +83,28 @@ class Conductor:
         trial = self.record.trial(number)
         if trial.state.is_finished():
             return Decision(**trial.user_attrs[decide.DECISION])
-        for report in reports:
+        known = min(len(trial.intermediate_values), len(reports))
+        for report in reports[max(known - 1, 0) :]:  # before the last known one it went on
             is_new = self.record.add_report(number, report)
             decision = decide.judge(self.record.trials(), number, report.epoch, self.record.search)
             ends = decision.action != "go on"
             if ends:
                 self.record.end(number, decision)
+                self._running.discard(number)
             if is_new or ends:
                 self._tell(self.record.trial(number))
             if ends:
                 break
         return decision
 
-    def give_up(self, number: int, error: str) -> None:
-        """The machine failed this trial too often."""
-        self.record.fail(number, error)
+    def stumbled(self, number: int, death: Death) -> None:
+        """Its process or node died. The next attempt, if there is one, goes on from its last checkpoint."""
+        deaths = self.record.add_failure(number, death.error)
+        if death.then == "again" and deaths < ATTEMPTS:
+            self._unfinished.appendleft(number)
+        else:
+            self.record.fail(number, death.error if deaths == 1 else f"died {deaths} times, at last: {death.error}")
+        self._running.discard(number)
         self._tell(self.record.trial(number))
 
     def _tell(self, trial: FrozenTrial) -> None:

@@ -36,6 +36,8 @@ class Progress:
         """See Listener."""
         before = self._trials.get(trial.number)
         self._trials[trial.number] = trial
+        for line in self._deaths(before, trial):
+            self._console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
         if self._live:
             self._live.update(self._picture(), refresh=True)
         elif before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
@@ -50,6 +52,15 @@ class Progress:
         if self._live:
             self._live.update(self._picture(), refresh=True)
             self._live.stop()
+
+    def _deaths(self, before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
+        failures = trial.user_attrs.get(decide.FAILURES, [])
+        told = len(before.user_attrs.get(decide.FAILURES, []) if before else failures)  # else an earlier driver told
+        then = "given up" if trial.state == TrialState.FAIL else "to be taken up from there"
+        return [
+            f"trial {trial.number}: died after epoch {failure['epoch']}, {then}: {failure['error']}"
+            for failure in failures[told:]
+        ]
 
     def _lines(self, before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
         lines = []

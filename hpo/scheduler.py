@@ -6,11 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hpo.conductor import Conductor
+from hpo.deaths import Death, death_of, kernel_oom_kills
+from hpo.hooks import hook
+from hpo.ray_runtime import Cluster, HeadGoneError
+from hpo.watch import HangWatch
+from model.config import MachineError
 from model.metrics import EvalReport
 
 
@@ -26,11 +33,13 @@ class Step:
 class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
     """Trials start in the order in which they were suggested."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, cluster: Cluster, watch: HangWatch) -> None:
         super().__init__()
-        self._conductor = conductor
+        self._conductor, self._cluster, self._watch = conductor, cluster, watch
+        self._oom_kills = kernel_oom_kills()
         self.steps: list[Step] = []
 
+    @hook
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Ray asks here before it tells the searcher, and not at all after a trial has ended itself: trials don't."""
         number, now = trial.config["number"], time.monotonic()
@@ -40,8 +49,31 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
         answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
         return answer
 
+    @hook
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """It died; Ray itself doesn't try again. Without the head all trials die, and through no fault of theirs."""
+        if not self._cluster.is_alive():
+            raise HeadGoneError("Ray's head is gone")
+        number = trial.config["number"]
+        before, self._oom_kills = self._oom_kills, kernel_oom_kills()
+        if number in self._watch.hung:
+            death = Death(error=self._watch.hung[number], then="again")
+        else:
+            death = death_of(_error_of(trial), oom_kills=self._oom_kills - before)
+        if death.then == "stop":
+            raise MachineError(death.error)
+        self._conductor.stumbled(number, death)
+
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as the searcher's
+
+
+def _error_of(trial: Any) -> BaseException | str:
+    """Ray has just written it into its scratch folder. Trial.get_error looks where it has not been copied to yet."""
+    if trial.pickled_error_file:
+        error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        return error
+    return Path(trial.error_file).read_text()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

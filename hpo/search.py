@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo import decide, ray_runtime, results
-from hpo.conductor import Conductor, Listener
+from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig
+from hpo.deaths import death_of
+from hpo.hooks import DriverError
 from hpo.progress import Progress, expected_epochs
-from hpo.record import Record
+from hpo.record import STUDY_FILE, Record, RecordError
+from hpo.retention import Retention
 from hpo.scheduler import ConductorScheduler, overhead
 from hpo.searcher import ConductorSearcher
+from hpo.stopping import HEAD_GONE, TERMINATED, Stopping
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
+from hpo.watch import HangWatch
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.config import ConfigError, TrainConfig
+from model.config import ConfigError, MachineError, TrainConfig
 from model.data import Images
 from model.evaluate import against_slides, table
 from model.metrics import EvalReport, objective_value
 from model.run import BEST, LAST
 
-_ATTEMPTS = 3  # of a trial whose process or node dies
-
-EXIT_DONE, EXIT_NOTHING_VALID, EXIT_TERMINATED = 0, 3, 143
+EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +71,7 @@ class _Context:
 def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool = False) -> int:
     """Start the search `name`, or continue it; asked: options that differ from the defaults or from search.json.
 
-    Gives the exit code. Raises ConfigError before anything is started; RayError, RecordError, OSError.
+    Gives the exit code. Raises ConfigError before anything is started; MachineError, OSError.
     """
     console = Console(stderr=True, quiet=quiet, markup=False)  # paths and errors may have brackets
     if Record.exists(runs, name):
@@ -84,8 +88,25 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
-    # Twice: Ray's start puts a handler of its own in place, in C++, that aborts.
-    with _sigterm_as_exit(), ray_runtime.started(record.search) as cluster, _sigterm_as_exit():
+    stopping = Stopping(name, runs)
+    try:
+        with stopping.on_signals():
+            return _run(record, space, images, console, stopping)
+    except KeyboardInterrupt:
+        return stopping.end()
+    except SystemExit:  # by Ray's handler of SIGTERM, while Ray starts
+        return stopping.end(TERMINATED)
+    except ray_runtime.HeadGoneError:
+        return stopping.end(HEAD_GONE)
+    except (StorageInternalError, SQLAlchemyError) as error:
+        lines = str(error.__cause__ or error).splitlines()
+        raise RecordError(f"{record.folder / STUDY_FILE}: cannot be written or read ({lines[0]})") from error
+    except (RayError, TuneError) as error:
+        raise MachineError(f"Ray failed: {death_of(error).error}") from error
+
+
+def _run(record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
+    with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
         context = _Context(record=record, images=images, images_ref=ray.put(images), cluster=cluster, console=console)
         console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
         _run_trials(context, space)
@@ -132,31 +153,10 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}"])
 
 
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does: listeners closed, Ray shut down."""
-    received = []
-
-    def interrupt(number: int, _: Any) -> None:
-        received.append(number)
-        raise KeyboardInterrupt  # SystemExit would end the process at once, with 1, inside Ray's calls
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if received:
-            sys.exit(EXIT_TERMINATED)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
     budget = record.search.time_budget
     listeners = _listeners(context)
-    scratch = tempfile.mkdtemp(prefix="pix2pix-search-")  # Tune must write somewhere; nothing reads it
     try:
         conductor = Conductor(
             record,
@@ -166,7 +166,8 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         )
         if conductor.trials_left == 0:
             return
-        scheduler = ConductorScheduler(conductor)
+        watch = HangWatch()
+        scheduler = ConductorScheduler(conductor, cluster, watch)
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[decide.CONFIG]
@@ -178,26 +179,25 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             tune_config=tune.TuneConfig(
                 search_alg=ConductorSearcher(conductor, to_ray),
                 scheduler=scheduler,
-                num_samples=conductor.trials_left,
+                num_samples=-1,  # the searcher knows; a trial that died is a sample again
                 max_concurrent_trials=cluster.slots,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
                 name=record.name,
-                storage_path=scratch,
+                storage_path=cluster.scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=_ATTEMPTS - 1),
+                callbacks=[watch],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             ),
         )
-        outcome = tuner.fit()
+        tuner.fit()
+    except DriverError as carrier:
+        raise carrier.error from None
     finally:
         for listener in listeners:
             listener.close()
-        shutil.rmtree(scratch, ignore_errors=True)
-    for error in dict.fromkeys(str(error).strip().splitlines()[-1] for error in outcome.errors):
-        context.console.print(error, style="red", highlight=False, soft_wrap=True)
     spent = overhead(scheduler.steps, cluster.slots, began)
     if spent:
         context.console.print(
@@ -211,6 +211,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
 def _listeners(context: _Context) -> list[Listener]:
     record = context.record
     listeners: list[Listener] = [Progress(record.search, record.name, context.cluster.slots, context.console)]
+    listeners.append(Retention(record))
     if record.search.wandb == "offline":
         from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
 
@@ -247,11 +248,13 @@ def _train_final(context: _Context) -> None:
     if not _was_trained_with(folder / LAST, config):
         shutil.rmtree(folder, ignore_errors=True)
     setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
-    training = FinalTraining.options(**alone).remote(setup, context.images_ref)  # type: ignore[attr-defined]
+    # Ray begins again what dies, from its last checkpoint, as often as a trial.
+    options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
+    training = FinalTraining.options(**options).remote(setup, context.images_ref)  # type: ignore[attr-defined]
     console.print(f"\nFinal training of trial {number}'s configuration: {config.epochs} epochs", highlight=False)
     done = len(ray.get(training.reports.remote()))
     for epoch in range(done + 1, config.epochs + 1):
-        report = EvalReport.from_dict(ray.get(training.run_epoch.remote()))
+        report = EvalReport.from_dict(ray.get(training.report.remote(epoch)))
         console.print(
             f"final: epoch {epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
             f"{report.images_per_second:.0f} images/s",

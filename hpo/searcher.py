@@ -9,29 +9,27 @@ from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
 from hpo.conductor import Conductor
+from hpo.hooks import hook
 
 
 class ConductorSearcher(Searcher):  # type: ignore[misc]
-    """Results go to the scheduler, which Ray asks first; only a trial that Ray gave up is heard of here."""
+    """Results and deaths go to the scheduler, which Ray asks first."""
 
     def __init__(self, conductor: Conductor, to_ray: Callable[[FrozenTrial], dict[str, Any]]) -> None:
         super().__init__()
         self._conductor, self._to_ray = conductor, to_ray
-        self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The config that the trial is set up with."""
+    @hook
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The config that the trial is set up with; None: not now, a running one may die and come back."""
         trial = self._conductor.next_trial()
-        if trial is None:
-            finished: str = Searcher.FINISHED
-            return finished
-        self._numbers[trial_id] = trial.number
-        return self._to_ray(trial)
+        if trial is not None:
+            return self._to_ray(trial)
+        finished: str = Searcher.FINISHED
+        return None if self._conductor.running else finished
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """error: it died as often as it may."""
-        if error:
-            self._conductor.give_up(self._numbers[trial_id], "it died as often as it may; see the log")
+        """Nothing: the scheduler has heard of it."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""

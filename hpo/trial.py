@@ -11,13 +11,13 @@ import ray
 import torch
 from ray import tune
 
-from model.config import TrainConfig
+from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images
 from model.run import TrainingRun
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 
 
-class DeviceMissingError(RuntimeError):
+class DeviceMissingError(ConfigError):
     """A GPU was asked for and there is none that works."""
 
 
@@ -25,36 +25,40 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
     """One trial, an epoch a step. The actor is used again for the next trial: a new one costs 2.5 s."""
 
     def setup(self, config: dict[str, Any], images: Images) -> None:
+        """The rest is the first step's: Ray tells what that died of, and the driver notices when it hangs."""
+        self._given = images
+        self._run: TrainingRun | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The same actor, images and device for another trial."""
+        self._run = None  # its networks, before those of the next are made: both might not fit
+        return True  # Ray has exchanged self.config
+
+    def step(self) -> dict[str, Any]:
+        """One epoch. After a restart, first what the checkpoint knows: the record may lack the last report."""
+        is_first = self._run is None
+        run = self._run = self._run or self._begin()
+        started = time.monotonic()
+        if not (is_first and run.reports):
+            run.run_epoch()
+        return {
+            "epoch": len(run.reports),
+            "reports": [report.as_dict() for report in run.reports],
+            "step_seconds": time.monotonic() - started,
+        }
+
+    def _begin(self) -> TrainingRun:
         """Take up what an earlier attempt, or an earlier driver, left in the trial's folder."""
-        if not hasattr(self, "_images"):
-            self._images = _place(images, config)
-        self._run = TrainingRun(
+        config = self.config
+        if not hasattr(self, "_placed"):
+            self._placed = _place(self._given, config)
+        return TrainingRun(
             TrainConfig.from_dict(config["train"]),
-            self._images,
+            self._placed,
             Path(config["folder"]),
             config["objective"],
             number=config["number"],
         )
-        self._untold = bool(self._run.reports)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The same actor, images and device for another trial."""
-        del self._run  # its networks, before those of the next are made: both might not fit
-        self.setup(new_config)  # type: ignore[call-arg]  # Ray's wrapper adds the images
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """One epoch. After a restart, first what the checkpoint knows: the record may lack the last report."""
-        started = time.monotonic()
-        if self._untold:
-            self._untold = False
-        else:
-            self._run.run_epoch()
-        return {
-            "epoch": len(self._run.reports),
-            "reports": [report.as_dict() for report in self._run.reports],
-            "step_seconds": time.monotonic() - started,
-        }
 
 
 @ray.remote
@@ -70,9 +74,11 @@ class FinalTraining:
         """Those that an earlier run left behind."""
         return [report.as_dict() for report in self._run.reports]
 
-    def run_epoch(self) -> dict[str, Any]:
-        """One more."""
-        return self._run.run_epoch().as_dict()
+    def report(self, epoch: int) -> dict[str, Any]:
+        """Of that epoch, trained up to it where it is not there yet: to ask twice, after a death, does no harm."""
+        while len(self._run.reports) < epoch:
+            self._run.run_epoch()
+        return self._run.reports[epoch - 1].as_dict()
 
 
 @ray.remote  # type: ignore[untyped-decorator]

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import decide, results
 from hpo.config import SearchConfig
+from hpo.deaths import Death
 from hpo.decide import CONFIG
 from hpo.record import Record
 from model.config import TrainConfig
@@ -115,7 +116,7 @@ def test_when_time_is_up_unfinished_trials_still_run_and_no_new_one_begins(recor
 def test_several_slots_get_different_trials_and_all_unfinished_ones_come_first(record, runs):
     driver = conductor(record)
     assert [driver.next_trial().number for _ in range(3)] == [0, 1, 2]
-    driver.give_up(1, "its node is gone")
+    driver.stumbled(1, Death(error="out of memory", then="give up"))
     reborn = conductor(Record(runs, "first"))
     assert reborn.trials_left == 8 - 1
     assert [reborn.next_trial().number for _ in range(3)] == [0, 2, 3]

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +18,14 @@ import pytest
 import ray
 import torch
 from curves import SPACE, conductor
+from drivers import GUARD_SECONDS, driver, finished, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
 from wandb_files import assert_all_there
 
 from hpo import decide, results
 from hpo.cli import main
-from hpo.record import Record, list_names
-from model.checkpoint import load_checkpoint
+from hpo.record import Record
 from model.config import TrainConfig
 from model.data import DataConfig, DeviceImages, Images
 from model.denoise import Denoiser
@@ -39,72 +34,13 @@ from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 
 import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
 
-HPO = str(Path(sys.executable).parent / "hpo")
 SEARCH = ["--trials", "5", "--epochs", "3", "--images-per-epoch", "512", "--final-epochs", "2", "--wandb", "offline"]
 SEARCH += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 ONE_SLOT = [*SEARCH, "--concurrent", "1"]
-GUARD_SECONDS = 600  # for one run, on a machine that others keep busy
 pytestmark = pytest.mark.timeout(3 * GUARD_SECONDS)
 
 
 # --- running it -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Driver:
-    """`hpo search`, and everything that it starts: they carry a mark in their environment."""
-
-    process: subprocess.Popen[str]
-    mark: str
-
-    def processes(self) -> list[psutil.Process]:
-        """All that live."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SEARCH_UNDER_TEST") == self.mark and process.status() != "zombie":
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + GUARD_SECONDS
-        while not condition():
-            assert self.process.poll() is None, self.process.stderr.read()
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-
-@contextmanager
-def driver(folder: Path, options: list[str]) -> Iterator[Driver]:
-    # W&B's process of this one would be shared; Ray must not see the tests' GPUs or none.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment["SEARCH_UNDER_TEST"] = mark = uuid.uuid4().hex
-    command = [HPO, "search", "first", *options]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    running = Driver(process, mark)
-    try:
-        yield running
-    finally:
-        for left in running.processes():
-            left.kill()
-        process.wait()
-
-
-def finished(folder: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
-    """A search that is left alone."""
-    with driver(folder, options) as running:
-        out, err = running.process.communicate(timeout=GUARD_SECONDS)
-    return subprocess.CompletedProcess(running.process.args, running.process.returncode, out, err)
-
-
-def num_reports(folder: Path) -> int:
-    if "first" not in list_names(folder / "runs"):
-        return 0
-    return sum(len(trial.intermediate_values) for trial in Record(folder / "runs", "first").trials())
 
 
 def stopped(folder: Path, options: list[str], sig: signal.Signals, listening: set[str] | None = None) -> int:
@@ -118,11 +54,7 @@ def stopped(folder: Path, options: list[str], sig: signal.Signals, listening: se
         running.process.send_signal(sig)
         running.process.communicate(timeout=GUARD_SECONDS)
         code = running.process.returncode
-        if sig == signal.SIGKILL:  # Ray notices by itself that its driver is gone
-            end = time.monotonic() + 60
-            while running.processes() and time.monotonic() < end:
-                time.sleep(0.2)
-            assert running.processes() == []
+        assert running.left_after(seconds=10) == []
     return code
 
 
@@ -241,7 +173,7 @@ def test_a_best_checkpoint_measured_again_gives_the_recorded_figures(searched, p
         measured = validate(generator, placed)
         # to rounding: the trainer keeps its weights in another memory layout
         assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
-        assert len(load_checkpoint(folder / LAST)[1]["reports"]) == trial.last_step
+        assert not (folder / LAST).exists()  # nobody goes on from it
 
 
 def test_wandb_has_each_epoch_of_each_trial_once(searched):

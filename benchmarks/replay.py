@@ -1,0 +1,463 @@
+"""Searches replayed over recorded learning curves: how many epochs until a method has found a good configuration?
+
+    python benchmarks/replay.py record RUNS NAME    # a search of random, never stopped trials becomes curves.json.gz
+    python benchmarks/replay.py compare             # all methods, as a Markdown table
+
+In virtual time, so that a search of hours takes seconds. Every configuration learns like the nearest recorded one.
+Found is a trial of full length in the top 1 % of the space. `ours` are the product's own decisions (hpo.decide).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import heapq
+import inspect
+import json
+import math
+import platform
+import random
+import re
+import runpy
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import peers
+from optuna.distributions import CategoricalDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+import search_spaces
+from hpo import decide
+from hpo.config import SearchConfig
+from hpo.decide import ASKED, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
+from hpo.record import Record
+from model.checkpoint import write_atomically
+from model.metrics import EvalReport, objective_value
+from search_spaces import Space
+
+TABLE = Path(__file__).with_name("curves.json.gz")
+TOP = 0.01  # share of the space that counts as found
+SAMPLES = 20_000  # of the space, to know its top
+CATEGORY = 10.0  # the distance between two losses; within one the unit cube's diagonal is 2
+
+# --- recorded curves -------------------------------------------------------------------------------------------------
+
+
+def record(runs: Path, name: str) -> bytes:
+    """A search's ended trials, compressed; the same record gives the same bytes."""
+    source = Record(runs, name)
+    trials = [trial for trial in source.trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    distributions = {key: value for trial in trials for key, value in trial.distributions.items()}
+    about = {
+        "command": _command(source),
+        "machine": f"{_processor()}, Python {source.about['versions']['python']}",
+        **{key: source.about[key] for key in ("created", "versions", "git_commit", "search")},
+        "distributions": {key: json.loads(distribution_to_json(value)) for key, value in distributions.items()},
+    }
+    curves = [
+        {
+            "params": trial.params,
+            "reason": trial.user_attrs[DECISION]["reason"],
+            "ssim": [_rounded(report["ssim"], 6) for report in trial.user_attrs[REPORTS]],
+            "psnr_db": [_rounded(report["psnr_db"], 4) for report in trial.user_attrs[REPORTS]],
+        }
+        for trial in trials
+    ]
+    text = json.dumps({"about": about, "curves": curves}, separators=(",", ":"), sort_keys=True)
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def _rounded(value: float | str, digits: int) -> float | str:
+    return value if isinstance(value, str) else round(value, digits)  # "nan"
+
+
+def _command(source: Record) -> str:
+    words = ["hpo", "search", source.name]
+    for field in fields(SearchConfig):
+        value = getattr(source.search, field.name)
+        if field.name == "set":
+            words += [word for key, setting in value.items() for word in ("--set", f"{key}={setting}")]
+        elif value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
+    return names[0] if names else platform.processor()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """How a configuration learns. values: of the objective. Not full: it diverged before the last epoch."""
+
+    params: Mapping[str, Any]
+    reports: tuple[EvalReport, ...]
+    values: tuple[float, ...]
+    is_full: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Top:
+    """The best of a space. A recorded curve stands for many configurations: the share is seldom the one asked for."""
+
+    threshold: float
+    share: float
+    curves: int  # nearest to some of it
+    trial_epochs: float  # of a random trial that nobody stops: divergence is short
+
+    def random_mean(self, budget: float = math.inf) -> float:
+        """Expected epochs of random search, restricted to a budget: trials are independent, so the wait is geometric"""
+        mean = self.trial_epochs / self.share
+        return mean * (1 - math.exp(-budget / mean))
+
+
+class Table:
+    """Recorded curves as a surrogate of training."""
+
+    def __init__(self, content: bytes, share: float = TOP, neighbours: int = 1) -> None:
+        data = json.loads(gzip.decompress(content))
+        self.digest, self._share, self._neighbours = hashlib.sha256(content).hexdigest(), share, neighbours
+        self.about: dict[str, Any] = data["about"]
+        self.search = SearchConfig(**{**self.about["search"], "sampler": "tpe", "scheduler": "asha", "trials": 10**6})
+        self.space: Space = search_spaces.load(self.search.space)
+        self._distributions = {
+            key: json_to_distribution(json.dumps(value)) for key, value in self.about["distributions"].items()
+        }
+        self.curves = [self._curve(**row) for row in data["curves"]]
+        self._points = np.array([self._point(curve.params) for curve in self.curves])
+
+    def _curve(self, params: Mapping[str, Any], reason: str, ssim: Sequence[Any], psnr_db: Sequence[Any]) -> Curve:
+        healthy = dict.fromkeys((field.name for field in fields(EvalReport)), 1.0)
+        reports = [
+            EvalReport.from_dict({**healthy, "epoch": epoch, "ssim": a, "psnr_db": b})
+            for epoch, (a, b) in enumerate(zip(ssim, psnr_db, strict=True), start=1)
+        ]
+        if reason != "finished":  # whatever it was, decide.judge is to stop here again
+            reports[-1] = replace(reports[-1], gen_total=math.nan)
+        return self._new_curve(params, reports, is_full=reason == "finished")
+
+    def _new_curve(self, params: Mapping[str, Any], reports: Sequence[EvalReport], is_full: bool) -> Curve:
+        values = tuple(objective_value(report.ssim, report.psnr_db, self.search.objective) for report in reports)
+        return Curve(params=params, reports=tuple(reports), values=values, is_full=is_full)
+
+    def _point(self, params: Mapping[str, Any]) -> list[float]:
+        """Numbers on the unit interval of their (log) range; NaN where a parameter takes no part."""
+        point = []
+        for name, of in self._distributions.items():
+            if name not in params:
+                point.append(math.nan)
+            elif isinstance(of, CategoricalDistribution):
+                point.append(CATEGORY * of.choices.index(params[name]))
+            else:
+                scale = math.log if of.log else float
+                point.append((scale(params[name]) - scale(of.low)) / (scale(of.high) - scale(of.low)))
+        return point
+
+    def _nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, neighbours) twice: curves, the nearest first, and their weights. A diverged one is never averaged.
+
+        What takes no part in a recorded configuration does not count.
+        """
+        squares = np.zeros((len(points), len(self._points)))
+        for column, recorded in zip(points.T, self._points.T, strict=True):
+            squares += np.nan_to_num((column[:, None] - recorded) ** 2)
+        indices = np.argsort(squares, axis=1)[:, : self._neighbours]
+        near = np.take_along_axis(squares, indices, axis=1)
+        full = np.array([curve.is_full for curve in self.curves])[indices]
+        weights = np.where(full & full[:, :1] & (near < CATEGORY), 1 / (near + 1e-9), 0.0)
+        weights[~full[:, 0], 0] = 1.0
+        return indices, weights / weights.sum(axis=1, keepdims=True)
+
+    def curve(self, params: Mapping[str, Any]) -> Curve:
+        """Of the nearest neighbour, or the mean of several."""
+        indices, weights = (row[0] for row in self._nearest(np.array([self._point(params)])))
+        nearest = self.curves[indices[0]]
+        if weights[0] == 1:
+            return nearest
+        others = [(self.curves[index], weight) for index, weight in zip(indices, weights, strict=True) if weight > 0]
+        reports = [
+            replace(
+                report,
+                ssim=sum(float(weight) * other.reports[i].ssim for other, weight in others),
+                psnr_db=sum(float(weight) * other.reports[i].psnr_db for other, weight in others),
+            )
+            for i, report in enumerate(nearest.reports)
+        ]
+        return self._new_curve(params, reports, is_full=True)
+
+    @cached_property
+    def top(self) -> Top:
+        """From uniform samples of the space, which are uniform in the unit cube, too."""
+        rng = np.random.default_rng(0)
+        samples = [
+            CATEGORY * rng.integers(len(of.choices), size=SAMPLES)
+            if isinstance(of, CategoricalDistribution)
+            else rng.random(SAMPLES)
+            for of in self._distributions.values()
+        ]
+        indices, weights = self._nearest(np.array(samples).T)
+        nearest = indices[:, 0]
+        finals = (np.array([curve.values[-1] for curve in self.curves])[indices] * weights).sum(axis=1)
+        finals[~np.array([curve.is_full for curve in self.curves])[nearest]] = -math.inf
+        threshold = float(np.quantile(finals, 1 - self._share, method="inverted_cdf"))
+        return Top(
+            threshold=threshold,
+            share=float(np.mean(finals >= threshold)),
+            curves=len(set(nearest[finals >= threshold])),
+            trial_epochs=float(np.mean([len(self.curves[index].values) for index in nearest])),
+        )
+
+
+# --- the simulator ---------------------------------------------------------------------------------------------------
+
+
+class Decider(Protocol):
+    """A search method."""
+
+    def next(self) -> tuple[int, Mapping[str, Any]] | None:
+        """Key and parameters of a trial to run: a new one, or a stopped one that goes on. None: nothing for now."""
+
+    def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
+        """Whether the trial goes on. is_last: it is over in any case, at full length or diverged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Of one search. epochs: of all trials, up to the find or the budget; virtual_time: in epochs of one worker."""
+
+    found: bool
+    epochs: int
+    trials: int
+    virtual_time: float
+    seconds: float  # that the method took in reality
+
+
+def simulate(decider: Decider, table: Table, *, seed: int, workers: int = 4, budget: int = 3_000) -> Outcome:
+    """Search until a configuration is found, or `budget` epochs are spent."""
+    began, now, epochs, found = time.perf_counter(), 0.0, 0, False
+    jitter = random.Random(seed)  # so that workers report in changing order
+    curves: dict[int, Curve] = {}
+    reached: dict[int, int] = {}
+    events: list[tuple[float, int]] = []  # the next report of each running trial
+    while epochs < budget and not found:
+        while len(events) < workers and (job := decider.next()) is not None:
+            key, params = job
+            if key not in curves:
+                curves[key], reached[key] = table.curve(params), 0
+            heapq.heappush(events, (now + jitter.uniform(0.9, 1.1), key))
+        if not events:
+            break
+        now, key = heapq.heappop(events)
+        epochs += 1
+        reached[key] += 1
+        curve, epoch = curves[key], reached[key]
+        is_last = epoch == len(curve.values)
+        goes_on = decider.report(key, curve.reports[epoch - 1], curve.values[epoch - 1], is_last)
+        if is_last:
+            found = curve.is_full and curve.values[-1] >= table.top.threshold
+        elif goes_on:
+            heapq.heappush(events, (now + jitter.uniform(0.9, 1.1), key))
+    seconds = time.perf_counter() - began
+    return Outcome(found=found, epochs=epochs, trials=len(curves), virtual_time=now, seconds=seconds)
+
+
+class _Reports(list[Any]):
+    """decide.suggest has Optuna copy all trials for each suggestion; nobody there looks at these."""
+
+    def __deepcopy__(self, memo: Any) -> _Reports:
+        return self
+
+
+class Ours:
+    """The product's decisions over a record in memory; another suggest or judge makes a variant to compare."""
+
+    def __init__(
+        self,
+        space: Space,
+        search: SearchConfig,
+        *,
+        suggest: Callable[..., Suggestion | None] = decide.suggest,
+        judge: Callable[..., Decision] = decide.judge,
+    ) -> None:
+        self.trials: list[FrozenTrial] = []
+        self._space, self._search, self._suggest, self._judge = space, search, suggest, judge
+        self._heard = 0
+
+    def next(self) -> tuple[int, Mapping[str, Any]] | None:
+        """As Conductor.next_trial and Record.add."""
+        suggestion = self._suggest(self.trials, self._space, self._search)
+        if suggestion is None:
+            return None
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(suggestion.params),
+            distributions=dict(suggestion.distributions),
+            user_attrs={CONFIG: suggestion.config.as_dict(), ASKED: self._heard, REPORTS: _Reports()},
+        )
+        trial.number = len(self.trials)
+        self.trials.append(trial)
+        return trial.number, trial.params
+
+    def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
+        """As Conductor.hear, Record.add_report and Record.end; that it is the last, judge finds out by itself."""
+        trial = self.trials[key]
+        trial.user_attrs[REPORTS].append({**report.as_dict(), HEARD: self._heard})
+        trial.intermediate_values[report.epoch] = value
+        self._heard += 1
+        decision = self._judge(self.trials, key, report.epoch, self._search)
+        if decision.action == "go on":
+            return True
+        trial.user_attrs[DECISION] = asdict(decision)
+        trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
+        trial.values, trial.datetime_complete = [decision.value], trial.datetime_start
+        return False
+
+
+def ours(space: Space, search: SearchConfig, **changed: Any) -> Ours:
+    """With other settings of SearchConfig, where wanted."""
+    return Ours(space, replace(search, **changed))
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+Factory = Callable[[Space, SearchConfig], Decider]  # its seed is search.seed
+METHODS: dict[str, Factory] = {
+    "ours": ours,
+    "random": partial(ours, sampler="random", scheduler="none"),
+    "random + ASHA": partial(ours, sampler="random"),
+    **peers.METHODS,
+}
+
+
+def run(name: str, factory: Factory, source: str, table: Table, options: argparse.Namespace) -> list[Outcome]:
+    """A method's searches, one a seed; those that the cache has of the same source code are taken from there."""
+    what = [table.digest, asdict(table.top), options.workers, options.budget, inspect.getsource(simulate), source]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    path: Path = options.cache / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{digest}.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        if str(seed) not in done:
+            decider = factory(table.space, replace(table.search, seed=seed))
+            outcome = simulate(decider, table, seed=seed, workers=options.workers, budget=options.budget)
+            done[str(seed)] = asdict(outcome)
+            write_atomically(path, json.dumps(done, indent=1).encode())
+    return [Outcome(**done[str(seed)]) for seed in range(options.seeds)]
+
+
+def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> list[float]:
+    """The statistic and its 95 % bootstrap interval. Several samples are drawn in pairs: by seed."""
+    picks = np.random.default_rng(0).integers(len(samples[0]), size=(10_000, len(samples[0])))
+    drawn = np.percentile(statistic(*(sample[picks] for sample in samples)), [2.5, 97.5])
+    return [float(statistic(*samples)), *(float(bound) for bound in drawn)]
+
+
+_mean, _median = partial(np.mean, axis=-1), partial(np.median, axis=-1)
+
+
+def summarize(results: Mapping[str, Sequence[Outcome]], top: Top, budget: int) -> dict[str, Any]:
+    """JSON-ready; intervals as (value, low, high). A search without a find counts as `budget`: means are restricted.
+
+    ours_to_it: below 1, ours needs fewer epochs.
+    """
+    epochs = {name: np.array([outcome.epochs for outcome in outcomes]) for name, outcomes in results.items()}
+    summary: dict[str, Any] = {}
+    for name, outcomes in results.items():
+        summary[name] = {
+            "found": sum(outcome.found for outcome in outcomes) / len(outcomes),
+            "median": interval(_median, epochs[name]),
+            "mean": interval(_mean, epochs[name]),
+            "mean_to_random_theory": float(_mean(epochs[name])) / top.random_mean(budget),
+            "trials": float(np.mean([outcome.trials for outcome in outcomes])),
+            "ms_per_trial": 1000 * sum(o.seconds for o in outcomes) / sum(o.trials for o in outcomes),
+        }
+        if name != "ours" and "ours" in results:
+            pair = epochs["ours"], epochs[name]
+            summary[name]["ours_to_it_mean"] = interval(lambda a, b: _mean(a) / _mean(b), *pair)
+            summary[name]["ours_to_it_median"] = interval(lambda a, b: _median(a) / _median(b), *pair)
+    return summary
+
+
+def markdown(summary: Mapping[str, Any], table: Table, options: argparse.Namespace) -> str:
+    """What was measured, and how."""
+    top, budget = table.top, options.budget
+    median = top.trial_epochs * math.log(0.5) / math.log(1 - top.share)
+    lines = [
+        f"{len(table.curves)} curves, {sum(curve.is_full for curve in table.curves)} of them full: "
+        f"`{table.about['command']}`. Found: {table.search.objective} >= {top.threshold:.4f} at full length, as "
+        f"{top.share:.2%} of the space have ({top.curves} curves). {options.workers} workers, {options.seeds} seeds. "
+        f"A search that has not found after {budget} epochs counts as {budget}. Random search by theory: median "
+        f"{median:.0f}, mean {top.random_mean():.0f}, restricted {top.random_mean(budget):.0f}.",
+        "",
+        "| method | found | median epochs | mean epochs | to random theory | ours / it, means | ours / it, medians "
+        "| trials | ms a trial |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in summary.items():
+        pairs = [row.get(f"ours_to_it_{average}") for average in ("mean", "median")]
+        ratios = ["{:.2f} ({:.2f}-{:.2f})".format(*pair) if pair else "" for pair in pairs]
+        averages = ["{:.0f} ({:.0f}-{:.0f})".format(*row[average]) for average in ("median", "mean")]
+        numbers = [f"{row['mean_to_random_theory']:.2f}", *ratios, f"{row['trials']:.0f}", f"{row['ms_per_trial']:.0f}"]
+        lines.append("| " + " | ".join([name, f"{row['found']:.0%}", *averages, *numbers]) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record", help="turn a finished search into a table of curves")
+    recording.add_argument("runs", type=Path)
+    recording.add_argument("name")
+    recording.add_argument("--table", type=Path, default=TABLE)
+    comparison = commands.add_parser("compare", help="replay searches over a table of curves")
+    comparison.add_argument("--table", type=Path, default=TABLE)
+    comparison.add_argument("--methods", help=f"separated by commas; all of: {', '.join(METHODS)}")
+    comparison.add_argument("--variants", type=Path, help="a Python file whose METHODS (name: factory) join in")
+    comparison.add_argument("--seeds", type=int, default=30)
+    comparison.add_argument("--workers", type=int, default=4)
+    comparison.add_argument("--top", type=float, default=TOP, help="share of the space that counts as found")
+    comparison.add_argument("--neighbours", type=int, default=1, help="recorded curves that make one by their mean")
+    comparison.add_argument("--budget", type=int, default=3_000, help="epochs after which a search is given up")
+    comparison.add_argument("--cache", type=Path, default=Path("runs/replay"), help="folder of what was replayed")
+    comparison.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.command == "record":
+        options.table.write_bytes(record(options.runs, options.name))
+        return
+
+    own = inspect.getsource(decide)
+    methods = {
+        name: (make, inspect.getsource(peers) if name in peers.METHODS else own) for name, make in METHODS.items()
+    }
+    if options.variants is not None:
+        variants = runpy.run_path(str(options.variants))["METHODS"]
+        methods |= {name: (make, own + options.variants.read_text()) for name, make in variants.items()}
+    chosen = [name.strip() for name in options.methods.split(",")] if options.methods else list(methods)
+    if unknown := sorted(set(chosen) - set(methods)):
+        parser.error(f"no such method: {', '.join(unknown)}; there are: {', '.join(methods)}")
+    table, results = Table(options.table.read_bytes(), options.top, options.neighbours), {}
+    for name in chosen:
+        try:
+            results[name] = run(name, *methods[name], table, options)
+        except ModuleNotFoundError as error:
+            print(f"{name}: left out, {error}; it comes with pip install -e '.[benchmark]'", file=sys.stderr)
+    summary = summarize(results, table.top, options.budget)
+    if options.json:
+        print(json.dumps({"top": asdict(table.top), "methods": summary}, indent=2))
+    else:
+        print(markdown(summary, table, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""How a search ends before its time: by Ctrl-C, by SIGTERM, or because Ray's head is gone. All of them can be
+continued."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+_UNWIND_SECONDS = 5.0  # for tables and trackers; without its head Ray itself can only be left
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a search stops, and the exit code that says so."""
+
+    why: str
+    code: int
+
+
+HEAD_GONE = Stop("Ray's head is gone", 75)
+INTERRUPTED, TERMINATED = Stop("Interrupted", 130), Stop("Terminated", 143)
+_SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class Stopping:
+    """The first reason to stop unwinds the main thread, so that everything is closed; a second signal doesn't wait."""
+
+    def __init__(self, name: str, runs: Path) -> None:
+        self._command = shlex.join(["hpo", "search", name, *([] if runs == Path("runs") else ["--runs", str(runs)])])
+        self._thread = threading.get_ident()
+        self._stop: Stop | None = None
+        self._unwinding = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Entered again after ray.init, which puts handlers of its own in place. They stay while a search unwinds."""
+        before = {number: signal.signal(number, self._signalled) for number in _SIGNALLED}
+        try:
+            yield
+        finally:
+            if not self._unwinding:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def head_is_gone(self) -> None:
+        """Called from another thread: the main one may wait for Ray in C++, which would end the process with 1."""
+        if self._unwinding:
+            return
+        self._stop = HEAD_GONE
+        signal.pthread_kill(self._thread, signal.SIGTERM)
+        time.sleep(_UNWIND_SECONDS)
+        self.leave()
+
+    def end(self, stop: Stop | None = None) -> int:
+        """Say how the search is continued; gives the exit code. Without its head Ray cannot be shut down: leaves."""
+        self._stop = self._stop or stop
+        if self._stop is HEAD_GONE:
+            self.leave()
+        stop, message = self._told()
+        print(message, file=sys.stderr)
+        return stop.code
+
+    def leave(self) -> NoReturn:
+        """At once. What is left is the reaper's."""
+        stop, message = self._told()
+        show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # the live table hides it
+        os.write(2, f"{show_cursor}{message}\n".encode())  # print might wait for the main thread
+        os._exit(stop.code)
+
+    def _told(self) -> tuple[Stop, str]:
+        assert self._stop is not None
+        return self._stop, f"{self._stop.why}; the search can be continued: {self._command}"
+
+    def _signalled(self, number: int, _: FrameType | None) -> None:
+        if self._unwinding:
+            self.leave()
+        self._unwinding = True
+        self._stop = self._stop or _SIGNALLED[signal.Signals(number)]
+        raise KeyboardInterrupt  # SystemExit would end the process at once, with 1, inside Ray's calls

@@ -1,0 +1,69 @@
+"""Ray Tune's callback: kills trials that hang. Their death is then heard of like any other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+
+from hpo.deaths import Pace, overdue
+from hpo.hooks import hook
+
+_AWAY_SECONDS = 10.0  # between two looks: the driver itself was stopped, and what trials reported is not read yet
+
+
+class HangWatch(tune.Callback):  # type: ignore[misc]
+    """From its start on, which Ray tells when its process is there, a trial is expected to report."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._looked = clock, clock()
+        self._paces: dict[int, Pace] = {}
+        self._slowest_first: float | None = None
+        self.hung: dict[int, str] = {}  # killed for it, with the words for it
+
+    @hook
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
+        """An attempt."""
+        self._paces[trial.config["number"]] = Pace(self._clock())
+        self.hung.pop(trial.config["number"], None)
+
+    @hook
+    def on_trial_result(
+        self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        """All its reports, which also tell how long its epochs took in earlier attempts."""
+        number, now = trial.config["number"], self._clock()
+        pace = self._paces[number]
+        epochs = [report["seconds"] + report["eval_seconds"] for report in result["reports"]]
+        if pace.slowest is None:
+            self._slowest_first = max(self._slowest_first or 0.0, now - pace.since, epochs[0])
+        self._paces[number] = Pace(now, max(epochs))
+
+    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
+        """Nothing more to expect."""
+        self._paces.pop(trial.config["number"], None)
+
+    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
+        """As above."""
+        self._paces.pop(trial.config["number"], None)
+
+    @hook
+    def on_step_end(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
+        """Ray's loop came round: ten times a second, or more often."""
+        now = self._clock()
+        since, self._looked = now - self._looked, now
+        if since > _AWAY_SECONDS:
+            self._paces = {number: Pace(pace.since + since, pace.slowest) for number, pace in self._paces.items()}
+        late = overdue(self._paces, self._slowest_first, now)
+        for trial in trials if late else ():
+            number = trial.config["number"]
+            if number in late and trial.status == "RUNNING":
+                self.hung[number] = late[number]
+                del self._paces[number]
+                ray.kill(trial.temporary_state.ray_actor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles callbacks into its scratch folder

@@ -1,0 +1,268 @@
+"""A real search whose driver is killed again and again, at random instants, and continued by the same command.
+
+Nothing may be lost, nothing may be done twice but the epoch that was under way.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from curves import SPACE, conductor
+from drivers import GUARD_SECONDS, driver
+from test_real_search import essence
+
+from hpo import decide, results
+from hpo.record import SEARCH_FILE, STUDY_FILE, Record
+from model.config import TrainConfig
+from model.data import DataConfig, DeviceImages
+from model.run import BEST, TrainingRun
+from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+
+# Every Python process of the search loads this first: each epoch that begins, and each that is on disk, is a line.
+TRACER = """
+import importlib.abc, importlib.util, os, sys
+
+def write(event, run, epoch):
+    file = os.open(os.environ["TRACE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{os.environ['ATTEMPT']} {event} {int(run.folder.name)} {epoch}\\n".encode())
+    os.close(file)
+
+class Tracer(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "model.run":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_traced(module):
+            load(module)
+            run_epoch = module.TrainingRun.run_epoch
+
+            def traced(run):
+                epoch = len(run.reports) + 1
+                write("began", run, epoch)
+                report = run_epoch(run)
+                write("ended", run, epoch)
+                return report
+
+            module.TrainingRun.run_epoch = traced
+
+        spec.loader.exec_module = load_traced
+        return spec
+
+sys.meta_path.insert(0, Tracer())
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Of the trace."""
+
+    attempt: int
+    event: str
+    trial: int
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """A search that is killed `kills` times."""
+
+    folder: Path
+    kills: int
+    slots: int
+    trials: int
+    epochs: int
+    images: int  # an epoch
+
+    @property
+    def options(self) -> list[str]:
+        settings = ["width=4", "dropout=0", "batch_size=16"]
+        return [
+            *("--trials", str(self.trials), "--epochs", str(self.epochs), "--images-per-epoch", str(self.images)),
+            *("--scheduler", "none", "--final-epochs", "0", "--wandb", "disabled", "--concurrent", str(self.slots)),
+            *(part for setting in settings for part in ("--set", setting)),
+        ]
+
+    @property
+    def record(self) -> Record:
+        return Record(self.folder / "runs", "first")
+
+    def trace(self) -> list[Line]:
+        path = self.folder / "trace"
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        return [Line(int(attempt), event, int(trial), int(epoch)) for attempt, event, trial, epoch in lines]
+
+    def finished(self) -> dict[int, Any]:
+        """Trials that ended, as the record has them."""
+        if not (self.folder / "runs" / "first" / SEARCH_FILE).exists():
+            return {}
+        return {t.number: t for t in self.record.trials() if t.state.is_finished()}
+
+    def run(self, attempt: int, until: Callable[[], bool] | None, seconds: float = 0) -> None:
+        """Kill it so many seconds after that holds; None: let it end."""
+        os.environ["ATTEMPT"] = str(attempt)
+        before = self.finished()
+        with driver(self.folder, self.options) as running:
+            if until is None:
+                _, errors = running.process.communicate(timeout=GUARD_SECONDS)
+                assert running.process.returncode == 0, errors
+            else:
+                running.wait_for(until)
+                time.sleep(seconds)
+                assert running.process.poll() is None, "it ended before it could be killed"
+                running.process.send_signal(signal.SIGKILL)
+                running.process.communicate(timeout=GUARD_SECONDS)
+            assert running.left_after(seconds=10) == []
+        after = self.finished()
+        assert {number: after.get(number) for number in before} == before
+        assert [line for line in self.trace() if line.attempt == attempt and line.trial in before] == []
+
+    def start_up(self) -> bool:
+        """From the start on."""
+        return True
+
+    def epochs_begin(self, number: int) -> Callable[[], bool]:
+        """From the beginning of so many more epochs on."""
+        number += len(self.began())
+        return lambda: len(self.began()) >= number
+
+    def trials_are_over(self) -> bool:
+        """From the last report on: finalists are measured, the winner is exported."""
+        study = self.folder / "runs" / "first" / STUDY_FILE
+        if not study.exists():
+            return False
+        with closing(sqlite3.connect(f"file:{study}?mode=ro", uri=True)) as connection:
+            (ended,) = connection.execute("SELECT count(*) FROM trials WHERE state != 'RUNNING'").fetchone()
+        return bool(ended == self.trials)
+
+    def began(self) -> list[Line]:
+        """One for each epoch that was begun."""
+        return [line for line in self.trace() if line.event == "began"]
+
+
+@contextmanager
+def traced(folder: Path) -> Iterator[None]:
+    (folder / "sitecustomize.py").write_text(TRACER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        patch.setenv("TRACE", str(folder / "trace"))
+        patch.setenv("ATTEMPT", "")
+        yield
+
+
+def assert_nothing_was_lost_or_repeated(search: Killed) -> None:
+    trials = search.record.trials()
+    assert len(search.finished()) == len(trials) == search.trials
+    assert len({str(sorted(trial.params.items())) for trial in trials}) == search.trials
+    for trial in trials:
+        assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
+        assert [report.epoch for report in results.reports_of(trial)] == list(trial.intermediate_values)
+        assert trial.last_step == search.epochs or trial.state.name == "PRUNED"
+        decision = decide.judge(trials, trial.number, trial.last_step, search.record.search)
+        assert decision == decide.Decision(**trial.user_attrs[decide.DECISION])
+
+    trace, begun = search.trace(), search.began()
+    on_disk: set[tuple[int, int]] = set()
+    for line in trace:
+        if line.event == "ended":
+            on_disk.add((line.trial, line.epoch))
+        else:
+            assert (line.trial, line.epoch) not in on_disk, f"trained again: {line}"
+    trained = {(line.trial, line.epoch) for line in begun}
+    assert trained == {(trial.number, epoch) for trial in trials for epoch in trial.intermediate_values}
+    for repeated in (Counter((line.attempt, line.trial, line.epoch) for line in begun)).values():
+        assert repeated == 1
+    repeats = len(begun) - len(trained)
+    assert repeats <= search.kills * search.slots
+    assert len(begun) <= 1.5 * len(trained)
+    print(f"{search.kills} kills: {len(trained)} epochs, {repeats} of them begun again")
+
+
+def placed() -> DeviceImages:
+    images = DataConfig().load()
+    return DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
+
+
+@pytest.fixture
+def one_thread():
+    """As trials with one CPU have: sums of other lengths round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_the_winner_is_what_the_record_says(search: Killed, images: DeviceImages) -> None:
+    record = search.record
+    number = results.winner(record)
+    assert number in results.finalists(record.trials(), "balanced")
+    best = results.best_report(record.trial(number), "balanced")
+    generator, state = load_generator(record.trial_folder(number) / BEST, channels=1, image_size=32)  # by its digest
+    assert len(state["reports"]) == best.epoch
+    measured = validate(generator, images)
+    assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
+
+
+def undisturbed(search: Killed, folder: Path, images: DeviceImages) -> Record:
+    """The same decisions and trainings in one plain loop: no Ray, no restart."""
+    record = Record.create(folder, "first", search.record.search)
+    loop = conductor(record, space=SPACE)
+    while (trial := loop.next_trial()) is not None:
+        config = TrainConfig.from_dict(trial.user_attrs[decide.CONFIG])
+        run = TrainingRun(config, images, record.trial_folder(trial.number), "balanced")
+        run.run_epoch()
+        while loop.hear(trial.number, run.reports).action == "go on":
+            run.run_epoch()
+    return record
+
+
+@pytest.mark.timeout(3 * GUARD_SECONDS)
+def test_a_search_that_is_killed_four_times_is_the_undisturbed_one(tmp_path, one_thread):
+    """While it starts, twice while it trains, and after the last trial."""
+    search = Killed(folder=tmp_path, kills=4, slots=1, trials=3, epochs=3, images=256)
+    rng = random.Random(1)
+    with traced(tmp_path):
+        search.run(0, search.start_up, rng.uniform(0, 8))
+        for attempt in (1, 2):
+            search.run(attempt, search.epochs_begin(rng.randint(1, 2)), rng.uniform(0, 1.5))
+        search.run(3, search.trials_are_over, rng.uniform(0, 3))
+    images = placed()
+    assert_nothing_was_lost_or_repeated(search)
+    assert_the_winner_is_what_the_record_says(search, images)
+    plain = undisturbed(search, tmp_path / "plain", images)
+    assert essence(search.record.trials()) == essence(plain.trials())
+    boards = [results.leaderboard(record.trials(), "balanced") for record in (search.record, plain)]
+    ranks = [[(row["number"], row["ssim"], row["psnr_db"]) for row in board] for board in boards]
+    assert ranks[0] == ranks[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * GUARD_SECONDS)
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_search_that_is_killed_twenty_times_loses_and_repeats_nothing(tmp_path, slots, one_thread):
+    """Every third time while it starts, else somewhere in the epochs that follow; then it is left alone to its end."""
+    search = Killed(folder=tmp_path, kills=20, slots=slots, trials=24, epochs=4, images=512)
+    rng = random.Random(slots)
+    with traced(tmp_path):
+        for attempt in range(search.kills):
+            if attempt % 3 == 0:
+                search.run(attempt, search.start_up, rng.uniform(0, 15))
+            else:
+                search.run(attempt, search.epochs_begin(rng.randint(1, 5)), rng.uniform(0, 1.5))
+        search.run(search.kills, None)
+    assert_nothing_was_lost_or_repeated(search)
+    assert_the_winner_is_what_the_record_says(search, placed())
