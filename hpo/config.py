@@ -13,7 +13,7 @@ from model.config import ConfigError, TrainConfig
 from model.data import DataConfig
 from model.metrics import Objective
 
-Sampler = Literal["tpe", "random"]
+Sampler = Literal["surrogate", "tpe", "random"]
 Scheduler = Literal["asha", "none"]
 Wandb = Literal["offline", "disabled"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -26,9 +26,9 @@ class SearchConfig:
     space: str = "losses_and_rates"  # a module of search_spaces, or the path of a .py file
     trials: int = 24  # in all, >= 1
     epochs: int = 12  # of a trial that is never stopped, >= 1
-    sampler: Sampler = "tpe"  # random: a baseline, or an unbiased picture of the space
+    sampler: Sampler = "surrogate"  # random: a baseline, or an unbiased picture of the space
     grace: int = 1  # epochs before the first rung of ASHA
-    reduction: int = 3  # one in so many is let past a rung, and rungs are so many times apart, >= 2
+    reduction: int = 2  # one in so many is let past a rung, and rungs are so many times apart, >= 2
     scheduler: Scheduler = "asha"
     objective: Objective = "balanced"
     seed: int = 0

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import SearchConfig
+from hpo.surrogate import promising
 from model.config import TrainConfig
 from model.metrics import EvalReport, stop_reason
 from search_spaces import Space
@@ -30,8 +32,10 @@ FAILURES = "failures"  # each death of its process or node: the epochs it had re
 ERROR = "error"  # of a trial that failed: why, as text, and how many trials there were by then
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
-_STARTUP_TRIALS = 10  # random ones before TPE; Optuna's default
-_TPE_TRIES = 20  # at a configuration that was not there before; a small space makes TPE repeat its favourites
+_STARTUP_TRIALS = {"surrogate": 6, "tpe": 10, "random": 0}  # random ones first; TPE's is Optuna's default
+_RANDOM = 0.3  # of the surrogate's suggestions: parts of the space that it is wrong about are found again
+_LEARNED_TRIES = 20  # at a configuration that was not there before; a small space makes a sampler repeat its favourites
+_BEST_FINISHED = 3  # trials whose rung values are good enough for others
 _TRIES = 1_000  # then at random: all of 100 configurations are found
 
 
@@ -60,14 +64,24 @@ class Decision:
 def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
     """The next configuration, from all trials so far; None when a finite space holds no other.
 
-    TPE (Bergstra et al. 2011), made anew for each trial from (search seed, trial number).
+    Made anew for each trial from (search seed, trial number): by the surrogate (hpo.surrogate), by TPE (Bergstra et
+    al. 2011), or at random.
     """
     number, base = len(trials), search.base_config()
     seen = [trial.params for trial in trials]
     for attempt in range(_TRIES):
-        study = _study(trials, _sampler(search, number, attempt))
+        sampler = search.sampler if attempt < _LEARNED_TRIES and number >= _STARTUP_TRIALS[search.sampler] else "random"
+        seed = _seed(search, number, attempt)
+        study = _study(trials, _tpe(seed) if sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed))
+        point: Mapping[str, Any] | None = None
         if attempt == 0 and number < len(space.starting_points):
-            study.enqueue_trial(dict(space.starting_points[number]))
+            point = space.starting_points[number]
+        elif sampler == "surrogate":
+            rng = np.random.default_rng(seed)
+            if rng.random() >= _RANDOM:
+                point = promising(trials, rungs(search), search.epochs, rng)
+        if point is not None:
+            study.enqueue_trial(dict(point))
         trial = study.ask()
         config = space.sample(trial, base)
         if trial.params not in seen:
@@ -83,15 +97,16 @@ def _study(trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) 
     return study
 
 
-def _sampler(search: SearchConfig, number: int, attempt: int) -> optuna.samplers.BaseSampler:
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
+def _seed(search: SearchConfig, number: int, attempt: int) -> int:
     digest = hashlib.sha256(f"{search.seed} {number} {attempt}".encode()).digest()
-    own_seed = int.from_bytes(digest[:4], "little")
-    if search.sampler == "random" or attempt >= _TPE_TRIES:
-        return optuna.samplers.RandomSampler(seed=own_seed)
+    return int.from_bytes(digest[:4], "little")
+
+
+def _tpe(seed: int) -> optuna.samplers.BaseSampler:
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
     return optuna.samplers.TPESampler(
-        seed=own_seed,
-        n_startup_trials=_STARTUP_TRIALS,
+        seed=seed,
+        n_startup_trials=_STARTUP_TRIALS["tpe"],
         multivariate=True,  # with group: the setting for spaces whose parameters depend on others
         group=True,
         constant_liar=True,  # trials under way keep others away from their neighbourhood
@@ -111,7 +126,9 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
     """What became of trial `number` with its report of `epoch`.
 
     ASHA (Li et al. 2020, arXiv 1810.05934) in the variant that stops: at a rung a trial goes on when it is among the
-    best 1/reduction of those that had reached the rung by then, itself included; the first always is.
+    best 1/reduction of those that had reached the rung by then, itself included; the first always is. And nobody is
+    stopped for a value as good as that of one of the three best finished trials at this rung: high learning rates
+    begin fast and end second, and as suggestions get better they would raise the bar above the later winner.
     """
     trial = trials[number]
     value = trial.intermediate_values[epoch]
@@ -131,6 +148,10 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         if epoch in other.intermediate_values and other.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
     )
     bar, set_by = rivals[max(1, len(rivals) // search.reduction) - 1]
+    finished = sorted((-other.values[0], other.number) for other in trials if _finished_before(other, heard))
+    if len(finished) >= _BEST_FINISHED:
+        mildest = max((-trials[n].intermediate_values[epoch], n) for _, n in finished[:_BEST_FINISHED])
+        bar, set_by = max((bar, set_by), mildest)
     passed = value >= -bar
     return Decision(
         action="go on" if passed else "prune",
@@ -141,6 +162,10 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         set_by=set_by,
         rivals=len(rivals),
     )
+
+
+def _finished_before(trial: FrozenTrial, heard: int) -> bool:
+    return trial.state == TrialState.COMPLETE and trial.user_attrs[REPORTS][-1][HEARD] < heard
 
 
 def judgements(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:

@@ -70,7 +70,7 @@ def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dic
 
 def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
     """Numbers of the trials that are worth measuring on all validation images."""
-    rows = leaderboard([trial for trial in trials if _is_candidate(trial, objective)], objective)
+    rows = leaderboard([trial for trial in trials if is_candidate(trial)], objective)
     return [r["number"] for r in rows[:_NUM_FINALISTS]]
 
 
@@ -159,6 +159,8 @@ def export_winner(
     number = winner(record) if trial is None else record.trial(trial).number
     if number is None:
         raise ConfigError(f"{record.name}: no trial has a valid result yet")
+    if trial is not None:
+        check_kept(record, trial)
     final = trial is None and final_wins(record)
     folder = record.folder / FINAL if final else record.trial_folder(number)
     data = record.search.data_config()
@@ -174,12 +176,25 @@ def export_winner(
     )
 
 
+def check_kept(record: Record, number: int) -> None:
+    """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
+    if (record.trial_folder(number) / BEST).exists():
+        return
+    have = [trial.number for trial in record.trials() if (record.trial_folder(trial.number) / BEST).exists()]
+    why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
+    raise ConfigError(
+        f"trial={number}: its checkpoint {why}. {record.name} has those of trials "
+        f"{', '.join(map(str, have)) or '(none)'}; of ended trials the best {record.search.keep} are kept (--keep)"
+    )
+
+
 def _extent(record: Record) -> dict[str, int]:
     """What an export was chosen from."""
     return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs}
 
 
-def _is_candidate(trial: FrozenTrial, objective: Objective) -> bool:
+def is_candidate(trial: FrozenTrial) -> bool:
+    """Whether it can win: not what failed, diverged or collapsed, nor what has no report yet."""
     if trial.state == TrialState.FAIL or not trial.intermediate_values:
         return False
     return _stop_reason(trial) not in ("diverged", "collapsed")

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo.decide import DECISION
 from hpo.record import Record
-from model.config import ConfigError
+from hpo.results import is_candidate
 from model.run import BEST, LAST
 
 log = logging.getLogger(__name__)
@@ -19,10 +18,7 @@ log = logging.getLogger(__name__)
 
 def rank(trial: FrozenTrial) -> tuple[float, int] | None:
     """Its place on the leaderboard, lowest first; None for what cannot win: no result, failed, diverged, collapsed."""
-    reason = trial.user_attrs.get(DECISION, {}).get("reason")
-    if trial.state == TrialState.FAIL or reason in ("diverged", "collapsed") or not trial.intermediate_values:
-        return None
-    return -max(trial.intermediate_values.values()), trial.number
+    return (-max(trial.intermediate_values.values()), trial.number) if is_candidate(trial) else None
 
 
 def kept(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
@@ -60,18 +56,6 @@ class Retention:
 
     def close(self) -> None:
         """Nothing is left to do."""
-
-
-def check(record: Record, number: int) -> None:
-    """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
-    if (record.trial_folder(number) / BEST).exists():
-        return
-    have = [trial.number for trial in record.trials() if (record.trial_folder(trial.number) / BEST).exists()]
-    why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
-    raise ConfigError(
-        f"trial={number}: its checkpoint {why}. {record.name} has those of trials "
-        f"{', '.join(map(str, have)) or '(none)'}; of ended trials the best {record.search.keep} are kept (--keep)"
-    )
 
 
 def _remove(path: Path) -> None:

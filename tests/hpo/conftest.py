@@ -12,7 +12,7 @@ from hpo.config import SearchConfig
 from hpo.record import Record
 
 # Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
-SEARCH = SearchConfig(trials=8, epochs=4, objective="ssim", seed=9, set={"width": 4})
+SEARCH = SearchConfig(trials=8, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4})
 
 
 @pytest.fixture

@@ -74,7 +74,8 @@ def driver(folder: Path, options: list[str], command: tuple[str, ...] = (HPO, "s
     try:
         yield running
     finally:
-        for left in running.processes():
+        process.kill()
+        for left in running.left_after(seconds=10):
             left.kill()
         process.wait()
 

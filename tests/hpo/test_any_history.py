@@ -53,7 +53,11 @@ class Model:
         elif epoch == SEARCH.epochs:
             self.ends[number] = "finished"
         elif epoch in self.rungs and sum(v > value for v in rung) >= max(1, len(rung) // SEARCH.reduction):
-            self.ends[number] = "asha"
+            finished = sorted(
+                (self.heard[n] for n, end in self.ends.items() if end == "finished"), key=lambda v: -v[-1]
+            )
+            if len(finished) < 3 or value < min(values[epoch - 1] for values in finished[:3]):
+                self.ends[number] = "asha"
         return number not in self.ends
 
     def die(self, number: int, *, for_good: bool) -> None:

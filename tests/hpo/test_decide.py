@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import optuna
 import pytest
@@ -20,7 +20,7 @@ from model.config import TrainConfig
 from model.metrics import objective_value
 from search_spaces import Space
 
-SEARCH = SearchConfig(epochs=12, objective="ssim", set={"width": 4})
+SEARCH = SearchConfig(epochs=12, reduction=3, objective="ssim", set={"width": 4})
 
 
 def finished(number: int, suggestion: decide.Suggestion, value: float) -> FrozenTrial:
@@ -66,7 +66,7 @@ def test_a_suggestion_is_what_plain_optuna_suggests():
     study.add_trials(trials)
     asked = study.ask()
     config = SPACE.suggest(asked, SEARCH.base_config())
-    mine = suggest(trials, SPACE, SEARCH)
+    mine = suggest(trials, SPACE, replace(SEARCH, sampler="tpe"))
     assert (mine.params, mine.distributions, mine.config) == (asked.params, asked.distributions, config)
 
 
@@ -119,6 +119,23 @@ def test_a_decision_names_the_rung_the_bar_and_who_set_it():
     assert judge(trials, 4, 1, SEARCH).cutoff == 0.7  # the sixth had not come yet: the best of five passes
 
 
+def test_nobody_is_stopped_for_a_value_that_one_of_the_three_best_finished_trials_had():
+    search = replace(SEARCH, epochs=2, reduction=2)
+    # Four finish; 0.3 was where the third best of them began, and 0.1 where the fourth did. The bar stands at 0.8.
+    curves = [(0.3, 0.90), (0.6, 0.95), (0.5, 0.92), (0.1, 0.85), (0.8, 0.1), (0.9, 0.1), (0.8, 0.1), (0.9, 0.1)]
+    order = [(n, ssim) for n, curve in enumerate(curves[:4]) for ssim in curve]
+    order += [(n, curve[0]) for n, curve in enumerate(curves) if n >= 4]
+    trials = reported([*order, (8, 0.3), (9, 0.29)])
+    for trial in trials[:4]:
+        trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[2]]
+    assert (judge(trials, 8, 1, search).action, judge(trials, 8, 1, search).set_by) == ("go on", 0)
+    assert (judge(trials, 9, 1, search).action, judge(trials, 9, 1, search).cutoff) == ("prune", 0.3)
+    trials[0].state, trials[0].values = TrialState.RUNNING, None  # of three finished ones the mildest began at 0.1
+    assert judge(trials, 9, 1, search).set_by == 3
+    trials[1].state, trials[1].values = TrialState.RUNNING, None
+    assert judge(trials, 8, 1, search).cutoff == 0.8  # two are too few to go by
+
+
 def test_equal_values_pass_together():
     assert judge(reported([(0, 0.5), (1, 0.5)]), 1, 1, SEARCH).action == "go on"
 
@@ -164,9 +181,9 @@ def test_without_a_scheduler_nothing_is_pruned():
 @pytest.mark.parametrize(
     ("asked", "rungs"),
     [
-        ({}, (1, 3, 9)),
-        ({"epochs": 9}, (1, 3)),
-        ({"grace": 2, "reduction": 2}, (2, 4, 8)),
+        ({}, (1, 2, 4, 8)),
+        ({"epochs": 9, "reduction": 3}, (1, 3)),
+        ({"grace": 2}, (2, 4, 8)),
         ({"epochs": 1}, ()),
         ({"grace": 12}, ()),
     ],

@@ -21,7 +21,8 @@ from hpo.cli import _parser
 from hpo.config import CHANGEABLE, SearchConfig
 from hpo.decide import CONFIG, DECISION, REPORTS
 from hpo.record import Record
-from hpo.retention import Retention, check, kept
+from hpo.results import check_kept
+from hpo.retention import Retention, kept
 from model.config import ConfigError, TrainConfig
 from model.run import BEST, LAST
 
@@ -232,13 +233,13 @@ def test_a_checkpoint_that_was_let_go_is_refused_with_those_that_stayed(record):
         folder.mkdir(parents=True)
         (folder / BEST).write_bytes(b"whatever")
     driver.next_trial()
-    check(record, 1)
+    check_kept(record, 1)
     record.fail(0, "its node is gone")
     (record.trial_folder(0) / BEST).unlink()
     with pytest.raises(ConfigError, match=r"trial=0: its checkpoint was let go. first has those of trials 1; .*--keep"):
-        check(record, 0)
+        check_kept(record, 0)
     with pytest.raises(ConfigError, match="trial=2: its checkpoint is not there yet"):
-        check(record, 2)
+        check_kept(record, 2)
 
 
 def test_the_finalists_are_always_kept():

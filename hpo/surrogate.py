@@ -1,0 +1,219 @@
+"""Which configurations are worth trying next: a Gaussian process over the reports of a search. Pure, NumPy alone.
+
+It only tells a promising part of the space from the rest, and the choice within it is random: with a few hundred noisy
+reports the very best point of a model is mostly an artefact, and suggestions that crowd around it fill ASHA's rungs
+with each other (docs/log.md has the figures).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+_CANDIDATES = 128  # drawn uniformly
+_PROMISING = 0.3  # of them are
+_POINTS = 160  # reports that the process is fitted to: its cost grows with their cube
+_WEIGHTS = (0.1, 1.0, 5.0)  # tried for each parameter, times its starting weight: not relevant ... relevant
+_NOISES = (0.01, 0.03, 0.1)  # variances, of 1
+_CATEGORY = 0.5  # squared, twice: what two categories are apart, on the scale where numbers span 1
+
+
+def promising(
+    trials: Sequence[FrozenTrial], rungs: Sequence[int], epochs: int, rng: np.random.Generator
+) -> dict[str, Any] | None:
+    """Parameters of a new trial; None where there is nothing to learn from yet.
+
+    rungs: the epochs whose reports count beside each trial's last one. epochs: of a trial that is never stopped.
+    """
+    told = [trial for trial in trials if trial.intermediate_values and trial.state != TrialState.FAIL]
+    reports = _reports(told, {*rungs, epochs})
+    if len(told) < 3:
+        return None
+    encoding = _Encoding.of(trials)
+    owners = [told[report.owner].params for report in reports]
+    gain = _expected_gains(told, epochs)
+    values = np.array([report.value + gain[report.epoch] for report in reports])
+    times = np.array([_time(report.epoch, epochs) for report in reports])
+    process = _Process.fitted(encoding.encode(owners), times, _standardized(values))
+    candidates = [encoding.draw(rng) for _ in range(_CANDIDATES)]
+    order = np.argsort(-process.at_the_end(encoding.encode(candidates)), kind="stable")
+    return candidates[int(order[rng.integers(int(_PROMISING * _CANDIDATES))])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    owner: int
+    epoch: int
+    value: float
+
+
+def _reports(trials: Sequence[FrozenTrial], epochs: set[int]) -> list[_Report]:
+    """Those at the given epochs and each trial's last. Where they are too many, the latest and the newest trials'."""
+    found = [
+        _Report(owner, epoch, value)
+        for owner, trial in enumerate(trials)
+        for epoch, value in trial.intermediate_values.items()
+        if epoch in epochs or epoch == max(trial.intermediate_values)
+    ]
+    found.sort(key=lambda report: (report.epoch > 1, report.owner), reverse=True)
+    return found[:_POINTS]
+
+
+def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
+    """By epoch: what is still to come until the last one. From rises within trials: those that were stopped differ
+    from those that went on, so that means over trials would mislead."""
+    rises: dict[int, list[float]] = {}
+    for trial in trials:
+        values = trial.intermediate_values
+        for epoch in values.keys() & {e - 1 for e in values}:
+            rises.setdefault(epoch, []).append(values[epoch + 1] - values[epoch])
+    expected, rise = np.zeros(epochs + 1), 0.0
+    for epoch in range(1, epochs):
+        rise = max(float(np.median(rises[epoch])), 0.0) if epoch in rises else 0.7 * rise
+        expected[epoch] = rise
+    gains: Array = expected[::-1].cumsum()[::-1]
+    return gains
+
+
+def _standardized(values: Array) -> Array:
+    """Mean 0, deviation 1. How bad the bad ones are would drown all other differences: a diverged one has the floor."""
+    middle = np.median(values)
+    spread = np.quantile(values, 0.9) - middle + 1e-6
+    held = np.maximum(values, middle - 2 * spread)
+    standardized: Array = (held - held.mean()) / (held.std() + 1e-9)
+    return standardized
+
+
+def _time(epoch: int, epochs: int) -> float:
+    """Learning goes with the logarithm; the last epoch is 1."""
+    return math.log(epoch) / math.log(epochs) if epochs > 1 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """Parameters as points. A parameter that a configuration lacks stands in the middle."""
+
+    distributions: Mapping[str, BaseDistribution]
+    structures: Sequence[Mapping[str, Any]]  # a trial's parameters for each set of names and categories seen
+
+    @classmethod
+    def of(cls, trials: Sequence[FrozenTrial]) -> _Encoding:
+        distributions: dict[str, BaseDistribution] = {}
+        structures: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        for trial in trials:
+            distributions.update(trial.distributions)
+            key = tuple((name, value if _is_category(trial, name) else None) for name, value in trial.params.items())
+            structures.setdefault(key, trial.params)
+        return cls(dict(sorted(distributions.items())), list(structures.values()))
+
+    def encode(self, many: Sequence[Mapping[str, Any]]) -> list[Array]:
+        """One array (N, coordinates) for each parameter."""
+        blocks = []
+        for name, distribution in self.distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                rows = [
+                    [_CATEGORY * (params.get(name) == choice) for choice in distribution.choices] for params in many
+                ]
+            else:
+                rows = [[_to_unit(distribution, params[name]) if name in params else 0.5] for params in many]
+            blocks.append(np.array(rows))
+        return blocks
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Uniformly: one of the structures, then its numbers."""
+        params = self.structures[int(rng.integers(len(self.structures)))]
+        drawn = {}
+        for name, value in params.items():
+            distribution = self.distributions[name]
+            is_category = isinstance(distribution, CategoricalDistribution)
+            drawn[name] = value if is_category else _from_unit(distribution, rng.random())
+        return drawn
+
+
+def _is_category(trial: FrozenTrial, name: str) -> bool:
+    return isinstance(trial.distributions[name], CategoricalDistribution)
+
+
+def _range(distribution: Any) -> tuple[Any, float, float]:
+    """Scale and ends; those of whole numbers and steps reach half a step further, so that all are equally likely."""
+    scale = math.log if distribution.log else float
+    half = (distribution.step or 0) / 2
+    if distribution.log and distribution.low - half <= 0:
+        half = 0.0
+    return scale, scale(distribution.low - half), scale(distribution.high + half)
+
+
+def _to_unit(distribution: BaseDistribution, value: float) -> float:
+    scale, low, high = _range(distribution)
+    return float((scale(value) - low) / (high - low)) if high > low else 0.5
+
+
+def _from_unit(distribution: BaseDistribution, position: float) -> float | int:
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    scale, low, high = _range(distribution)
+    value = low + position * (high - low)
+    value = math.exp(value) if scale is math.log else value
+    if distribution.step:
+        value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
+    value = min(max(value, distribution.low), distribution.high)
+    return int(value) if isinstance(distribution, IntDistribution) else value
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A Gaussian process with a Matern 5/2 kernel over parameters and time, each with a weight of its own."""
+
+    points: list[Array]
+    times: Array
+    weights: Array
+    solved: Array  # inverse covariance times values
+
+    @classmethod
+    def fitted(cls, points: list[Array], times: Array, values: Array) -> _Process:
+        """Weights and noise by likelihood, one after another; a weak prior holds the weights of parameters down."""
+        apart = np.stack([*(_squares(block, block) for block in points), _squares(times[:, None], times[:, None])])
+        start = np.array([2.0] * len(points) + [0.3])
+        best = (-math.inf, start, _NOISES[1], np.zeros(len(values)))
+        trials = [(i, factor) for i in range(len(start)) for factor in _WEIGHTS if factor != 1]
+        for index, factor in [(0, 1.0), *trials]:
+            weights = best[1].copy()
+            weights[index] *= factor
+            best = max(best, cls._likelihood(apart, values, weights, best[2]), key=lambda fit: fit[0])
+        for noise in _NOISES:
+            best = max(best, cls._likelihood(apart, values, best[1], noise), key=lambda fit: fit[0])
+        return cls(points, times, best[1], best[3])
+
+    @staticmethod
+    def _likelihood(apart: Array, values: Array, weights: Array, noise: float) -> tuple[float, Array, float, Array]:
+        root = np.linalg.cholesky(_kernel(weights, apart) + noise * np.eye(len(values)))
+        solved = np.linalg.solve(root.T, half := np.linalg.solve(root, values))
+        prior = -0.0375 * float((np.log(weights[:-1]) ** 2).sum())
+        return float(-0.5 * half @ half - np.log(np.diag(root)).sum()) + prior, weights, noise, solved
+
+    def at_the_end(self, points: list[Array]) -> Array:
+        """Expected values (N,) after the last epoch."""
+        count = len(points[0])
+        apart = [_squares(theirs, ours) for theirs, ours in zip(points, self.points, strict=True)]
+        apart.append(_squares(np.ones((count, 1)), self.times[:, None]))
+        expected: Array = _kernel(self.weights, np.stack(apart)) @ self.solved
+        return expected
+
+
+def _squares(a: Array, b: Array) -> Array:
+    squares: Array = ((a[:, None] - b[None]) ** 2).sum(axis=-1)
+    return squares
+
+
+def _kernel(weights: Array, apart: Array) -> Array:
+    distance = np.sqrt(5 * np.tensordot(weights, apart, 1))
+    kernel: Array = (1 + distance + distance**2 / 3) * np.exp(-distance)
+    return kernel
