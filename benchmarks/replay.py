@@ -37,7 +37,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import search_spaces
 from hpo import decide
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
+from hpo.decide import ASKED, BY, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
 from hpo.record import Record
 from model.checkpoint import write_atomically
 from model.metrics import EvalReport, objective_value
@@ -302,7 +302,12 @@ class Ours:
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
             distributions=dict(suggestion.distributions),
-            user_attrs={CONFIG: suggestion.config.as_dict(), ASKED: self._heard, REPORTS: _Reports()},
+            user_attrs={
+                CONFIG: suggestion.config.as_dict(),
+                BY: suggestion.by,
+                ASKED: self._heard,
+                REPORTS: _Reports(),
+            },
         )
         trial.number = len(self.trials)
         self.trials.append(trial)

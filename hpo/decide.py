@@ -27,6 +27,7 @@ from search_spaces import Space
 CONFIG = "config"  # user attribute: the trial's TrainConfig, as a dict
 REPORTS = "reports"  # user attribute: every EvalReport as a dict, and under HEARD when it came
 HEARD = "heard"  # how many reports the whole search had had before this one
+BY = "by"  # user attribute: who suggested the trial
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
 FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
 ERROR = "error"  # of a trial that failed: why, as text, and how many trials there were by then
@@ -39,6 +40,9 @@ _BEST_FINISHED = 3  # trials whose rung values are good enough for others
 _TRIES = 1_000  # then at random: all of 100 configurations are found
 
 
+By = Literal["starting point", "surrogate", "tpe", "random"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suggestion:
     """The next trial: Optuna's parameters and what they make of the base configuration."""
@@ -46,6 +50,7 @@ class Suggestion:
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     config: TrainConfig
+    by: By
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,22 +75,23 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     number, base = len(trials), search.base_config()
     seen = [trial.params for trial in trials]
     for attempt in range(_TRIES):
-        sampler = search.sampler if attempt < _LEARNED_TRIES and number >= _STARTUP_TRIALS[search.sampler] else "random"
+        by: By = search.sampler if attempt < _LEARNED_TRIES and number >= _STARTUP_TRIALS[search.sampler] else "random"
         seed = _seed(search, number, attempt)
-        study = _study(trials, _tpe(seed) if sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed))
         point: Mapping[str, Any] | None = None
         if attempt == 0 and number < len(space.starting_points):
-            point = space.starting_points[number]
-        elif sampler == "surrogate":
+            by, point = "starting point", space.starting_points[number]
+        elif by == "surrogate":
             rng = np.random.default_rng(seed)
             if rng.random() >= _RANDOM:
                 point = promising(trials, rungs(search), search.epochs, rng)
+            by = "random" if point is None else by
+        study = _study(trials, _tpe(seed) if by == "tpe" else optuna.samplers.RandomSampler(seed=seed))
         if point is not None:
             study.enqueue_trial(dict(point))
         trial = study.ask()
         config = space.sample(trial, base)
         if trial.params not in seen:
-            return Suggestion(params=trial.params, distributions=trial.distributions, config=config)
+            return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by)
     return None
 
 
@@ -128,7 +134,9 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
     ASHA (Li et al. 2020, arXiv 1810.05934) in the variant that stops: at a rung a trial goes on when it is among the
     best 1/reduction of those that had reached the rung by then, itself included; the first always is. And nobody is
     stopped for a value as good as that of one of the three best finished trials at this rung: high learning rates
-    begin fast and end second, and as suggestions get better they would raise the bar above the later winner.
+    begin fast and end second, and as suggestions get better they would raise the bar above the later winner. For the
+    same reason a random trial is not compared with what the surrogate suggested: so a search is never much worse than
+    a random one of its random trials alone, however wrong the surrogate is.
     """
     trial = trials[number]
     value = trial.intermediate_values[epoch]
@@ -142,10 +150,13 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         return Decision(action="go on", reason="between rungs", epoch=epoch, value=value)
 
     heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
+    is_random = trial.user_attrs.get(BY) == "random"
     rivals = sorted(
         (-other.intermediate_values[epoch], other.number)
         for other in trials
-        if epoch in other.intermediate_values and other.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
+        if epoch in other.intermediate_values
+        and other.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
+        and not (is_random and other.user_attrs.get(BY) == "surrogate")
     )
     bar, set_by = rivals[max(1, len(rivals) // search.reduction) - 1]
     finished = sorted((-other.values[0], other.number) for other in trials if _finished_before(other, heard))

@@ -38,6 +38,8 @@ class Model:
 
     def __init__(self) -> None:
         self.rungs: dict[int, list[float]] = {1: [], 2: []}
+        self.of_no_surrogate: dict[int, list[float]] = {1: [], 2: []}
+        self.by: dict[int, str] = {}
         self.heard: dict[int, list[float]] = {}  # reports of each trial, in the order of their suggestion
         self.ends: dict[int, str] = {}
         self.deaths: dict[int, int] = {}
@@ -48,6 +50,10 @@ class Model:
         epoch = len(self.heard[number])
         rung = self.rungs.get(epoch, [])
         rung.append(value)
+        if self.by[number] != "surrogate":
+            self.of_no_surrogate.get(epoch, []).append(value)
+        if self.by[number] == "random":
+            rung = self.of_no_surrogate.get(epoch, [])
         if diverged:
             self.ends[number] = "diverged"
         elif epoch == SEARCH.epochs:
@@ -101,7 +107,7 @@ class AnyHistory(RuleBasedStateMachine):
             return
         number = answer["number"]
         assert (number in unfinished) if unfinished else (number == len(self.model.heard))
-        self.model.heard.setdefault(number, [])
+        self.asked(number)
         self.running.append(number)
 
     @precondition(lambda self: self.running)
@@ -147,9 +153,13 @@ class AnyHistory(RuleBasedStateMachine):
             self.searcher.suggest("")
         self.start()
         for trial in self.record.trials()[len(self.model.heard) :]:
-            self.model.heard[trial.number] = []
+            self.asked(trial.number)
 
     # --- the parts of it -------------------------------------------------------------------------------------------
+
+    def asked(self, number: int) -> None:
+        self.model.heard.setdefault(number, [])
+        self.model.by[number] = self.record.trial(number).user_attrs[decide.BY]
 
     def trained(self, slot: int) -> int:
         """One epoch more in the checkpoint, unless an earlier driver's training is not told yet: no epoch is run."""

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import decide
 from hpo.config import SearchConfig
-from hpo.decide import HEARD, REPORTS, judge, suggest
+from hpo.decide import BY, HEARD, REPORTS, judge, suggest
 from model.config import TrainConfig
 from model.metrics import objective_value
 from search_spaces import Space
@@ -134,6 +134,14 @@ def test_nobody_is_stopped_for_a_value_that_one_of_the_three_best_finished_trial
     assert judge(trials, 9, 1, search).set_by == 3
     trials[1].state, trials[1].values = TrialState.RUNNING, None
     assert judge(trials, 8, 1, search).cutoff == 0.8  # two are too few to go by
+
+
+def test_a_random_trial_is_compared_with_what_the_surrogate_did_not_suggest():
+    trials = reported([(0, 0.9), (1, 0.8), (2, 0.1), (3, 0.5), (4, 0.6)])
+    for trial, by in zip(trials, ["surrogate", "surrogate", "starting point", "random", "surrogate"], strict=True):
+        trial.user_attrs[BY] = by
+    assert asdict(judge(trials, 3, 1, SEARCH)).items() >= {"action": "go on", "cutoff": 0.5, "rivals": 2}.items()
+    assert asdict(judge(trials, 4, 1, SEARCH)).items() >= {"action": "prune", "cutoff": 0.9, "rivals": 5}.items()
 
 
 def test_equal_values_pass_together():

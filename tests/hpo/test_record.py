@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.cli import main
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, CONFIG, HEARD, REPORTS, Decision, suggest
+from hpo.decide import ASKED, BY, CONFIG, HEARD, REPORTS, Decision, suggest
 from hpo.record import Record, RecordError
 from model.config import ConfigError, TrainConfig
 from model.metrics import EvalReport
@@ -47,14 +47,14 @@ def test_a_trial_is_added_whole_or_not_at_all(record, runs, search):
             break
         except Killed:
             assert as_optuna_sees_it(runs) == []
-    assert writes >= 8  # the trial, four parameters, three attributes
+    assert writes >= 8  # the trial, four parameters, four attributes
     (trial,) = as_optuna_sees_it(runs)
     assert (trial.state, trial.params, trial.distributions) == (
         TrialState.RUNNING,
         suggestion.params,
         suggestion.distributions,
     )
-    assert trial.user_attrs == {CONFIG: suggestion.config.as_dict(), ASKED: 0, REPORTS: []}
+    assert trial.user_attrs == {CONFIG: suggestion.config.as_dict(), BY: "starting point", ASKED: 0, REPORTS: []}
 
 
 def test_a_report_counts_once(record):
