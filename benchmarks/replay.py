@@ -35,7 +35,7 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json, 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
-from hpo import decide
+from hpo import decide, surrogate
 from hpo.config import SearchConfig
 from hpo.decide import ASKED, BY, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
 from hpo.record import Record
@@ -128,7 +128,9 @@ class Table:
         data = json.loads(gzip.decompress(content))
         self.digest, self._share, self._neighbours = hashlib.sha256(content).hexdigest(), share, neighbours
         self.about: dict[str, Any] = data["about"]
-        self.search = SearchConfig(**{**self.about["search"], "sampler": "tpe", "scheduler": "asha", "trials": 10**6})
+        default = SearchConfig()  # the product's own decisions; the recording had none
+        decisions = {name: getattr(default, name) for name in ("sampler", "scheduler", "grace", "reduction")}
+        self.search = SearchConfig(**{**self.about["search"], **decisions, "trials": 10**6})
         self.space: Space = search_spaces.load(self.search.space)
         self._distributions = {
             key: json_to_distribution(json.dumps(value)) for key, value in self.about["distributions"].items()
@@ -340,6 +342,7 @@ METHODS: dict[str, Factory] = {
     "ours": ours,
     "random": partial(ours, sampler="random", scheduler="none"),
     "random + ASHA": partial(ours, sampler="random"),
+    "TPE + ASHA": partial(ours, sampler="tpe", reduction=3),
     **peers.METHODS,
 }
 
@@ -441,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.table.write_bytes(record(options.runs, options.name))
         return
 
-    own = inspect.getsource(decide)
+    own = "".join(inspect.getsource(module) for module in (decide, surrogate, sys.modules[__name__]))
     methods = {
         name: (make, inspect.getsource(peers) if name in peers.METHODS else own) for name, make in METHODS.items()
     }

@@ -50,6 +50,9 @@ def _search(arguments: argparse.Namespace) -> int:
     if getattr(arguments, "space", "").endswith(".py"):
         arguments.space = str(Path(arguments.space).resolve())
 
+    # NumPy reads it when it is imported: on the surrogate's small matrices a second thread costs more than it gives.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
     from hpo.config import SearchConfig
     from hpo.search import run_search
 

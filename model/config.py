@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -107,6 +108,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
 
 
+@functools.cache  # a millisecond, for each of the many configurations that a suggestion tries
 def _kinds() -> dict[str, Any]:
     return get_type_hints(TrainConfig)
 
