@@ -354,13 +354,14 @@ def run(name: str, factory: Factory, source: str, table: Table, options: argpars
     path: Path = options.cache / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{digest}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.seeds):
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for seed in seeds:
         if str(seed) not in done:
             decider = factory(table.space, replace(table.search, seed=seed))
             outcome = simulate(decider, table, seed=seed, workers=options.workers, budget=options.budget)
             done[str(seed)] = asdict(outcome)
             write_atomically(path, json.dumps(done, indent=1).encode())
-    return [Outcome(**done[str(seed)]) for seed in range(options.seeds)]
+    return [Outcome(**done[str(seed)]) for seed in seeds]
 
 
 def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> list[float]:
@@ -433,6 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparison.add_argument("--methods", help=f"separated by commas; all of: {', '.join(METHODS)}")
     comparison.add_argument("--variants", type=Path, help="a Python file whose METHODS (name: factory) join in")
     comparison.add_argument("--seeds", type=int, default=30)
+    comparison.add_argument("--first-seed", type=int, default=0)
     comparison.add_argument("--workers", type=int, default=4)
     comparison.add_argument("--top", type=float, default=TOP, help="share of the space that counts as found")
     comparison.add_argument("--neighbours", type=int, default=1, help="recorded curves that make one by their mean")
