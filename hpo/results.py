@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import decide
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, DECISION, ERROR, FAILURES, REPORTS
+from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, REPORTS
 from hpo.record import Record
 from model.config import ConfigError
 from model.data import Images
@@ -109,6 +109,7 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
     return {
         "number": trial.number,
         "state": trial.state.name,
+        "suggested_by": trial.user_attrs.get(BY),
         "suggested_after_reports": trial.user_attrs[ASKED],
         "decisions": [decision for decision in taken if decision["reason"] != "between rungs"],
         "recorded": recorded,

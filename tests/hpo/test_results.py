@@ -10,7 +10,7 @@ from curves import SPACE, report
 
 from hpo import results
 from hpo.config import SearchConfig
-from hpo.decide import Decision, judge, suggest
+from hpo.decide import DECISION, Decision, judge, suggest
 from hpo.record import Record
 
 OBJECTIVE = "ssim"
@@ -106,3 +106,20 @@ def test_a_search_is_over_when_all_that_was_asked_for_has_ended(record):
     assert results.is_over(record)
     record.change({"trials": 8})
     assert not results.is_over(record)
+
+
+def test_decisions_taken_again_are_those_on_record(done):
+    told = results.decisions(done)
+    assert told["rungs"] == (1, 3)
+    assert [trial["number"] for trial in told["trials"]] == list(range(8))
+    for trial in told["trials"]:
+        assert trial["agrees"]
+        assert trial["decisions"][-1] == trial["recorded"]
+        assert all(decision["action"] == "go on" for decision in trial["decisions"][:-1])
+    assert {trial["suggested_by"] for trial in told["trials"]} >= {"starting point", "random"}
+
+
+def test_a_decision_that_the_record_does_not_bear_out_is_told(done):
+    pruned = next(trial for trial in done.trials() if trial.user_attrs[DECISION]["reason"] == "asha")
+    done._put(pruned.number, user_attrs={**pruned.user_attrs, DECISION: {**pruned.user_attrs[DECISION], "cutoff": 0.0}})
+    assert [trial["number"] for trial in results.decisions(done)["trials"] if not trial["agrees"]] == [pruned.number]
