@@ -58,12 +58,11 @@ class _Report:
 
 def _reports(trials: Sequence[FrozenTrial], epochs: set[int]) -> list[_Report]:
     """Those at the given epochs and each trial's last. Where they are too many, the latest and the newest trials'."""
-    found = [
-        _Report(owner, epoch, value)
-        for owner, trial in enumerate(trials)
-        for epoch, value in trial.intermediate_values.items()
-        if epoch in epochs or epoch == max(trial.intermediate_values)
-    ]
+    found = []
+    for owner, trial in enumerate(trials):
+        values = trial.intermediate_values
+        counted = (values.keys() & epochs) | {max(values)}
+        found += [_Report(owner, epoch, values[epoch]) for epoch in sorted(counted)]
     found.sort(key=lambda report: (report.epoch > 1, report.owner), reverse=True)
     return found[:_POINTS]
 
