@@ -37,7 +37,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import search_spaces
 from hpo import decide, surrogate
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, BY, CONFIG, DECISION, HEARD, REPORTS, Decision, Suggestion
+from hpo.decide import DECISION, HEARD, REPORTS, Decision, Suggestion
 from hpo.record import Record
 from model.checkpoint import write_atomically
 from model.metrics import EvalReport, objective_value
@@ -273,13 +273,6 @@ def simulate(decider: Decider, table: Table, *, seed: int, workers: int = 4, bud
     return Outcome(found=found, epochs=epochs, trials=len(curves), virtual_time=now, seconds=seconds)
 
 
-class _Reports(list[Any]):
-    """decide.suggest has Optuna copy all trials for each suggestion; nobody there looks at these."""
-
-    def __deepcopy__(self, memo: Any) -> _Reports:
-        return self
-
-
 class Ours:
     """The product's decisions over a record in memory; another suggest or judge makes a variant to compare."""
 
@@ -304,12 +297,7 @@ class Ours:
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
             distributions=dict(suggestion.distributions),
-            user_attrs={
-                CONFIG: suggestion.config.as_dict(),
-                BY: suggestion.by,
-                ASKED: self._heard,
-                REPORTS: _Reports(),
-            },
+            user_attrs=suggestion.user_attrs(self._heard),
         )
         trial.number = len(self.trials)
         self.trials.append(trial)

@@ -52,6 +52,10 @@ class Suggestion:
     config: TrainConfig
     by: By
 
+    def user_attrs(self, heard: int) -> dict[str, Any]:
+        """Of a trial that begins with it. heard: reports of the whole search so far."""
+        return {CONFIG: self.config.as_dict(), BY: self.by, ASKED: heard, REPORTS: []}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import ASKED, BY, CONFIG, DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
@@ -119,6 +119,7 @@ class Record:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
+        self._trials = self._storage.get_all_trials(self._study_id, deepcopy=False)  # its last holder may have written
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
@@ -142,12 +143,7 @@ class Record:
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
             distributions=dict(suggestion.distributions),
-            user_attrs={
-                CONFIG: suggestion.config.as_dict(),
-                BY: suggestion.by,
-                ASKED: self._reports_heard(),
-                REPORTS: [],
-            },
+            user_attrs=suggestion.user_attrs(self._reports_heard()),
         )
         trial._trial_id = self._storage.create_new_trial(self._study_id, trial)
         trial.number = len(self._trials)

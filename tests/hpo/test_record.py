@@ -199,3 +199,11 @@ def test_the_search_file_says_what_was_asked_and_with_what_it_was_made(record, r
     assert SearchConfig(**about["search"]) == search
     assert about["versions"]["optuna"] == optuna.__version__
     assert about["id"] == Record(runs, "first").id != Record.create(runs, "second", search).id
+
+
+def test_who_gets_the_lock_knows_what_its_last_holder_wrote(record, runs, search):
+    waiting = Record(runs, "first")
+    record.add(suggest([], SPACE, search))
+    assert waiting.trials() == []
+    waiting.lock()
+    assert [trial.number for trial in waiting.trials()] == [0]
