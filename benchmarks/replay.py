@@ -304,7 +304,7 @@ class Ours:
         return trial.number, trial.params
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """As Conductor.hear, Record.add_report and Record.end; that it is the last, judge finds out by itself."""
+        """As Record.hear; that it is the last, judge finds out by itself."""
         trial = self.trials[key]
         trial.user_attrs[REPORTS].append({**report.as_dict(), HEARD: self._heard})
         trial.intermediate_values[report.epoch] = value

@@ -6,17 +6,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo import decide
 from hpo.deaths import Death
 from hpo.decide import Decision
 from hpo.record import Record
-from hpo.results import reports_of
+from model.config import MachineError
 from model.metrics import EvalReport
 from search_spaces import Space
 
 ATTEMPTS = 3  # of a trial whose process or node dies
+HOPELESS = 3  # failed trials, where none ever reported: whatever it is, all others would die of it
 
 
 class Listener(Protocol):
@@ -38,9 +39,6 @@ class Conductor:
         self.record, self._space, self._listeners, self._time_is_up = record, space, listeners, time_is_up
         self._running: set[int] = set()
         self._exhausted = False
-        for trial in record.trials():
-            if decide.is_open(trial) and (reports := reports_of(trial)):
-                self.hear(trial.number, reports)  # the last one's decision may be lost; others depend on it
         trials = record.trials()
         self._unfinished = deque(trial.number for trial in trials if decide.is_open(trial))
         for trial in trials:
@@ -83,17 +81,15 @@ class Conductor:
         trial = self.record.trial(number)
         if trial.state.is_finished():
             return Decision(**trial.user_attrs[decide.DECISION])
-        known = min(len(trial.intermediate_values), len(reports))
-        for report in reports[max(known - 1, 0) :]:  # before the last known one it went on
-            is_new = self.record.add_report(number, report)
-            decision = decide.judge(self.record.trials(), number, report.epoch, self.record.search)
-            ends = decision.action != "go on"
-            if ends:
-                self.record.end(number, decision)
+        new = reports[len(trial.intermediate_values) :]
+        if not new:  # the last one was heard, by a driver that died: it went on, or the trial would have ended
+            return decide.judge(self.record.trials(), number, len(reports), self.record.search)
+        for report in new:
+            decision = self.record.hear(number, report)
+            if decision.action != "go on":
                 self._running.discard(number)
-            if is_new or ends:
-                self._tell(self.record.trial(number))
-            if ends:
+            self._tell(self.record.trial(number))
+            if decision.action != "go on":
                 break
         return decision
 
@@ -106,6 +102,10 @@ class Conductor:
             self.record.fail(number, death.error if deaths == 1 else f"died {deaths} times, at last: {death.error}")
         self._running.discard(number)
         self._tell(self.record.trial(number))
+        trials = self.record.trials()
+        failed = sum(trial.state == TrialState.FAIL for trial in trials)
+        if failed >= HOPELESS and not any(trial.intermediate_values for trial in trials):
+            raise MachineError(f"{failed} trials failed and none finished an epoch; the last one: {death.error}")
 
     def _tell(self, trial: FrozenTrial) -> None:
         for listener in self._listeners:

@@ -16,13 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion, judge
+from hpo.study import Study
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
@@ -30,9 +30,6 @@ from model.metrics import EvalReport, objective_value
 
 SEARCH_FILE, STUDY_FILE, LOCK_FILE = "search.json", "study.db", "lock"
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
-_LOCKED_SECONDS = 60  # SQLite's patience with another process; its default is 5
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class RecordError(MachineError):
@@ -54,7 +51,7 @@ class Record:
             raise ConfigError(f"{name}: no such search in {runs}. {_others(runs, name)}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged ({error})") from error
-        self._storage, self._study_id, self._trials = _open_study(self.folder, name)
+        self._study, self._trials = _open_study(self.folder, name)
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -79,7 +76,7 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-            optuna.create_study(study_name=name, storage=_storage(folder), direction="maximize", load_if_exists=True)
+            Study.create(_url(folder), name)
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
@@ -119,7 +116,7 @@ class Record:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
-        self._trials = self._storage.get_all_trials(self._study_id, deepcopy=False)  # its last holder may have written
+        self._trials = self._study.trials()  # its last holder may have written
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
@@ -138,74 +135,69 @@ class Record:
         return self.folder / "trials" / f"{number:05}"
 
     def add(self, suggestion: Suggestion) -> FrozenTrial:
-        """A trial under way, written in one transaction: no kill leaves half of its parameters."""
+        """A trial under way."""
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
             distributions=dict(suggestion.distributions),
             user_attrs=suggestion.user_attrs(self._reports_heard()),
         )
-        trial._trial_id = self._storage.create_new_trial(self._study_id, trial)
         trial.number = len(self._trials)
+        self._study.write(trial, None)
         self._trials.append(trial)
         return trial
 
-    def add_report(self, number: int, report: EvalReport) -> bool:
-        """False where it is known already. Raises RecordError where one before it is missing."""
-        trial = self._trials[number]
-        reports = trial.user_attrs[REPORTS]
-        if report.epoch > len(reports) + 1:
-            raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
-        if report.epoch in trial.intermediate_values:
-            return False
-        if report.epoch > len(reports):
-            self._set(number, REPORTS, [*reports, {**report.as_dict(), HEARD: self._reports_heard()}])
-        value = objective_value(report.ssim, report.psnr_db, self.search.objective)
-        self._storage.set_trial_intermediate_value(trial._trial_id, report.epoch, value)
-        self._put(number, intermediate_values={**trial.intermediate_values, report.epoch: value})
-        return True
+    def hear(self, number: int, report: EvalReport) -> Decision:
+        """A new report and what becomes of the trial by it, written together. Raises RecordError where an epoch before
+        it is missing.
 
-    def end(self, number: int, decision: Decision) -> None:
-        """COMPLETE or PRUNED, with the value of its last epoch; why is kept beside it."""
-        self._set(number, DECISION, asdict(decision))
-        self._end(number, TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED, decision.value)
+        A trial that does not go on is COMPLETE or PRUNED, with the value of this epoch; why is kept beside it.
+        """
+        trial = copy.copy(self._trials[number])
+        reports = trial.user_attrs[REPORTS]
+        if report.epoch != len(reports) + 1:
+            raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
+        told = [*reports, {**report.as_dict(), HEARD: self._reports_heard()}]
+        value = objective_value(report.ssim, report.psnr_db, self.search.objective)
+        trial.user_attrs = {**trial.user_attrs, REPORTS: told}
+        trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}
+        trials = [*self._trials[:number], trial, *self._trials[number + 1 :]]
+        decision = judge(trials, number, report.epoch, self.search)
+        if decision.action != "go on":
+            trial.user_attrs[DECISION] = asdict(decision)
+            trial.values, trial.datetime_complete = [decision.value], datetime.now()
+            trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
+        self._write(trial)
+        return decision
 
     def add_failure(self, number: int, error: str) -> int:
         """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
-        trial = self.trial(number)
+        trial = copy.copy(self._trials[number])
         failures = [*trial.user_attrs.get(FAILURES, []), {"epoch": len(trial.user_attrs[REPORTS]), "error": error}]
-        self._set(number, FAILURES, failures)
+        trial.user_attrs = {**trial.user_attrs, FAILURES: failures}
+        self._write(trial)
         return len(failures)
 
     def fail(self, number: int, error: str) -> None:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
-        self._set(number, ERROR, {"text": error, "trials": len(self._trials)})
-        self._end(number, TrialState.FAIL, None)
+        trial = copy.copy(self._trials[number])
+        trial.user_attrs = {**trial.user_attrs, ERROR: {"text": error, "trials": len(self._trials)}}
+        trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()
+        self._write(trial)
 
     def note(self, key: str, value: Any) -> None:
         """A JSON-ready fact about the whole search."""
-        self._storage.set_study_user_attr(self._study_id, key, value)
+        self._study.note(key, value)
 
     def notes(self) -> dict[str, Any]:
         """All such facts."""
-        return self._storage.get_study_user_attrs(self._study_id)
+        return self._study.notes()
 
-    def _set(self, number: int, key: str, value: Any) -> None:
-        trial = self._trials[number]
-        self._storage.set_trial_user_attr(trial._trial_id, key, value)
-        self._put(number, user_attrs={**trial.user_attrs, key: value})
-
-    def _end(self, number: int, state: TrialState, value: float | None) -> None:
-        values = None if value is None else [value]
-        self._storage.set_trial_state_values(self._trials[number]._trial_id, state, values)
-        self._put(number, state=state, values=values, datetime_complete=datetime.now())
-
-    def _put(self, number: int, **changes: Any) -> None:
-        """A changed copy in its place: who was given the trial before, in whatever thread, keeps what was true then."""
-        trial = copy.copy(self._trials[number])
-        for name, value in changes.items():
-            setattr(trial, name, value)
-        self._trials[number] = trial
+    def _write(self, trial: FrozenTrial) -> None:
+        """A changed copy, in the place of what it was: who was given the trial before, in whatever thread, keeps what
+        was true then."""
+        self._study.write(trial, self._trials[trial.number])
+        self._trials[trial.number] = trial
 
     def _reports_heard(self) -> int:
         return sum(len(trial.user_attrs[REPORTS]) for trial in self._trials)
@@ -216,23 +208,20 @@ def list_names(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
 
 
-def _open_study(folder: Path, name: str) -> tuple[optuna.storages.RDBStorage, int, list[FrozenTrial]]:
-    """Storage, Optuna's id of the study, its trials. Raises RecordError where it is gone or damaged."""
+def _open_study(folder: Path, name: str) -> tuple[Study, list[FrozenTrial]]:
+    """And its trials. Raises RecordError where it is gone or damaged."""
     path = folder / STUDY_FILE
     if not path.exists():
         raise RecordError(f"{path}: is gone, and with it the trials; delete {folder} to start anew")
     try:
-        storage = _storage(folder)
-        study_id = storage.get_study_id_from_name(name)
-        return storage, study_id, storage.get_all_trials(study_id, deepcopy=False)
+        study = Study(_url(folder), name)
+        return study, study.trials()
     except (DatabaseError, KeyError) as error:
         raise RecordError(f"{path}: damaged, or held by another process ({error})") from error
 
 
-def _storage(folder: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{folder / STUDY_FILE}", engine_kwargs={"connect_args": {"timeout": _LOCKED_SECONDS}}
-    )
+def _url(folder: Path) -> str:
+    return f"sqlite:///{folder / STUDY_FILE}"
 
 
 def _others(runs: Path, name: str) -> str:

@@ -58,13 +58,15 @@ class _Report:
 
 def _reports(trials: Sequence[FrozenTrial], epochs: set[int]) -> list[_Report]:
     """Those at the given epochs and each trial's last. Where they are too many, the latest and the newest trials'."""
-    found = []
-    for owner, trial in enumerate(trials):
-        values = trial.intermediate_values
-        counted = (values.keys() & epochs) | {max(values)}
-        found += [_Report(owner, epoch, values[epoch]) for epoch in sorted(counted)]
-    found.sort(key=lambda report: (report.epoch > 1, report.owner), reverse=True)
-    return found[:_POINTS]
+    first: list[_Report] = []
+    later: list[_Report] = []
+    for owner in reversed(range(len(trials))):
+        if len(later) >= _POINTS:
+            break
+        values = trials[owner].intermediate_values
+        for epoch in sorted((values.keys() & epochs) | {max(values)}):
+            (later if epoch > 1 else first).append(_Report(owner, epoch, values[epoch]))
+    return [*later, *first][:_POINTS]
 
 
 def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
@@ -73,8 +75,9 @@ def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
     rises: dict[int, list[float]] = {}
     for trial in trials:
         values = trial.intermediate_values
-        for epoch in values.keys() & {e - 1 for e in values}:
-            rises.setdefault(epoch, []).append(values[epoch + 1] - values[epoch])
+        for epoch in values:
+            if epoch + 1 in values:
+                rises.setdefault(epoch, []).append(values[epoch + 1] - values[epoch])
     expected, rise = np.zeros(epochs + 1), 0.0
     for epoch in range(1, epochs):
         rise = max(float(np.median(rises[epoch])), 0.0) if epoch in rises else 0.7 * rise
@@ -110,8 +113,10 @@ class _Encoding:
         structures: dict[tuple[Any, ...], Mapping[str, Any]] = {}
         for trial in trials:
             distributions.update(trial.distributions)
-            key = tuple((name, value if _is_category(trial, name) else None) for name, value in trial.params.items())
-            structures.setdefault(key, trial.params)
+        categories = [name for name, of in distributions.items() if isinstance(of, CategoricalDistribution)]
+        for trial in trials:
+            params = trial.params
+            structures.setdefault((*params, *(params.get(name) for name in categories)), params)
         return cls(dict(sorted(distributions.items())), list(structures.values()))
 
     def encode(self, many: Sequence[Mapping[str, Any]]) -> list[Array]:
@@ -136,10 +141,6 @@ class _Encoding:
             is_category = isinstance(distribution, CategoricalDistribution)
             drawn[name] = value if is_category else _from_unit(distribution, rng.random())
         return drawn
-
-
-def _is_category(trial: FrozenTrial, name: str) -> bool:
-    return isinstance(trial.distributions[name], CategoricalDistribution)
 
 
 def _range(distribution: Any) -> tuple[Any, float, float]:
@@ -193,10 +194,11 @@ class _Process:
 
     @staticmethod
     def _likelihood(apart: Array, values: Array, weights: Array, noise: float) -> tuple[float, Array, float, Array]:
-        root = np.linalg.cholesky(_kernel(weights, apart) + noise * np.eye(len(values)))
-        solved = np.linalg.solve(root.T, half := np.linalg.solve(root, values))
+        covariance = _kernel(weights, apart) + noise * np.eye(len(values))
+        root = np.linalg.cholesky(covariance)
+        solved = np.asarray(np.linalg.solve(covariance, values), dtype=np.float64)
         prior = -0.0375 * float((np.log(weights[:-1]) ** 2).sum())
-        return float(-0.5 * half @ half - np.log(np.diag(root)).sum()) + prior, weights, noise, solved
+        return float(-0.5 * values @ solved - np.log(np.diag(root)).sum()) + prior, weights, noise, solved
 
     def at_the_end(self, points: list[Array]) -> Array:
         """Expected values (N,) after the last epoch."""

@@ -19,8 +19,9 @@ from killed import Killed, killed_at_write
 from optuna.trial import TrialState
 
 from hpo import decide
-from hpo.conductor import ATTEMPTS
+from hpo.conductor import ATTEMPTS, HOPELESS
 from hpo.config import SearchConfig
+from hpo.hooks import DriverError
 from hpo.record import Record
 from hpo.results import reports_of
 from hpo.scheduler import ConductorScheduler
@@ -70,6 +71,10 @@ class Model:
         self.deaths[number] = self.deaths.get(number, 0) + 1
         if for_good or self.deaths[number] >= ATTEMPTS:
             self.ends[number] = "error"
+
+    def is_hopeless(self) -> bool:
+        """A trial failed just now, as those before it, and none ever reported."""
+        return list(self.ends.values()).count("error") >= HOPELESS and not any(self.heard.values())
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -128,7 +133,12 @@ class AnyHistory(RuleBasedStateMachine):
         self.model.die(number, for_good=memory)
         trial = self.ray_trial(number)
         Path(trial.error_file).write_text("MemoryError" if memory else "The actor died unexpectedly")
-        self.scheduler.on_trial_error(None, trial)
+        if self.model.is_hopeless():
+            with pytest.raises(DriverError):
+                self.scheduler.on_trial_error(None, trial)
+            self.start()
+        else:
+            self.scheduler.on_trial_error(None, trial)
 
     @rule(slot=st.integers(0, SLOTS - 1), trained=st.booleans())
     def the_driver_dies(self, slot: int, trained: bool) -> None:

@@ -20,12 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.cli import main
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, BY, CONFIG, HEARD, REPORTS, Decision, suggest
+from hpo.decide import ASKED, BY, CONFIG, DECISION, HEARD, REPORTS, suggest
 from hpo.record import Record, RecordError
 from model.config import ConfigError, TrainConfig
 from model.metrics import EvalReport
-
-ENDED = Decision(action="prune", reason="asha", epoch=1, value=0.3, cutoff=0.5, set_by=0, rivals=2)
 
 
 def as_optuna_sees_it(runs: Path) -> list[FrozenTrial]:
@@ -57,18 +55,10 @@ def test_a_trial_is_added_whole_or_not_at_all(record, runs, search):
     assert trial.user_attrs == {CONFIG: suggestion.config.as_dict(), BY: "starting point", ASKED: 0, REPORTS: []}
 
 
-def test_a_report_counts_once(record):
-    with_trials(record, 1)
-    assert record.add_report(0, report(1, 0.5))
-    assert not record.add_report(0, report(1, 0.7))
-    assert record.trial(0).intermediate_values == {1: 0.5}
-    assert len(record.trial(0).user_attrs[REPORTS]) == 1
-
-
 def test_a_report_keeps_everything_and_when_it_was_heard(record):
     with_trials(record, 2)
     for number, epoch in ((0, 1), (1, 1), (1, 2), (0, 2)):
-        record.add_report(number, report(epoch, 0.5, gen_total=math.inf))
+        record.hear(number, report(epoch, 0.5, gen_total=math.inf))
     heard = [[entry[HEARD] for entry in trial.user_attrs[REPORTS]] for trial in record.trials()]
     assert heard == [[0, 3], [1, 2]]
     assert EvalReport.from_dict(record.trial(0).user_attrs[REPORTS][1]) == report(2, 0.5, gen_total=math.inf)
@@ -76,33 +66,37 @@ def test_a_report_keeps_everything_and_when_it_was_heard(record):
 
 def test_a_hole_between_reports_is_refused(record):
     with_trials(record, 1)
-    record.add_report(0, report(1, 0.5))
+    record.hear(0, report(1, 0.5))
     with pytest.raises(RecordError, match="trial 0: report 3 came after report 1"):
-        record.add_report(0, report(3, 0.5))
+        record.hear(0, report(3, 0.5))
 
 
-def test_a_report_that_was_half_written_is_completed(record, runs):
-    with_trials(record, 2)
-    with pytest.raises(Killed), killed_at_write(1):
-        record.add_report(0, report(1, 0.5))
-    again = Record(runs, "first")
-    assert len(again.trial(0).user_attrs[REPORTS]) == 1
-    assert again.trial(0).intermediate_values == {}
-    assert again.add_report(0, report(1, 0.5))
-    (trial, _) = as_optuna_sees_it(runs)
-    assert trial.intermediate_values == {1: 0.5}
-    assert [entry[HEARD] for entry in trial.user_attrs[REPORTS]] == [0]
+@pytest.mark.parametrize("ssim", [0.5, math.nan])
+def test_a_report_is_written_with_what_becomes_of_its_trial_or_not_at_all(record, runs, ssim):
+    with_trials(record, 1)
+    (before,) = as_optuna_sees_it(runs)
+    for writes in itertools.count():
+        try:
+            with killed_at_write(writes):
+                Record(runs, "first").hear(0, report(1, ssim))
+            break
+        except Killed:
+            assert as_optuna_sees_it(runs) == [before]
+    ends = math.isnan(ssim)
+    assert writes == (5 if ends else 2)  # reports, value; decision, state, final value
+    (trial,) = as_optuna_sees_it(runs)
+    assert (trial.state, trial.value) == ((TrialState.PRUNED, -1.0) if ends else (TrialState.RUNNING, None))
+    assert (DECISION in trial.user_attrs) == ends
 
 
-@pytest.mark.parametrize("writes", [0, 1])
-def test_an_end_that_was_half_written_is_completed(record, runs, writes):
-    with_trials(record, 1).add_report(0, report(1, 0.3))
-    with pytest.raises(Killed), killed_at_write(writes):
-        record.end(0, ENDED)
-    again = Record(runs, "first")
-    assert again.trial(0).state == TrialState.RUNNING
-    again.end(0, ENDED)
-    assert [(t.state, t.value) for t in as_optuna_sees_it(runs)] == [(TrialState.PRUNED, 0.3)]
+def test_optuna_reads_all_that_was_written(done, runs):
+    """Each field of each trial, times and the order of parameters included."""
+    with_trials(done, 2)
+    done.add_failure(8, "its node is gone")
+    done.add_failure(8, "its node is gone again")
+    done.fail(9, "out of memory")
+    assert as_optuna_sees_it(runs) == done.trials()
+    assert [list(trial.params) for trial in as_optuna_sees_it(runs)] == [list(trial.params) for trial in done.trials()]
 
 
 def test_optuna_sees_how_each_trial_really_ended(done, runs):

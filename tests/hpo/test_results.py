@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 from curves import SPACE, report
+from optuna.trial import TrialState
 
 from hpo import results
 from hpo.config import SearchConfig
-from hpo.decide import DECISION, Decision, judge, suggest
+from hpo.decide import DECISION, Decision, suggest
 from hpo.record import Record
 
 OBJECTIVE = "ssim"
+
+
+def rewritten(record: Record, number: int, decision: Decision, **changes: Any) -> None:
+    """As if the trial had ended so."""
+    trial = copy.copy(record.trial(number))
+    trial.user_attrs = {**trial.user_attrs, DECISION: asdict(decision)}
+    for name, value in changes.items():
+        setattr(trial, name, value)
+    record._write(trial)
 
 
 @pytest.fixture
@@ -33,12 +46,10 @@ def record(runs) -> Record:
     for number, values in told.items():
         record.add(suggest(record.trials(), SPACE, search))
         for epoch, value in enumerate(values, start=1):
-            record.add_report(number, report(epoch, value))
-    record.end(1, Decision(action="prune", reason="asha", epoch=1, value=0.7))
+            record.hear(number, report(epoch, value))
+    decision = Decision(action="prune", reason="asha", epoch=1, value=0.7)
+    rewritten(record, 1, decision, state=TrialState.PRUNED, values=[0.7])
     record.fail(2, "its node is gone")
-    record.end(3, judge(record.trials(), 3, 2, search))
-    for number in (0, 4):
-        record.end(number, judge(record.trials(), number, 3, search))
     return record
 
 
@@ -66,8 +77,7 @@ def test_no_winner_comes_out_of_nothing_valid(runs):
     record = Record.create(runs, "none", SearchConfig(objective=OBJECTIVE))
     assert results.winner(record) is None
     record.add(suggest([], SPACE, record.search))
-    record.add_report(0, report(1, math.nan))
-    record.end(0, judge(record.trials(), 0, 1, record.search))
+    record.hear(0, report(1, math.nan))
     assert results.winner(record) is None
 
 
@@ -121,5 +131,5 @@ def test_decisions_taken_again_are_those_on_record(done):
 
 def test_a_decision_that_the_record_does_not_bear_out_is_told(done):
     pruned = next(trial for trial in done.trials() if trial.user_attrs[DECISION]["reason"] == "asha")
-    done._put(pruned.number, user_attrs={**pruned.user_attrs, DECISION: {**pruned.user_attrs[DECISION], "cutoff": 0.0}})
+    rewritten(done, pruned.number, Decision(**{**pruned.user_attrs[DECISION], "cutoff": 0.0}))
     assert [trial["number"] for trial in results.decisions(done)["trials"] if not trial["agrees"]] == [pruned.number]
