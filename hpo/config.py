@@ -27,8 +27,8 @@ class SearchConfig:
     trials: int = 24  # in all, >= 1
     epochs: int = 12  # of a trial that is never stopped, >= 1
     sampler: Sampler = "surrogate"  # random: a baseline, or an unbiased picture of the space
-    grace: int = 1  # epochs before the first rung of ASHA
-    reduction: int = 2  # one in so many is let past a rung, and rungs are so many times apart, >= 2
+    grace: int = 1  # epochs before a trial is compared with others
+    reduction: int = 4  # one in so many goes on after grace, until finished trials are the measure, >= 2
     scheduler: Scheduler = "asha"
     objective: Objective = "balanced"
     seed: int = 0

@@ -36,7 +36,7 @@ DECISION = "decision"  # user attribute of an ended trial: the Decision that end
 _STARTUP_TRIALS = {"surrogate": 6, "tpe": 10, "random": 0}  # random ones first; TPE's is Optuna's default
 _RANDOM = 0.3  # of the surrogate's suggestions: parts of the space that it is wrong about are found again
 _LEARNED_TRIES = 20  # at a configuration that was not there before; a small space makes a sampler repeat its favourites
-_BEST_FINISHED = 3  # trials whose rung values are good enough for others
+_BEST_FINISHED = 5  # trials: who is worse than each of them was is stopped
 _TRIES = 1_000  # then at random: all of 100 configurations are found
 
 
@@ -67,7 +67,8 @@ class Decision:
     value: float
     cutoff: float | None = None  # the rung's bar, where there was one
     set_by: int | None = None  # the trial whose value was the bar
-    rivals: int | None = None  # trials that had reached the rung, this one included
+    rivals: int | None = None  # trials whose values were compared
+    compared: int | None = None  # the epoch whose values were
 
 
 def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
@@ -87,7 +88,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
         elif by == "surrogate":
             rng = np.random.default_rng(seed)
             if rng.random() >= _RANDOM:
-                point = promising(trials, rungs(search), search.epochs, rng)
+                point = promising(trials, search.epochs, rng)
             by = "random" if point is None else by
         study = _study(trials, _tpe(seed) if by == "tpe" else optuna.samplers.RandomSampler(seed=seed))
         if point is not None:
@@ -124,23 +125,19 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def rungs(search: SearchConfig) -> tuple[int, ...]:
-    """Epochs after which ASHA compares: grace, grace * reduction, ... below the last epoch."""
-    found, rung = [], search.grace
-    while search.scheduler == "asha" and rung < search.epochs:
-        found.append(rung)
-        rung *= search.reduction
-    return tuple(found)
+    """The epoch after which trials are compared with one another, if there is one: grace, below the last epoch."""
+    return (search.grace,) if search.scheduler == "asha" and search.grace < search.epochs else ()
 
 
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
     """What became of trial `number` with its report of `epoch`.
 
-    ASHA (Li et al. 2020, arXiv 1810.05934) in the variant that stops: at a rung a trial goes on when it is among the
-    best 1/reduction of those that had reached the rung by then, itself included; the first always is. And nobody is
-    stopped for a value as good as that of one of the three best finished trials at this rung: high learning rates
-    begin fast and end second, and as suggestions get better they would raise the bar above the later winner. For the
-    same reason a random trial is not compared with what the surrogate suggested: so a search is never much worse than
-    a random one of its random trials alone, however wrong the surrogate is.
+    From grace on it is asked after every epoch whether the trial can still become one of the best. Once five have
+    finished, they are the measure: who is worse than each of the best five was at this epoch is stopped. Slow starters
+    among them hold the door open for others, however many suggestions crowd at the front. Until then it is ASHA's
+    first rung (Li et al. 2020, arXiv 1810.05934, in the variant that stops): to go on is for the best 1/reduction
+    after grace epochs, of those that have come so far, and at least for the best. Each later report asks again, since
+    the first trials pass for want of rivals.
     """
     trial = trials[number]
     value = trial.intermediate_values[epoch]
@@ -150,24 +147,20 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         return Decision(action="prune", reason=reason, epoch=epoch, value=value)
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
-    if epoch not in rungs(search):
+    if search.scheduler == "none" or epoch < search.grace:
         return Decision(action="go on", reason="between rungs", epoch=epoch, value=value)
 
     heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
-    is_random = trial.user_attrs.get(BY) == "random"
-    rivals = sorted(
-        (-other.intermediate_values[epoch], other.number)
-        for other in trials
-        if epoch in other.intermediate_values
-        and other.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
-        and not (is_random and other.user_attrs.get(BY) == "surrogate")
-    )
-    bar, set_by = rivals[max(1, len(rivals) // search.reduction) - 1]
     finished = sorted((-other.values[0], other.number) for other in trials if _finished_before(other, heard))
     if len(finished) >= _BEST_FINISHED:
-        mildest = max((-trials[n].intermediate_values[epoch], n) for _, n in finished[:_BEST_FINISHED])
-        bar, set_by = max((bar, set_by), mildest)
-    passed = value >= -bar
+        compared, rivals = epoch, [trials[n] for _, n in finished[:_BEST_FINISHED]]
+        rank = _BEST_FINISHED
+    else:
+        compared = search.grace
+        rivals = [other for other in trials if _reported_by(other, compared, heard)]
+        rank = max(1, len(rivals) // search.reduction)
+    bar, set_by = sorted((-rival.intermediate_values[compared], rival.number) for rival in rivals)[rank - 1]
+    passed = trial.intermediate_values[compared] >= -bar
     return Decision(
         action="go on" if passed else "prune",
         reason="passed" if passed else "asha",
@@ -176,7 +169,12 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         cutoff=-bar,
         set_by=set_by,
         rivals=len(rivals),
+        compared=compared,
     )
+
+
+def _reported_by(trial: FrozenTrial, epoch: int, heard: int) -> bool:
+    return epoch in trial.intermediate_values and trial.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
 
 
 def _finished_before(trial: FrozenTrial, heard: int) -> bool:

@@ -112,7 +112,7 @@ class Progress:
 
 
 def expected_epochs(search: SearchConfig) -> float:
-    """Epochs of a mean trial, when one in `reduction` passes each rung."""
+    """Epochs of a mean trial, when one in `reduction` goes on after grace."""
     stops = [*decide.rungs(search), search.epochs]
     lengths = zip([0, *stops[:-1]], stops, strict=True)
     survivors = (float(search.reduction) ** -i for i in range(len(stops)))

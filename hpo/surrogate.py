@@ -1,8 +1,8 @@
 """Which configurations are worth trying next: a Gaussian process over the reports of a search. Pure, NumPy alone.
 
-It only tells a promising part of the space from the rest, and the choice within it is random: with a few hundred noisy
-reports the very best point of a model is mostly an artefact, and suggestions that crowd around it fill ASHA's rungs
-with each other (docs/log.md has the figures).
+It only tells a promising part of the space from the rest; within it the choice is what differs most from all that was
+tried. With a few hundred noisy reports the very best point of a model is mostly an artefact, and suggestions that crowd
+around it learn what is known (docs/log.md has the figures).
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 _CANDIDATES = 128  # drawn uniformly
 _PROMISING = 0.3  # of them are
+_FARTHEST = 8  # of these in turn, drawn at random, the one farthest from all trials: not the outermost corner each time
 _POINTS = 160  # reports that the process is fitted to: its cost grows with their cube
 _WEIGHTS = (0.1, 1.0, 5.0)  # tried for each parameter, times its starting weight: not relevant ... relevant
 _NOISES = (0.01, 0.03, 0.1)  # variances, of 1
 _CATEGORY = 0.5  # squared, twice: what two categories are apart, on the scale where numbers span 1
 
 
-def promising(
-    trials: Sequence[FrozenTrial], rungs: Sequence[int], epochs: int, rng: np.random.Generator
-) -> dict[str, Any] | None:
+def promising(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:
     """Parameters of a new trial; None where there is nothing to learn from yet.
 
-    rungs: the epochs whose reports count beside each trial's last one. epochs: of a trial that is never stopped.
+    epochs: of a trial that is never stopped.
     """
     told = [trial for trial in trials if trial.intermediate_values and trial.state != TrialState.FAIL]
-    reports = _reports(told, {*rungs, epochs})
+    reports = _reports(told, {2**power for power in range(epochs.bit_length())})
     if len(told) < 3:
         return None
     encoding = _Encoding.of(trials)
@@ -45,8 +44,12 @@ def promising(
     times = np.array([_time(report.epoch, epochs) for report in reports])
     process = _Process.fitted(encoding.encode(owners), times, _standardized(values))
     candidates = [encoding.draw(rng) for _ in range(_CANDIDATES)]
-    order = np.argsort(-process.at_the_end(encoding.encode(candidates)), kind="stable")
-    return candidates[int(order[rng.integers(int(_PROMISING * _CANDIDATES))])]
+    encoded = encoding.encode(candidates)
+    best = np.argsort(-process.at_the_end(encoded), kind="stable")[: int(_PROMISING * _CANDIDATES)]
+    drawn = rng.permutation(best)[:_FARTHEST]
+    tried = encoding.encode([trial.params for trial in trials])
+    apart = process.apart([block[drawn] for block in encoded], tried)
+    return candidates[int(drawn[apart.min(axis=1).argmax()])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,12 @@ class _Process:
         apart.append(_squares(np.ones((count, 1)), self.times[:, None]))
         expected: Array = _kernel(self.weights, np.stack(apart)) @ self.solved
         return expected
+
+    def apart(self, points: list[Array], others: list[Array]) -> Array:
+        """Squared distances (N, M) by what matters to the values."""
+        apart = np.stack([_squares(ours, theirs) for ours, theirs in zip(points, others, strict=True)])
+        distances: Array = np.tensordot(self.weights[:-1], apart, 1)
+        return distances
 
 
 def _squares(a: Array, b: Array) -> Array:

@@ -35,12 +35,9 @@ SLOTS = 3
 
 
 class Model:
-    """What a search is, in plain lists: ASHA's rungs grow in the order in which reports are heard."""
+    """What a search is, in plain lists."""
 
     def __init__(self) -> None:
-        self.rungs: dict[int, list[float]] = {1: [], 2: []}
-        self.of_no_surrogate: dict[int, list[float]] = {1: [], 2: []}
-        self.by: dict[int, str] = {}
         self.heard: dict[int, list[float]] = {}  # reports of each trial, in the order of their suggestion
         self.ends: dict[int, str] = {}
         self.deaths: dict[int, int] = {}
@@ -49,22 +46,18 @@ class Model:
         """Whether the trial goes on."""
         self.heard[number].append(value)
         epoch = len(self.heard[number])
-        rung = self.rungs.get(epoch, [])
-        rung.append(value)
-        if self.by[number] != "surrogate":
-            self.of_no_surrogate.get(epoch, []).append(value)
-        if self.by[number] == "random":
-            rung = self.of_no_surrogate.get(epoch, [])
+        finished = [self.heard[n] for n in sorted(self.ends) if self.ends[n] == "finished"]
+        finished.sort(key=lambda values: -values[-1])
+        first = [values[0] for values in self.heard.values() if values]
         if diverged:
             self.ends[number] = "diverged"
         elif epoch == SEARCH.epochs:
             self.ends[number] = "finished"
-        elif epoch in self.rungs and sum(v > value for v in rung) >= max(1, len(rung) // SEARCH.reduction):
-            finished = sorted(
-                (self.heard[n] for n, end in self.ends.items() if end == "finished"), key=lambda v: -v[-1]
-            )
-            if len(finished) < 3 or value < min(values[epoch - 1] for values in finished[:3]):
+        elif len(finished) >= 5:
+            if all(value < values[epoch - 1] for values in finished[:5]):
                 self.ends[number] = "asha"
+        elif sum(v > self.heard[number][0] for v in first) >= max(1, len(first) // SEARCH.reduction):
+            self.ends[number] = "asha"
         return number not in self.ends
 
     def die(self, number: int, *, for_good: bool) -> None:
@@ -169,7 +162,6 @@ class AnyHistory(RuleBasedStateMachine):
 
     def asked(self, number: int) -> None:
         self.model.heard.setdefault(number, [])
-        self.model.by[number] = self.record.trial(number).user_attrs[decide.BY]
 
     def trained(self, slot: int) -> int:
         """One epoch more in the checkpoint, unless an earlier driver's training is not told yet: no epoch is run."""

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import decide
 from hpo.config import SearchConfig
-from hpo.decide import BY, HEARD, REPORTS, judge, suggest
+from hpo.decide import HEARD, REPORTS, judge, suggest
 from model.config import TrainConfig
 from model.metrics import objective_value
 from search_spaces import Space
@@ -99,13 +99,15 @@ def reported(order: list[tuple[int, float]]) -> list[FrozenTrial]:
     return trials
 
 
-def test_the_first_at_a_rung_passes_however_bad_it_is():
+def test_the_first_after_grace_passes_however_bad_it_is_until_better_ones_have_come():
     decision = judge(reported([(0, -0.5), (1, 0.9)]), 0, 1, SEARCH)
     assert (decision.action, decision.reason, decision.rivals) == ("go on", "passed", 1)
+    decision = judge(reported([(0, -0.5), (1, 0.9), (0, 1.0)]), 0, 2, SEARCH)
+    assert asdict(decision).items() >= {"action": "prune", "value": 1.0, "cutoff": 0.9, "compared": 1}.items()
 
 
-def test_a_decision_names_the_rung_the_bar_and_who_set_it():
-    # Six at the rung: the best two pass, and the second best sets the bar.
+def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
+    # Six have come: the best two pass, and the second best sets the bar.
     trials = reported([(0, 0.1), (1, 0.5), (2, 0.7), (3, 0.2), (4, 0.6), (5, 0.55)])
     assert asdict(judge(trials, 5, 1, SEARCH)) == {
         "action": "prune",
@@ -115,33 +117,26 @@ def test_a_decision_names_the_rung_the_bar_and_who_set_it():
         "cutoff": 0.6,
         "set_by": 4,
         "rivals": 6,
+        "compared": 1,
     }
     assert judge(trials, 4, 1, SEARCH).cutoff == 0.7  # the sixth had not come yet: the best of five passes
 
 
-def test_nobody_is_stopped_for_a_value_that_one_of_the_three_best_finished_trials_had():
-    search = replace(SEARCH, epochs=2, reduction=2)
-    # Four finish; 0.3 was where the third best of them began, and 0.1 where the fourth did. The bar stands at 0.8.
-    curves = [(0.3, 0.90), (0.6, 0.95), (0.5, 0.92), (0.1, 0.85), (0.8, 0.1), (0.9, 0.1), (0.8, 0.1), (0.9, 0.1)]
-    order = [(n, ssim) for n, curve in enumerate(curves[:4]) for ssim in curve]
-    order += [(n, curve[0]) for n, curve in enumerate(curves) if n >= 4]
-    trials = reported([*order, (8, 0.3), (9, 0.29)])
-    for trial in trials[:4]:
-        trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[2]]
-    assert (judge(trials, 8, 1, search).action, judge(trials, 8, 1, search).set_by) == ("go on", 0)
-    assert (judge(trials, 9, 1, search).action, judge(trials, 9, 1, search).cutoff) == ("prune", 0.3)
-    trials[0].state, trials[0].values = TrialState.RUNNING, None  # of three finished ones the mildest began at 0.1
-    assert judge(trials, 9, 1, search).set_by == 3
-    trials[1].state, trials[1].values = TrialState.RUNNING, None
-    assert judge(trials, 8, 1, search).cutoff == 0.8  # two are too few to go by
-
-
-def test_a_random_trial_is_compared_with_what_the_surrogate_did_not_suggest():
-    trials = reported([(0, 0.9), (1, 0.8), (2, 0.1), (3, 0.5), (4, 0.6)])
-    for trial, by in zip(trials, ["surrogate", "surrogate", "starting point", "random", "surrogate"], strict=True):
-        trial.user_attrs[BY] = by
-    assert asdict(judge(trials, 3, 1, SEARCH)).items() >= {"action": "go on", "cutoff": 0.5, "rivals": 2}.items()
-    assert asdict(judge(trials, 4, 1, SEARCH)).items() >= {"action": "prune", "cutoff": 0.9, "rivals": 5}.items()
+def test_once_five_have_finished_who_is_worse_than_each_of_the_best_five_was_is_stopped():
+    search = replace(SEARCH, epochs=3)
+    # 0.3 is where the slowest starter of the best five began, and 0.1 where the sixth did.
+    starts, ends = [0.3, 0.6, 0.5, 0.4, 0.7, 0.1], [0.95, 0.94, 0.93, 0.92, 0.91, 0.80]
+    order = [(n, v) for n in range(6) for v in (starts[n], 0.8 - starts[n] / 10, ends[n])]
+    trials = reported([*order, *((n, 0.9) for n in range(6, 20)), (20, 0.3), (21, 0.29), (20, 0.729)])
+    for trial in trials[:6]:
+        trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[3]]
+    expected = {"action": "go on", "cutoff": 0.3, "set_by": 0, "rivals": 5, "compared": 1}
+    assert asdict(judge(trials, 20, 1, search)).items() >= expected.items()
+    assert asdict(judge(trials, 21, 1, search)).items() >= {"action": "prune", "cutoff": 0.3}.items()
+    assert asdict(judge(trials, 20, 2, search)).items() >= {"action": "prune", "set_by": 4, "compared": 2}.items()
+    for trial in trials[:2]:
+        trial.state, trial.values = TrialState.RUNNING, None
+    assert judge(trials, 20, 1, search).cutoff == 0.9  # four are too few to go by
 
 
 def test_equal_values_pass_together():
@@ -150,33 +145,43 @@ def test_equal_values_pass_together():
 
 @given(st.data())
 @settings(deadline=None)
-def test_rungs_let_the_best_of_those_before_them_pass(data):
-    """Against ASHA's stopping variant written down naively: lists that grow in the order of arrival."""
+def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
+    """Against the rules written down naively: lists that grow in the order of arrival."""
     search = SearchConfig(
-        epochs=9, objective="ssim", grace=data.draw(st.integers(1, 3)), reduction=data.draw(st.integers(2, 4))
+        epochs=3, objective="ssim", grace=data.draw(st.integers(1, 2)), reduction=data.draw(st.integers(2, 4))
     )
     values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
-    order = data.draw(st.lists(st.tuples(st.integers(0, 7), values), min_size=1, max_size=50))
+    order = data.draw(st.lists(st.tuples(st.integers(0, 9), values), min_size=1, max_size=40))
     order = [step for i, step in enumerate(order) if sum(n == step[0] for n, _ in order[:i]) < search.epochs]
-    rungs = [search.grace * search.reduction**i for i in range(9)]
-    arrived: dict[int, list[float]] = {}
-    everything = reported([*order, *((n, 0.35) for n in range(8) if sum(m == n for m, _ in order) < search.epochs)])
+    heard: dict[int, list[float]] = {}
+
+    def full(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        for trial in trials:
+            if search.epochs in trial.intermediate_values:
+                trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[search.epochs]]
+        return trials
+
+    everything = full(
+        reported([*order, *((n, 0.35) for n in range(10) if sum(m == n for m, _ in order) < search.epochs)])
+    )
     for place, (number, value) in enumerate(order, start=1):
-        epoch = sum(n == number for n, _ in order[:place])
-        decision = judge(reported(order[:place]), number, epoch, search)
-        if epoch == search.epochs:
+        mine = heard.setdefault(number, [])
+        best = sorted((-v[-1], n) for n, v in heard.items() if len(v) == search.epochs)[:5]
+        mine.append(value)
+        decision = judge(full(reported(order[:place])), number, len(mine), search)
+        if len(mine) == search.epochs:
             assert (decision.action, decision.reason) == ("complete", "finished")
-        elif epoch not in rungs:
+        elif len(mine) < search.grace:
             assert (decision.action, decision.reason) == ("go on", "between rungs")
+        elif len(best) == 5:
+            assert decision.action == ("prune" if all(value < heard[n][len(mine) - 1] for _, n in best) else "go on")
         else:
-            rung = arrived.setdefault(epoch, [])
-            rung.append(value)
-            better = sum(other > value for other in rung)
-            passes = better < max(1, len(rung) // search.reduction)
-            assert decision.action == ("go on" if passes else "prune")
+            rung = [v[search.grace - 1] for v in heard.values() if len(v) >= search.grace]
+            better = sum(other > mine[search.grace - 1] for other in rung)
+            assert decision.action == ("go on" if better < max(1, len(rung) // search.reduction) else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
-        assert judge(everything, number, epoch, search) == decision
+        assert judge(everything, number, len(mine), search) == decision
 
 
 def test_without_a_scheduler_nothing_is_pruned():
@@ -189,14 +194,13 @@ def test_without_a_scheduler_nothing_is_pruned():
 @pytest.mark.parametrize(
     ("asked", "rungs"),
     [
-        ({}, (1, 2, 4, 8)),
-        ({"epochs": 9, "reduction": 3}, (1, 3)),
-        ({"grace": 2}, (2, 4, 8)),
+        ({}, (1,)),
+        ({"grace": 2}, (2,)),
         ({"epochs": 1}, ()),
         ({"grace": 12}, ()),
     ],
 )
-def test_rungs_stand_reduction_times_apart_below_the_last_epoch(asked, rungs):
+def test_the_rung_is_grace_below_the_last_epoch(asked, rungs):
     assert decide.rungs(SearchConfig(**asked)) == rungs
 
 

@@ -23,8 +23,8 @@ from hpo.results import reports_of
     ("asked", "epochs"),
     [
         # All run epoch 1; a third goes on to 3, a ninth to 9, a 27th to 12.
-        ({"grace": 1, "reduction": 3, "epochs": 12}, 1 + 2 / 3 + 6 / 9 + 3 / 27),
-        ({"grace": 2, "reduction": 2, "epochs": 5}, 2 + 2 / 2 + 1 / 4),
+        ({"grace": 1, "reduction": 3, "epochs": 12}, 1 + 11 / 3),
+        ({"grace": 2, "reduction": 2, "epochs": 5}, 2 + 3 / 2),
         ({"scheduler": "none", "epochs": 12}, 12),
     ],
 )

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.surrogate import promising
 
 RATE, WIDTH = FloatDistribution(1e-5, 1e-1, log=True), IntDistribution(2, 9)
-EPOCHS, RUNGS = 9, (1, 3)
+EPOCHS = 9
 
 
 def trial(params: dict[str, object], values: list[float], state: TrialState = TrialState.PRUNED) -> FrozenTrial:
@@ -45,7 +45,7 @@ def history(count: int, seed: int = 0) -> list[FrozenTrial]:
 
 
 def proposals(trials: list[FrozenTrial], count: int = 60) -> list[dict[str, object]]:
-    found = [promising(trials, RUNGS, EPOCHS, np.random.default_rng(seed)) for seed in range(count)]
+    found = [promising(trials, EPOCHS, np.random.default_rng(seed)) for seed in range(count)]
     assert None not in found
     return [params for params in found if params is not None]
 
@@ -55,8 +55,14 @@ def test_promising_is_what_was_good_and_all_of_what_does_not_matter():
     off = [abs(math.log10(params["rate"] / 1e-3)) for params in found]
     assert np.median(off) < 0.5  # drawn from all rates: 1
     assert max(off) < 1.2
-    assert {params["width"] for params in found} == set(range(2, 10))
+    assert len({params["width"] for params in found}) >= 7  # of 8
     assert {params["kind"] for params in found} == {"a", "b"}
+
+
+def test_proposals_keep_away_from_what_was_tried_where_it_matters():
+    crowd = [trial({"rate": 1e-3 * 1.01**index, "width": 5, "kind": "a"}, curve(1e-3, 9)) for index in range(20)]
+    found = proposals([*history(40), *crowd])
+    assert np.mean([abs(math.log10(params["rate"] / 1e-3)) > 0.1 for params in found]) > 0.8
 
 
 def test_a_trial_that_was_stopped_early_is_not_taken_for_a_bad_one():
@@ -92,10 +98,10 @@ def test_proposals_are_values_of_their_distributions_and_of_a_structure_that_was
 
 @pytest.mark.parametrize("trials", [[], history(2), [trial({"rate": 1e-3, "width": 2}, [0.1], TrialState.FAIL)] * 5])
 def test_without_evidence_there_is_no_proposal(trials):
-    assert promising(trials, RUNGS, EPOCHS, np.random.default_rng(0)) is None
+    assert promising(trials, EPOCHS, np.random.default_rng(0)) is None
 
 
 def test_many_trials_cost_no_more_than_the_newest_of_them():
     trials = history(400)
-    assert promising(trials, RUNGS, EPOCHS, np.random.default_rng(1)) is not None
+    assert promising(trials, EPOCHS, np.random.default_rng(1)) is not None
     assert np.median([abs(math.log10(params["rate"] / 1e-3)) for params in proposals(trials, 20)]) < 0.5
