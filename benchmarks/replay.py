@@ -329,8 +329,12 @@ Factory = Callable[[Space, SearchConfig], Decider]  # its seed is search.seed
 METHODS: dict[str, Factory] = {
     "ours": ours,
     "random": partial(ours, sampler="random", scheduler="none"),
-    "random + ASHA": partial(ours, sampler="random"),
-    "TPE + ASHA": partial(ours, sampler="tpe", reduction=3),
+    "random + ASHA 2": partial(ours, sampler="random", scheduler="asha", reduction=2),
+    "random + ASHA 4": partial(ours, sampler="random", scheduler="asha"),
+    "TPE + ASHA 3": partial(ours, sampler="tpe", scheduler="asha", reduction=3),
+    "surrogate + ASHA 2": partial(ours, scheduler="asha", reduction=2),
+    "TPE + leaders": partial(ours, sampler="tpe"),
+    "random + leaders": partial(ours, sampler="random"),
     **peers.METHODS,
 }
 

@@ -361,7 +361,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--sampler", choices=["surrogate", "tpe", "random"], help="who suggests (surrogate)")
     what.add_argument("--grace", type=int, metavar="N", help="epochs before a trial is compared with others (1)")
     what.add_argument("--reduction", type=int, metavar="N", help="one trial in N goes on after grace (4)")
-    what.add_argument("--scheduler", choices=["asha", "none"], help="asha")
+    what.add_argument("--scheduler", choices=["leaders", "asha", "none"], help="who is stopped early (leaders)")
     what.add_argument("--objective", choices=["balanced", "ssim", "psnr"], help="balanced: SSIM + PSNR/40")
     what.add_argument("--seed", type=int, metavar="N", help="0")
     what.add_argument("--data", metavar="NAME", help="fashion-mnist")

@@ -14,7 +14,7 @@ from model.data import DataConfig
 from model.metrics import Objective
 
 Sampler = Literal["surrogate", "tpe", "random"]
-Scheduler = Literal["asha", "none"]
+Scheduler = Literal["leaders", "asha", "none"]
 Wandb = Literal["offline", "disabled"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -28,8 +28,8 @@ class SearchConfig:
     epochs: int = 12  # of a trial that is never stopped, >= 1
     sampler: Sampler = "surrogate"  # random: a baseline, or an unbiased picture of the space
     grace: int = 1  # epochs before a trial is compared with others
-    reduction: int = 4  # one in so many goes on after grace, until finished trials are the measure, >= 2
-    scheduler: Scheduler = "asha"
+    reduction: int = 4  # one in so many goes on after grace (asha: and after each later rung), >= 2
+    scheduler: Scheduler = "leaders"  # who is stopped early: hpo.decide.judge
     objective: Objective = "balanced"
     seed: int = 0
     time_budget: float | None = None  # minutes after which no new trial begins; running ones finish

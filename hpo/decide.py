@@ -36,7 +36,7 @@ DECISION = "decision"  # user attribute of an ended trial: the Decision that end
 _STARTUP_TRIALS = {"surrogate": 6, "tpe": 10, "random": 0}  # random ones first; TPE's is Optuna's default
 _RANDOM = 0.3  # of the surrogate's suggestions: parts of the space that it is wrong about are found again
 _LEARNED_TRIES = 20  # at a configuration that was not there before; a small space makes a sampler repeat its favourites
-_BEST_FINISHED = 5  # trials: who is worse than each of them was is stopped
+_LEADERS = 5  # the best finished trials: who is worse than each of them was is stopped
 _TRIES = 1_000  # then at random: all of 100 configurations are found
 
 
@@ -62,7 +62,7 @@ class Decision:
     """Whether a trial goes on after a report, and why."""
 
     action: Literal["go on", "complete", "prune"]
-    reason: Literal["between rungs", "passed", "finished", "asha", "diverged", "collapsed"]
+    reason: Literal["between rungs", "passed", "finished", "leaders", "asha", "diverged", "collapsed"]
     epoch: int
     value: float
     cutoff: float | None = None  # the rung's bar, where there was one
@@ -125,19 +125,25 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def rungs(search: SearchConfig) -> tuple[int, ...]:
-    """The epoch after which trials are compared with one another, if there is one: grace, below the last epoch."""
-    return (search.grace,) if search.scheduler == "asha" and search.grace < search.epochs else ()
+    """Epochs below the last one whose values are compared: grace; of ASHA grace * reduction and so on, too."""
+    found, rung = [], search.grace
+    while search.scheduler != "none" and rung < search.epochs:
+        found.append(rung)
+        rung = rung * search.reduction if search.scheduler == "asha" else search.epochs
+    return tuple(found)
 
 
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
     """What became of trial `number` with its report of `epoch`.
 
-    From grace on it is asked after every epoch whether the trial can still become one of the best. Once five have
-    finished, they are the measure: who is worse than each of the best five was at this epoch is stopped. Slow starters
-    among them hold the door open for others, however many suggestions crowd at the front. Until then it is ASHA's
-    first rung (Li et al. 2020, arXiv 1810.05934, in the variant that stops): to go on is for the best 1/reduction
-    after grace epochs, of those that have come so far, and at least for the best. Each later report asks again, since
-    the first trials pass for want of rivals.
+    asha (Li et al. 2020, arXiv 1810.05934) in the variant that stops: at a rung a trial goes on when it is among the
+    best 1/reduction of those that had reached the rung by then, itself included; the best always is.
+
+    leaders: from grace on it is asked after every epoch whether the trial can still become one of the best. Once five
+    have finished, the best five are the measure: who is worse than each of them was at this epoch is stopped. Slow
+    starters among them hold the door open for others, however many suggestions crowd at the front, where ASHA's rungs
+    fill with near-equals. Until then it is ASHA's first rung, and each later report asks again, since the first
+    trials pass for want of rivals.
     """
     trial = trials[number]
     value = trial.intermediate_values[epoch]
@@ -147,23 +153,24 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         return Decision(action="prune", reason=reason, epoch=epoch, value=value)
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
-    if search.scheduler == "none" or epoch < search.grace:
+    is_asha = search.scheduler == "asha"
+    if search.scheduler == "none" or epoch < search.grace or (is_asha and epoch not in rungs(search)):
         return Decision(action="go on", reason="between rungs", epoch=epoch, value=value)
 
     heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
     finished = sorted((-other.values[0], other.number) for other in trials if _finished_before(other, heard))
-    if len(finished) >= _BEST_FINISHED:
-        compared, rivals = epoch, [trials[n] for _, n in finished[:_BEST_FINISHED]]
-        rank = _BEST_FINISHED
+    if not is_asha and len(finished) >= _LEADERS:
+        compared, rivals = epoch, [trials[n] for _, n in finished[:_LEADERS]]
+        rank = _LEADERS
     else:
-        compared = search.grace
+        compared = epoch if is_asha else search.grace
         rivals = [other for other in trials if _reported_by(other, compared, heard)]
         rank = max(1, len(rivals) // search.reduction)
     bar, set_by = sorted((-rival.intermediate_values[compared], rival.number) for rival in rivals)[rank - 1]
     passed = trial.intermediate_values[compared] >= -bar
     return Decision(
         action="go on" if passed else "prune",
-        reason="passed" if passed else "asha",
+        reason="passed" if passed else "asha" if is_asha else "leaders",
         epoch=epoch,
         value=value,
         cutoff=-bar,

@@ -160,7 +160,7 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
                 f"{decision['cutoff']:.4f}" if asha else "",
                 f"trial {decision['set_by']}" if asha else "",
                 str(decision["rivals"]) if asha else "",
-                Text(_SO[decision["reason"]], style="dim" if decision["action"] == "prune" else ""),
+                Text(_and_so(decision), style="dim" if decision["action"] == "prune" else ""),
             )
         for failure in trial["failures"]:
             table.add_row(number, str(failure["epoch"]), "", "", "", "", Text(f"died: {failure['error']}", style="red"))
@@ -172,9 +172,15 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _and_so(decision: Mapping[str, Any]) -> str:
+    by_another = decision["compared"] not in (None, decision["epoch"])
+    return _SO[decision["reason"]] + (f", by epoch {decision['compared']}" if by_another else "")
+
+
 _SO = {
     "passed": "goes on",
     "asha": "pruned: below the cutoff",
+    "leaders": "pruned: below the cutoff",
     "finished": "finished",
     "diverged": "pruned: diverged",
     "collapsed": "pruned: collapsed",
@@ -192,7 +198,7 @@ def outcome(trial: FrozenTrial) -> str:
     reason = trial.user_attrs.get(decide.DECISION, {}).get("reason")
     if trial.state == TrialState.FAIL:
         return "failed"
-    if reason == "asha":
+    if reason in ("asha", "leaders"):
         return f"pruned at {trial.user_attrs[decide.DECISION]['epoch']}"
     return reason or "running"
 

@@ -202,7 +202,7 @@ def is_candidate(trial: FrozenTrial) -> bool:
 
 
 def _stop_reason(trial: FrozenTrial) -> str | None:
-    """asha, diverged, collapsed, finished; error of a failed trial; None of one under way."""
+    """leaders, asha, diverged, collapsed, finished; error of a failed trial; None of one under way."""
     if trial.state == TrialState.FAIL:
         return "error"
     reason: str | None = trial.user_attrs.get(DECISION, {}).get("reason")

@@ -139,7 +139,8 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     search, before = record.search, len(record.trials())
     images = f"{search.images_per_epoch:,}" if search.images_per_epoch else "all training"
     rungs = ", ".join(map(str, decide.rungs(search)))
-    pruning = f"compared with others from epoch {rungs} on" if rungs else "none is pruned"
+    compared = {"leaders": f"compared with others from epoch {rungs} on", "asha": f"ASHA compares after epoch {rungs}"}
+    pruning = compared[search.scheduler] if rungs else "none is pruned"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
     lines = [
         f"{record.name}: " + (f"continues with {before} trials on record" if before else "a new search"),

@@ -17,7 +17,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import decide
 from hpo.decide import CONFIG
 from hpo.record import Record
 from hpo.results import best_report, reports_of
@@ -36,7 +35,6 @@ class Tracker:
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._rungs = decide.rungs(record.search)
         self._finished_before = {t.number for t in record.trials() if self._marker(t.number).exists()}
         self._runs: dict[int, Any] = {}
         self._logged: dict[int, int] = {}
@@ -93,7 +91,7 @@ class Tracker:
                 "images_per_second": report.images_per_second,
                 **{f"train/{name}": getattr(report, name) for name in _LOSSES},
             }
-            if report.epoch in self._rungs or (ended and report is reports[-1]):
+            if report.epoch.bit_count() == 1 or (ended and report is reports[-1]):  # epochs 1, 2, 4, ... and the last
                 row |= self._strip(trial.number, report.epoch)
             run.log(row)
         self._logged[trial.number] = len(reports)

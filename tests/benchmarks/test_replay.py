@@ -69,7 +69,7 @@ def real(content, tmp_path_factory) -> Record:
 
 def test_one_worker_decides_as_the_conductor_does(content, real):
     table, trials = never_found(content), real.trials()
-    assert {trial.user_attrs[DECISION]["reason"] for trial in trials} == {"finished", "asha", "diverged"}
+    assert {trial.user_attrs[DECISION]["reason"] for trial in trials} == {"finished", "leaders", "diverged"}
     decider = Ours(table.space, real.search)
     simulate(decider, table, seed=0, workers=1, budget=sum(len(trial.intermediate_values) for trial in trials))
     assert len(decider.trials) == len(trials)

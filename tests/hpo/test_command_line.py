@@ -12,7 +12,7 @@ import pytest
 import ray
 from PIL import Image
 
-import hpo.record
+import hpo.study
 from hpo.cli import main
 
 
@@ -51,7 +51,7 @@ SEARCH = ["search", "first"]
         ([*SEARCH, "--tri", "3"], ["--tri: no such option"]),
         ([*SEARCH, "--grace", "5", "--epochs", "3"], ["grace=5: must be from 1 to the 3 epochs"]),
         ([*SEARCH, "--reduction", "1"], ["reduction=1: must be at least 2"]),
-        ([*SEARCH, "--scheduler", "hyperband"], ["hyperband", "asha", "none"]),
+        ([*SEARCH, "--scheduler", "hyperband"], ["hyperband", "leaders", "asha", "none"]),
         ([*SEARCH, "--objective", "loss"], ["loss", "balanced", "ssim", "psnr"]),
         ([*SEARCH, "--concurrent", "0", "--time-budget", "nan"], ["concurrent=0", "time_budget=nan"]),
         ([*SEARCH, "--gpus-per-trial", "1.5"], ["gpus_per_trial=1.5", "Ray has no 1.5 GPUs"]),
@@ -159,7 +159,7 @@ def test_continuing_as_another_search_is_refused_with_the_difference(record, cap
 
 
 def test_a_study_that_another_process_holds_is_a_fault_of_the_machine(record, capsys, monkeypatch):
-    monkeypatch.setattr(hpo.record, "_LOCKED_SECONDS", 0)
+    monkeypatch.setattr(hpo.study, "_LOCKED_SECONDS", 0)
     with sqlite3.connect(record.folder / "study.db") as other:
         other.execute("BEGIN EXCLUSIVE")
         code, _, err = hpo_says("show", "first", capsys=capsys)

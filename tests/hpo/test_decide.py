@@ -111,7 +111,7 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
     trials = reported([(0, 0.1), (1, 0.5), (2, 0.7), (3, 0.2), (4, 0.6), (5, 0.55)])
     assert asdict(judge(trials, 5, 1, SEARCH)) == {
         "action": "prune",
-        "reason": "asha",
+        "reason": "leaders",
         "epoch": 1,
         "value": 0.55,
         "cutoff": 0.6,
@@ -184,6 +184,41 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
         assert judge(everything, number, len(mine), search) == decision
 
 
+@given(st.data())
+@settings(deadline=None)
+def test_rungs_let_the_best_of_those_before_them_pass(data):
+    """Against ASHA's stopping variant written down naively: lists that grow in the order of arrival."""
+    search = SearchConfig(
+        epochs=9,
+        objective="ssim",
+        scheduler="asha",
+        grace=data.draw(st.integers(1, 3)),
+        reduction=data.draw(st.integers(2, 4)),
+    )
+    values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
+    order = data.draw(st.lists(st.tuples(st.integers(0, 7), values), min_size=1, max_size=50))
+    order = [step for i, step in enumerate(order) if sum(n == step[0] for n, _ in order[:i]) < search.epochs]
+    rungs = [search.grace * search.reduction**i for i in range(9)]
+    arrived: dict[int, list[float]] = {}
+    everything = reported([*order, *((n, 0.35) for n in range(8) if sum(m == n for m, _ in order) < search.epochs)])
+    for place, (number, value) in enumerate(order, start=1):
+        epoch = sum(n == number for n, _ in order[:place])
+        decision = judge(reported(order[:place]), number, epoch, search)
+        if epoch == search.epochs:
+            assert (decision.action, decision.reason) == ("complete", "finished")
+        elif epoch not in rungs:
+            assert (decision.action, decision.reason) == ("go on", "between rungs")
+        else:
+            rung = arrived.setdefault(epoch, [])
+            rung.append(value)
+            better = sum(other > value for other in rung)
+            passes = better < max(1, len(rung) // search.reduction)
+            assert decision.action == ("go on" if passes else "prune")
+            assert decision.rivals == len(rung)
+        # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
+        assert judge(everything, number, epoch, search) == decision
+
+
 def test_without_a_scheduler_nothing_is_pruned():
     search = SearchConfig(epochs=12, objective="ssim", scheduler="none")
     assert decide.rungs(search) == ()
@@ -196,11 +231,14 @@ def test_without_a_scheduler_nothing_is_pruned():
     [
         ({}, (1,)),
         ({"grace": 2}, (2,)),
-        ({"epochs": 1}, ()),
         ({"grace": 12}, ()),
+        ({"scheduler": "asha"}, (1, 4)),
+        ({"scheduler": "asha", "epochs": 9, "reduction": 3}, (1, 3)),
+        ({"scheduler": "asha", "grace": 2, "reduction": 2}, (2, 4, 8)),
+        ({"scheduler": "asha", "epochs": 1}, ()),
     ],
 )
-def test_the_rung_is_grace_below_the_last_epoch(asked, rungs):
+def test_rungs_are_grace_and_for_asha_reduction_times_as_far_each_below_the_last_epoch(asked, rungs):
     assert decide.rungs(SearchConfig(**asked)) == rungs
 
 

@@ -22,9 +22,10 @@ from hpo.results import reports_of
 @pytest.mark.parametrize(
     ("asked", "epochs"),
     [
-        # All run epoch 1; a third goes on to 3, a ninth to 9, a 27th to 12.
         ({"grace": 1, "reduction": 3, "epochs": 12}, 1 + 11 / 3),
-        ({"grace": 2, "reduction": 2, "epochs": 5}, 2 + 3 / 2),
+        # All run epoch 1; a third goes on to 3, a ninth to 9, a 27th to 12.
+        ({"scheduler": "asha", "reduction": 3, "epochs": 12}, 1 + 2 / 3 + 6 / 9 + 3 / 27),
+        ({"scheduler": "asha", "grace": 2, "reduction": 2, "epochs": 5}, 2 + 2 / 2 + 1 / 4),
         ({"scheduler": "none", "epochs": 12}, 12),
     ],
 )
@@ -52,7 +53,7 @@ def test_without_a_terminal_each_event_is_one_plain_line(record):
         for line, told in zip(epochs, reports_of(trial), strict=True):
             assert f"epoch {told.epoch}/4  SSIM {told.ssim:.4f}  PSNR {told.psnr_db:.2f} dB" in line
         reason = trial.user_attrs["decision"]["reason"]
-        assert ended.endswith({"asha": f"pruned at {trial.last_step}"}.get(reason, reason))
+        assert ended.endswith({"leaders": f"pruned at {trial.last_step}"}.get(reason, reason))
 
 
 def test_a_continued_search_tells_only_of_what_it_does_itself(record):

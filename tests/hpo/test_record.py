@@ -112,7 +112,7 @@ def test_optuna_sees_how_each_trial_really_ended(done, runs):
         assert list(trial.intermediate_values.values()) == values
         assert trial.value == values[-1]
         reasons[trial.state].add(trial.user_attrs["decision"]["reason"])
-    assert reasons == {TrialState.COMPLETE: {"finished"}, TrialState.PRUNED: {"asha", "diverged"}}
+    assert reasons == {TrialState.COMPLETE: {"finished"}, TrialState.PRUNED: {"leaders", "diverged"}}
 
 
 def test_what_decides_the_comparison_cannot_change(record, search):

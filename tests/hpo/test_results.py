@@ -47,7 +47,7 @@ def record(runs) -> Record:
         record.add(suggest(record.trials(), SPACE, search))
         for epoch, value in enumerate(values, start=1):
             record.hear(number, report(epoch, value))
-    decision = Decision(action="prune", reason="asha", epoch=1, value=0.7)
+    decision = Decision(action="prune", reason="leaders", epoch=1, value=0.7)
     rewritten(record, 1, decision, state=TrialState.PRUNED, values=[0.7])
     record.fail(2, "its node is gone")
     return record
@@ -64,7 +64,7 @@ def test_the_leaderboard_is_in_the_order_of_the_best_epochs(record):
         (0, 0.6, 2),
         (5, None, None),
     ]
-    assert [r["stop_reason"] for r in board] == ["diverged", "error", None, "asha", "finished", "finished", None]
+    assert [r["stop_reason"] for r in board] == ["diverged", "error", None, "leaders", "finished", "finished", None]
     json.dumps(results.document(record), allow_nan=False)
 
 
@@ -130,6 +130,6 @@ def test_decisions_taken_again_are_those_on_record(done):
 
 
 def test_a_decision_that_the_record_does_not_bear_out_is_told(done):
-    pruned = next(trial for trial in done.trials() if trial.user_attrs[DECISION]["reason"] == "asha")
+    pruned = next(trial for trial in done.trials() if trial.user_attrs[DECISION]["reason"] == "leaders")
     rewritten(done, pruned.number, Decision(**{**pruned.user_attrs[DECISION], "cutoff": 0.0}))
     assert [trial["number"] for trial in results.decisions(done)["trials"] if not trial["agrees"]] == [pruned.number]
