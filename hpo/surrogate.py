@@ -126,13 +126,12 @@ class _Encoding:
         """One array (N, coordinates) for each parameter."""
         blocks = []
         for name, distribution in self.distributions.items():
+            given = [params.get(name) for params in many]
             if isinstance(distribution, CategoricalDistribution):
-                rows = [
-                    [_CATEGORY * (params.get(name) == choice) for choice in distribution.choices] for params in many
-                ]
+                block = np.array([[value == choice for choice in distribution.choices] for value in given]) * _CATEGORY
             else:
-                rows = [[_to_unit(distribution, params[name]) if name in params else 0.5] for params in many]
-            blocks.append(np.array(rows))
+                block = _to_unit(distribution, np.array([[value] for value in given], dtype=float))
+            blocks.append(block)
         return blocks
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -155,9 +154,11 @@ def _range(distribution: Any) -> tuple[Any, float, float]:
     return scale, scale(distribution.low - half), scale(distribution.high + half)
 
 
-def _to_unit(distribution: BaseDistribution, value: float) -> float:
+def _to_unit(distribution: BaseDistribution, values: Array) -> Array:
+    """NaN, where a configuration lacks the parameter, to the middle."""
     scale, low, high = _range(distribution)
-    return float((scale(value) - low) / (high - low)) if high > low else 0.5
+    scaled = np.log(values) if scale is math.log else values
+    return np.nan_to_num((scaled - low) / (high - low or 1.0), nan=0.5)
 
 
 def _from_unit(distribution: BaseDistribution, position: float) -> float | int:
