@@ -128,7 +128,9 @@ class _Encoding:
         for name, distribution in self.distributions.items():
             given = [params.get(name) for params in many]
             if isinstance(distribution, CategoricalDistribution):
-                block = np.array([[value == choice for choice in distribution.choices] for value in given]) * _CATEGORY
+                places = {choice: place for place, choice in enumerate(distribution.choices)}
+                one_hot = np.eye(len(places) + 1, len(places)) * _CATEGORY  # the last row: none of them
+                block = one_hot[[places.get(value, len(places)) for value in given]]
             else:
                 block = _to_unit(distribution, np.array([[value] for value in given], dtype=float))
             blocks.append(block)
