@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from model.config import ConfigError, nearest
-from model.noise import GaussianNoise
+from model.noise import Noise, parse_noise
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class DataConfig:
     """Which images, and how they are made noisy. Raises ConfigError."""
 
     data: str = "fashion-mnist"
-    noise: str = "gaussian:30"  # see model.noise
+    noise: str = "gaussian:30"  # or another of model.noise
 
     def __post_init__(self) -> None:
         mistakes = []
         if self.data not in _SOURCES:
             mistakes.append(f"data={self.data}: no such data set. {nearest(self.data, _SOURCES)}")
         try:
-            GaussianNoise.parse(self.noise)
+            parse_noise(self.noise)
         except ConfigError as error:
             mistakes.append(str(error))
         if mistakes:
@@ -81,12 +81,12 @@ class DeviceImages:
     train: torch.Tensor  # uint8 (N, C, H, W): noise is drawn afresh for every image shown
     validation: torch.Tensor  # float32 (M, C, H, W) in [-1, 1]
     validation_noisy: torch.Tensor  # the same for every training
-    noise: GaussianNoise
+    noise: Noise
 
     @classmethod
     def place(cls, images: Images, noise: str, device: torch.device, *, num_validation: int) -> DeviceImages:
         """Without a copy of the training images on the CPU. noise: a spec such as gaussian:30."""
-        model = GaussianNoise.parse(noise)
+        model = parse_noise(noise)
         clean = to_unit(images.validation[:num_validation])
         noisy = model.fixed(clean, seed=NOISE_SEEDS["validation"])
         with warnings.catch_warnings():  # arrays out of Ray's object store are read-only; nothing here writes to them

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from model.data import NOISE_SEEDS, to_unit
 from model.denoise import Denoiser
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two networks, each for itself
@@ -58,7 +58,7 @@ def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
 def evaluate(denoiser: Denoiser, images: np.ndarray, noise: str, split: str) -> dict[str, Any]:
     """The table of one split. images: uint8 (N, C, H, W); the noise is drawn from the split's own fixed seed."""
     clean = to_unit(images)
-    noisy = GaussianNoise.parse(noise).fixed(clean, seed=NOISE_SEEDS[split])
+    noisy = parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split])
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
     rows = {name: quality(column, clean).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}

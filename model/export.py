@@ -27,7 +27,7 @@ from model.data import NOISE_SEEDS, PADDING, DataConfig, Images, to_unit
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.evaluate import against_slides, evaluate, table
 from model.generator import Generator
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 from model.pictures import strip
 from model.trainer import load_generator
 
@@ -147,7 +147,7 @@ def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> Non
 
 
 def _compare(denoiser: Denoiser, generator: Generator, images: np.ndarray, noise: str) -> None:
-    noisy = GaussianNoise.parse(noise).fixed(to_unit(images), seed=NOISE_SEEDS["validation"])
+    noisy = parse_noise(noise).fixed(to_unit(images), seed=NOISE_SEEDS["validation"])
     with torch.inference_mode():
         expected = generator(torch.from_numpy(noisy)).numpy()
     distance = float(np.abs(denoiser.batch(noisy) - expected).max())
@@ -157,7 +157,7 @@ def _compare(denoiser: Denoiser, generator: Generator, images: np.ndarray, noise
 
 def _write_strip(denoiser: Denoiser, images: np.ndarray, noise: str, split: str, path: Path) -> None:
     clean = to_unit(images[:_STRIP_IMAGES])
-    noisy = GaussianNoise.parse(noise).fixed(clean, seed=NOISE_SEEDS[split])
+    noisy = parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split])
     strip([noisy, clean, denoiser.batch(noisy)]).save(path)
 
 

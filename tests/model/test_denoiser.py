@@ -13,7 +13,7 @@ from PIL import Image
 
 from model import denoise
 from model.denoise import DenoiseError, Denoiser, denoise_image, open_image
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +337,6 @@ def test_alpha_is_carried_over_and_only_the_colours_are_denoised(mode, denoiser,
 
 def test_fixed_noise_is_removed_from_every_test_image(denoiser, test_images):
     clean = test_images.astype(np.float32) / 127.5 - 1
-    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=4)
+    noisy = parse_noise("gaussian:30").fixed(clean, seed=4)
     before, after = (np.abs(x - clean).mean(axis=(1, 2, 3)) for x in (noisy, denoiser.batch(noisy)))
     assert (after < before).mean() > 0.95

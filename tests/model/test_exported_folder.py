@@ -17,7 +17,7 @@ from model.denoise import MANIFEST, Denoiser
 from model.evaluate import evaluate
 from model.export import ExportError, export
 from model.generator import Generator
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 from model.pictures import strip, to_uint8
 
 FILES = {"manifest.json", "generator.onnx", "generator.safetensors", "README.md", "strip.png"}
@@ -47,7 +47,7 @@ def test_onnxruntime_equals_torch(shape, exported, torch_generator, all_test_ima
     rows, columns = height // 32, width // 32
     tiles = all_test_images[: number * rows * columns, 0].reshape(number, rows, columns, 32, 32)
     clean = to_unit(tiles.transpose(0, 1, 3, 2, 4).reshape(number, 1, height, width))
-    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=9)
+    noisy = parse_noise("gaussian:30").fixed(clean, seed=9)
     with torch.inference_mode():
         expected = torch_generator(torch.from_numpy(noisy)).numpy()
     assert np.abs(expected).max() > 0.5

@@ -6,7 +6,7 @@ from skimage.metrics import structural_similarity
 from model import losses
 from model.config import TrainConfig
 from model.data import to_unit
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 
 
 def cross_entropy(logits: np.ndarray, label: float) -> float:
@@ -41,7 +41,7 @@ def test_a_certain_discriminator_gives_large_but_finite_losses():
 )
 def test_the_reconstruction_loss_is_the_weighted_sum_of_what_takes_part(config, l1_part, ssim_part, images):
     clean = to_unit(images.validation[:8])
-    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=1)
+    noisy = parse_noise("gaussian:30").fixed(clean, seed=1)
     l1 = np.abs(noisy - clean).mean(dtype=np.float64)
     settings = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     ssim = np.mean([structural_similarity(a[0], b[0], **settings) for a, b in zip(noisy, clean, strict=True)])

@@ -12,7 +12,7 @@ from model import metrics
 from model.data import NOISE_SEEDS, to_unit
 from model.evaluate import against_slides, quality, table
 from model.metrics import EvalReport, objective_value, stop_reason
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -25,7 +25,7 @@ def pair(request, images, mosaic) -> tuple[np.ndarray, np.ndarray]:
     else:
         tiles = [mosaic[y : y + 64, x : x + 48] for y in (0, 70, 136) for x in (0, 50, 130, 251)]
         clean = to_unit(np.stack(tiles).transpose(0, 3, 1, 2))
-    return GaussianNoise.parse("gaussian:30").fixed(clean, seed=1), clean
+    return parse_noise("gaussian:30").fixed(clean, seed=1), clean
 
 
 def test_l1_psnr_and_ssim_agree_with_scikit_image(pair):
@@ -96,7 +96,7 @@ def test_ssim_refuses_images_below_its_window():
 
 def test_the_noisy_test_images_measure_as_on_the_slides(all_test_images):
     clean = to_unit(all_test_images)
-    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
+    noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     tensors = torch.from_numpy(noisy), torch.from_numpy(clean)
     assert metrics.l1(*tensors).mean().item() == pytest.approx(0.1238, abs=0.001)
     assert metrics.ssim(*tensors).mean().item() == pytest.approx(0.6815, abs=0.003)

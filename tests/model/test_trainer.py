@@ -12,7 +12,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images, to_unit
 from model.metrics import stop_reason
-from model.noise import GaussianNoise
+from model.noise import parse_noise
 from model.trainer import Trainer, autocast_dtype, load_generator
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def test_noise_is_drawn_afresh_for_every_showing(few):
 def test_the_shared_forward_gives_the_textbooks_gradients(few):
     trainer = Trainer(replace(SMALL, dropout=0.0, l1_weight=30.0), few)
     clean = torch.from_numpy(to_unit(few.train[:16].numpy()))
-    noisy = GaussianNoise.parse("gaussian:30")(clean, torch.Generator().manual_seed(1))
+    noisy = parse_noise("gaussian:30")(clean, torch.Generator().manual_seed(1))
     gen, disc = (copy.deepcopy(network).train() for network in (trainer.generator, trainer.discriminator))
 
     # Isola et al. 2017, one pass for each network; the losses by probabilities, as the slides write them.
