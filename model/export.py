@@ -191,14 +191,14 @@ def git_commit() -> str | None:
 
 def _card(manifest: Mapping[str, Any]) -> str:
     origin, model, config = manifest["origin"], manifest["model"], manifest["config"]
-    metrics = manifest["metrics"]
+    metrics, noise = manifest["metrics"], manifest["data"]["noise"]
     where = ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None)
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
     verdict = f"\n{against_slides(metrics['test'])}.\n" if metrics["test"] else ""
     return f"""# Image denoiser (pix2pix U-Net)
 
-Removes noise `{manifest["data"]["noise"]}` (standard deviation on the scale of 8-bit images) from images like those
-of {manifest["data"]["data"]}. {model["parameters"]:,} parameters. From {where}.
+Removes noise `{noise}` ({parse_noise(noise).units()}) from images like those of
+{manifest["data"]["data"]}. {model["parameters"]:,} parameters. From {where}.
 
 ![Input, ground truth, predicted]({STRIP_FILE})
 

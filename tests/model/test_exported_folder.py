@@ -107,10 +107,11 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     card = (exported.folder / "README.md").read_text()
     test = exported.manifest["metrics"]["test"]["denoised"]
     assert f"| Denoised | {test['l1']:.4f} | {test['ssim']:.4f} | {test['psnr_db']:.2f} |" in card
+    assert "noise `gaussian:30` (STD: on the scale of 8-bit images) from" in card
     assert "DOES NOT BEAT" in card  # of a model this small it must say so
     assert "![Input, ground truth, predicted](strip.png)" in card
     clean = to_unit(test_images[:6])
-    noisy = GaussianNoise.parse("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
+    noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     expected = strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])
     with Image.open(exported.folder / "strip.png") as picture:
         assert picture.size == ((3 * 34 - 2) * 3, (6 * 34 - 2) * 3)
