@@ -16,6 +16,11 @@ from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_
 
 EXIT_BAD_INPUT, EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
+_NOISES = (
+    "gaussian:STD (of 255), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, jpeg:QUALITY or correlated:STD:SIZE, each "
+    "number also LOW-HIGH; sums such as poisson:30+gaussian:10"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
@@ -345,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=int, default=12)
     train.add_argument("--images-per-epoch", type=int, metavar="N", help="(None: all training images)")
     train.add_argument("--data", default="fashion-mnist")
-    train.add_argument("--noise", default="gaussian:30")
+    train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
     as_json(train)
     return parser
 
@@ -365,7 +370,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--objective", choices=["balanced", "ssim", "psnr"], help="balanced: SSIM + PSNR/40")
     what.add_argument("--seed", type=int, metavar="N", help="0")
     what.add_argument("--data", metavar="NAME", help="fashion-mnist")
-    what.add_argument("--noise", metavar="SPEC", help="gaussian:STD or gaussian:LOW-HIGH on 0...255 (gaussian:30)")
+    what.add_argument("--noise", metavar="SPEC", help=f"{_NOISES} (gaussian:30)")
     what.add_argument("--images-per-epoch", type=int, metavar="N", help="(the whole training set)")
     what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")
     much = search.add_argument_group("how much, and where")

@@ -11,6 +11,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 import search_spaces
 from hpo.cli import _parser
 from model.config import TrainConfig
+from model.noise import KINDS, parse_noise
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +31,13 @@ def test_the_pages_show_commands():
 @pytest.mark.parametrize("line", commands())
 def test_a_command_on_the_pages_is_one_that_the_program_takes(line):
     _parser().parse_args(shlex.split(line)[1:])
+
+
+def test_every_noise_on_the_page_is_one_and_every_kind_is_on_it():
+    section = (ROOT / "docs/data.md").read_text().partition("## Noise")[2]
+    specs = re.findall(r"`([a-z-]+:[^`]*)`", section)
+    kinds = {stage.partition(":")[0] for spec in specs for stage in spec.split("+") if parse_noise(spec)}
+    assert kinds == set(KINDS)
 
 
 def test_the_space_on_the_page_is_searchable(tmp_path):

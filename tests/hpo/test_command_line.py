@@ -14,6 +14,7 @@ from PIL import Image
 
 import hpo.study
 from hpo.cli import main
+from model.noise import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +117,15 @@ def test_a_wrong_option_is_answered_without_loading_what_a_search_needs():
     exit_code, *modules = done.stdout.split()
     assert exit_code == "2"
     assert not {"torch", "ray", "optuna", "wandb", "numpy", "rich"} & set(modules)
+
+
+@pytest.mark.parametrize("command", ["search", "train"])
+def test_the_help_names_every_noise(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, kind in KINDS.items():
+        assert ":".join([name, *(parameter.name.upper() for parameter in kind.PARAMETERS)]) in shown
 
 
 def test_no_searches_are_no_error(capsys):
