@@ -54,6 +54,8 @@ def _search(arguments: argparse.Namespace) -> int:
         arguments.set = _settings(arguments.set)
     if getattr(arguments, "space", "").endswith(".py"):
         arguments.space = str(Path(arguments.space).resolve())
+    if hasattr(arguments, "data"):
+        arguments.data = _absolute(arguments.data)
 
     # NumPy reads it when it is imported: on the surrogate's small matrices a second thread costs more than it gives.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -64,6 +66,11 @@ def _search(arguments: argparse.Namespace) -> int:
     given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
     options = {name: getattr(arguments, name) for name in given}
     return run_search(arguments.name, arguments.runs, options, quiet=arguments.quiet)
+
+
+def _absolute(data: str) -> str:
+    """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
+    return str(Path(data).resolve()) if Path(data).exists() else data
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -155,15 +162,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     denoiser = Denoiser(arguments.model)
     data = DataConfig(**denoiser.manifest["data"])
-    train = data.load().train[:_EVALUATED_TRAIN_IMAGES]
+    if arguments.data is not None:
+        data = replace(data, data=_absolute(arguments.data))
     splits = {
-        "train": evaluate(denoiser, train, data.noise, "train"),
+        "train": evaluate(denoiser, data.load_train(), data.noise, "train"),
         "test": evaluate(denoiser, data.load_test(), data.noise, "test"),
     }
     if arguments.json:
         print(json.dumps(splits, indent=2))
     else:
-        print(f"{table(splits)}\n\n{against_slides(splits['test'])}")
+        print(table(splits))
+        if data.is_slides:
+            print(f"\n{against_slides(splits['test'])}")
     return 0
 
 
@@ -232,7 +242,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.run import TrainingRun
     from model.trainer import SEARCH_VALIDATION_IMAGES
 
-    data = DataConfig(data=arguments.data, noise=arguments.noise)
+    data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = DeviceImages.place(data.load(), data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
     run = TrainingRun(config, images, arguments.to, "balanced")
@@ -271,7 +281,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 # --- options --------------------------------------------------------------------------------------------------------
 
-_EVALUATED_TRAIN_IMAGES = 10_000
+_DATA = "fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ ones"
+_CROP = "side of what is cut at random out of a folder's images"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -337,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", _evaluate, "Measure an exported model: noisy, denoised, ground truth; train and test."
     )
     evaluate.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
+    evaluate.add_argument("--data", metavar="FOLDER", help="where its images are now (None: where they were)")
     as_json(evaluate)
 
     denoise = command("denoise", _denoise, "Denoise images of any size with an exported model.")
@@ -349,7 +361,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
     train.add_argument("--epochs", type=int, default=12)
     train.add_argument("--images-per-epoch", type=int, metavar="N", help="(None: all training images)")
-    train.add_argument("--data", default="fashion-mnist")
+    train.add_argument("--data", default="fashion-mnist", metavar="NAME|FOLDER", help=_DATA)
+    train.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (None: 64)")
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
     as_json(train)
     return parser
@@ -369,7 +382,8 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--scheduler", choices=["leaders", "asha", "none"], help="who is stopped early (leaders)")
     what.add_argument("--objective", choices=["balanced", "ssim", "psnr"], help="balanced: SSIM + PSNR/40")
     what.add_argument("--seed", type=int, metavar="N", help="0")
-    what.add_argument("--data", metavar="NAME", help="fashion-mnist")
+    what.add_argument("--data", metavar="NAME|FOLDER", help=_DATA)
+    what.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (64)")
     what.add_argument("--noise", metavar="SPEC", help=f"{_NOISES} (gaussian:30)")
     what.add_argument("--images-per-epoch", type=int, metavar="N", help="(the whole training set)")
     what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")

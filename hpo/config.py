@@ -35,7 +35,8 @@ class SearchConfig:
     time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
     keep: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
     final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
-    data: str = "fashion-mnist"
+    data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX
+    crop: int | None = None  # pixels a side, of a folder's images; None: 64
     noise: str = "gaussian:30"
     images_per_epoch: int | None = None  # None: the whole training set
     set: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig fields that hold for all trials
@@ -84,7 +85,7 @@ class SearchConfig:
 
     def data_config(self) -> DataConfig:
         """Raises ConfigError."""
-        return DataConfig(data=self.data, noise=self.noise)
+        return DataConfig(data=self.data, noise=self.noise, crop=self.crop)
 
     def base_config(self) -> TrainConfig:
         """What holds for all trials. Raises ConfigError."""

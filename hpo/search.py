@@ -41,6 +41,7 @@ from model.metrics import EvalReport, objective_value
 from model.run import BEST, LAST
 
 EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
+IMAGES = "images"  # note on the record: their digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,11 +80,14 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
         space, images = _check(replace(record.search, **asked))
         record.lock()
         record.change(asked)
+        if record.notes().get(IMAGES, images.digest) != images.digest:
+            raise ConfigError(f"{name}: its trials saw other images; {record.search.data} has changed since it began")
     else:
         search = SearchConfig(**asked)
         space, images = _check(search)
         record = Record.create(runs, name, search)
         record.lock()
+    record.note(IMAGES, images.digest)
     if results.is_exported(record):
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
@@ -119,7 +123,8 @@ def _run(record: Record, space: search_spaces.Space, images: Images, console: Co
     console.print("\nExporting, and measuring the exported file on validation and test images ...")
     test = results.export_winner(record, images, over=True)["metrics"]["test"]
     print(table({"test": test}))
-    print(f"\n{against_slides(test)}")
+    if record.search.data_config().is_slides:
+        print(f"\n{against_slides(test)}")
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
     return EXIT_DONE
 

@@ -85,9 +85,9 @@ class FinalTraining:
 def measure(checkpoint: str, config: dict[str, Any], images: Images) -> dict[str, float]:
     """A checkpoint's generator on all validation images."""
     placed = _place(images, config, num_validation=len(images.validation))
-    channels, size = images.validation.shape[1:3]
+    channels, size, _ = images.shape
     generator, _ = load_generator(Path(checkpoint), channels=channels, image_size=size)
-    return validate(generator.to(placed.train.device), placed)
+    return validate(generator.to(placed.device), placed)
 
 
 def _place(images: Images, config: dict[str, Any], num_validation: int = SEARCH_VALIDATION_IMAGES) -> DeviceImages:

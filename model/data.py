@@ -1,4 +1,4 @@
-"""Image sets as uint8 arrays: Fashion-MNIST, padded to 32x32, split; found on this machine or fetched."""
+"""Image sets, split -> batches on the device: Fashion-MNIST, padded to 32x32, found here or fetched; your folders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import urllib.request
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,56 +18,168 @@ import numpy as np
 import torch
 
 from model.config import ConfigError, nearest
+from model.folders import CROPS, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 
 log = logging.getLogger(__name__)
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
+_CROP = 64
+_MEASURED = 10_000  # of the training images
 PADDING = 2  # pixels of black on each side, 28x28 to 32x32, before the noise
-_SOURCES = ("fashion-mnist",)
+FASHION_MNIST = "fashion-mnist"
+REAL = "real"  # in place of a noise: it is in the files
 
 # Where each split's noise starts: the same noisy images for every trial, report and export.
 NOISE_SEEDS = {"train": 3, "validation": 1, "test": 2}
-
-
-class DataError(ConfigError):
-    """Images that are missing or damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which images, and how they are made noisy. Raises ConfigError."""
 
-    data: str = "fashion-mnist"
-    noise: str = "gaussian:30"  # or another of model.noise
+    data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX: see model.folders
+    noise: str = "gaussian:30"  # see model.noise; of noisy/clean pairs: real
+    crop: int | None = None  # pixels a side that are trained on, of a folder's images; None: 64
 
     def __post_init__(self) -> None:
         mistakes = []
-        if self.data not in _SOURCES:
-            mistakes.append(f"data={self.data}: no such data set. {nearest(self.data, _SOURCES)}")
-        try:
-            parse_noise(self.noise)
-        except ConfigError as error:
-            mistakes.append(str(error))
+        if not self.is_folder and self.data != FASHION_MNIST:
+            mistakes.append(f"data={self.data}: neither a data set nor a folder. {nearest(self.data, [FASHION_MNIST])}")
+        if self.crop is not None and not self.is_folder:
+            mistakes.append(f"crop={self.crop}: is for a folder of images; those of {FASHION_MNIST} have 32x32 pixels")
+        elif self.crop not in (None, *CROPS):
+            mistakes.append(f"crop={self.crop}: must be one of {', '.join(map(str, CROPS))}, which the network halves")
+        if self.noise == REAL and not self.is_folder:
+            mistakes.append(f"noise={REAL}: is for a folder of noisy/clean pairs")
+        if self.noise != REAL:
+            try:
+                parse_noise(self.noise)
+            except ConfigError as error:
+                mistakes.append(str(error))
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 
+    @property
+    def is_folder(self) -> bool:
+        """Not a data set that is known by its name."""
+        return self.data != FASHION_MNIST and ("/" in self.data or Path(self.data).is_dir())
+
     def load(self) -> Images:
         """The images that a search may look at. Raises DataError."""
-        train = _fashion_mnist("train")
-        return Images(train=train[:-NUM_VALIDATION], validation=train[-NUM_VALIDATION:])
+        if not self.is_folder:
+            train = _fashion_mnist("train")
+            return Images(train=train[:-NUM_VALIDATION], validation=Pairs(train[-NUM_VALIDATION:]), padding=PADDING)
+        pictures = self._pictures()
+        validation = Pairs(*grid(pictures["validation"], self._side))
+        return Images(train=Ragged.of(pictures["train"], self._side), validation=validation)
 
-    def load_test(self) -> np.ndarray:
-        """The test images, for measuring what was chosen: (N, C, H, W) uint8. Raises DataError."""
-        return _fashion_mnist("test")
+    @property
+    def is_slides(self) -> bool:
+        """Whether the slides' figures are of these images and this noise."""
+        return (self.data, self.noise) == (FASHION_MNIST, "gaussian:30")
+
+    def load_train(self) -> Pairs:
+        """A part of the training images, for measuring on them. Raises DataError."""
+        pictures = self._pictures()["train"] if self.is_folder else None
+        return Pairs(*grid(pictures, self._side)) if pictures else Pairs(_fashion_mnist("train")[:_MEASURED])
+
+    def load_test(self) -> Pairs:
+        """The test images, for measuring what was chosen. Raises DataError."""
+        return Pairs(*grid(self._pictures()["test"], self._side)) if self.is_folder else Pairs(_fashion_mnist("test"))
+
+    @property
+    def _side(self) -> int:
+        return self.crop or _CROP
+
+    def _pictures(self) -> dict[str, list[Picture]]:
+        pictures = read_pictures(self.data, self._side)
+        are_pairs = pictures["train"][0].noisy is not None
+        if are_pairs and self.noise != REAL:
+            raise DataError(f"noise={self.noise}: {self.data} has pairs, whose noise is in the files: --noise {REAL}")
+        if self.noise == REAL and not are_pairs:
+            raise DataError(f"noise={REAL}: {self.data} has no noisy/ beside clean/; name a noise, such as gaussian:30")
+        return pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Images to measure on, uint8 (N, C, H, W), height and width equal; with noisy ones where the noise is real."""
+
+    clean: np.ndarray
+    noisy: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, which: slice) -> Pairs:
+        return Pairs(self.clean[which], None if self.noisy is None else self.noisy[which])
+
+    def noised(self, noise: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Noisy and clean, float32 (N, C, H, W) in [-1, 1]: the same for every trial, report and export."""
+        clean = to_unit(self.clean)
+        if self.noisy is not None:
+            return to_unit(self.noisy), clean
+        return parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split]), clean
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ragged:
+    """Images of any sizes as one flat array, which trials share without a copy; random crops are cut from it.
+
+    An epoch shows as many crops as would tile the images; each image is cut as often as it has tiles.
+    """
+
+    pixels: np.ndarray  # uint8: each image (C, H, W), one after another
+    noisy: np.ndarray | None  # as pixels
+    tiles: np.ndarray  # int64 (M, 3), a row for each tile: where its image begins, and its height and width
+    channels: int
+    crop: int
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture], crop: int) -> Ragged:
+        """Raises nothing: read_pictures has checked them."""
+        rows, begin = [], 0
+        for picture in pictures:
+            _, height, width = picture.clean.shape
+            rows += [(begin, height, width)] * ((height // crop) * (width // crop))
+            begin += picture.clean.size
+        noisy = [picture.noisy.ravel() for picture in pictures if picture.noisy is not None]
+        return cls(
+            pixels=np.concatenate([picture.clean.ravel() for picture in pictures]),
+            noisy=np.concatenate(noisy) if noisy else None,
+            tiles=np.array(rows, np.int64),
+            channels=len(pictures[0].clean),
+            crop=crop,
+        )
+
+    def __len__(self) -> int:
+        return len(self.tiles)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """Clean images, uint8 (N, C, H, W); height and width are equal."""
+    """What a search may look at. train: uint8 (N, C, H, W) of the validation images' size, or larger ones to crop."""
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: np.ndarray | Ragged
+    validation: Pairs
+    padding: int = 0  # pixels of black around each image: a denoiser must know
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is trained on."""
+        channels, height, width = self.validation.clean.shape[1:]
+        return channels, height, width
+
+    @property
+    def digest(self) -> str:
+        """Of all pixels, so that a search is not continued on other images."""
+        train = self.train if isinstance(self.train, Ragged) else None
+        arrays = [self.train] if train is None else [train.pixels, train.noisy, train.tiles]
+        digest = hashlib.sha256(repr(self.shape).encode())
+        for array in (*arrays, self.validation.clean, self.validation.noisy):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 def to_unit(images: np.ndarray) -> np.ndarray:
@@ -78,21 +191,85 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 class DeviceImages:
     """What trainings read, on their device; made once and shared by the trainings that run there one after another."""
 
-    train: torch.Tensor  # uint8 (N, C, H, W): noise is drawn afresh for every image shown
+    train: torch.Tensor | DeviceRagged  # uint8 (N, C, H, W): noise is drawn afresh for every image shown
     validation: torch.Tensor  # float32 (M, C, H, W) in [-1, 1]
     validation_noisy: torch.Tensor  # the same for every training
-    noise: Noise
+    noise: Noise | None  # None: real
 
     @classmethod
     def place(cls, images: Images, noise: str, device: torch.device, *, num_validation: int) -> DeviceImages:
-        """Without a copy of the training images on the CPU. noise: a spec such as gaussian:30."""
-        model = parse_noise(noise)
-        clean = to_unit(images.validation[:num_validation])
-        noisy = model.fixed(clean, seed=NOISE_SEEDS["validation"])
-        with warnings.catch_warnings():  # arrays out of Ray's object store are read-only; nothing here writes to them
-            warnings.simplefilter("ignore", UserWarning)
-            train, validation, validation_noisy = (torch.from_numpy(a).to(device) for a in (images.train, clean, noisy))
-        return cls(train=train, validation=validation, validation_noisy=validation_noisy, noise=model)
+        """Without a copy of the training images on the CPU. noise: a spec such as gaussian:30, or real."""
+        noisy, clean = images.validation[:num_validation].noised(noise, "validation")
+        return cls(
+            train=_train_on(images.train, device),
+            validation=_on(clean, device),
+            validation_noisy=_on(noisy, device),
+            noise=None if noise == REAL else parse_noise(noise),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self.validation.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is trained on."""
+        channels, height, width = self.validation.shape[1:]
+        return channels, height, width
+
+    def batch(self, rows: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy and clean, float32 (B, C, H, W) in [-1, 1], of these training images. Doesn't wait for the device."""
+        if isinstance(self.train, DeviceRagged):
+            clean, noisy = self.train.crops(rows, draw)
+        else:
+            clean, noisy = _unit(self.train[rows]), None
+        if noisy is None:
+            assert self.noise is not None
+            noisy = self.noise(clean, draw)
+        return noisy, clean
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceRagged:
+    """As Ragged, on a device."""
+
+    pixels: torch.Tensor
+    noisy: torch.Tensor | None
+    tiles: torch.Tensor
+    channels: int
+    crop: int
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def crops(self, rows: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Clean, and noisy where there are pairs: one crop at random out of the image of each row; as batch."""
+        begin, height, width = self.tiles[rows].T[:, :, None, None, None]
+        corner = torch.rand(2, len(rows), 1, 1, 1, generator=draw, device=rows.device)
+        top, left = (corner[0] * (height - self.crop + 1)).long(), (corner[1] * (width - self.crop + 1)).long()
+        side = torch.arange(self.crop, device=rows.device)
+        channel = torch.arange(self.channels, device=rows.device)[:, None, None]
+        places = begin + channel * height * width + (top + side[:, None]) * width + left + side
+        return _unit(self.pixels[places]), None if self.noisy is None else _unit(self.noisy[places])
+
+
+def _train_on(train: np.ndarray | Ragged, device: torch.device) -> torch.Tensor | DeviceRagged:
+    if not isinstance(train, Ragged):
+        return _on(train, device)
+    noisy = None if train.noisy is None else _on(train.noisy, device)
+    pixels, tiles = _on(train.pixels, device), _on(train.tiles, device)
+    return DeviceRagged(pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop)
+
+
+def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    with warnings.catch_warnings():  # arrays out of Ray's object store are read-only; nothing here writes to them
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array).to(device)
+
+
+def _unit(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float().div_(127.5).sub_(1)
 
 
 # --- Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) -------------------------------------------------------------

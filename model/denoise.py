@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnxruntime
@@ -131,13 +131,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
     """PNG, JPEG, TIFF or WebP as mode L, RGB, LA or RGBA. Palettes and CMYK become RGB, bilevel becomes grey.
 
-    Raises DenoiseError: for more than 8 bits, several frames, too many pixels, or what is no such image.
+    content: of a file that is not on this machine. Raises DenoiseError: for more than 8 bits, several frames, too many
+    pixels, or what is no such image.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(content or path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DenoiseError(f"{path}: {image.width}x{image.height} is above {MAX_PIXELS} pixels")
             if getattr(image, "n_frames", 1) > 1:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from model.data import NOISE_SEEDS, to_unit
+from model.data import Pairs
 from model.denoise import Denoiser
-from model.noise import parse_noise
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two networks, each for itself
@@ -55,10 +54,9 @@ def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
     return Quality(l1=float(np.abs(images - clean).mean()), ssim=float(np.mean(ssim)), psnr_db=float(np.mean(psnr_db)))
 
 
-def evaluate(denoiser: Denoiser, images: np.ndarray, noise: str, split: str) -> dict[str, Any]:
-    """The table of one split. images: uint8 (N, C, H, W); the noise is drawn from the split's own fixed seed."""
-    clean = to_unit(images)
-    noisy = parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split])
+def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[str, Any]:
+    """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
+    noisy, clean = images.noised(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
     rows = {name: quality(column, clean).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from safetensors.torch import save
 
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError
-from model.data import NOISE_SEEDS, PADDING, DataConfig, Images, to_unit
+from model.data import REAL, DataConfig, Images, Pairs
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.evaluate import against_slides, evaluate, table
 from model.generator import Generator
@@ -48,7 +49,7 @@ def export(
     *,
     data: DataConfig,
     images: Images,
-    test: np.ndarray | None,
+    test: Pairs | None,
     origin: Mapping[str, Any],
     trainable: bool = False,
 ) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def export(
     """
     if to.exists() and not _is_replaceable(to):
         raise ConfigError(f"{to}: there is something else; name another folder, or an empty one, with --to")
-    channels, image_size = images.validation.shape[1:3]
+    channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
 
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def export(
         folder.chmod(0o755)
         weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
         (folder / WEIGHTS_FILE).write_bytes(save(weights))
-        _write_onnx(generator, folder / ONNX_FILE, images.validation.shape[1:])
+        _write_onnx(generator, folder / ONNX_FILE, images.shape)
         if trainable:
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
         manifest = {
@@ -79,13 +80,13 @@ def export(
                 "file": ONNX_FILE,
                 "channels": channels,
                 "image_size": image_size,
-                "padding": PADDING,
+                "padding": images.padding,
                 "size_multiple": generator.size_multiple,
                 "value_range": [-1, 1],
                 "parameters": sum(p.numel() for p in generator.parameters()),
             },
             "config": state["config"],
-            "data": {"data": data.data, "noise": data.noise},
+            "data": dataclasses.asdict(data),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
             "metrics": {},
@@ -146,8 +147,8 @@ def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> Non
     onnx.checker.check_model(path, full_check=True)
 
 
-def _compare(denoiser: Denoiser, generator: Generator, images: np.ndarray, noise: str) -> None:
-    noisy = parse_noise(noise).fixed(to_unit(images), seed=NOISE_SEEDS["validation"])
+def _compare(denoiser: Denoiser, generator: Generator, images: Pairs, noise: str) -> None:
+    noisy, _ = images.noised(noise, "validation")
     with torch.inference_mode():
         expected = generator(torch.from_numpy(noisy)).numpy()
     distance = float(np.abs(denoiser.batch(noisy) - expected).max())
@@ -155,9 +156,8 @@ def _compare(denoiser: Denoiser, generator: Generator, images: np.ndarray, noise
         raise ExportError(f"onnxruntime's output differs from torch's by {distance:.2g}, above {_TOLERANCE}")
 
 
-def _write_strip(denoiser: Denoiser, images: np.ndarray, noise: str, split: str, path: Path) -> None:
-    clean = to_unit(images[:_STRIP_IMAGES])
-    noisy = parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split])
+def _write_strip(denoiser: Denoiser, images: Pairs, noise: str, split: str, path: Path) -> None:
+    noisy, clean = images[:_STRIP_IMAGES].noised(noise, split)
     strip([noisy, clean, denoiser.batch(noisy)]).save(path)
 
 
@@ -194,10 +194,12 @@ def _card(manifest: Mapping[str, Any]) -> str:
     metrics, noise = manifest["metrics"], manifest["data"]["noise"]
     where = ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None)
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
-    verdict = f"\n{against_slides(metrics['test'])}.\n" if metrics["test"] else ""
+    units = "of the noisy images of its pairs" if noise == REAL else parse_noise(noise).units()
+    is_slides = metrics["test"] and DataConfig(**manifest["data"]).is_slides
+    verdict = f"\n{against_slides(metrics['test'])}.\n" if is_slides else ""
     return f"""# Image denoiser (pix2pix U-Net)
 
-Removes noise `{noise}` ({parse_noise(noise).units()}) from images like those of
+Removes noise `{noise}` ({units}) from images like those of
 {manifest["data"]["data"]}. {model["parameters"]:,} parameters. From {where}.
 
 ![Input, ground truth, predicted]({STRIP_FILE})

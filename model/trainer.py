@@ -35,7 +35,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, images: DeviceImages) -> None:
         self.config, self.images = config, images
-        self.device = images.train.device
+        self.device = images.device
         self.reports: list[EvalReport] = []
         self._autocast_dtype = autocast_dtype(config.precision, self.device)
         if config.batch_size > len(images.train):
@@ -43,7 +43,7 @@ class Trainer:
         self._steps_per_epoch = (config.images_per_epoch or len(images.train)) // config.batch_size
         self._noisy_psnr_db = metrics.psnr_db(images.validation_noisy, images.validation).mean().item()
 
-        channels, size = images.train.shape[1:3]
+        channels, size, _ = images.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # networks are made on the CPU: the same weights for every device
             generator = Generator(channels=channels, image_size=size, width=config.width, dropout=config.dropout)
@@ -82,9 +82,8 @@ class Trainer:
         self.discriminator.train()
         totals = torch.zeros(len(_LOSS_NAMES), device=self.device)
         with self._random_state_of_epoch() as draw:
-            for step, batch in enumerate(self._batches(), start=self.epoch * self._steps_per_epoch):
-                clean = batch.float().div_(127.5).sub_(1)
-                noisy = self.images.noise(clean, draw)
+            for step, rows in enumerate(self._batches(), start=self.epoch * self._steps_per_epoch):
+                noisy, clean = self.images.batch(rows, draw)
                 self._set_learning_rates(step)
                 totals += self._step(noisy, clean)
                 self._update_average(step)
@@ -110,7 +109,7 @@ class Trainer:
         return torch.stack([gen_total, gen_adversarial, gen_reconstruction, disc_real, disc_generated]).detach()
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        """This epoch's stretch of an endless row of shuffles of the training images; uint8 (batch, C, H, W)."""
+        """This epoch's stretch of an endless row of shuffles of the training images, as their indices (batch,)."""
         size, count = self.config.batch_size, len(self.images.train)
         first = self.epoch * self._steps_per_epoch * size
         shuffles: dict[int, torch.Tensor] = {}
@@ -123,7 +122,7 @@ class Trainer:
                     shuffles[shuffle] = torch.from_numpy(order).to(self.device)
                 offset = shuffle * count
                 rows.append(shuffles[shuffle][max(start - offset, 0) : start + size - offset])
-            yield self.images.train[torch.cat(rows)]
+            yield torch.cat(rows)
 
     def _evaluate(self) -> dict[str, float]:
         """Of the moving average: what would be exported now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.config import TrainConfig
-from model.data import DataConfig, DeviceImages, Images
+from model.data import DataConfig, DeviceImages, Images, Pairs
 from model.export import export
 from model.trainer import Trainer
 
@@ -35,12 +35,12 @@ def all_images() -> Images:
 
 @pytest.fixture(scope="session")
 def all_test_images() -> np.ndarray:
-    return DataConfig().load_test()
+    return DataConfig().load_test().clean
 
 
 @pytest.fixture(scope="session")
 def images(all_images: Images) -> Images:
-    return Images(train=all_images.train[:4000], validation=all_images.validation[:200])
+    return replace(all_images, train=all_images.train[:4000], validation=all_images.validation[:200])
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def exported(
     arguments = {
         "data": DataConfig(noise=NOISE),
         "images": images,
-        "test": test_images,
+        "test": Pairs(test_images),
         "origin": {"search": "first", "trial": 7},
     }
     manifest = export(checkpoint, folder / "model", **arguments)

@@ -51,12 +51,12 @@ def test_fashion_mnist_is_padded_with_black_and_split_in_order(all_images, all_t
     raw = np.frombuffer(gzip.decompress(where("train-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
     raw = raw.reshape(60_000, 28, 28)
     assert all_images.train.shape == (55_000, 1, 32, 32)
-    assert all_images.validation.shape == (5_000, 1, 32, 32)
+    assert all_images.validation.clean.shape == (5_000, 1, 32, 32)
     assert all_test_images.shape == (10_000, 1, 32, 32)
-    assert all_images.train.dtype == all_images.validation.dtype == all_test_images.dtype == np.uint8
+    assert all_images.train.dtype == all_images.validation.clean.dtype == all_test_images.dtype == np.uint8
     assert np.array_equal(all_images.train[:, 0, 2:-2, 2:-2], raw[:55_000])
-    assert np.array_equal(all_images.validation[:, 0, 2:-2, 2:-2], raw[55_000:])
-    for split in (all_images.train, all_images.validation, all_test_images):
+    assert np.array_equal(all_images.validation.clean[:, 0, 2:-2, 2:-2], raw[55_000:])
+    for split in (all_images.train, all_images.validation.clean, all_test_images):
         edge = split.copy()
         edge[:, :, 2:-2, 2:-2] = 0
         assert not edge.any()
@@ -73,7 +73,7 @@ def test_all_wrong_data_settings_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
         DataConfig(data="fashion-mnits", noise="gaussian:0")
     first, second = str(caught.value).splitlines()
-    assert first == "data=fashion-mnits: no such data set. Did you mean fashion-mnist?"
+    assert first == "data=fashion-mnits: neither a data set nor a folder. Did you mean fashion-mnist?"
     assert second.startswith("noise=gaussian:0: ")
 
 
@@ -119,8 +119,8 @@ def test_a_download_goes_into_the_cache_and_is_not_repeated(packed, cache, monke
     with caplog.at_level(logging.WARNING):
         first = DataConfig().load_test()
     second = DataConfig().load_test()
-    assert np.array_equal(first, all_test_images)
-    assert np.array_equal(second, all_test_images)
+    assert np.array_equal(first.clean, all_test_images)
+    assert np.array_equal(second.clean, all_test_images)
     assert [url.rpartition("/")[2] for url in asked] == [TEST_FILE]
     assert asked[0] in caplog.text
     assert [path.name for path in cache.iterdir()] == [TEST_FILE]
@@ -145,14 +145,14 @@ def test_an_endless_download_is_refused(packed, cache, monkeypatch):
 
 
 def test_images_on_the_device_are_those_of_the_arrays_even_read_only_ones(images):
-    for array in (images.train, images.validation):
+    for array in (images.train, images.validation.clean):
         array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         placed = DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=50)
-    for array in (images.train, images.validation):
+    for array in (images.train, images.validation.clean):
         array.flags.writeable = True
     assert np.array_equal(placed.train.numpy(), images.train)
-    assert np.array_equal(placed.validation.numpy(), to_unit(images.validation[:50]))
+    assert np.array_equal(placed.validation.numpy(), to_unit(images.validation.clean[:50]))
     assert placed.validation_noisy.shape == (50, 1, 32, 32)
     assert 0.1 < (placed.validation_noisy - placed.validation).std().item() < 30 / 127.5

@@ -118,7 +118,7 @@ def test_every_image_keeps_its_shape_and_type(size, colour, dtype, denoiser, noi
 
 
 def test_an_image_of_the_training_size_goes_through_the_network_as_it_is(denoiser, images):
-    pixels = images.validation[5, 0]
+    pixels = images.validation.clean[5, 0]
     noisy = pixels.astype(np.float32) / 127.5 - 1
     direct = denoiser.batch(noisy[None, None])[0, 0]
     np.testing.assert_allclose(denoiser(noisy), direct, rtol=0, atol=1e-6)

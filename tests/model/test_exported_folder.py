@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import model.export
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, TrainConfig
-from model.data import NOISE_SEEDS, to_unit
+from model.data import NOISE_SEEDS, Pairs, to_unit
 from model.denoise import MANIFEST, Denoiser
 from model.evaluate import evaluate
 from model.export import ExportError, export
@@ -82,7 +82,7 @@ def test_the_manifest_tells_where_the_model_comes_from(exported, trained):
     assert manifest["origin"] == {"search": "first", "trial": 7, "epoch": 4}
     assert TrainConfig.from_dict(manifest["config"]) == trained.config
     assert manifest["model"]["parameters"] == sum(p.numel() for p in trained.generator.parameters())
-    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30"}
+    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30", "crop": None}
     assert manifest["versions"]["torch"] == torch.__version__
 
 
@@ -90,7 +90,7 @@ def test_measuring_the_folder_again_gives_the_manifests_figures_exactly(exported
     denoiser = Denoiser(exported.folder)
     metrics = json.loads((exported.folder / MANIFEST).read_text())["metrics"]
     assert evaluate(denoiser, images.validation, "gaussian:30", "validation") == metrics["validation"]
-    assert evaluate(denoiser, test_images, "gaussian:30", "test") == metrics["test"]
+    assert evaluate(denoiser, Pairs(test_images), "gaussian:30", "test") == metrics["test"]
     assert metrics["test"]["denoised"]["psnr_db"] > metrics["test"]["noisy"]["psnr_db"] + 1
     assert metrics["test"]["ground_truth"] == {"l1": 0.0, "ssim": 1.0, "psnr_db": "inf"}
     assert metrics["test"]["images"] == len(test_images)
@@ -119,7 +119,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
 
 
 def test_a_strip_shows_columns_side_by_side_with_white_between(images):
-    left, right = to_unit(images.validation[:2]), to_unit(images.validation[2:4])
+    left, right = to_unit(images.validation.clean[:2]), to_unit(images.validation.clean[2:4])
     sheet = np.asarray(strip([left, right], scale=1))
     assert sheet.shape == (66, 66)
     assert np.array_equal(sheet[:32, :32], to_uint8(left[0, 0]))

@@ -40,7 +40,7 @@ def test_a_certain_discriminator_gives_large_but_finite_losses():
     ids=lambda value: getattr(value, "loss", str(value)),
 )
 def test_the_reconstruction_loss_is_the_weighted_sum_of_what_takes_part(config, l1_part, ssim_part, images):
-    clean = to_unit(images.validation[:8])
+    clean = to_unit(images.validation.clean[:8])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=1)
     l1 = np.abs(noisy - clean).mean(dtype=np.float64)
     settings = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

@@ -21,7 +21,7 @@ SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_s
 def pair(request, images, mosaic) -> tuple[np.ndarray, np.ndarray]:
     """Noisy and clean, (N, C, H, W)."""
     if request.param == "32x32 grey":
-        clean = to_unit(images.validation[:40])
+        clean = to_unit(images.validation.clean[:40])
     else:
         tiles = [mosaic[y : y + 64, x : x + 48] for y in (0, 70, 136) for x in (0, 50, 130, 251)]
         clean = to_unit(np.stack(tiles).transpose(0, 3, 1, 2))

@@ -292,7 +292,7 @@ def test_a_drawn_sum_is_its_stages_one_after_another(spec):
 
 
 def test_a_fixed_sum_is_its_stages_one_after_another(images):
-    noise, clean = parse_noise("speckle:0.1-0.3+jpeg:20-50+gaussian:10-20"), to_unit(images.validation[:3])
+    noise, clean = parse_noise("speckle:0.1-0.3+jpeg:20-50+gaussian:10-20"), to_unit(images.validation.clean[:3])
     for index, noisy in enumerate(noise.fixed(clean, seed=4)):
         draw = _Fixed(np.random.Generator(np.random.Philox(key=[4, index])))
         image = torch.from_numpy(clean[index : index + 1])
@@ -413,7 +413,7 @@ def test_only_jpeg_waits_for_the_device(spec):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spec", ALL)
 def test_fixed_noise_depends_on_seed_and_index_alone(spec, channels, images):
-    noise, clean = parse_noise(spec), to_unit(images.validation[:60].reshape(-1, channels, 32, 32))
+    noise, clean = parse_noise(spec), to_unit(images.validation.clean[:60].reshape(-1, channels, 32, 32))
     clean.flags.writeable = False
     noisy = noise.fixed(clean, seed=1)
     assert (noisy.shape, noisy.dtype) == (clean.shape, np.float32)
@@ -427,7 +427,7 @@ def test_fixed_noise_depends_on_seed_and_index_alone(spec, channels, images):
 
 
 def test_fixed_gaussian_noise_is_the_same_for_every_image(images):
-    noise, clean = parse_noise("gaussian:30"), to_unit(images.validation[:2])
+    noise, clean = parse_noise("gaussian:30"), to_unit(images.validation.clean[:2])
     noisy, grey = noise.fixed(clean, seed=1), noise.fixed(np.zeros_like(clean), seed=1)
     unclipped = np.abs(noisy) < 1
     np.testing.assert_allclose((noisy - clean)[unclipped], grey[unclipped], atol=1e-6)
@@ -454,7 +454,7 @@ def test_fixed_noise_is_what_it_always_was(spec):
 @pytest.mark.parametrize("spec", ["gaussian:30", "gaussian:10-50", "gaussian:0.7-255"])
 def test_gaussian_noise_is_what_it_always_was_to_the_bit(spec, images):
     low, _, high = spec.removeprefix("gaussian:").partition("-")
-    low, high, pixels = float(low), float(high or low), images.validation[:40]
+    low, high, pixels = float(low), float(high or low), images.validation.clean[:40]
     clean = torch.from_numpy(to_unit(pixels))
 
     draw = torch.Generator().manual_seed(3)

@@ -1,0 +1,236 @@
+"""Your own images: a folder or an s3:// prefix of pictures, or of noisy/clean pairs -> arrays, checked and split.
+
+FOLDER/*.png                                split by content: a tenth each for validation and test
+FOLDER/train, FOLDER/test (, validation)    your own split
+noisy/NAME and clean/NAME in any of these   pairs: real noise, none is added
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config import ConfigError
+from model.denoise import IMAGE_SUFFIXES, DenoiseError, open_image
+
+MAX_CROPS = 5_000  # of validation and test images each
+SPLITS = ("train", "validation", "test")
+CROPS = (16, 32, 64, 128, 256)
+_TENTH = 10
+_NOISY, _CLEAN = "noisy", "clean"
+_SHOWN = 5  # names in a message
+
+
+class DataError(ConfigError):
+    """Images that are missing, damaged, or cannot be used; the message has every mistake that was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image, (C, H, W) uint8, and the same without its noise where the folder has both."""
+
+    name: str
+    clean: np.ndarray
+    noisy: np.ndarray | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of its pixels: the same picture in two files, of two formats even, has one."""
+        return hashlib.sha256(repr(self.clean.shape).encode() + self.clean.tobytes()).hexdigest()
+
+
+def read_pictures(where: str, crop: int) -> dict[str, list[Picture]]:
+    """All pictures by split, each with at least crop x crop pixels, all grey or all RGB. Raises DataError.
+
+    Alpha is dropped. where: a folder, or s3://BUCKET/PREFIX.
+    """
+    tree = _s3(where) if where.startswith("s3://") else _local(Path(where))
+    mistakes: list[str] = []
+    pictures: dict[str, list[Picture]] = defaultdict(list)
+    for (split, name), files in sorted(_grouped(tree, where, mistakes).items()):
+        try:
+            pixels = {kind: _pixels(tree.files[path], path) for kind, path in files.items()}
+        except DenoiseError as error:
+            mistakes.append(str(error))
+            continue
+        clean, noisy = pixels[_CLEAN], pixels.get(_NOISY)
+        if noisy is not None and noisy.shape != clean.shape:
+            mistakes.append(f"{files[_NOISY]}: has {_size(noisy)}, and {files[_CLEAN]} {_size(clean)}")
+        elif min(clean.shape[1:]) < crop:
+            mistakes.append(f"{files[_CLEAN]}: has {_size(clean)}, below the crop of {crop}x{crop}")
+        else:
+            pictures[split].append(Picture(name, clean, noisy))
+    mistakes += _mixed_channels([picture for split in pictures.values() for picture in split])
+    if mistakes:
+        shown = [*mistakes[:_SHOWN], *([f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else [])]
+        raise DataError("\n".join([f"data={where}: its images cannot be used:", *shown]))
+    return _complete(pictures, where)
+
+
+def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Crops (N, C, crop, crop) uint8 that do not overlap, the same ones always, in random order; at most MAX_CROPS.
+
+    And the same crops of the noisy ones, where there are any.
+    """
+    places = [
+        (picture, top, left)
+        for picture in pictures
+        for top in range(0, picture.clean.shape[1] - crop + 1, crop)
+        for left in range(0, picture.clean.shape[2] - crop + 1, crop)
+    ]
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(places))[:MAX_CROPS]
+    chosen = [places[i] for i in order]
+
+    def cut(of: Callable[[Picture], Any]) -> np.ndarray:
+        return np.stack([of(picture)[:, top : top + crop, left : left + crop] for picture, top, left in chosen])
+
+    return cut(lambda p: p.clean), cut(lambda p: p.noisy) if pictures[0].noisy is not None else None
+
+
+# --- what lies where ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """Image files by path, with `/` between its parts; what reads each."""
+
+    files: Mapping[str, Callable[[], bytes]]
+
+
+def _local(folder: Path) -> _Tree:
+    if not folder.is_dir():
+        raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
+    root, files, leaving = folder.resolve(), {}, []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent) / name
+            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            if not path.resolve().is_relative_to(root):
+                leaving.append(str(path))
+            files[path.relative_to(folder).as_posix()] = path.read_bytes
+    if leaving:
+        raise DataError(f"data={folder}: links that leave the folder: {', '.join(leaving[:_SHOWN])}")
+    return _Tree(files)
+
+
+def _s3(address: str) -> _Tree:
+    from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
+
+    try:
+        system, root = fs.FileSystem.from_uri(address)
+        found = system.get_file_info(fs.FileSelector(root, recursive=True))
+    except (OSError, ValueError) as error:
+        raise DataError(f"data={address}: cannot be listed ({error})") from error
+
+    def reader(path: str) -> Callable[[], bytes]:
+        def read() -> bytes:
+            with system.open_input_file(path) as file:
+                content: bytes = file.read()
+                return content
+
+        return read
+
+    paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in IMAGE_SUFFIXES)
+    return _Tree({path[len(root) :].lstrip("/"): reader(path) for path in paths})
+
+
+def _grouped(tree: _Tree, where: str, mistakes: list[str]) -> dict[tuple[str, str], dict[str, str]]:
+    """Paths by (split or "", name without noisy/ and clean/), then by kind: clean, and noisy of pairs."""
+    if not tree.files:
+        raise DataError(f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})")
+    tops = {path.split("/")[0] for path in tree.files if "/" in path}
+    has_splits, loose = {"train", "test"} <= tops, sorted(p for p in tree.files if p.split("/")[0] not in SPLITS)
+    if has_splits and loose:
+        mistakes.append(f"{loose[0]}: beside train/ and test/; put each image into one of {', '.join(SPLITS)}")
+    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    has_pairs = any(part in (_NOISY, _CLEAN) for path in tree.files for part in path.split("/")[:-1])
+    for path in tree.files:
+        split, _, name = path.partition("/") if has_splits else ("", "", path)
+        kind = _CLEAN
+        if has_pairs:
+            kind, _, name = name.partition("/")
+            if kind not in (_NOISY, _CLEAN):
+                mistakes.append(f"{path}: is neither in noisy/ nor in clean/, as the other images are")
+                continue
+        groups[split, name][kind] = path
+    for files in groups.values():
+        if has_pairs and len(files) == 1:
+            (kind, path), other = next(iter(files.items())), {_NOISY: _CLEAN, _CLEAN: _NOISY}
+            mistakes.append(f"{path}: has no partner in {other[kind]}/")
+    return {key: files for key, files in groups.items() if not has_pairs or len(files) == 2}
+
+
+def _complete(pictures: Mapping[str, list[Picture]], where: str) -> dict[str, list[Picture]]:
+    """Every split: what the folder's owner did not divide is divided by content, so that names don't matter."""
+    splits = dict(pictures)
+    if "" in splits:
+        splits["train"] = list({picture.digest: picture for picture in splits.pop("")}.values())  # copies count once
+        _take(splits, "test")
+    _take(splits, "validation")
+    for name in SPLITS:
+        if not splits.get(name):
+            count = sum(map(len, pictures.values()))
+            raise DataError(f"data={where}: {count} different images are too few; 3 make training, validation and test")
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        for picture in splits[split]:
+            other = seen.setdefault(picture.digest, f"{split}/{picture.name}")
+            if not other.startswith(f"{split}/"):
+                raise DataError(f"data={where}: {other} and {split}/{picture.name} are the same image")
+    return splits
+
+
+def _take(splits: dict[str, list[Picture]], name: str) -> None:
+    """A tenth of the training pictures, at least one, where there is no such split."""
+    if name not in splits:
+        by_content = sorted(splits["train"], key=lambda picture: hashlib.sha256(picture.digest.encode()).digest())
+        count = max(1, len(by_content) // _TENTH)
+        splits[name], splits["train"] = by_content[:count], by_content[count:]
+
+
+# --- one image ------------------------------------------------------------------------------------------------------
+
+
+def _pixels(read: Callable[[], bytes], path: str) -> np.ndarray:
+    """(C, H, W) uint8, grey or RGB. Raises DenoiseError, and DataError where memory ends."""
+    try:
+        image = open_image(Path(path), io.BytesIO(read()))
+    except OSError as error:
+        raise DenoiseError(f"{path}: cannot be read ({error})") from error
+    pixels = np.asarray(image.convert(image.mode.removesuffix("A")))
+    if 4 * pixels.nbytes > _available_bytes():  # they are copied for the trials to share
+        raise DataError(f"{path}: with it the images fill this machine's memory; take fewer, or a larger machine")
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _available_bytes() -> float:
+    memory = Path("/proc/meminfo")
+    lines = memory.read_text().splitlines() if memory.exists() else []
+    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[2]}x{pixels.shape[1]} pixels"
+
+
+def _mixed_channels(pictures: Iterable[Picture]) -> list[str]:
+    by_channels: dict[int, list[str]] = defaultdict(list)
+    for picture in pictures:
+        by_channels[len(picture.clean)].append(picture.name)
+    if len(by_channels) < 2:
+        return []
+    grey, rgb = by_channels[1], by_channels[3]
+    fewer, kind = (grey, "grey") if len(grey) <= len(rgb) else (rgb, "RGB")
+    names = ", ".join(fewer[:_SHOWN])
+    return [f"{len(grey)} images are grey and {len(rgb)} RGB; all must be of one kind. {kind}: {names}"]
