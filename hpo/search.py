@@ -275,4 +275,4 @@ def _was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
         _, state = load_checkpoint(checkpoint)
     except CheckpointError:
         return False
-    return bool(state["config"] == config.as_dict())
+    return TrainConfig.from_dict(state["config"]).as_dict() == config.as_dict()

@@ -21,7 +21,8 @@ class MachineError(RuntimeError):
     """The machine, its disk or its cluster does not do what it must."""
 
 
-Loss = Literal["l1", "ssim", "both"]
+Loss = Literal["l1", "ssim", "both", "mse"]
+Adversarial = Literal["sigmoid", "least_squares", "hinge", "none"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -34,9 +35,12 @@ class TrainConfig:
     tutorial (Isola et al. 2017, arXiv 1611.07004). Raises ConfigError, naming all mistakes at once.
     """
 
-    loss: Loss = "l1"  # reconstruction beside the adversarial loss: L1, 1 - SSIM, or both
+    loss: Loss = "l1"  # reconstruction beside the adversarial loss: L1, 1 - SSIM, both of them, or mean squared error
     l1_weight: float = 100.0  # > 0; takes part when loss is l1 or both
     ssim_weight: float = 100.0  # > 0; takes part when loss is ssim or both
+    mse_weight: float = 1000.0  # > 0; takes part when loss is mse, whose gradient at errors of 0.05 is then that of L1
+    adversarial: Adversarial = "sigmoid"  # cross entropy, least_squares, hinge; none: no discriminator runs
+    adversarial_weight: float = 1.0  # > 0; of the generator's adversarial loss
     lr_g: float = 2e-4  # Adam's learning rate of the generator, in (0, 1]
     lr_d: float = 2e-4  # Adam's learning rate of the discriminator, in (0, 1]
     lr_schedule: Schedule = "constant"  # cosine: both rates fall to zero over all epochs
@@ -59,17 +63,16 @@ class TrainConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each reconstruction loss that takes part, by name: l1, ssim."""
-        both = {"l1": self.l1_weight, "ssim": self.ssim_weight}
-        return {name: weight for name, weight in both.items() if self.loss in (name, "both")}
+        """Weight of each reconstruction loss that takes part, by name: l1, ssim, mse."""
+        names = ("l1", "ssim") if self.loss == "both" else (self.loss,)
+        return {name: getattr(self, f"{name}_weight") for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready. A weight whose loss takes no part is None: it was never used."""
-        values = dataclasses.asdict(self)
-        for name in ("l1", "ssim"):
-            if name not in self.weights:
-                values[f"{name}_weight"] = None
-        return values
+        """JSON-ready. What takes no part, as the weight of a loss that is not there, is None: it was never used."""
+        unused = {f"{name}_weight" for name in ("l1", "ssim", "mse") if name not in self.weights}
+        if self.adversarial == "none":
+            unused |= {"adversarial_weight", "lr_d"}
+        return {name: None if name in unused else value for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -137,6 +140,8 @@ def _wrong_types(config: TrainConfig) -> list[str]:
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("l1_weight", "ssim_weight"), lambda v: v > 0, "above 0; to leave a loss out set loss=l1 or loss=ssim"),
+    (("mse_weight",), lambda v: v > 0, "above 0; to leave it out set another loss, such as loss=l1"),
+    (("adversarial_weight",), lambda v: v > 0, "above 0; to leave it out set adversarial=none"),
     (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),

@@ -1,40 +1,53 @@
-"""The losses of the slides: sigmoid cross entropy for G and D, L1, SSIM, and their weighted sum."""
+"""The losses: adversarial ones of G and D (the slides' is sigmoid cross entropy), L1, SSIM, MSE, their weighted sum."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, relu
 
 from model import metrics
-from model.config import TrainConfig
+from model.config import Adversarial, TrainConfig
 
 
-def adversarial(logits_fake: torch.Tensor) -> torch.Tensor:
-    """The generator's: sigmoid cross entropy of D's logits for generated images and ones."""
-    return binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
+def adversarial(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
+    """The generator's: generated images and ones; hinge (Lim and Ye 2017, arXiv 1705.02894): the higher the better."""
+    return -logits_fake.mean() if kind == "hinge" else _distance(logits_fake, 1.0, kind)
 
 
-def real(logits_real: torch.Tensor) -> torch.Tensor:
-    """The discriminator's, first half: real images and ones."""
-    return binary_cross_entropy_with_logits(logits_real, torch.ones_like(logits_real))
+def real(logits_real: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
+    """The discriminator's, first half: real images and ones; hinge: at least one."""
+    return relu(1 - logits_real).mean() if kind == "hinge" else _distance(logits_real, 1.0, kind)
 
 
-def generated(logits_fake: torch.Tensor) -> torch.Tensor:
-    """The discriminator's, second half: generated images and zeros. The two halves are summed, not averaged."""
-    return binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake))
+def generated(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
+    """The discriminator's, second half: generated images and zeros; hinge: at most minus one.
+
+    The two halves are summed, not averaged.
+    """
+    return relu(1 + logits_fake).mean() if kind == "hinge" else _distance(logits_fake, 0.0, kind)
+
+
+def _distance(logits: torch.Tensor, label: float, kind: Adversarial) -> torch.Tensor:
+    """Sigmoid cross entropy, or least squares (Mao et al. 2016, arXiv 1611.04076) without its factor 1/2."""
+    labels = torch.full_like(logits, label)
+    return mse_loss(logits, labels) if kind == "least_squares" else binary_cross_entropy_with_logits(logits, labels)
 
 
 def reconstruction(denoised: torch.Tensor, clean: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    """Weighted sum of mean absolute error and 1 - SSIM, as far as config.loss has them take part; a scalar.
+    """Weighted sum of mean absolute error, 1 - SSIM and mean squared error, as far as config.loss has them; a scalar.
 
     Both images (N, C, H, W) float32 in [-1, 1].
     """
-    distances = {"l1": _l1, "ssim": _one_minus_ssim}
+    distances = {"l1": _l1, "ssim": _one_minus_ssim, "mse": _mse}
     return torch.stack([w * distances[name](denoised, clean) for name, w in config.weights.items()]).sum()
 
 
 def _l1(denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     return (denoised - clean).abs().mean()
+
+
+def _mse(denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    return (denoised - clean).square().mean()
 
 
 def _one_minus_ssim(denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

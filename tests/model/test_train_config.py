@@ -9,10 +9,13 @@ from model.config import FIELDS, ConfigError, TrainConfig, parse_setting
 
 BROKEN = {
     "loss": ["l2", None],
+    "adversarial": ["wasserstein", None],
     "lr_schedule": ["linear"],
     "precision": ["float16"],
     "l1_weight": [0.0, math.inf],
     "ssim_weight": [-1.0],
+    "mse_weight": [0.0, math.nan],
+    "adversarial_weight": [0.0, -1],
     "lr_g": [0.0, 1.5, math.nan, "0.1", None],
     "lr_d": [-2e-4, 2],
     "beta1": [1.0, -0.1],
@@ -83,7 +86,8 @@ def test_any_values_give_a_trainable_config_or_a_config_error(values):
 
 CONFIGS = st.builds(
     TrainConfig,
-    loss=st.sampled_from(["l1", "ssim", "both"]),
+    loss=st.sampled_from(["l1", "ssim", "both", "mse"]),
+    adversarial=st.sampled_from(["sigmoid", "hinge", "none"]),
     l1_weight=st.floats(1e-3, 1e6),
     ssim_weight=st.floats(1e-3, 1e6),
     lr_g=st.floats(1e-9, 1),
@@ -99,17 +103,27 @@ def test_a_config_comes_back_from_json_as_it_was(config):
     again = TrainConfig.from_dict(json.loads(json.dumps(config.as_dict(), allow_nan=False)))
     assert again.as_dict() == config.as_dict()
     assert again.weights == config.weights
-    assert again == config or config.loss != "both"  # an unused weight is not kept
+    assert again.adversarial == config.adversarial
 
 
 @pytest.mark.parametrize(
     ("loss", "unused", "used"),
-    [("l1", {"ssim"}, {"l1": 3.0}), ("ssim", {"l1"}, {"ssim": 4.0}), ("both", set(), {"l1": 3.0, "ssim": 4.0})],
+    [
+        ("l1", {"ssim", "mse"}, {"l1": 3.0}),
+        ("ssim", {"l1", "mse"}, {"ssim": 4.0}),
+        ("both", {"mse"}, {"l1": 3.0, "ssim": 4.0}),
+        ("mse", {"l1", "ssim"}, {"mse": 5.0}),
+    ],
 )
 def test_a_weight_whose_loss_takes_no_part_is_none(loss, unused, used):
-    config = TrainConfig(loss=loss, l1_weight=3.0, ssim_weight=4.0)
+    config = TrainConfig(loss=loss, l1_weight=3.0, ssim_weight=4.0, mse_weight=5.0)
     assert config.weights == used
-    assert {name for name in ("l1", "ssim") if config.as_dict()[f"{name}_weight"] is None} == unused
+    assert {name for name in ("l1", "ssim", "mse") if config.as_dict()[f"{name}_weight"] is None} == unused
+
+
+def test_what_only_trains_a_discriminator_is_none_without_one():
+    alone, judged = (TrainConfig(adversarial=kind).as_dict() for kind in ("none", "sigmoid"))
+    assert alone == {**judged, "adversarial": "none", "adversarial_weight": None, "lr_d": None}
 
 
 def test_unknown_names_get_the_nearest_right_ones_all_at_once():
@@ -135,6 +149,7 @@ def test_a_name_like_none_other_gets_all_names():
         ("lr_g=1", "lr_g", 1.0),
         ("lr_d=2e-4", "lr_d", 2e-4),
         ("loss=ssim", "loss", "ssim"),
+        ("adversarial=none", "adversarial", "none"),
     ],
 )
 def test_a_setting_on_the_command_line_has_its_fields_type(text, name, value):
@@ -150,6 +165,7 @@ def test_a_setting_on_the_command_line_has_its_fields_type(text, name, value):
         ("widht=32", "Did you mean width?"),
         ("width=3.5", "width=3.5: width is a whole number, such as width=64"),
         ("images_per_epoch=all", "images_per_epoch is a whole number"),
+        ("width=none", "width=none: width is a whole number, such as width=64"),
         ("lr_g=fast", "lr_g=fast: lr_g is a number, such as lr_g=0.0002"),
     ],
 )

@@ -179,6 +179,25 @@ def test_the_shared_forward_gives_the_textbooks_gradients(few):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
+def test_without_an_adversarial_loss_the_discriminator_is_never_run_and_never_changes(few):
+    trainer = Trainer(replace(SMALL, adversarial="none"), few)
+    runs = []
+    trainer.discriminator.register_forward_hook(lambda *_: runs.append(1))
+    before = {name: tensor.clone() for name, tensor in trainer.discriminator.state_dict().items()}
+    report = trainer.run_epoch()
+    assert runs == []
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.discriminator.state_dict().items())
+    assert (report.disc_real, report.disc_generated, report.gen_adversarial) == (0, 0, 0)
+    assert report.gen_total == report.gen_reconstruction > 0
+
+
+def test_the_adversarial_weight_scales_the_generators_loss_alone(few):
+    one, three = (Trainer(replace(SMALL, dropout=0.0, adversarial_weight=w), few) for w in (1.0, 3.0))
+    clean = torch.rand(8, 1, 32, 32) * 2 - 1
+    light, heavy = (trainer._step(clean, clean) for trainer in (one, three))
+    torch.testing.assert_close(heavy, torch.stack([light[0] + 2 * light[1], 3 * light[1], *light[2:]]))
+
+
 def watch(trainer: Trainer) -> list[tuple[float, float, list[torch.Tensor]]]:
     """The learning rates of G and D at each step and G's weights after it, once the trainer ran."""
     seen = []
