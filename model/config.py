@@ -23,6 +23,9 @@ class MachineError(RuntimeError):
 
 Loss = Literal["l1", "ssim", "both", "mse"]
 Adversarial = Literal["sigmoid", "least_squares", "hinge", "none"]
+Output = Literal["direct", "residual"]
+Upsample = Literal["transposed", "resize"]
+Norm = Literal["batch", "instance", "none"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -50,6 +53,11 @@ class TrainConfig:
     epochs: int = 12  # reports; a learning-rate schedule spans them all, >= 1
     images_per_epoch: int | None = None  # training images between two reports; None: the training set once
     width: int = 64  # channels of the first block of both networks, >= 1
+    depth: int | None = None  # levels of the generator, each half as large, in [2, 8]; None: down to 1x1
+    output: Output = "direct"  # residual: the generator predicts what is added to the noisy image
+    full_resolution_skip: bool = False  # a convolution at full resolution, whose features join before the last layer
+    upsample: Upsample = "transposed"  # in the decoder; resize: nearest neighbours, then a convolution
+    norm: Norm = "batch"  # in the generator; the discriminator's is always batch
     dropout: float = 0.5  # in the decoder's first three blocks, in [0, 1)
     patch: int = 34  # pixels that one logit of the discriminator sees: 34 or 14
     average_decay: float = 0.999  # of the generator's moving average, in [0, 1); 0: no average
@@ -103,12 +111,22 @@ def parse_setting(text: str) -> tuple[str, Any]:
     kind = _kinds()[name]
     if get_origin(kind) is Literal:
         return name, value
+    if kind is bool:
+        if value not in _BOOLS:
+            raise ConfigError(f"{name}={value}: {name} is true or false")
+        return name, _BOOLS[value]
+    optional = types.NoneType in get_args(kind)
+    if optional and value == "none":
+        return name, None
     number = int if int in (kind, *get_args(kind)) else float
     try:
         return name, number(value)
     except ValueError:
-        wanted = "a whole number" if number is int else "a number"
+        wanted = ("a whole number" if number is int else "a number") + " or none" * optional
         raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
+
+
+_BOOLS = {"true": True, "false": False}
 
 
 @functools.cache  # a millisecond, for each of the many configurations that a suggestion tries
@@ -118,7 +136,7 @@ def _kinds() -> dict[str, Any]:
 
 def _example(name: str) -> Any:
     default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == name)
-    return 8000 if default is None else default
+    return {"depth": 3, "images_per_epoch": 8000}.get(name, default)
 
 
 def _wrong_types(config: TrainConfig) -> list[str]:
@@ -131,6 +149,9 @@ def _wrong_types(config: TrainConfig) -> list[str]:
         elif isinstance(kind, types.UnionType):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 mistakes.append(f"{name}={value!r}: {name} is a whole number or None")
+        elif kind is bool:
+            if not isinstance(value, bool):
+                mistakes.append(f"{name}={value!r}: {name} is true or false")
         elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
             mistakes.append(f"{name}={value!r}: {name} is a whole number")
         elif kind is float and not (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))):
@@ -146,6 +167,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),
     (("epochs", "images_per_epoch", "width"), lambda v: v >= 1, "at least 1"),
+    (("depth",), lambda v: 2 <= v <= 8, "from 2 to 8"),
     (("patch",), lambda v: v in (14, 34), "14 or 34"),
     (("seed",), lambda v: v >= 0, "0 or above"),
 )

@@ -86,8 +86,9 @@ class Denoiser:
     def _tiled(self, noisy: np.ndarray) -> np.ndarray:
         """(N, C, H, W) of any size by tiles of the training size, half overlapping, blended by a raised cosine.
 
-        Larger tiles would be worse than slower: at the training size the innermost layers see one pixel, and the
-        weights for its neighbours have never learned anything.
+        Larger tiles would be worse than slower: at full depth the innermost layers see one pixel of the training size,
+        and the weights for its neighbours have never learned anything. A network of fewer levels could take them, but
+        the training size is what its quality was measured at.
         """
         size, half = self.image_size, self.image_size // 2
         height, width = noisy.shape[2:]

@@ -1,4 +1,4 @@
-"""The generator of the slides: a U-Net from noisy to clean images, of the TensorFlow pix2pix tutorial."""
+"""The generator: by default the slides' U-Net from noisy to clean images, of the TensorFlow pix2pix tutorial."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
+
+from model.config import ConfigError, Norm, Output, TrainConfig, Upsample
 
 
 class Generator(nn.Module):
@@ -14,38 +17,84 @@ class Generator(nn.Module):
     Encoder blocks Conv 4x4 stride 2, BatchNorm (not on the first), LeakyReLU, down to 1x1; decoder blocks
     TransposedConv 4x4 stride 2, BatchNorm, Dropout (first three), ReLU, then the skip connection; a last
     TransposedConv and tanh. Depth is log2(image_size), at most 8 (arXiv 1611.07004, appendix 6.1.1).
-    H and W must be multiples of `size_multiple`.
+    H and W must be multiples of `size_multiple`, 2**depth. What differs where the settings differ from these stands
+    beside their fields in TrainConfig. Raises ConfigError for a size that cannot be halved that often.
     """
 
-    def __init__(self, *, channels: int, image_size: int, width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        image_size: int,
+        width: int,
+        dropout: float,
+        depth: int | None = None,
+        output: Output = "direct",
+        full_resolution_skip: bool = False,
+        upsample: Upsample = "transposed",
+        norm: Norm = "batch",
+    ) -> None:
         super().__init__()
-        depth = min(int(math.log2(image_size)), 8)
-        if image_size < 4 or image_size % 2**depth:
-            raise ValueError(f"image_size={image_size}: must be a multiple of {2**depth}, and at least 4")
+        if image_size < 4:
+            raise ConfigError(f"image_size={image_size}: must be at least 4")
+        depth = min(int(math.log2(image_size)), 8) if depth is None else depth
+        if image_size % 2**depth:
+            raise ConfigError(f"image_size={image_size}: must be a multiple of {2**depth}, for a depth of {depth}")
         self.size_multiple = 2**depth
+        self.output = output
         widths = [width * min(2**i, 8) for i in range(depth)]
+        # One value has no variance: where the innermost image is one pixel, instance normalisation would erase it.
+        inner_norm: Norm = "none" if norm == "instance" and image_size == 2**depth else norm
+        norms: list[Norm | None] = [None, *[norm] * (depth - 2), inner_norm]
         self.down = nn.ModuleList(
-            _down(w_in, w_out, normalise=i > 0)
-            for i, (w_in, w_out) in enumerate(zip([channels, *widths], widths, strict=False))
+            _down(w_in, w_out, norm=block_norm)
+            for w_in, w_out, block_norm in zip([channels, *widths], widths, norms, strict=False)
         )
-        skips = widths[-2::-1]
+        skips = widths[-2::-1] + [width] * full_resolution_skip
         inputs = [widths[-1], *(2 * skip for skip in skips)]
         self.up = nn.ModuleList(
-            _up(w_in, w_out, dropout=dropout if i < 3 else 0.0)
+            _up(w_in, w_out, upsample=upsample, norm=norm, dropout=dropout if i < 3 else 0.0)
             for i, (w_in, w_out) in enumerate(zip(inputs, skips, strict=False))
         )
-        self.last = nn.ConvTranspose2d(inputs[-1], channels, 4, stride=2, padding=1)
+        if full_resolution_skip:
+            self.detail: nn.Module | None = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2))
+            self.last: nn.Module = nn.Conv2d(inputs[-1], channels, 3, padding=1)
+        else:
+            self.detail, self.last = None, _larger(inputs[-1], channels, upsample=upsample, bias=True)
         self.apply(initialise)
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, channels: int, image_size: int) -> Generator:
+        """The one that a configuration asks for. Raises ConfigError where the images do not suit its depth."""
+        return cls(
+            channels=channels,
+            image_size=image_size,
+            width=config.width,
+            dropout=config.dropout,
+            depth=config.depth,
+            output=config.output,
+            full_resolution_skip=config.full_resolution_skip,
+            upsample=config.upsample,
+            norm=config.norm,
+        )
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         x, skips = noisy, []
         for down in self.down:
             x = down(x)
             skips.append(x)
-        for up, skip in zip(self.up, skips[-2::-1], strict=True):
+        skips = skips[-2::-1] if self.detail is None else [*skips[-2::-1], self.detail(noisy)]
+        for up, skip in zip(self.up, skips, strict=True):
             x = torch.cat([up(x), skip], dim=1)
         # The image itself in float32: bfloat16 near -1 and 1 has steps of 1/256, coarser than 8-bit pixels.
-        return torch.tanh(self.last(x).float())
+        image = self.last(x).float()
+        return torch.tanh(image) if self.output == "direct" else self._within_range(noisy + image)
+
+    def _within_range(self, image: torch.Tensor) -> torch.Tensor:
+        """[-1, 1] in training too, or the network spends itself on black pixels: 25.5 dB instead of 26.7 (docs/log.md).
+        The gradient there is the identity's: what was cut off wrongly must find its way back."""
+        cut = image.clamp(-1, 1)
+        return image + (cut - image).detach() if self.training else cut
 
 
 def initialise(module: nn.Module) -> None:
@@ -56,13 +105,32 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _down(w_in: int, w_out: int, *, normalise: bool) -> nn.Sequential:
-    conv = nn.Conv2d(w_in, w_out, 4, stride=2, padding=1, bias=False)
-    norm = [nn.BatchNorm2d(w_out)] if normalise else []
-    return nn.Sequential(conv, *norm, nn.LeakyReLU(0.2))
+class _ResizeConv(nn.Conv2d):
+    """Nearest neighbours, twice as large, then a convolution (Odena et al. 2016): no checkerboard to unlearn."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _up(w_in: int, w_out: int, *, dropout: float) -> nn.Sequential:
-    conv = nn.ConvTranspose2d(w_in, w_out, 4, stride=2, padding=1, bias=False)
+def _larger(w_in: int, w_out: int, *, upsample: Upsample, bias: bool) -> nn.Module:
+    if upsample == "resize":
+        return _ResizeConv(w_in, w_out, 3, padding=1, bias=bias)
+    return nn.ConvTranspose2d(w_in, w_out, 4, stride=2, padding=1, bias=bias)
+
+
+def _down(w_in: int, w_out: int, *, norm: Norm | None) -> nn.Sequential:
+    conv = nn.Conv2d(w_in, w_out, 4, stride=2, padding=1, bias=norm == "none")
+    return nn.Sequential(conv, *_norm(w_out, norm), nn.LeakyReLU(0.2))
+
+
+def _up(w_in: int, w_out: int, *, upsample: Upsample, norm: Norm, dropout: float) -> nn.Sequential:
+    conv = _larger(w_in, w_out, upsample=upsample, bias=norm == "none")
     drop = [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(conv, nn.BatchNorm2d(w_out), *drop, nn.ReLU())
+    return nn.Sequential(conv, *_norm(w_out, norm), *drop, nn.ReLU())
+
+
+def _norm(width: int, norm: Norm | None) -> list[nn.Module]:
+    """None is the slides' first block, which has no bias either; `none` has one in place of the normalisation's."""
+    if norm == "batch":
+        return [nn.BatchNorm2d(width)]
+    return [nn.InstanceNorm2d(width, affine=True)] if norm == "instance" else []

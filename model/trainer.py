@@ -46,7 +46,7 @@ class Trainer:
         channels, size, _ = images.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # networks are made on the CPU: the same weights for every device
-            generator = Generator(channels=channels, image_size=size, width=config.width, dropout=config.dropout)
+            generator = Generator.of(config, channels=channels, image_size=size)
             discriminator = Discriminator(channels=channels, width=config.width, patch=config.patch)
         # channels_last: 1.3 times faster on CPUs. torch's own types leave memory_format out.
         self.generator = generator.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -267,7 +267,7 @@ def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Gener
     """
     tensors, state = load_checkpoint(path)
     config = TrainConfig.from_dict(state["config"])
-    generator = Generator(channels=channels, image_size=image_size, width=config.width, dropout=config.dropout)
+    generator = Generator.of(config, channels=channels, image_size=image_size)
     try:
         generator.load_state_dict(_network_weights(tensors, "average"))
     except RuntimeError as error:

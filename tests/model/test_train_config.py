@@ -10,6 +10,11 @@ from model.config import FIELDS, ConfigError, TrainConfig, parse_setting
 BROKEN = {
     "loss": ["l2", None],
     "adversarial": ["wasserstein", None],
+    "output": ["skip"],
+    "upsample": ["bilinear"],
+    "norm": ["layer", None],
+    "full_resolution_skip": [1, "true", None],
+    "depth": [1, 9, 3.0],
     "lr_schedule": ["linear"],
     "precision": ["float16"],
     "l1_weight": [0.0, math.inf],
@@ -88,6 +93,8 @@ CONFIGS = st.builds(
     TrainConfig,
     loss=st.sampled_from(["l1", "ssim", "both", "mse"]),
     adversarial=st.sampled_from(["sigmoid", "hinge", "none"]),
+    full_resolution_skip=st.booleans(),
+    depth=st.none() | st.integers(2, 8),
     l1_weight=st.floats(1e-3, 1e6),
     ssim_weight=st.floats(1e-3, 1e6),
     lr_g=st.floats(1e-9, 1),
@@ -104,6 +111,7 @@ def test_a_config_comes_back_from_json_as_it_was(config):
     assert again.as_dict() == config.as_dict()
     assert again.weights == config.weights
     assert again.adversarial == config.adversarial
+    assert (again.full_resolution_skip, again.depth) == (config.full_resolution_skip, config.depth)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +157,10 @@ def test_a_name_like_none_other_gets_all_names():
         ("lr_g=1", "lr_g", 1.0),
         ("lr_d=2e-4", "lr_d", 2e-4),
         ("loss=ssim", "loss", "ssim"),
+        ("full_resolution_skip=true", "full_resolution_skip", True),
+        ("full_resolution_skip=false", "full_resolution_skip", False),
+        ("depth=3", "depth", 3),
+        ("depth=none", "depth", None),
         ("adversarial=none", "adversarial", "none"),
     ],
 )
@@ -165,6 +177,8 @@ def test_a_setting_on_the_command_line_has_its_fields_type(text, name, value):
         ("widht=32", "Did you mean width?"),
         ("width=3.5", "width=3.5: width is a whole number, such as width=64"),
         ("images_per_epoch=all", "images_per_epoch is a whole number"),
+        ("depth=deep", "depth is a whole number or none, such as depth=3"),
+        ("full_resolution_skip=yes", "full_resolution_skip=yes: full_resolution_skip is true or false"),
         ("width=none", "width=none: width is a whole number, such as width=64"),
         ("lr_g=fast", "lr_g=fast: lr_g is a number, such as lr_g=0.0002"),
     ],
