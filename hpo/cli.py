@@ -374,7 +374,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     search.formatter_class = argparse.HelpFormatter
     add = search.add_argument
     what = search.add_argument_group("what is searched (fixed once the search exists)")
-    what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, or a file of yours")
+    what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, architecture, or a file")
     what.add_argument("--epochs", type=int, metavar="N", help="of a trial that is never stopped (12)")
     what.add_argument("--sampler", choices=["surrogate", "tpe", "random"], help="who suggests (surrogate)")
     what.add_argument("--grace", type=int, metavar="N", help="epochs before a trial is compared with others (1)")

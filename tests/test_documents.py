@@ -49,6 +49,15 @@ def test_the_space_on_the_page_is_searchable(tmp_path):
     assert space.starting_points[0] == {"lr_g": 2e-4, "dropout": 0.5}
 
 
+@pytest.mark.parametrize("name", search_spaces.names())
+def test_a_shipped_space_is_named_wherever_spaces_are(name, capsys):
+    assert f"| `{name}`" in (ROOT / "docs/spaces.md").read_text()
+    assert name in (ROOT / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["search", "--help"])
+    assert name in capsys.readouterr().out
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
