@@ -1,0 +1,211 @@
+"""How fast a training is, beside pix2pix as most people write it: python benchmarks/train_throughput.py
+
+Whole epochs with validation, of both, taking turns in one process on one device: the machine is noisy, their ratio is
+not. The peer: a DataLoader that adds noise on the host, D(fake) twice a step, gradients of D's weights in G's pass,
+`.item()` for each loss, Adam as it comes, float32. Networks, losses and validation are the product's own, so that what
+differs is how they are used; both must come to the same quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import losses
+from model.config import TrainConfig
+from model.data import DataConfig, DeviceImages, Images, to_unit
+from model.discriminator import Discriminator
+from model.generator import Generator
+from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, autocast_dtype, validate
+
+NOISE = "gaussian:30"
+MATRIX = 2048  # rows of the product that tells the machine's peak
+
+
+class NoisyImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The first `count` training images, noised when they are asked for."""
+
+    def __init__(self, images: Images, count: int) -> None:
+        self._clean = to_unit(images.train[:count])
+        self._random = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self._clean)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        clean = self._clean[index]
+        noise = self._random.standard_normal(clean.shape, dtype=np.float32) * np.float32(30 / 127.5)
+        return torch.from_numpy(np.clip(clean + noise, -1, 1)), torch.from_numpy(clean)
+
+
+class UsualTraining:
+    """pix2pix in PyTorch as tutorials have it."""
+
+    def __init__(self, config: TrainConfig, images: Images, placed: DeviceImages, count: int) -> None:
+        self._config, self._placed, self._device = config, placed, placed.device
+        torch.manual_seed(config.seed)
+        self.generator = Generator.of(config, channels=1, image_size=32).to(self._device)
+        self.discriminator = Discriminator(channels=1, width=config.width, patch=config.patch).to(self._device)
+        betas = (config.beta1, config.beta2)
+        self._adam_g = torch.optim.Adam(self.generator.parameters(), lr=config.lr_g, betas=betas)
+        self._adam_d = torch.optim.Adam(self.discriminator.parameters(), lr=config.lr_d, betas=betas)
+        self._loader = DataLoader(NoisyImages(images, count), config.batch_size, shuffle=True, drop_last=True)
+
+    def run_epoch(self) -> float:
+        """Gives PSNR on validation images."""
+        self.generator.train()
+        for batch in self._loader:
+            noisy, clean = (tensor.to(self._device) for tensor in batch)
+            self.step(noisy, clean)
+        return validate(self.generator.eval(), self._placed)["psnr_db"]
+
+    def step(self, noisy: torch.Tensor, clean: torch.Tensor) -> tuple[float, float]:
+        """The discriminator's, then the generator's."""
+        fake = self.generator(noisy)
+        self._adam_d.zero_grad()
+        loss_d = losses.real(self.discriminator(noisy, clean)) + losses.generated(
+            self.discriminator(noisy, fake.detach())
+        )
+        loss_d.backward()
+        self._adam_d.step()
+        self._adam_g.zero_grad()
+        loss_g = losses.adversarial(self.discriminator(noisy, fake)) + losses.reconstruction(fake, clean, self._config)
+        loss_g.backward()
+        self._adam_g.step()
+        return loss_d.item(), loss_g.item()
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+    return max(2 * MATRIX**3 / seconds for seconds in _timed(lambda: a @ a, device, 5))
+
+
+def _timed(work: Callable[[], Any], device: torch.device, repeats: int) -> Iterator[float]:
+    for repeat in range(repeats + 1):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        if repeat:  # the first one warms up
+            yield time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flop_per_image(trainer: Trainer) -> float:
+    """Of one step: both networks forward, and back as far as the trainer goes."""
+    rows = torch.arange(trainer.config.batch_size, device=trainer.device)
+    draw = torch.Generator(trainer.device)
+    with FlopCounterMode(display=False) as counter:
+        trainer._step(*trainer.images.batch(rows, draw))
+    return counter.get_total_flops() / trainer.config.batch_size
+
+
+def measure(config: TrainConfig, images: Images, device: torch.device, epochs: int, threads: int) -> dict[str, Any]:
+    """Both trainings, an epoch of each in turn; the first one of each is not timed."""
+    torch.set_num_threads(threads)
+    placed = DeviceImages.place(images, NOISE, device, num_validation=SEARCH_VALIDATION_IMAGES)
+    assert config.images_per_epoch is not None
+    few = DeviceImages(**{**_fields(placed), "train": placed.train[: config.images_per_epoch]})
+    ours, usual = Trainer(config, few), UsualTraining(config, images, placed, config.images_per_epoch)
+    flop = flop_per_image(Trainer(config, few))
+    seconds: dict[str, list[float]] = {"ours": [], "usual": []}
+    evaluation, psnr_db = [], {}
+    for epoch in range(epochs + 1):
+        for name, run in (("ours", ours.run_epoch), ("usual", usual.run_epoch)):
+            began = time.perf_counter()
+            result = run()
+            _wait(device)
+            if epoch:
+                seconds[name].append(time.perf_counter() - began)
+            psnr_db[name] = result if name == "usual" else result.psnr_db
+        evaluation.append(ours.reports[-1].eval_seconds)
+    shown = config.images_per_epoch // config.batch_size * config.batch_size
+    speed = {name: shown / statistics.median(times) for name, times in seconds.items()}
+    dtype = autocast_dtype(config.precision, device) or torch.float32
+    peak = matrix_peak(device, dtype)
+    return {
+        "width": config.width,
+        "batch_size": config.batch_size,
+        "threads": threads,
+        "dtype": str(dtype).removeprefix("torch."),
+        "images_per_second": speed,
+        "ratio": statistics.median(u / o for u, o in zip(seconds["usual"], seconds["ours"], strict=True)),
+        "gflop_per_second": flop * speed["ours"] / 1e9,
+        "share_of_peak": flop * speed["ours"] / peak,
+        "evaluation_share": statistics.median(evaluation) / statistics.median(seconds["ours"]),
+        "psnr_db": psnr_db,
+    }
+
+
+def _fields(placed: DeviceImages) -> dict[str, Any]:
+    return {name: getattr(placed, name) for name in placed.__slots__}
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--images", type=int, default=2048, help="an epoch")
+    parser.add_argument("--epochs", type=int, default=3, help="timed ones; their median counts")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, rows = DataConfig().load(), []
+    if not given.json:
+        name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
+        print(f"{name}, torch {torch.__version__}; {given.images} images an epoch, validation on 1,000 included\n")
+        print("| width | batch | threads | ours, images/s | usual | ratio | GFLOP/s | of peak | validation | PSNR dB |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+    base = TrainConfig(images_per_epoch=given.images, epochs=given.epochs + 1, average_decay=0.0)
+    for width in given.widths:
+        for batch in given.batches:
+            for threads in given.threads:
+                config = replace(base, width=width, batch_size=batch)
+                row = measure(config, images, device, given.epochs, threads)
+                rows.append(row)
+                if not given.json:
+                    print(_line(row), flush=True)
+    if given.json:
+        print(json.dumps({"machine": _processor(), "device": str(device), "rows": rows}, indent=2))
+
+
+def _line(row: dict[str, Any]) -> str:
+    speed, psnr_db = row["images_per_second"], row["psnr_db"]
+    return (
+        f"| {row['width']} | {row['batch_size']} | {row['threads']} | {speed['ours']:.0f} | {speed['usual']:.0f} "
+        f"| {row['ratio']:.2f} | {row['gflop_per_second']:.0f} | {row['share_of_peak']:.0%} ({row['dtype']}) "
+        f"| {row['evaluation_share']:.0%} | {psnr_db['ours']:.2f} / {psnr_db['usual']:.2f} |"
+    )
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
