@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from model.data import to_unit
-from model.generator import Generator
+from model.generator import Generator, _Doubled, _Halved
 
 
 def make(*, channels: int = 1, image_size: int = 32, width: int = 4, dropout: float = 0.5) -> Generator:
@@ -92,3 +92,23 @@ def test_skips_carry_the_input_around_each_inner_part(cut):
     noisy = torch.randn(1, 1, 32, 32, requires_grad=True)
     generator(noisy).square().sum().backward()
     assert noisy.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("image_size", [16, 32])
+def test_small_images_by_matrix_products_are_the_convolutions(image_size, norm, monkeypatch):
+    """Outputs and all gradients, against torch's own convolutions."""
+    torch.manual_seed(0)
+    generator = Generator(channels=2, image_size=image_size, width=4, dropout=0.0, norm=norm).train()
+    noisy = torch.randn(5, 2, image_size, image_size, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        denoised = generator(noisy)
+        loss = (denoised * torch.linspace(-1, 1, denoised.numel()).view_as(denoised)).sum()
+        return [denoised, *torch.autograd.grad(loss, [noisy, *generator.parameters()])]
+
+    ours = run()
+    for kind in (_Halved, _Doubled):
+        monkeypatch.setattr(kind, "forward", kind.__base__.forward)
+    for mine, theirs in zip(ours, run(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
