@@ -8,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import skimage.data
 from PIL import Image
 
 import hpo.study
 from hpo.cli import main
+from hpo.config import SearchConfig
+from hpo.record import Record
+from hpo.search import IMAGES
 from model.noise import KINDS
 
 
@@ -166,6 +171,23 @@ def test_continuing_as_another_search_is_refused_with_the_difference(record, cap
     assert code == 2
     assert difference in err
     assert (record.folder / "search.json").read_bytes() == before
+
+
+def test_a_search_is_not_continued_on_other_images(tmp_path, capsys):
+    for name in ("coffee", "chelsea", "rocket"):
+        Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / f"{name}.png")
+    search = SearchConfig(data=str(tmp_path), crop=16, set={"batch_size": 8})
+    record = Record.create(tmp_path / "runs", "first", search)
+    record.note(IMAGES, search.data_config().load().digest)
+    command = ["search", "first", "--runs", str(tmp_path / "runs"), "--trials", "3"]
+    with pytest.raises(AssertionError, match="Ray was started"):  # with the same images
+        main(command)
+    for name in ("coffee", "chelsea", "rocket"):
+        pixels = np.array(Image.open(tmp_path / f"{name}.png"))
+        Image.fromarray(255 - pixels).save(tmp_path / f"{name}.png")
+    code, _, err = hpo_says(*command, capsys=capsys)
+    assert code == 2
+    assert f"first: its trials saw other images; {tmp_path} has changed" in err
 
 
 def test_a_study_that_another_process_holds_is_a_fault_of_the_machine(record, capsys, monkeypatch):
