@@ -181,7 +181,8 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from model.denoise import DenoiseError, Denoiser, denoise_image, open_image
+    from model.denoise import DenoiseError, Denoiser, denoise_image
+    from model.pictures import ImageError, open_image
 
     targets = _targets(arguments.images, arguments.to)
     denoiser = Denoiser(arguments.model)
@@ -191,7 +192,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
         for source, target in progress.track(list(targets.items()), description="Denoising"):
             try:
                 denoise_image(denoiser, open_image(source)).save(target)
-            except DenoiseError as error:
+            except (ImageError, DenoiseError) as error:
                 refused.append(str(error))
     if refused:
         raise ConfigError("\n".join([*refused, f"The other {len(targets) - len(refused)} are in {arguments.to}"]))
@@ -200,7 +201,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
 
 def _targets(images: Sequence[Path], to: Path) -> dict[Path, Path]:
     """Source to target. Raises ConfigError before anything is written."""
-    from model.denoise import IMAGE_SUFFIXES
+    from model.pictures import IMAGE_SUFFIXES
 
     mistakes: list[str] = []
     targets: dict[Path, Path] = {}

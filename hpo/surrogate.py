@@ -108,19 +108,22 @@ class _Encoding:
     """Parameters as points. A parameter that a configuration lacks stands in the middle."""
 
     distributions: Mapping[str, BaseDistribution]
-    structures: Sequence[Mapping[str, Any]]  # a trial's parameters for each set of names and categories seen
+    structures: Sequence[Mapping[str, Sequence[Any]]]  # for each set of names seen: their categories; none of a number
 
     @classmethod
     def of(cls, trials: Sequence[FrozenTrial]) -> _Encoding:
         distributions: dict[str, BaseDistribution] = {}
-        structures: dict[tuple[Any, ...], Mapping[str, Any]] = {}
         for trial in trials:
             distributions.update(trial.distributions)
         categories = [name for name, of in distributions.items() if isinstance(of, CategoricalDistribution)]
+        seen: dict[tuple[str, ...], dict[str, dict[Any, None]]] = {}
         for trial in trials:
-            params = trial.params
-            structures.setdefault((*params, *(params.get(name) for name in categories)), params)
-        return cls(dict(sorted(distributions.items())), list(structures.values()))
+            structure = seen.setdefault(tuple(trial.params), {name: {} for name in trial.params})
+            for name in categories:
+                if name in structure:
+                    structure[name][trial.params[name]] = None
+        structures = [{name: list(choices) for name, choices in structure.items()} for structure in seen.values()]
+        return cls(dict(sorted(distributions.items())), structures)
 
     def encode(self, many: Sequence[Mapping[str, Any]]) -> list[Array]:
         """One array (N, coordinates) for each parameter."""
@@ -137,13 +140,19 @@ class _Encoding:
         return blocks
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Uniformly: one of the structures, then its numbers."""
-        params = self.structures[int(rng.integers(len(self.structures)))]
-        drawn = {}
-        for name, value in params.items():
-            distribution = self.distributions[name]
-            is_category = isinstance(distribution, CategoricalDistribution)
-            drawn[name] = value if is_category else _from_unit(distribution, rng.random())
+        """Uniformly: one of the structures, a category each, and numbers. What one category asks for another may not: a
+        combination that the space does not have is put right by the space, which is asked before it is tried."""
+        sizes = [math.prod(len(choices) or 1 for choices in structure.values()) for structure in self.structures]
+        ends = np.cumsum(sizes)
+        place = int(rng.integers(ends[-1]))
+        index = int(np.searchsorted(ends, place, side="right"))
+        place, drawn = place - int(ends[index]) + sizes[index], {}
+        for name, choices in self.structures[index].items():
+            if choices:
+                place, choice = divmod(place, len(choices))
+                drawn[name] = choices[choice]
+            else:
+                drawn[name] = _from_unit(self.distributions[name], rng.random())
         return drawn
 
 

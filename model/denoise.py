@@ -7,18 +7,15 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from model.config import ConfigError
 
 MANIFEST = "manifest.json"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 100_000_000  # read off the header: a file of 100 kB can unpack to gigabytes
-_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
@@ -130,33 +127,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
     return manifest
-
-
-def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
-    """PNG, JPEG, TIFF or WebP as mode L, RGB, LA or RGBA. Palettes and CMYK become RGB, bilevel becomes grey.
-
-    content: of a file that is not on this machine. Raises DenoiseError: for more than 8 bits, several frames, too many
-    pixels, or what is no such image.
-    """
-    try:
-        with Image.open(content or path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DenoiseError(f"{path}: {image.width}x{image.height} is above {MAX_PIXELS} pixels")
-            if getattr(image, "n_frames", 1) > 1:
-                raise DenoiseError(f"{path}: has several frames; split it into single images")
-            if image.mode in ("L", "RGB", "LA", "RGBA"):
-                return image.copy()
-            if image.mode == "1":
-                return image.convert("L")
-            if image.mode in ("P", "CMYK", "YCbCr"):
-                return image.convert("RGBA" if "transparency" in image.info else "RGB")
-            raise DenoiseError(f"{path}: {image.mode} pixels; convert it to 8 bits a channel")
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DenoiseError(f"{path}: no image of the formats {', '.join(_FORMATS)} ({error})") from error
-    except DenoiseError:
-        raise
-    except (OSError, SyntaxError, EOFError, ValueError, TypeError) as error:  # Pillow's, for damaged files
-        raise DenoiseError(f"{path}: cannot be read ({error})") from error
 
 
 def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:

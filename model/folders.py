@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from model.config import ConfigError
-from model.denoise import IMAGE_SUFFIXES, DenoiseError, open_image
+from model.pictures import IMAGE_SUFFIXES, ImageError, open_image
 
 MAX_CROPS = 5_000  # of validation and test images each
 SPLITS = ("train", "validation", "test")
@@ -59,7 +59,7 @@ def read_pictures(where: str, crop: int) -> dict[str, list[Picture]]:
     for (split, name), files in sorted(_grouped(tree, where, mistakes).items()):
         try:
             pixels = {kind: _pixels(tree.files[path], path) for kind, path in files.items()}
-        except DenoiseError as error:
+        except ImageError as error:
             mistakes.append(str(error))
             continue
         clean, noisy = pixels[_CLEAN], pixels.get(_NOISY)
@@ -203,11 +203,11 @@ def _take(splits: dict[str, list[Picture]], name: str) -> None:
 
 
 def _pixels(read: Callable[[], bytes], path: str) -> np.ndarray:
-    """(C, H, W) uint8, grey or RGB. Raises DenoiseError, and DataError where memory ends."""
+    """(C, H, W) uint8, grey or RGB. Raises ImageError, and DataError where memory ends."""
     try:
         image = open_image(Path(path), io.BytesIO(read()))
     except OSError as error:
-        raise DenoiseError(f"{path}: cannot be read ({error})") from error
+        raise ImageError(f"{path}: cannot be read ({error})") from error
     pixels = np.asarray(image.convert(image.mode.removesuffix("A")))
     if 4 * pixels.nbytes > _available_bytes():  # they are copied for the trials to share
         raise DataError(f"{path}: with it the images fill this machine's memory; take fewer, or a larger machine")

@@ -96,6 +96,27 @@ def test_proposals_are_values_of_their_distributions_and_of_a_structure_that_was
         assert all(distributions[name]._contains(distributions[name].to_internal_repr(v)) for name, v in params.items())
 
 
+def test_categories_are_combined_anew_within_what_is_asked_together():
+    """Two of each were seen, never all together; a trial without `drop` has no part in those with it."""
+    names = ("kind", "norm", "skip")
+    of = {name: CategoricalDistribution(["a", "b"]) for name in names} | {"rate": RATE}
+    trials = []
+    for index in range(12):
+        value = "ab"[index % 2]
+        params: dict[str, object] = {**dict.fromkeys(names, value), "rate": 10.0 ** -(index % 4 + 1)}
+        with_drop = {"drop": FloatDistribution(0, 1)} if index % 3 == 0 else {}
+        trials.append(
+            create_trial(
+                params={**params, **dict.fromkeys(with_drop, 0.5)},
+                distributions={**of, **with_drop},
+                intermediate_values={1: index / 10},
+                value=index / 10,
+            )
+        )
+    combinations = {tuple(params[name] for name in names) for params in proposals(trials, 150)}
+    assert len({combination for combination in combinations if len(set(combination)) > 1}) == 6
+
+
 @pytest.mark.parametrize("trials", [[], history(2), [trial({"rate": 1e-3, "width": 2}, [0.1], TrialState.FAIL)] * 5])
 def test_without_evidence_there_is_no_proposal(trials):
     assert promising(trials, EPOCHS, np.random.default_rng(0)) is None

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model import denoise
-from model.denoise import DenoiseError, Denoiser, denoise_image, open_image
+from model import denoise, pictures
+from model.denoise import DenoiseError, Denoiser, denoise_image
 from model.noise import parse_noise
+from model.pictures import ImageError, open_image
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_a_transparent_palette_keeps_its_transparency(picture, tmp_path):
 
 
 def refused(path) -> str:
-    with pytest.raises(DenoiseError) as caught:
+    with pytest.raises(ImageError) as caught:
         open_image(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -277,9 +278,9 @@ def test_other_formats_missing_files_and_folders_are_refused(picture, tmp_path):
 def test_too_many_pixels_are_refused_by_the_header_alone(picture, tmp_path, monkeypatch):
     path = tmp_path / "image.png"
     picture.save(path)
-    monkeypatch.setattr(denoise, "MAX_PIXELS", 50 * 70)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 50 * 70)
     assert open_image(path).size == (70, 50)
-    monkeypatch.setattr(denoise, "MAX_PIXELS", 50 * 70 - 1)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 50 * 70 - 1)
     path.write_bytes(path.read_bytes()[:200])  # the pixels are not there
     assert "70x50 is above 3499 pixels" in refused(path)
 
@@ -312,7 +313,7 @@ def test_a_damaged_file_is_an_image_or_a_named_mistake(form_and_mode, picture, t
         try:
             open_image(path)
             outcomes.add("image")
-        except DenoiseError as error:
+        except ImageError as error:
             outcomes.add("refused" if str(path) in str(error) else f"unnamed: {error}")
     assert "refused" in outcomes
     assert outcomes <= {"refused", "image"}
