@@ -67,8 +67,10 @@ def _reports(trials: Sequence[FrozenTrial], epochs: set[int]) -> list[_Report]:
         if len(later) >= _POINTS:
             break
         values = trials[owner].intermediate_values
-        for epoch in sorted((values.keys() & epochs) | {max(values)}):
-            (later if epoch > 1 else first).append(_Report(owner, epoch, values[epoch]))
+        for epoch in (1,) if len(values) == 1 else sorted((values.keys() & epochs) | {max(values)}):
+            into = later if epoch > 1 else first
+            if len(into) < _POINTS:
+                into.append(_Report(owner, epoch, values[epoch]))
     return [*later, *first][:_POINTS]
 
 
