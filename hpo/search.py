@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from ray import tune
@@ -37,6 +38,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, MachineError, TrainConfig
 from model.data import Images
 from model.evaluate import against_slides, table
+from model.generator import Generator
 from model.metrics import EvalReport, objective_value
 from model.run import BEST, LAST
 
@@ -137,6 +139,9 @@ def _check(search: SearchConfig) -> tuple[search_spaces.Space, Images]:
     images = search.data_config().load()
     if base.batch_size > len(images.train):
         raise ConfigError(f"batch_size={base.batch_size}: above the {len(images.train):,} training images")
+    channels, size, _ = images.shape
+    with torch.device("meta"):  # costs no memory
+        Generator.of(base, channels=channels, image_size=size)
     return space, images
 
 

@@ -51,6 +51,7 @@ SEARCH = ["search", "first"]
     [
         ([*SEARCH, "--trials", "0"], ["trials=0: must be at least 1"]),
         ([*SEARCH, "--trials", "-1"], ["trials=-1: must be at least 1"]),
+        ([*SEARCH, "--set", "depth=6"], ["image_size=32: must be a multiple of 64, for a depth of 6"]),
         ([*SEARCH, "--trials", "many"], ["--trials", "'many'"]),
         ([*SEARCH, "--trails", "3"], ["--trails: no such option. Did you mean --trials?"]),
         ([*SEARCH, "--trails=3"], ["--trails=3: no such option. Did you mean --trials?"]),
