@@ -151,12 +151,13 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, overflow="fold")
     for trial in trials:
         number = str(trial["number"])
+        values = {decision["epoch"]: decision["value"] for decision in trial["decisions"]}
         for decision in trial["decisions"]:
             asha = decision["cutoff"] is not None
             table.add_row(
                 number,
                 str(decision["epoch"]),
-                f"{decision['value']:.4f}",
+                f"{values.get(decision['compared'], decision['value']):.4f}",  # what was compared with the cutoff
                 f"{decision['cutoff']:.4f}" if asha else "",
                 f"trial {decision['set_by']}" if asha else "",
                 str(decision["rivals"]) if asha else "",

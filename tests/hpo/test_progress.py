@@ -12,9 +12,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from hpo import results
 from hpo.config import SearchConfig
 from hpo.decide import HEARD, REPORTS
-from hpo.progress import Progress, expected_epochs, trial_table
+from hpo.progress import Progress, decision_table, expected_epochs, trial_table
 from hpo.record import Record
 from hpo.results import reports_of
 
@@ -122,3 +123,12 @@ def test_the_expected_time_counts_what_is_left(record):
         progress.changed(trial)
     # Each of two slots has 0.78 of an epoch to go.
     assert "Expected: about 00:02 more" in console.file.getvalue()
+
+
+def test_the_decision_table_shows_the_values_that_were_compared(undisturbed):
+    table = decision_table(results.decisions(undisturbed)["trials"])
+    _, epochs, values, cutoffs, *_, outcomes = (list(column.cells) for column in table.columns)
+    rows = [row for row in zip(epochs, values, cutoffs, outcomes, strict=True) if row[2]]
+    assert {str(so).partition(",")[0] for *_, so in rows} == {"goes on", "pruned: below the cutoff"}
+    for _, value, cutoff, so in rows:
+        assert (float(value) >= float(cutoff)) == str(so).startswith("goes on")
