@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from curves import conductor, report, run_all
+from curves import SPACE, conductor, report, run_all
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from hpo import results
 from hpo.config import SearchConfig
-from hpo.decide import HEARD, REPORTS
+from hpo.decide import HEARD, REPORTS, suggest
 from hpo.progress import Progress, decision_table, expected_epochs, trial_table
 from hpo.record import Record
 from hpo.results import reports_of
@@ -125,10 +125,17 @@ def test_the_expected_time_counts_what_is_left(record):
     assert "Expected: about 00:02 more" in console.file.getvalue()
 
 
-def test_the_decision_table_shows_the_values_that_were_compared(undisturbed):
-    table = decision_table(results.decisions(undisturbed)["trials"])
+def test_the_decision_table_shows_the_values_that_were_compared(record):
+    """Not those of the epoch that they were compared at: 0.95 is above the cutoff of 0.9, which is of epoch 1."""
+    for _ in range(2):
+        record.add(suggest(record.trials(), SPACE, record.search))
+    for number, epoch, value in ((0, 1, 0.1), (1, 1, 0.9), (0, 2, 0.95)):
+        record.hear(number, report(epoch, value))
+    table = decision_table(results.decisions(record)["trials"])
     _, epochs, values, cutoffs, *_, outcomes = (list(column.cells) for column in table.columns)
-    rows = [row for row in zip(epochs, values, cutoffs, outcomes, strict=True) if row[2]]
-    assert {str(so).partition(",")[0] for *_, so in rows} == {"goes on", "pruned: below the cutoff"}
-    for _, value, cutoff, so in rows:
-        assert (float(value) >= float(cutoff)) == str(so).startswith("goes on")
+    rows = [tuple(map(str, row)) for row in zip(epochs, values, cutoffs, outcomes, strict=True)]
+    assert rows == [
+        ("1", "0.1000", "0.1000", "goes on"),
+        ("2", "0.1000", "0.9000", "pruned: below the cutoff, by epoch 1"),
+        ("1", "0.9000", "0.9000", "goes on"),
+    ]
