@@ -2,8 +2,8 @@
 
 Whole epochs with validation, of both, taking turns in one process on one device: the machine is noisy, their ratio is
 not. The peer: a DataLoader that adds noise on the host, D(fake) twice a step, gradients of D's weights in G's pass,
-`.item()` for each loss, Adam as it comes, float32. Networks, losses and validation are the product's own, so that what
-differs is how they are used; both must come to the same quality.
+`.item()` for each loss, Adam as it comes, float32. Networks (as plain layers), losses and validation are the product's
+own, so that what differs is how they are used; both must come to the same quality.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class UsualTraining:
         self._config, self._placed, self._device = config, placed, placed.device
         torch.manual_seed(config.seed)
         self.generator = Generator.of(config, channels=1, image_size=32).to(self._device)
+        for layer in self.generator.modules():  # without the product's matrix products
+            for plain in (torch.nn.Conv2d, torch.nn.ConvTranspose2d):
+                if isinstance(layer, plain):
+                    layer.__class__ = plain
         self.discriminator = Discriminator(channels=1, width=config.width, patch=config.patch).to(self._device)
         betas = (config.beta1, config.beta2)
         self._adam_g = torch.optim.Adam(self.generator.parameters(), lr=config.lr_g, betas=betas)
