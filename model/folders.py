@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -53,12 +53,12 @@ def read_pictures(where: str, crop: int) -> dict[str, list[Picture]]:
 
     Alpha is dropped. where: a folder, or s3://BUCKET/PREFIX.
     """
-    tree = _s3(where) if where.startswith("s3://") else _local(Path(where))
+    files_of = _s3(where) if where.startswith("s3://") else _local(Path(where))
     mistakes: list[str] = []
     pictures: dict[str, list[Picture]] = defaultdict(list)
-    for (split, name), files in sorted(_grouped(tree, where, mistakes).items()):
+    for (split, name), files in sorted(_grouped(files_of, where, mistakes).items()):
         try:
-            pixels = {kind: _pixels(tree.files[path], path) for kind, path in files.items()}
+            pixels = {kind: _pixels(files_of[path], path) for kind, path in files.items()}
         except ImageError as error:
             mistakes.append(str(error))
             continue
@@ -99,14 +99,10 @@ def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray
 # --- what lies where ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    """Image files by path, with `/` between its parts; what reads each."""
-
-    files: Mapping[str, Callable[[], bytes]]
+_Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image file, by its path, `/` between its parts
 
 
-def _local(folder: Path) -> _Tree:
+def _local(folder: Path) -> _Files:
     if not folder.is_dir():
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
     root, files, leaving = folder.resolve(), {}, []
@@ -121,10 +117,10 @@ def _local(folder: Path) -> _Tree:
             files[path.relative_to(folder).as_posix()] = path.read_bytes
     if leaving:
         raise DataError(f"data={folder}: links that leave the folder: {', '.join(leaving[:_SHOWN])}")
-    return _Tree(files)
+    return files
 
 
-def _s3(address: str) -> _Tree:
+def _s3(address: str) -> _Files:
     from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
 
     try:
@@ -142,20 +138,20 @@ def _s3(address: str) -> _Tree:
         return read
 
     paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in IMAGE_SUFFIXES)
-    return _Tree({path[len(root) :].lstrip("/"): reader(path) for path in paths})
+    return {path[len(root) :].lstrip("/"): reader(path) for path in paths}
 
 
-def _grouped(tree: _Tree, where: str, mistakes: list[str]) -> dict[tuple[str, str], dict[str, str]]:
+def _grouped(files_of: _Files, where: str, mistakes: list[str]) -> dict[tuple[str, str], dict[str, str]]:
     """Paths by (split or "", name without noisy/ and clean/), then by kind: clean, and noisy of pairs."""
-    if not tree.files:
+    if not files_of:
         raise DataError(f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})")
-    tops = {path.split("/")[0] for path in tree.files if "/" in path}
-    has_splits, loose = {"train", "test"} <= tops, sorted(p for p in tree.files if p.split("/")[0] not in SPLITS)
+    tops = {path.split("/")[0] for path in files_of if "/" in path}
+    has_splits, loose = {"train", "test"} <= tops, sorted(p for p in files_of if p.split("/")[0] not in SPLITS)
     if has_splits and loose:
         mistakes.append(f"{loose[0]}: beside train/ and test/; put each image into one of {', '.join(SPLITS)}")
     groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    has_pairs = any(part in (_NOISY, _CLEAN) for path in tree.files for part in path.split("/")[:-1])
-    for path in tree.files:
+    has_pairs = any(part in (_NOISY, _CLEAN) for path in files_of for part in path.split("/")[:-1])
+    for path in files_of:
         split, _, name = path.partition("/") if has_splits else ("", "", path)
         kind = _CLEAN
         if has_pairs:

@@ -24,7 +24,7 @@ from hpo.tracking import Tracker
 def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(record):
     record.change({"trials": 4})
     tracker = Tracker(record)
-    # One strip at a rung, as trials write them beside their checkpoints.
+    # One strip an epoch, as trials write them beside their checkpoints.
     record.trial_folder(0).mkdir(parents=True)
     Image.new("L", (8, 8)).save(record.trial_folder(0) / "epoch-0001.png")
     run_all(conductor(record, tracker))
