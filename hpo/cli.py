@@ -245,8 +245,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = DeviceImages.place(data.load(), data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
-    run = TrainingRun(config, images, arguments.to, "balanced")
+    images = data.load()
+    placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
+    run = TrainingRun(config, placed, arguments.to, "balanced")
     while len(run.reports) < config.epochs and stop_reason(run.reports) is None:
         report = run.run_epoch()
         print(
@@ -255,9 +256,18 @@ def _train(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     reason = stop_reason(run.reports)
+    metrics = None
+    if arguments.export and not reason:
+        from model.export import export
+        from model.run import BEST
+
+        to, test, origin = arguments.to / "export", data.load_test(), {"training": arguments.to.name}
+        metrics = export(arguments.to / BEST, to, data=data, images=images, test=test, origin=origin)["metrics"]
+        print(f"Exported to {to}", file=sys.stderr)
     if arguments.json:
         epochs = [{**r.as_dict(), "images_per_second": r.images_per_second} for r in run.reports]
-        print(json.dumps({"config": config.as_dict(), "stop_reason": reason, "epochs": epochs}, indent=2))
+        result = {"config": config.as_dict(), "stop_reason": reason, "epochs": epochs, "export": metrics}
+        print(json.dumps(result, indent=2))
     if reason:
         return _stopped(f"The training {reason} after epoch {len(run.reports)}.", EXIT_NOTHING_VALID)
     return 0
@@ -365,6 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", default="fashion-mnist", metavar="NAME|FOLDER", help=_DATA)
     train.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (None: 64)")
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
+    train.add_argument("--export", action="store_true", help="the best epoch, to DIR/export, measured on test images")
     as_json(train)
     return parser
 

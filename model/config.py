@@ -57,6 +57,7 @@ class TrainConfig:
     output: Output = "direct"  # residual: the generator predicts what is added to the noisy image
     full_resolution_skip: bool = False  # a convolution at full resolution, whose features join before the last layer
     upsample: Upsample = "transposed"  # in the decoder; resize: nearest neighbours, then a convolution
+    blocks: int = 0  # residual blocks a level, of a U-Net with a level at full resolution; 0: the slides' U-Net
     norm: Norm = "batch"  # in the generator; the discriminator's is always batch
     dropout: float = 0.5  # in the decoder's first three blocks, in [0, 1)
     patch: int = 34  # pixels that one logit of the discriminator sees: 34 or 14
@@ -80,6 +81,8 @@ class TrainConfig:
         unused = {f"{name}_weight" for name in ("l1", "ssim", "mse") if name not in self.weights}
         if self.adversarial == "none":
             unused |= {"adversarial_weight", "lr_d"}
+        if self.blocks:  # their first level has it
+            unused |= {"full_resolution_skip"}
         return {name: None if name in unused else value for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
@@ -169,7 +172,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("epochs", "images_per_epoch", "width"), lambda v: v >= 1, "at least 1"),
     (("depth",), lambda v: 2 <= v <= 8, "from 2 to 8"),
     (("patch",), lambda v: v in (14, 34), "14 or 34"),
-    (("seed",), lambda v: v >= 0, "0 or above"),
+    (("seed", "blocks"), lambda v: v >= 0, "0 or above"),
 )
 
 

@@ -16,6 +16,7 @@ STARTING_POINTS = (
         "adversarial_weight": 1.0,
         "lr_d": 2e-4,
         "patch": 34,
+        "blocks": 0,
         "output": "direct",
         "full_resolution_skip": False,
         "upsample": "transposed",
@@ -32,12 +33,12 @@ STARTING_POINTS = (
     {  # a plain denoiser
         "loss": "mse",
         "adversarial": "none",
+        "blocks": 1,
         "output": "residual",
-        "full_resolution_skip": True,
         "upsample": "transposed",
         "norm": "batch",
-        "depth": None,
-        "width": 32,
+        "depth": 3,
+        "width": 16,
         "dropout": 0.0,
         "lr_g": 2e-3,
         "lr_schedule": "cosine",
@@ -78,10 +79,13 @@ def _losses(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
 
 
 def _networks(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
+    """Of residual blocks, whose first level is at full resolution, or of the slides' kind."""
+    config = replace(base, blocks=_choice(trial, "blocks", [0, 1, 2]))
+    if not config.blocks:
+        config = replace(config, full_resolution_skip=_choice(trial, "full_resolution_skip", [False, True]))
     return replace(
-        base,
+        config,
         output=_choice(trial, "output", ["direct", "residual"]),
-        full_resolution_skip=_choice(trial, "full_resolution_skip", [False, True]),
         upsample=_choice(trial, "upsample", ["transposed", "resize"]),
         norm=_choice(trial, "norm", ["batch", "instance", "none"]),
         depth=_choice(trial, "depth", [None, 4, 3]),

@@ -19,6 +19,7 @@ from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.search import IMAGES
+from model.denoise import read_manifest
 from model.noise import KINDS
 
 
@@ -209,3 +210,16 @@ def test_a_training_by_hand_goes_on_where_it_was(capsys):
     assert epoch["epoch"] == 1
     assert {"ssim", "psnr_db", "l1", "images_per_second"} <= epoch.keys()
     assert {path.name for path in Path("out").iterdir()} == {"best.safetensors", "last.safetensors", "epoch-0001.png"}
+
+
+def test_a_training_by_hand_is_exported_when_asked_and_says_what_the_export_measures(tmp_path, capsys):
+    for name in ("coffee", "chelsea", "rocket"):
+        Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / f"{name}.png")
+    sizes = ["--data", str(tmp_path), "--crop", "16", "--epochs", "1", "--images-per-epoch", "8"]
+    command = ["train", "--to", "out", *sizes, "--set", "width=2", "--set", "batch_size=8", "--export", "--json"]
+    code, out, _ = hpo_says(*command, capsys=capsys)
+    manifest = read_manifest(Path("out/export"))
+    assert code == 0
+    assert json.loads(out)["export"] == manifest["metrics"]
+    assert manifest["metrics"]["test"] is not None
+    assert manifest["origin"] == {"training": "out", "epoch": 1}

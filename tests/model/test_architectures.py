@@ -23,6 +23,9 @@ NETWORKS = [
     {"norm": "instance"},
     {"norm": "none"},
     {"depth": 2},
+    {"blocks": 1},
+    {"blocks": 2, "norm": "none", "depth": 3, "upsample": "resize", "output": "residual"},
+    {"blocks": 1, "norm": "instance"},
     ALL,
 ]
 LOSSES = [
@@ -121,15 +124,27 @@ def test_a_checkpoint_from_before_a_setting_existed_goes_on_with_its_default(pla
         Trainer(replace(SMALL, norm="none"), placed).load(tmp_path / "checkpoint")
 
 
-def test_a_residual_generator_begins_near_its_input_and_stays_in_range(few):
-    network = generator(output="residual")
+@pytest.mark.parametrize("settings", [{}, {"blocks": 2, "depth": 3}])
+def test_a_residual_generator_begins_near_its_input_and_stays_in_range(settings):
+    network = generator(output="residual", **settings)
     noisy = torch.rand(4, 1, 32, 32) * 2 - 1
     for mode in (True, False):
         assert (network.train(mode)(noisy) - noisy).abs().mean() < 0.05
         with torch.no_grad():
-            network.last.bias.fill_(5.0)
-        assert network(noisy).max() <= 1
-        torch.nn.init.zeros_(network.last.bias)
+            list(network.last.parameters())[-1].fill_(5.0)
+            assert network(noisy).max() <= 1
+            list(network.last.parameters())[-1].zero_()
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_blocks_stand_on_each_level_of_both_sides_the_first_at_full_resolution(blocks):
+    network, sizes = generator(blocks=blocks, depth=3).eval(), []
+    for module in network.modules():
+        if type(module).__name__ == "_Residual":
+            module.register_forward_hook(lambda block, given, result: sizes.append((*given[0].shape[1:3],)))
+    network(torch.zeros(1, 1, 32, 32))
+    levels = [(2, 32), (4, 16), (8, 8), (16, 4), (8, 8), (4, 16), (2, 32)]  # channels, pixels
+    assert sizes == [level for level in levels for _ in range(blocks)]
 
 
 def test_a_residual_generator_is_trained_on_what_it_gives():

@@ -15,6 +15,7 @@ BROKEN = {
     "norm": ["layer", None],
     "full_resolution_skip": [1, "true", None],
     "depth": [1, 9, 3.0],
+    "blocks": [-1, 1.0, None],
     "lr_schedule": ["linear"],
     "precision": ["float16"],
     "l1_weight": [0.0, math.inf],
