@@ -1,9 +1,12 @@
 """How fast a training is, beside pix2pix as most people write it: python benchmarks/train_throughput.py
 
-Whole epochs with validation, of both, taking turns in one process on one device: the machine is noisy, their ratio is
-not. The peer: a DataLoader that adds noise on the host, D(fake) twice a step, gradients of D's weights in G's pass,
-`.item()` for each loss, Adam as it comes, float32. Networks (as plain layers), losses and validation are the product's
-own, so that what differs is how they are used; both must come to the same quality.
+Whole epochs with validation, of both, taking turns on one device: the machine is noisy, their ratio is not. The peer: a
+DataLoader that adds noise on the host, D(fake) twice a step, gradients of D's weights in G's pass, `.item()` for each
+loss, Adam as it comes, float32. Networks (as plain layers), losses and validation are the product's own, so that what
+differs is how they are used; both must come to the same quality.
+
+--tensorflow PYTHON, an interpreter that has TensorFlow: its tutorial's training takes turns with them;
+tensorflow_peer.py says how to make one.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +100,40 @@ class UsualTraining:
         return loss_d.item(), loss_g.item()
 
 
+class TensorFlowTraining:
+    """tensorflow_peer.py in its own process and environment, an epoch at a time."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.parameters = self._answer()
+
+    @classmethod
+    @contextmanager
+    def started(cls, python: str, config: TrainConfig, threads: int) -> Iterator[TensorFlowTraining]:
+        """With as many weights as ours."""
+        options = {"width": config.width, "batch": config.batch_size, "images": config.images_per_epoch}
+        words = [word for name, value in {**options, "threads": threads}.items() for word in (f"--{name}", str(value))]
+        command = [python, str(Path(__file__).with_name("tensorflow_peer.py")), *words]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            yield cls(process)
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Seconds of its validation; PSNR on the same validation images."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("The TensorFlow peer ended; what it said stands above.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product, the best of five."""
     a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
@@ -125,41 +164,62 @@ def flop_per_image(trainer: Trainer) -> float:
     return counter.get_total_flops() / trainer.config.batch_size
 
 
-def measure(config: TrainConfig, images: Images, device: torch.device, epochs: int, threads: int) -> dict[str, Any]:
-    """Both trainings, an epoch of each in turn; the first one of each is not timed."""
+def measure(
+    config: TrainConfig, images: Images, device: torch.device, *, epochs: int, threads: int, tensorflow: str | None
+) -> dict[str, Any]:
+    """All trainings, an epoch of each in turn; the first one of each is not timed."""
     torch.set_num_threads(threads)
     placed = DeviceImages.place(images, NOISE, device, num_validation=SEARCH_VALIDATION_IMAGES)
     assert config.images_per_epoch is not None
     few = DeviceImages(**{**_fields(placed), "train": placed.train[: config.images_per_epoch]})
     ours, usual = Trainer(config, few), UsualTraining(config, images, placed, config.images_per_epoch)
     flop = flop_per_image(Trainer(config, few))
-    seconds: dict[str, list[float]] = {"ours": [], "usual": []}
-    evaluation, psnr_db = [], {}
-    for epoch in range(epochs + 1):
-        for name, run in (("ours", ours.run_epoch), ("usual", usual.run_epoch)):
-            began = time.perf_counter()
-            result = run()
-            _wait(device)
-            if epoch:
-                seconds[name].append(time.perf_counter() - began)
-            psnr_db[name] = result if name == "usual" else result.psnr_db
-        evaluation.append(ours.reports[-1].eval_seconds)
+    runs: dict[str, Callable[[], float]] = {"ours": lambda: ours.run_epoch().psnr_db, "usual": usual.run_epoch}
+    with ExitStack() as stack:
+        if tensorflow:
+            peer = stack.enter_context(TensorFlowTraining.started(tensorflow, config, threads))
+            for name in ("generator", "discriminator"):
+                assert peer.parameters[name] == sum(p.numel() for p in getattr(ours, name).parameters()), name
+            runs["tensorflow"] = lambda: peer.run_epoch()["psnr_db"]
+        seconds, psnr_db = _taking_turns(runs, device, epochs)
     shown = config.images_per_epoch // config.batch_size * config.batch_size
     speed = {name: shown / statistics.median(times) for name, times in seconds.items()}
+    ratios = {
+        name: statistics.median(theirs / mine for theirs, mine in zip(times, seconds["ours"], strict=True))
+        for name, times in seconds.items()
+        if name != "ours"
+    }
     dtype = autocast_dtype(config.precision, device) or torch.float32
     peak = matrix_peak(device, dtype)
+    evaluation = statistics.median(report.eval_seconds for report in ours.reports[1:])
     return {
         "width": config.width,
         "batch_size": config.batch_size,
         "threads": threads,
         "dtype": str(dtype).removeprefix("torch."),
         "images_per_second": speed,
-        "ratio": statistics.median(u / o for u, o in zip(seconds["usual"], seconds["ours"], strict=True)),
+        "ratios": ratios,
         "gflop_per_second": flop * speed["ours"] / 1e9,
         "share_of_peak": flop * speed["ours"] / peak,
-        "evaluation_share": statistics.median(evaluation) / statistics.median(seconds["ours"]),
+        "evaluation_share": evaluation / statistics.median(seconds["ours"]),
         "psnr_db": psnr_db,
     }
+
+
+def _taking_turns(
+    runs: dict[str, Callable[[], float]], device: torch.device, epochs: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each one's timed epochs, and what its last one gave."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    last: dict[str, float] = {}
+    for epoch in range(epochs + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            last[name] = run()
+            _wait(device)
+            if epoch:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds, last
 
 
 def _fields(placed: DeviceImages) -> dict[str, Any]:
@@ -174,6 +234,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--images", type=int, default=2048, help="an epoch")
     parser.add_argument("--epochs", type=int, default=3, help="timed ones; their median counts")
+    parser.add_argument("--tensorflow", metavar="PYTHON", help="beside TensorFlow's tutorial, run by this interpreter")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,14 +242,15 @@ def main() -> None:
     if not given.json:
         name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
         print(f"{name}, torch {torch.__version__}; {given.images} images an epoch, validation on 1,000 included\n")
-        print("| width | batch | threads | ours, images/s | usual | ratio | GFLOP/s | of peak | validation | PSNR dB |")
-        print("|---|---|---|---|---|---|---|---|---|---|")
+        peers = ["usual", "ratio", *["TensorFlow", "ratio"] * bool(given.tensorflow)]
+        columns = ["width", "batch", "threads", "ours, images/s", *peers, "GFLOP/s", "of peak", "validation", "PSNR dB"]
+        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     base = TrainConfig(images_per_epoch=given.images, epochs=given.epochs + 1, average_decay=0.0)
     for width in given.widths:
         for batch in given.batches:
             for threads in given.threads:
                 config = replace(base, width=width, batch_size=batch)
-                row = measure(config, images, device, given.epochs, threads)
+                row = measure(config, images, device, epochs=given.epochs, threads=threads, tensorflow=given.tensorflow)
                 rows.append(row)
                 if not given.json:
                     print(_line(row), flush=True)
@@ -198,10 +260,11 @@ def main() -> None:
 
 def _line(row: dict[str, Any]) -> str:
     speed, psnr_db = row["images_per_second"], row["psnr_db"]
+    peers = " | ".join(f"{speed[name]:.0f} | {ratio:.2f}" for name, ratio in row["ratios"].items())
     return (
-        f"| {row['width']} | {row['batch_size']} | {row['threads']} | {speed['ours']:.0f} | {speed['usual']:.0f} "
-        f"| {row['ratio']:.2f} | {row['gflop_per_second']:.0f} | {row['share_of_peak']:.0%} ({row['dtype']}) "
-        f"| {row['evaluation_share']:.0%} | {psnr_db['ours']:.2f} / {psnr_db['usual']:.2f} |"
+        f"| {row['width']} | {row['batch_size']} | {row['threads']} | {speed['ours']:.0f} | {peers} "
+        f"| {row['gflop_per_second']:.0f} | {row['share_of_peak']:.0%} ({row['dtype']}) "
+        f"| {row['evaluation_share']:.0%} | {' / '.join(f'{value:.2f}' for value in psnr_db.values())} |"
     )
 
 

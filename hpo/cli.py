@@ -252,7 +252,7 @@ def _train(arguments: argparse.Namespace) -> int:
         report = run.run_epoch()
         print(
             f"epoch {report.epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
-            f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s",
+            f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
             file=sys.stderr,
         )
     reason = stop_reason(run.reports)

@@ -40,7 +40,7 @@ from model.data import Images
 from model.evaluate import against_slides, table
 from model.generator import Generator
 from model.metrics import EvalReport, objective_value
-from model.run import BEST, LAST
+from model.run import LAST
 
 EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
 IMAGES = "images"  # note on the record: their digest
@@ -237,15 +237,16 @@ def _measure_finalists(context: _Context) -> None:
     """The best trials' checkpoints on all validation images: 1,000 of them choose less surely than 5,000."""
     record = context.record
     numbers = results.finalists(record.trials(), record.search.objective)
-    record.note(results.FINALISTS, {str(n): _measure(context, record.trial_folder(n)) for n in numbers})
+    alone, measured = context.cluster.whole_node, {}
+    for number in numbers:
+        config = context.ray_config(number, {}, record.trial_folder(number), alone["num_cpus"])
+        metrics = ray.get(measure.options(**alone).remote(config, context.images_ref))
+        measured[str(number)] = _with_value(record, metrics)
+    record.note(results.FINALISTS, measured)
 
 
-def _measure(context: _Context, folder: Path) -> dict[str, float]:
-    alone = context.cluster.whole_node
-    config = context.ray_config(0, {}, folder, alone["num_cpus"])
-    task = measure.options(**alone).remote(str((folder / BEST).absolute()), config, context.images_ref)
-    metrics: dict[str, float] = ray.get(task)
-    value = objective_value(metrics["ssim"], metrics["psnr_db"], context.record.search.objective)
+def _with_value(record: Record, metrics: dict[str, float]) -> dict[str, float]:
+    value = objective_value(metrics["ssim"], metrics["psnr_db"], record.search.objective)
     return {**metrics, "value": value}
 
 
@@ -271,8 +272,9 @@ def _train_final(context: _Context) -> None:
             f"{report.images_per_second:.0f} images/s",
             highlight=False,
         )
+    metrics = ray.get(training.measured.remote())
     ray.kill(training)
-    record.note(results.FINAL, {"trial": number, **_measure(context, folder)})
+    record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})
 
 
 def _was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:

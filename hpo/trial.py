@@ -13,7 +13,7 @@ from ray import tune
 
 from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images
-from model.run import TrainingRun
+from model.run import BEST, TrainingRun
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 
 
@@ -66,6 +66,7 @@ class FinalTraining:
     """The winner's configuration trained longer: not a trial, never in the study."""
 
     def __init__(self, config: dict[str, Any], images: Images) -> None:
+        self._config, self._images = config, images
         self._run = TrainingRun(
             TrainConfig.from_dict(config["train"]), _place(images, config), Path(config["folder"]), config["objective"]
         )
@@ -80,13 +81,21 @@ class FinalTraining:
             self._run.run_epoch()
         return self._run.reports[epoch - 1].as_dict()
 
+    def measured(self) -> dict[str, float]:
+        """As below; another process would take longer to start than to measure."""
+        return _measured(self._config, self._images)
+
 
 @ray.remote  # type: ignore[untyped-decorator]
-def measure(checkpoint: str, config: dict[str, Any], images: Images) -> dict[str, float]:
-    """A checkpoint's generator on all validation images."""
+def measure(config: dict[str, Any], images: Images) -> dict[str, float]:
+    """The generator of the folder's best checkpoint on all validation images."""
+    return _measured(config, images)
+
+
+def _measured(config: dict[str, Any], images: Images) -> dict[str, float]:
     placed = _place(images, config, num_validation=len(images.validation))
     channels, size, _ = images.shape
-    generator, _ = load_generator(Path(checkpoint), channels=channels, image_size=size)
+    generator, _ = load_generator(Path(config["folder"]) / BEST, channels=channels, image_size=size)
     return validate(generator.to(placed.device), placed)
 
 

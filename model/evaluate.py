@@ -14,6 +14,7 @@ from model.data import Pairs
 from model.denoise import Denoiser
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
+_STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
 SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two networks, each for itself
 
 
@@ -39,19 +40,29 @@ def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
     pairs = list(zip(images, clean, strict=True))
     with np.errstate(divide="ignore"):
         psnr_db = [peak_signal_noise_ratio(truth, image, data_range=2) for image, truth in pairs]
-    ssim = [
-        structural_similarity(
-            image,
-            truth,
-            channel_axis=0,
-            data_range=2,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for image, truth in pairs
-    ]
-    return Quality(l1=float(np.abs(images - clean).mean()), ssim=float(np.mean(ssim)), psnr_db=float(np.mean(psnr_db)))
+    ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK]) for i in range(0, len(images), _STACK)]
+    return Quality(
+        l1=float(np.abs(images - clean).mean()),
+        ssim=float(np.concatenate(ssim).mean()),
+        psnr_db=float(np.mean(psnr_db)),
+    )
+
+
+def _ssim(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """scikit-image's, of each channel of each image (N, C). All of them are one tall image to it, which takes a fifth of
+    the time: where the window lies within one of them, and nowhere else does its mean look, nothing changes."""
+    _, similarity = structural_similarity(
+        images.reshape(-1, images.shape[-1]),
+        clean.reshape(-1, clean.shape[-1]),
+        data_range=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    valid = slice(_WINDOW // 2, -(_WINDOW // 2))
+    means: np.ndarray = similarity.reshape(images.shape)[:, :, valid, valid].mean(axis=(2, 3), dtype=np.float64)
+    return means
 
 
 def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -46,6 +47,11 @@ class Driver:
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.1)
+
+    def ray_folders(self) -> set[str]:
+        """Ray's own, in use now."""
+        lines = [" ".join(process.cmdline()) for process in self.processes()]
+        return {found for line in lines for found in re.findall(r"/tmp/ray/session_[\w-]+(?=/)", line)}
 
     def left_after(self, seconds: float) -> list[psutil.Process]:
         """Those that live so long after now."""

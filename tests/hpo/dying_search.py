@@ -1,4 +1,7 @@
-"""A real search on a cluster of two nodes, whose trials die in all ways: python dying_search.py FOLDER"""
+"""A real search on a cluster of two nodes, whose trials die in all ways: python dying_search.py FOLDER
+
+Each node says that it has a GPU, and has none.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,12 @@ SEARCH = {
     "scheduler": "none",
     "set": {"width": 4, "dropout": 0.0, "batch_size": 16},
     "wandb": "disabled",
+    "gpus_per_trial": 0.25,
+    "allow_cpu": True,
 }
 NODE = "node"  # file in the trial's folder: where it runs
 EPOCHS = "epochs"  # file in the trial's folder: those that were begun
+GPUS = "gpus"  # file in the trial's folder: those that it saw, by CUDA's own rule
 
 
 class DyingTrial(Pix2PixTrial):  # type: ignore[misc]
@@ -46,6 +52,7 @@ class DyingTrial(Pix2PixTrial):  # type: ignore[misc]
         def run_epoch() -> Any:
             epoch = len(run.reports) + 1
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / GPUS).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
             with (folder / EPOCHS).open("a") as begun:
                 begun.write(f"{epoch}\n")
             is_first = (folder / EPOCHS).read_text().split().count("2") == 1
@@ -84,8 +91,8 @@ def main(folder: Path) -> None:
     deaths.FLOOR_SECONDS = 20.0
     search.Pix2PixTrial = DyingTrial  # type: ignore[misc]
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
-    nodes.add_node(num_cpus=1)
+    nodes.add_node(num_cpus=1, num_gpus=1)
+    nodes.add_node(num_cpus=1, num_gpus=1)
     asked = SearchConfig(**SEARCH, address=nodes.address)
     record = Record.create(folder, "first", asked)
     threading.Thread(target=lose_a_node, args=(nodes, record.trial_folder(NODE_LOST) / NODE), daemon=True).start()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import skimage.data
+import torch
 from PIL import Image
 
 import hpo.study
@@ -203,7 +204,9 @@ def test_a_study_that_another_process_holds_is_a_fault_of_the_machine(record, ca
 
 def test_a_training_by_hand_goes_on_where_it_was(capsys):
     command = ["train", "--to", "out", "--json", "--images-per-epoch", "256", "--set", "width=2", "--set", "dropout=0"]
-    assert hpo_says(*command, "--epochs", "1", capsys=capsys)[0] == 0
+    code, _, err = hpo_says(*command, "--epochs", "1", capsys=capsys)
+    assert code == 0
+    assert err.endswith(f"images/s on {'cuda' if torch.cuda.is_available() else 'cpu'}\n")  # never silently
     code, out, err = hpo_says(*command, "--epochs", "1", capsys=capsys)  # done already
     assert (code, err) == (0, "")
     (epoch,) = json.loads(out)["epochs"]

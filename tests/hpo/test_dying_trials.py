@@ -126,6 +126,11 @@ def test_a_trial_that_keeps_dying_is_given_up_after_three_attempts_and_the_searc
     assert searched.deaths(dying_search.HEALTHY) == []
 
 
+def test_each_trial_saw_the_gpu_that_ray_assigned_a_quarter_of_and_no_other(searched):
+    folders = [searched.record.trial_folder(trial.number) for trial in searched.record.trials()]
+    assert [(folder / dying_search.GPUS).read_text() for folder in folders] == ["0"] * len(folders)
+
+
 # --- the decisions --------------------------------------------------------------------------------------------------
 
 

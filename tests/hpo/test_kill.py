@@ -87,13 +87,15 @@ class Killed:
     trials: int
     epochs: int
     images: int  # an epoch
+    scheduler: str = "none"
 
     @property
     def options(self) -> list[str]:
         settings = ["width=4", "dropout=0", "batch_size=16"]
         return [
             *("--trials", str(self.trials), "--epochs", str(self.epochs), "--images-per-epoch", str(self.images)),
-            *("--scheduler", "none", "--final-epochs", "0", "--wandb", "disabled", "--concurrent", str(self.slots)),
+            *("--scheduler", self.scheduler, "--concurrent", str(self.slots)),
+            *("--final-epochs", "0", "--wandb", "disabled"),
             *(part for setting in settings for part in ("--set", setting)),
         ]
 
@@ -117,6 +119,7 @@ class Killed:
         os.environ["ATTEMPT"] = str(attempt)
         before = self.finished()
         with driver(self.folder, self.options) as running:
+            ray_folders: set[str] = set()
             if until is None:
                 _, errors = running.process.communicate(timeout=GUARD_SECONDS)
                 assert running.process.returncode == 0, errors
@@ -124,9 +127,11 @@ class Killed:
                 running.wait_for(until)
                 time.sleep(seconds)
                 assert running.process.poll() is None, "it ended before it could be killed"
+                ray_folders = running.ray_folders() if until != self.start_up else set()
                 running.process.send_signal(signal.SIGKILL)
                 running.process.communicate(timeout=GUARD_SECONDS)
             assert running.left_after(seconds=10) == []
+            assert [folder for folder in ray_folders if Path(folder).exists()] == []
         after = self.finished()
         assert {number: after.get(number) for number in before} == before
         assert [line for line in self.trace() if line.attempt == attempt and line.trial in before] == []
@@ -233,7 +238,7 @@ def undisturbed(search: Killed, folder: Path, images: DeviceImages) -> Record:
 @pytest.mark.timeout(3 * GUARD_SECONDS)
 def test_a_search_that_is_killed_four_times_is_the_undisturbed_one(tmp_path, one_thread):
     """While it starts, twice while it trains, and after the last trial."""
-    search = Killed(folder=tmp_path, kills=4, slots=1, trials=3, epochs=3, images=256)
+    search = Killed(folder=tmp_path, kills=4, slots=1, trials=5, epochs=3, images=256, scheduler="leaders")
     rng = random.Random(1)
     with traced(tmp_path):
         search.run(0, search.start_up, rng.uniform(0, 8))

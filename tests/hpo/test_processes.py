@@ -28,8 +28,7 @@ class Search:
 
     def __init__(self, running: Driver) -> None:
         self.driver, self.process = running, running.process
-        lines = [" ".join(process.cmdline()) for process in running.processes()]
-        self.ray_folders = {found for line in lines for found in re.findall(r"/tmp/ray/session_[\w-]+(?=/)", line)}
+        self.ray_folders = running.ray_folders()
         assert self.ray_folders
 
     def kill(self, name: str) -> None:
@@ -67,20 +66,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("search")
 
 
-def test_a_second_driver_is_turned_away_and_a_killed_one_leaves_nothing(folder):
+def test_a_second_driver_is_turned_away_and_ctrl_c_saves_and_names_the_command_that_continues(folder):
+    """As a terminal sends it: to the whole process group."""
     with searching(folder, SEARCH) as search:
         command = [HPO, "search", "first", *SEARCH]
         second = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=GUARD_SECONDS)
         assert second.returncode == 2
         assert re.search(rf"first: is being run by process {search.process.pid} on \S+", second.stderr)
         assert search.process.poll() is None
-        search.process.kill()
-        assert search.end()[0] == -signal.SIGKILL
-
-
-def test_ctrl_c_saves_and_names_the_command_that_continues(folder):
-    """As a terminal sends it: to the whole process group."""
-    with searching(folder, SEARCH) as search:
         subprocess.run(["kill", "-INT", "--", f"-{search.process.pid}"], check=True)
         assert_stopped(search.end(), 130, "Interrupted")
 

@@ -1,4 +1,4 @@
-"""A real search on Fashion-MNIST, killed and continued by the same command; then everything that is done with it."""
+"""A real search on Fashion-MNIST, and everything that is done with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ipaddress
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import optuna
 import pytest
 import ray
 import torch
-from curves import SPACE, conductor
 from drivers import GUARD_SECONDS, driver, finished, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
@@ -26,10 +24,9 @@ from wandb_files import assert_all_there
 from hpo import decide, results
 from hpo.cli import main
 from hpo.record import Record
-from model.config import TrainConfig
 from model.data import DataConfig, DeviceImages, Images
 from model.denoise import Denoiser
-from model.run import BEST, LAST, TrainingRun
+from model.run import BEST, LAST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 
 import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
@@ -43,14 +40,11 @@ pytestmark = pytest.mark.timeout(3 * GUARD_SECONDS)
 # --- running it -----------------------------------------------------------------------------------------------------
 
 
-def stopped(folder: Path, options: list[str], sig: signal.Signals, listening: set[str] | None = None) -> int:
+def stopped(folder: Path, options: list[str], sig: signal.Signals) -> int:
     """Send the signal once the study has a report that it had not before; gives the exit code."""
     before = num_reports(folder)
     with driver(folder, options) as running:
         running.wait_for(lambda: num_reports(folder) > before)
-        if listening is not None:
-            sockets = [s for process in running.processes() for s in process.net_connections("inet")]
-            listening |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
         running.process.send_signal(sig)
         running.process.communicate(timeout=GUARD_SECONDS)
         code = running.process.returncode
@@ -63,7 +57,7 @@ class Searched:
     folder: Path
     runs: Path
     listening: set[str]  # addresses that a process of the search listened on
-    output: subprocess.CompletedProcess[str]
+    output: str  # on stdout
 
     @property
     def record(self) -> Record:
@@ -76,13 +70,14 @@ class Searched:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """Killed after its first report, continued by the same command, and left alone."""
+    """Left alone. What becomes of one that is killed: test_kill.py."""
     folder = tmp_path_factory.mktemp("searched")
-    listening: set[str] = set()
-    assert stopped(folder, ONE_SLOT, signal.SIGKILL, listening) == -signal.SIGKILL
-    last = finished(folder, ONE_SLOT)
-    assert last.returncode == 0, last.stderr
-    return Searched(folder, folder / "runs", listening, last)
+    with driver(folder, ONE_SLOT) as running:
+        running.wait_for(lambda: num_reports(folder) > 0)
+        sockets = [s for process in running.processes() for s in process.net_connections("inet")]
+        out, errors = running.process.communicate(timeout=GUARD_SECONDS)
+        assert running.process.returncode == 0, errors
+    return Searched(folder, folder / "runs", {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}, out)
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +110,6 @@ def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
         (t.number, t.state.name, t.params, t.value, t.intermediate_values, decision)
         for t, decision in zip(trials, decisions, strict=True)
     ]
-
-
-def test_a_search_that_was_killed_and_continued_is_the_undisturbed_one(searched, placed, tmp_path):
-    """Against the same decisions and trainings in one plain loop: no Ray, no restart."""
-    record = Record.create(tmp_path, "first", searched.record.search)
-    loop = conductor(record, space=SPACE)
-    while (trial := loop.next_trial()) is not None:
-        config = TrainConfig.from_dict(trial.user_attrs[decide.CONFIG])
-        run = TrainingRun(config, placed, record.trial_folder(trial.number), "balanced")
-        run.run_epoch()
-        while loop.hear(trial.number, run.reports).action == "go on":
-            run.run_epoch()
-    assert essence(searched.record.trials()) == essence(record.trials())
 
 
 def test_no_process_listens_beyond_this_machine(searched):
@@ -193,7 +175,7 @@ def test_the_export_is_the_winner_whole_and_measured(searched):
     validation = manifest["metrics"]["validation"]["denoised"]
     assert validation["ssim"] == pytest.approx(measured["ssim"], abs=1e-4)  # scikit-image against torch
     assert validation["psnr_db"] == pytest.approx(measured["psnr_db"], abs=1e-3)
-    assert f"{manifest['metrics']['test']['denoised']['ssim']:.4f}" in searched.output.stdout
+    assert f"{manifest['metrics']['test']['denoised']['ssim']:.4f}" in searched.output
 
 
 # --- what is done with it -------------------------------------------------------------------------------------------

@@ -58,7 +58,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.slow
 def test_a_tracker_that_was_killed_leaves_nothing_out_and_nothing_twice(record, runs):
     """W&B writes its file every 15 seconds and at the end: what was open is cut short."""
     record.change({"trials": 3})

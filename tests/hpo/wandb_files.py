@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb.util import get_core_path
 
 from hpo import results
 from hpo.record import Record
 
-_LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
+# What `wandb leet inspect --json` runs, without the second of imports that it takes before.
+_LEET = [get_core_path(), "leet", "inspect", "--no-observability", "--json"]
 
 
 def fragments(record: Record) -> list[Path]:
@@ -24,10 +25,14 @@ def fragments(record: Record) -> list[Path]:
 
 def read(fragment: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Summary and history."""
-    summary = subprocess.run([*_LEET, "--summary", str(fragment)], capture_output=True, check=True, timeout=60)
-    lines = subprocess.run([*_LEET, str(fragment)], capture_output=True, check=True, timeout=60).stdout.splitlines()
-    history = [row["history"]["item"] for row in map(json.loads, lines) if row["type"] == "history"]
-    return json.loads(summary.stdout), history
+    (file,) = fragment.glob("run-*.wandb")
+    where = ["--run-file", str(file), str(fragment.parent)]
+    summary, lines = (
+        subprocess.run([*_LEET, *options, *where], capture_output=True, check=True, timeout=60).stdout
+        for options in (["--summary"], [])
+    )
+    history = [row["history"]["item"] for row in map(json.loads, lines.splitlines()) if row["type"] == "history"]
+    return json.loads(summary), history
 
 
 def assert_all_there(record: Record) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
