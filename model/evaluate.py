@@ -49,8 +49,8 @@ def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
 
 
 def _ssim(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """scikit-image's, of each channel of each image (N, C). All of them are one tall image to it, which takes a fifth of
-    the time: where the window lies within one of them, and nowhere else does its mean look, nothing changes."""
+    """scikit-image's, of each channel of each image (N, C). All of them are one tall image to it, which takes a fifth
+    of the time: where the window lies within one of them, and nowhere else does its mean look, nothing changes."""
     _, similarity = structural_similarity(
         images.reshape(-1, images.shape[-1]),
         clean.reshape(-1, clean.shape[-1]),
