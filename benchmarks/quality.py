@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 _BLOCKS = "blocks=1 depth=3 width=16 output=residual dropout=0 loss=mse batch_size=32"
 _RATES = "lr_schedule=cosine beta1=0.9 lr_g=0.002"
 RECIPES: dict[str, tuple[int, str]] = {  # images an epoch, settings
-    "adversarial": (5_000, f"{_BLOCKS} {_RATES} adversarial_weight=0.1"),
+    "adversarial": (5_000, f"{_BLOCKS} {_RATES} adversarial_weight=0.01"),
     "plain": (5_000, f"{_BLOCKS} {_RATES} adversarial=none"),
 }
 EPOCHS = 40
