@@ -32,7 +32,8 @@ NETWORKS = [
 EXPORTED = [
     {"output": "residual", "full_resolution_skip": True, "norm": "instance", "depth": 2},
     {"upsample": "resize", "norm": "none"},
-    ALL,
+    {"blocks": 1, "norm": "instance"},
+    {"blocks": 2, "norm": "none", "depth": 3, "upsample": "resize", "output": "residual"},
 ]
 LOSSES = [
     {"loss": "mse"},

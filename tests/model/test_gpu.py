@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from model import metrics
 from model.config import TrainConfig
-from model.data import DeviceImages, Images
-from model.trainer import Trainer
+from model.data import DeviceImages, Images, Ragged
+from model.folders import Picture
+from model.trainer import Trainer, autocast_dtype
 
 META = torch.device("meta")
 SMALL = TrainConfig(width=2, batch_size=4, loss="both", precision="float32")
@@ -46,7 +48,20 @@ def watched(monkeypatch) -> Watched:
     optimizer = import_module("torch.optim.optimizer")
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cuda", "meta"])
     metrics._window_matrix.cache_clear()
-    return Watched()
+    watched, make = Watched(), torch.tensor
+
+    def tensor(*data, device=None, **options) -> torch.Tensor:
+        """A value of the host's, copied there; no operation, so that a mode does not see it."""
+        watched.waits += device == META
+        return make(*data, device=device, **options)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    return watched
+
+
+@pytest.fixture(scope="module")
+def few(images) -> Images:
+    return Images(train=images.train[:40], validation=images.validation[:6])
 
 
 @pytest.mark.parametrize(
@@ -55,16 +70,15 @@ def watched(monkeypatch) -> Watched:
         {},
         {"adversarial": "none", "loss": "mse", "output": "residual", "full_resolution_skip": True},
         {"adversarial": "hinge", "upsample": "resize", "norm": "instance", "depth": 3, "lr_schedule": "cosine"},
-        {"adversarial": "least_squares", "norm": "none", "patch": 14},
+        {"adversarial": "least_squares", "norm": "none", "patch": 14, "blocks": 1, "depth": 2},
     ],
     ids=str,
 )
-def test_a_step_waits_for_nothing_and_is_on_the_device_as_a_whole(settings, images, watched):
-    few = Images(train=images.train[:40], validation=images.validation[:6])
+def test_a_step_waits_for_nothing_and_all_of_it_is_on_the_device(settings, few, watched):
+    waits = []
     with watched:
         placed = DeviceImages.place(few, "gaussian:30", META, num_validation=6)
-        waits = []
-        for steps in (2, 8):
+        for steps in (1, 3):
             trainer = Trainer(replace(SMALL, **settings, images_per_epoch=4 * steps), placed)
             before = watched.waits
             trainer.run_epoch()
@@ -72,3 +86,30 @@ def test_a_step_waits_for_nothing_and_is_on_the_device_as_a_whole(settings, imag
     # The order of the images goes there, the losses and the validation's figures come back; and once, SSIM's window.
     assert waits == [4, 3]
     assert {tensor.device for tensor in trainer._tensors().values()} == {META}
+
+
+def test_crops_of_a_folders_images_are_cut_on_the_device(few, watched):
+    ragged = Ragged.of([Picture("", np.zeros((1, 70, 90), np.uint8)), Picture("", np.zeros((1, 40, 50), np.uint8))], 32)
+    with watched:
+        placed = DeviceImages.place(replace(few, train=ragged), "gaussian:30", META, num_validation=6)
+        before = watched.waits
+        rows = torch.zeros(5, dtype=torch.long, device=META)
+        assert {batch.shape for batch in placed.batch(rows, None)} == {(5, 1, 32, 32)}
+    assert watched.waits == before
+
+
+def test_weights_are_channels_last_and_adam_is_fused(few):
+    trainer = Trainer(SMALL, DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=6))
+    for network in (trainer.generator, trainer.discriminator, trainer.average):
+        kernels = [weight for weight in network.parameters() if weight.dim() == 4]
+        assert kernels
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert all(adam.param_groups[0]["fused"] for adam in (trainer._adam_g, trainer._adam_d))
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_takes_bfloat16_where_the_gpu_multiplies_it_natively(native, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or native)
+    assert autocast_dtype("auto", torch.device("cuda")) == expected
+    assert asked == [{"including_emulation": False}]
