@@ -12,14 +12,16 @@ import io
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
-from model.config import ConfigError
+from model.config import ConfigError, MachineError, nearest
 from model.pictures import IMAGE_SUFFIXES, ImageError, open_image
 
 MAX_CROPS = 5_000  # of validation and test images each
@@ -28,6 +30,11 @@ CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
 _NOISY, _CLEAN = "noisy", "clean"
 _SHOWN = 5  # names in a message
+_S3_SECONDS, _S3_ATTEMPTS = 10.0, 5  # without a byte; in all, a request of a server that hangs takes a minute
+_S3_OPTIONS = ("region", "scheme", "endpoint_override")  # s3://BUCKET/PREFIX?region=...&...
+_S3_REFUSALS = (
+    "NO_SUCH_BUCKET", "not found", "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ExpiredToken",
+)  # fmt: skip
 
 
 class DataError(ConfigError):
@@ -49,7 +56,8 @@ class Picture:
 
 
 def read_pictures(where: str, crop: int) -> dict[str, list[Picture]]:
-    """All pictures by split, each with at least crop x crop pixels, all grey or all RGB. Raises DataError.
+    """All pictures by split, each with at least crop x crop pixels, all grey or all RGB. Raises DataError, and
+    MachineError where an s3:// server is away.
 
     Alpha is dropped. where: a folder, or s3://BUCKET/PREFIX.
     """
@@ -110,7 +118,7 @@ def _local(folder: Path) -> _Files:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent) / name
-            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+            if not _is_image(name):
                 continue
             if not path.resolve().is_relative_to(root):
                 leaving.append(str(path))
@@ -123,22 +131,48 @@ def _local(folder: Path) -> _Files:
 def _s3(address: str) -> _Files:
     from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
 
-    try:
-        system, root = fs.FileSystem.from_uri(address)
-        found = system.get_file_info(fs.FileSelector(root, recursive=True))
-    except (OSError, ValueError) as error:
-        raise DataError(f"data={address}: cannot be listed ({error})") from error
+    url = urlsplit(address)
+    if "@" in url.netloc:  # it would be written into search.json
+        raise DataError("data=s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+    options = dict(parse_qsl(url.query))
+    unknown = [f"{name}: no such option. {nearest(name, _S3_OPTIONS)}" for name in options if name not in _S3_OPTIONS]
+    if unknown:
+        raise DataError("\n".join(unknown))
+    # pyarrow has it from there for an address, and not for the file system that is made below.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    with _asked(address):
+        found, root = fs.FileSystem.from_uri(address)  # finds the region; how long it tries again cannot be set
+        options = {**({"endpoint_override": endpoint} if endpoint else {}), **options, "region": found.region}
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+        seconds = {"connect_timeout": _S3_SECONDS, "request_timeout": _S3_SECONDS}
+        system = fs.S3FileSystem(retry_strategy=retries, **seconds, **options)
+        listed = system.get_file_info(fs.FileSelector(root, recursive=True))
 
     def reader(path: str) -> Callable[[], bytes]:
         def read() -> bytes:
-            with system.open_input_file(path) as file:
+            with _asked(address), system.open_input_file(path) as file:
                 content: bytes = file.read()
                 return content
 
         return read
 
-    paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in IMAGE_SUFFIXES)
-    return {path[len(root) :].lstrip("/"): reader(path) for path in paths}
+    names = {info.path[len(root) :].lstrip("/"): info.path for info in listed if info.is_file}
+    return {name: reader(path) for name, path in sorted(names.items()) if _is_image(name)}
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in name.split("/"))
+
+
+@contextmanager
+def _asked(address: str) -> Iterator[None]:
+    """What the user can mend is a DataError; what only waiting mends ends everything, not an image: MachineError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | ValueError) or any(sign in str(error) for sign in _S3_REFUSALS):
+            raise DataError(f"data={address}: is not there, or refused ({error})") from error
+        raise MachineError(f"data={address}: cannot be read ({error}). The same command tries again") from error
 
 
 def _grouped(files_of: _Files, where: str, mistakes: list[str]) -> dict[tuple[str, str], dict[str, str]]:
