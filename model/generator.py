@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.functional import fold, interpolate, linear
+from torch.nn.functional import interpolate, linear, pad
 
 from model.config import ConfigError, Norm, Output, TrainConfig, Upsample
 
@@ -146,16 +146,20 @@ def initialise(module: nn.Module) -> None:
 
 
 class _Halved(nn.Conv2d):
-    """4x4, stride 2, padding 1. Of 2x2 pixels, in training, a matrix product: several times faster than libraries'
+    """4x4, stride 2, padding 1. Of 2x2 and 4x4 pixels, in training, a matrix product, several times faster than
     convolutions at this size (docs/log.md). Exports take any multiple of a size, so not there."""
 
     def __init__(self, w_in: int, w_out: int, *, bias: bool) -> None:
         super().__init__(w_in, w_out, 4, stride=2, padding=1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or x.shape[-2:] != (2, 2):
+        if not self.training or x.shape[-2:] not in ((2, 2), (4, 4)):
             return super().forward(x)
-        return linear(x.flatten(1), self.weight[:, :, 1:3, 1:3].flatten(1), self.bias)[:, :, None, None]
+        x, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)  # as they lie in memory
+        if x.shape[1] == 2:
+            return linear(x.flatten(1), weight[:, 1:3, 1:3].flatten(1), self.bias)[:, :, None, None]
+        windows = pad(x, (0, 0, 1, 1, 1, 1)).unfold(1, 4, 2).unfold(2, 4, 2)  # (N, 2, 2, channels, 4, 4)
+        return linear(windows.permute(0, 1, 2, 4, 5, 3).flatten(3), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class _Doubled(nn.ConvTranspose2d):
@@ -167,13 +171,18 @@ class _Doubled(nn.ConvTranspose2d):
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         if not self.training or x.shape[-2:] not in ((1, 1), (2, 2)):
             return super().forward(x, output_size)
+        weight = self.weight.permute(0, 2, 3, 1)
         if x.shape[-1] == 1:
-            image = (x.flatten(1) @ self.weight[:, :, 1:3, 1:3].flatten(1)).view(len(x), -1, 2, 2)
+            image = (x.flatten(1) @ weight[:, 1:3, 1:3].flatten(1)).view(len(x), 2, 2, -1)
         else:
-            patches = x.flatten(2).transpose(1, 2) @ self.weight.flatten(1)  # (N, 4, channels * 16)
-            image = fold(patches.transpose(1, 2), 4, 4, stride=2, padding=1)
-        image = image.contiguous(memory_format=torch.channels_last)
-        return image if self.bias is None else image.add(self.bias[:, None, None])
+            patches = (x.permute(0, 2, 3, 1) @ weight.flatten(1)).view(len(x), 2, 2, 4, 4, -1)
+            inside = [  # three of the four rows and columns of each pixel's patch
+                pad(patches[:, i, j, 1 - i : 4 - i, 1 - j : 4 - j], (0, 0, j, 1 - j, i, 1 - i))
+                for i in (0, 1)
+                for j in (0, 1)
+            ]
+            image = torch.stack(inside).sum(0)
+        return (image if self.bias is None else image + self.bias).permute(0, 3, 1, 2)
 
 
 class _ResizeConv(nn.Conv2d):
