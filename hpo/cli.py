@@ -137,9 +137,11 @@ def _export(arguments: argparse.Namespace) -> int:
     from hpo import results
     from hpo.record import Record
     from model.evaluate import table
+    from model.stream import PixelFiles
 
     record = Record(arguments.runs, arguments.name)
-    images = record.search.data_config().load()
+    with PixelFiles(arguments.runs, arguments.name) as store:
+        images = record.search.data_config().load(store)
     manifest = results.export_winner(
         record,
         images,
@@ -159,14 +161,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.data import DataConfig
     from model.denoise import Denoiser
     from model.evaluate import against_slides, evaluate, table
+    from model.stream import PixelFiles
 
     denoiser = Denoiser(arguments.model)
     data = DataConfig(**denoiser.manifest["data"])
     if arguments.data is not None:
         data = replace(data, data=_absolute(arguments.data))
+    with PixelFiles() as store:
+        train = data.load_train(store)
+    with PixelFiles() as store:
+        test = data.load_test(store)
     splits = {
-        "train": evaluate(denoiser, data.load_train(), data.noise, "train"),
-        "test": evaluate(denoiser, data.load_test(), data.noise, "test"),
+        "train": evaluate(denoiser, train, data.noise, "train"),
+        "test": evaluate(denoiser, test, data.noise, "test"),
     }
     if arguments.json:
         print(json.dumps(splits, indent=2))
@@ -241,27 +248,32 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.data import DataConfig, DeviceImages
     from model.metrics import stop_reason
     from model.run import TrainingRun
+    from model.stream import PixelFiles
     from model.trainer import SEARCH_VALIDATION_IMAGES
 
     data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = data.load()
-    placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
-    run = TrainingRun(config, placed, arguments.to, "balanced")
-    while len(run.reports) < config.epochs and stop_reason(run.reports) is None:
-        report = run.run_epoch()
-        print(
-            f"epoch {report.epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
-            f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
-            file=sys.stderr,
-        )
+    with PixelFiles(arguments.to) as store:
+        store.remove_others()
+        images = data.load(store)
+        placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
+        run = TrainingRun(config, placed, arguments.to, "balanced")
+        while len(run.reports) < config.epochs and stop_reason(run.reports) is None:
+            report = run.run_epoch()
+            print(
+                f"epoch {report.epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
+                f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
+                file=sys.stderr,
+            )
     reason = stop_reason(run.reports)
     metrics = None
     if arguments.export and not reason:
         from model.export import export
         from model.run import BEST
 
-        to, test, origin = arguments.to / "export", data.load_test(), {"training": arguments.to.name}
+        with PixelFiles(arguments.to) as store:
+            test = data.load_test(store)
+        to, origin = arguments.to / "export", {"training": arguments.to.name}
         metrics = export(arguments.to / BEST, to, data=data, images=images, test=test, origin=origin)["metrics"]
         print(f"Exported to {to}", file=sys.stderr)
     if arguments.json:

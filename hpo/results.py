@@ -19,6 +19,7 @@ from model.denoise import DenoiseError, read_manifest
 from model.export import export
 from model.metrics import EvalReport, Objective, objective_value
 from model.run import BEST
+from model.stream import PixelFiles
 
 FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
 EXPORT = "export"  # the folder of the winner's export
@@ -166,12 +167,14 @@ def export_winner(
     folder = record.folder / FINAL if final else record.trial_folder(number)
     data = record.search.data_config()
     origin = {"search": record.name, "search_id": record.id, "trial": number, "final_training": final}
+    with PixelFiles(record.folder.parent, record.name) as store:
+        test = data.load_test(store) if over else None
     return export(
         folder / BEST,
         to or record.folder / EXPORT,
         data=data,
         images=images,
-        test=data.load_test() if over else None,
+        test=test,
         origin={**origin, **_extent(record)},
         trainable=trainable,
     )

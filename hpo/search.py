@@ -41,6 +41,7 @@ from model.evaluate import against_slides, table
 from model.generator import Generator
 from model.metrics import EvalReport, objective_value
 from model.run import LAST
+from model.stream import PixelFiles
 
 EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
 IMAGES = "images"  # note on the record: their digest
@@ -76,20 +77,29 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
 
     Gives the exit code. Raises ConfigError before anything is started; MachineError, OSError.
     """
+    # Beside the search's folder, which is there only once the images have been found good.
+    with PixelFiles(runs, name) as store:
+        return _locked(name, runs, asked, store, quiet)
+
+
+def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, quiet: bool) -> int:
     console = Console(stderr=True, quiet=quiet, markup=False)  # paths and errors may have brackets
     if Record.exists(runs, name):
         record = Record(runs, name)
-        space, images = _check(replace(record.search, **asked))
+        space, images = _check(replace(record.search, **asked), store)
         record.lock()
         record.change(asked)
-        if record.notes().get(IMAGES, images.digest) != images.digest:
+        digest = images.digest
+        if record.notes().get(IMAGES, digest) != digest:
             raise ConfigError(f"{name}: its trials saw other images; {record.search.data} has changed since it began")
     else:
         search = SearchConfig(**asked)
-        space, images = _check(search)
+        space, images = _check(search, store)
         record = Record.create(runs, name, search)
         record.lock()
-    record.note(IMAGES, images.digest)
+        digest = images.digest
+    store.remove_others()
+    record.note(IMAGES, digest)
     if results.is_exported(record):
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
@@ -131,12 +141,12 @@ def _run(record: Record, space: search_spaces.Space, images: Images, console: Co
     return EXIT_DONE
 
 
-def _check(search: SearchConfig) -> tuple[search_spaces.Space, Images]:
+def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
     space = search_spaces.load(search.space)
     base = search.base_config()
     space.check(base, search.set)
-    images = search.data_config().load()
+    images = search.data_config().load(store)
     if base.batch_size > len(images.train):
         raise ConfigError(f"batch_size={base.batch_size}: above the {len(images.train):,} training images")
     channels, size, _ = images.shape

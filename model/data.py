@@ -10,7 +10,7 @@ import os
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from model.config import ConfigError, nearest
-from model.folders import CROPS, DataError, Picture, grid, read_pictures
+from model.folders import CLEAN, CROPS, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
+from model.stream import PixelFile, PixelFiles
 
 log = logging.getLogger(__name__)
 
@@ -65,35 +66,39 @@ class DataConfig:
         """Not a data set that is known by its name."""
         return self.data != FASHION_MNIST and ("/" in self.data or Path(self.data).is_dir())
 
-    def load(self) -> Images:
-        """The images that a search may look at. Raises DataError."""
+    def load(self, store: PixelFiles | None = None) -> Images:
+        """The images that a search may look at. store: for more than memory has room for; while it is open, trainings
+        can read. Raises DataError, MachineError."""
         if not self.is_folder:
             train = _fashion_mnist("train")
             return Images(train=train[:-NUM_VALIDATION], validation=Pairs(train[-NUM_VALIDATION:]), padding=PADDING)
-        pictures = self._pictures()
+        pictures = self._pictures(store)
         validation = Pairs(*grid(pictures["validation"], self._side))
-        return Images(train=Ragged.of(pictures["train"], self._side), validation=validation)
+        return Images(train=Ragged.of(pictures["train"], self._side, store), validation=validation)
 
     @property
     def is_slides(self) -> bool:
         """Whether the slides' figures are of these images and this noise."""
         return (self.data, self.noise) == (FASHION_MNIST, "gaussian:30")
 
-    def load_train(self) -> Pairs:
-        """A part of the training images, for measuring on them. Raises DataError."""
-        pictures = self._pictures()["train"] if self.is_folder else None
-        return Pairs(*grid(pictures, self._side)) if pictures else Pairs(_fashion_mnist("train")[:_MEASURED])
+    def load_train(self, store: PixelFiles | None = None) -> Pairs:
+        """A part of the training images, for measuring on them; as load."""
+        if self.is_folder:
+            return Pairs(*grid(self._pictures(store)["train"], self._side))
+        return Pairs(_fashion_mnist("train")[:_MEASURED])
 
-    def load_test(self) -> Pairs:
-        """The test images, for measuring what was chosen. Raises DataError."""
-        return Pairs(*grid(self._pictures()["test"], self._side)) if self.is_folder else Pairs(_fashion_mnist("test"))
+    def load_test(self, store: PixelFiles | None = None) -> Pairs:
+        """The test images, for measuring what was chosen; as load."""
+        if self.is_folder:
+            return Pairs(*grid(self._pictures(store)["test"], self._side))
+        return Pairs(_fashion_mnist("test"))
 
     @property
     def _side(self) -> int:
         return self.crop or _CROP
 
-    def _pictures(self) -> dict[str, list[Picture]]:
-        pictures = read_pictures(self.data, self._side)
+    def _pictures(self, store: PixelFiles | None) -> dict[str, list[Picture]]:
+        pictures = read_pictures(self.data, self._side, store)
         are_pairs = pictures["train"][0].noisy is not None
         if are_pairs and self.noise != REAL:
             raise DataError(f"noise={self.noise}: {self.data} has pairs, whose noise is in the files: --noise {REAL}")
@@ -130,28 +135,47 @@ class Ragged:
     An epoch shows as many crops as would tile the images; each image is cut as often as it has tiles.
     """
 
-    pixels: np.ndarray  # uint8: each image (C, H, W), one after another
-    noisy: np.ndarray | None  # as pixels
+    pixels: np.ndarray | PixelFile  # uint8: each image (C, H, W), one after another; a file has other splits', too
+    noisy: np.ndarray | PixelFile | None  # as pixels
     tiles: np.ndarray  # int64 (M, 3), a row for each tile: where its image begins, and its height and width
     channels: int
     crop: int
 
     @classmethod
-    def of(cls, pictures: Sequence[Picture], crop: int) -> Ragged:
-        """Raises nothing: read_pictures has checked them."""
-        rows, begin = [], 0
+    def of(cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None) -> Ragged:
+        """Raises nothing: read_pictures has checked them. store: where it put them, if they are too many for memory."""
+        rows, end = [], 0
         for picture in pictures:
             _, height, width = picture.clean.shape
+            begin = end if picture.begin is None else picture.begin
             rows += [(begin, height, width)] * ((height // crop) * (width // crop))
-            begin += picture.clean.size
-        noisy = [picture.noisy.ravel() for picture in pictures if picture.noisy is not None]
+            end += picture.clean.size
+
+        def joined(kind: str, arrays: list[np.ndarray]) -> np.ndarray | PixelFile:
+            if store is not None and pictures[0].begin is not None:
+                return store.file(kind)
+            return np.concatenate([array.ravel() for array in arrays])
+
+        noisy = [picture.noisy for picture in pictures if picture.noisy is not None]
         return cls(
-            pixels=np.concatenate([picture.clean.ravel() for picture in pictures]),
-            noisy=np.concatenate(noisy) if noisy else None,
+            pixels=joined(CLEAN, [picture.clean for picture in pictures]),
+            noisy=joined(NOISY, noisy) if noisy else None,
             tiles=np.array(rows, np.int64),
             channels=len(pictures[0].clean),
             crop=crop,
         )
+
+    def in_order(self) -> Iterator[np.ndarray]:
+        """All pixels, image by image, then the tiles as they are in memory: the same wherever the pixels lie."""
+        begins, heights, widths = self.tiles.T
+        first = np.flatnonzero(np.diff(begins, prepend=-1))
+        sizes = (self.channels * heights * widths)[first]
+        for pixels in (self.pixels, self.noisy):
+            if pixels is not None:
+                flat = pixels.open() if isinstance(pixels, PixelFile) else pixels
+                yield from (flat[begin : begin + size] for begin, size in zip(begins[first], sizes, strict=True))
+        canonical = np.repeat(np.cumsum(sizes) - sizes, np.diff(first, append=len(begins)))
+        yield np.stack([canonical, heights, widths], axis=1)
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -174,10 +198,9 @@ class Images:
     @property
     def digest(self) -> str:
         """Of all pixels, so that a search is not continued on other images."""
-        train = self.train if isinstance(self.train, Ragged) else None
-        arrays = [self.train] if train is None else [train.pixels, train.noisy, train.tiles]
         digest = hashlib.sha256(repr(self.shape).encode())
-        for array in (*arrays, self.validation.clean, self.validation.noisy):
+        train = self.train.in_order() if isinstance(self.train, Ragged) else [self.train]
+        for array in (*train, self.validation.clean, self.validation.noisy):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -232,7 +255,7 @@ class DeviceImages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceRagged:
-    """As Ragged, on a device."""
+    """As Ragged, on a device; but pixels in a file stay there, and each batch's crops are fetched by the host."""
 
     pixels: torch.Tensor
     noisy: torch.Tensor | None
@@ -251,15 +274,23 @@ class DeviceRagged:
         side = torch.arange(self.crop, device=rows.device)
         channel = torch.arange(self.channels, device=rows.device)[:, None, None]
         places = begin + channel * height * width + (top + side[:, None]) * width + left + side
-        return _unit(self.pixels[places]), None if self.noisy is None else _unit(self.noisy[places])
+        return _cut(self.pixels, places), None if self.noisy is None else _cut(self.noisy, places)
 
 
 def _train_on(train: np.ndarray | Ragged, device: torch.device) -> torch.Tensor | DeviceRagged:
     if not isinstance(train, Ragged):
         return _on(train, device)
-    noisy = None if train.noisy is None else _on(train.noisy, device)
-    pixels, tiles = _on(train.pixels, device), _on(train.tiles, device)
+    noisy = None if train.noisy is None else _pixels_on(train.noisy, device)
+    pixels, tiles = _pixels_on(train.pixels, device), _on(train.tiles, device)
     return DeviceRagged(pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop)
+
+
+def _pixels_on(pixels: np.ndarray | PixelFile, device: torch.device) -> torch.Tensor:
+    return _on(pixels.open(), torch.device("cpu")) if isinstance(pixels, PixelFile) else _on(pixels, device)
+
+
+def _cut(pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return _unit(pixels[places.to(pixels.device)].to(places.device))
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:

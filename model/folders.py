@@ -7,14 +7,14 @@ noisy/NAME and clean/NAME in any of these   pairs: real noise, none is added
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
@@ -23,12 +23,13 @@ import numpy as np
 
 from model.config import ConfigError, MachineError, nearest
 from model.pictures import IMAGE_SUFFIXES, ImageError, open_image
+from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
 SPLITS = ("train", "validation", "test")
 CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
-_NOISY, _CLEAN = "noisy", "clean"
+NOISY, CLEAN = "noisy", "clean"
 _SHOWN = 5  # names in a message
 _S3_SECONDS, _S3_ATTEMPTS = 10.0, 5  # without a byte; in all, a request of a server that hangs takes a minute
 _S3_OPTIONS = ("region", "scheme", "endpoint_override")  # s3://BUCKET/PREFIX?region=...&...
@@ -41,46 +42,57 @@ class DataError(ConfigError):
     """Images that are missing, damaged, or cannot be used; the message has every mistake that was found."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Picture:
     """An image, (C, H, W) uint8, and the same without its noise where the folder has both."""
 
     name: str
     clean: np.ndarray
     noisy: np.ndarray | None = None
+    begin: int | None = None  # of its pixels in the file, where they are too many for memory
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Of its pixels: the same picture in two files, of two formats even, has one."""
         return hashlib.sha256(repr(self.clean.shape).encode() + self.clean.tobytes()).hexdigest()
 
 
-def read_pictures(where: str, crop: int) -> dict[str, list[Picture]]:
+def read_pictures(where: str, crop: int, store: PixelFiles | None = None) -> dict[str, list[Picture]]:
     """All pictures by split, each with at least crop x crop pixels, all grey or all RGB. Raises DataError, and
     MachineError where an s3:// server is away.
 
-    Alpha is dropped. where: a folder, or s3://BUCKET/PREFIX.
+    Alpha is dropped. where: a folder, or s3://BUCKET/PREFIX. store: for pixels that are too many for memory.
     """
     files_of = _s3(where) if where.startswith("s3://") else _local(Path(where))
     mistakes: list[str] = []
-    pictures: dict[str, list[Picture]] = defaultdict(list)
+    read: list[tuple[str, Picture]] = []
+    mapped, size = 0, 0  # how many of them are, and the bytes of the others
     for (split, name), files in sorted(_grouped(files_of, where, mistakes).items()):
         try:
             pixels = {kind: _pixels(files_of[path], path) for kind, path in files.items()}
         except ImageError as error:
             mistakes.append(str(error))
             continue
-        clean, noisy = pixels[_CLEAN], pixels.get(_NOISY)
+        clean, noisy = pixels[CLEAN], pixels.get(NOISY)
         if noisy is not None and noisy.shape != clean.shape:
-            mistakes.append(f"{files[_NOISY]}: has {_size(noisy)}, and {files[_CLEAN]} {_size(clean)}")
+            mistakes.append(f"{files[NOISY]}: has {_size(noisy)}, and {files[CLEAN]} {_size(clean)}")
         elif min(clean.shape[1:]) < crop:
-            mistakes.append(f"{files[_CLEAN]}: has {_size(clean)}, below the crop of {crop}x{crop}")
+            mistakes.append(f"{files[CLEAN]}: has {_size(clean)}, below the crop of {crop}x{crop}")
         else:
-            pictures[split].append(Picture(name, clean, noisy))
-    mistakes += _mixed_channels([picture for split in pictures.values() for picture in split])
+            read.append((split, Picture(name, clean, noisy)))
+            size += sum(array.nbytes for array in pixels.values())
+        if store is not None and size > store.in_memory:
+            read[mapped:] = _mapped(read[mapped:], store)
+            mapped, size = len(read), 0
+    if store is not None and 0 < mapped < len(read):
+        read[mapped:] = _mapped(read[mapped:], store)
+    mistakes += _mixed_channels([picture for _, picture in read])
     if mistakes:
         shown = [*mistakes[:_SHOWN], *([f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else [])]
         raise DataError("\n".join([f"data={where}: its images cannot be used:", *shown]))
+    pictures: dict[str, list[Picture]] = defaultdict(list)
+    for split, picture in read:
+        pictures[split].append(picture)
     return _complete(pictures, where)
 
 
@@ -131,13 +143,15 @@ def _local(folder: Path) -> _Files:
 def _s3(address: str) -> _Files:
     from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
 
-    url = urlsplit(address)
+    with _asked(address):
+        url = urlsplit(address)
     if "@" in url.netloc:  # it would be written into search.json
         raise DataError("data=s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
     options = dict(parse_qsl(url.query))
-    unknown = [f"{name}: no such option. {nearest(name, _S3_OPTIONS)}" for name in options if name not in _S3_OPTIONS]
+    unknown = [name for name in options if name not in _S3_OPTIONS]
     if unknown:
-        raise DataError("\n".join(unknown))
+        told = [f"data={address}: {name}: no such option. {nearest(name, _S3_OPTIONS)}" for name in unknown]
+        raise DataError("\n".join(told))
     # pyarrow has it from there for an address, and not for the file system that is made below.
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     with _asked(address):
@@ -184,19 +198,19 @@ def _grouped(files_of: _Files, where: str, mistakes: list[str]) -> dict[tuple[st
     if has_splits and loose:
         mistakes.append(f"{loose[0]}: beside train/ and test/; put each image into one of {', '.join(SPLITS)}")
     groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    has_pairs = any(part in (_NOISY, _CLEAN) for path in files_of for part in path.split("/")[:-1])
+    has_pairs = any(part in (NOISY, CLEAN) for path in files_of for part in path.split("/")[:-1])
     for path in files_of:
         split, _, name = path.partition("/") if has_splits else ("", "", path)
-        kind = _CLEAN
+        kind = CLEAN
         if has_pairs:
             kind, _, name = name.partition("/")
-            if kind not in (_NOISY, _CLEAN):
+            if kind not in (NOISY, CLEAN):
                 mistakes.append(f"{path}: is neither in noisy/ nor in clean/, as the other images are")
                 continue
         groups[split, name][kind] = path
     for files in groups.values():
         if has_pairs and len(files) == 1:
-            (kind, path), other = next(iter(files.items())), {_NOISY: _CLEAN, _CLEAN: _NOISY}
+            (kind, path), other = next(iter(files.items())), {NOISY: CLEAN, CLEAN: NOISY}
             mistakes.append(f"{path}: has no partner in {other[kind]}/")
     return {key: files for key, files in groups.items() if not has_pairs or len(files) == 2}
 
@@ -239,15 +253,20 @@ def _pixels(read: Callable[[], bytes], path: str) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error
     pixels = np.asarray(image.convert(image.mode.removesuffix("A")))
-    if 4 * pixels.nbytes > _available_bytes():  # they are copied for the trials to share
+    if 4 * pixels.nbytes > memory("MemAvailable"):  # they are copied for the trials to share
         raise DataError(f"{path}: with it the images fill this machine's memory; take fewer, or a larger machine")
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _available_bytes() -> float:
-    memory = Path("/proc/meminfo")
-    lines = memory.read_text().splitlines() if memory.exists() else []
-    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
+def _mapped(read: Sequence[tuple[str, Picture]], store: PixelFiles) -> list[tuple[str, Picture]]:
+    """The same, their pixels no longer in memory."""
+    clean = store.put(CLEAN, [picture.clean for _, picture in read])
+    noisy = [picture.noisy for _, picture in read if picture.noisy is not None]
+    partners = [array for _, array in store.put(NOISY, noisy)] if noisy else [None] * len(read)
+    return [
+        (split, replace(picture, clean=array, noisy=partner, begin=begin))
+        for (split, picture), (begin, array), partner in zip(read, clean, partners, strict=True)
+    ]
 
 
 def _size(pixels: np.ndarray) -> str:

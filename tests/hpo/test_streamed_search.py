@@ -1,0 +1,73 @@
+"""Images above what may stay in memory, through the commands: nothing else is different, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import skimage.data
+from drivers import GUARD_SECONDS, driver, finished, num_reports
+from PIL import Image
+
+from hpo import results
+from hpo.cli import main
+from hpo.record import Record
+from model.denoise import read_manifest
+from model.stream import IN_MEMORY
+
+SMALL = ["--crop", "32", "--images-per-epoch", "32", "--set", "width=4", "--set", "batch_size=8"]
+TIMES = ("seconds", "eval_seconds", "images_per_second")
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        Image.fromarray(getattr(skimage.data, name)()[:160, :160]).save(folder / f"{name}.png")
+    return folder
+
+
+def test_a_training_by_hand_is_the_same(photographs, tmp_path, monkeypatch, capsys):
+    told, results_ = [], []
+    for to in ("in_memory", "streamed"):
+        if to == "streamed":
+            monkeypatch.setenv(IN_MEMORY, "0")
+        options = ["--data", str(photographs), *SMALL, "--epochs", "1", "--export", "--json"]
+        assert main(["train", "--to", str(tmp_path / to), *options]) == 0
+        captured = capsys.readouterr()
+        result = json.loads(captured.out)
+        results_.append((result["export"], [{k: v for k, v in e.items() if k not in TIMES} for e in result["epochs"]]))
+        told.append("streamed from" in captured.err)
+        assert not list((tmp_path / to).glob(".*"))
+    assert results_[0] == results_[1]
+    assert told[0] is False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * GUARD_SECONDS)
+def test_a_search_that_is_killed_and_continued_is_the_same_and_leaves_no_pixels(photographs, tmp_path, monkeypatch):
+    options = ["--data", str(photographs), *SMALL, "--trials", "2", "--epochs", "2", "--final-epochs", "1"]
+    options += ["--concurrent", "1", "--wandb", "disabled"]
+    found = []
+    for where in ("in_memory", "streamed"):
+        folder, runs = tmp_path / where, tmp_path / where / "runs"
+        folder.mkdir()
+        if where == "streamed":
+            monkeypatch.setenv(IN_MEMORY, "0")
+            with driver(folder, options) as running:
+                running.wait_for(lambda folder=folder: num_reports(folder) > 0)
+                running.process.kill()
+                running.process.wait()
+            (left,) = runs.glob(".*")
+        ended = finished(folder, options)
+        assert ended.returncode == 0, ended.stderr
+        assert ("streamed from" in ended.stderr) is (where == "streamed")
+        assert not list(runs.glob(".*"))
+        record = Record(runs, "first")
+        reports = [report for trial in record.trials() for report in results.reports_of(trial)]
+        metrics = [(report.epoch, report.ssim, report.psnr_db, report.gen_total) for report in reports]
+        found.append((metrics, record.notes()["images"], read_manifest(record.folder / results.EXPORT)["metrics"]))
+    assert not left.exists()
+    assert found[0] == found[1]
