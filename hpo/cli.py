@@ -258,8 +258,16 @@ def _train(arguments: argparse.Namespace) -> int:
         images = data.load(store)
         placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
         run = TrainingRun(config, placed, arguments.to, "balanced")
+        events = None
+        if arguments.tensorboard:
+            from hpo.tensorboard import FOLDER, Events
+
+            events = Events(arguments.to / FOLDER)
+            events.write(run.reports)
         while len(run.reports) < config.epochs and stop_reason(run.reports) is None:
             report = run.run_epoch()
+            if events:
+                events.write(run.reports)
             print(
                 f"epoch {report.epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
                 f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
@@ -388,6 +396,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (None: 64)")
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
     train.add_argument("--export", action="store_true", help="the best epoch, to DIR/export, measured on test images")
+    train.add_argument("--tensorboard", action="store_true", help="losses and metrics, in tensorboard/ of the folder")
     as_json(train)
     return parser
 
@@ -424,6 +433,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is found")
     much.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto (local: start one here)")
     much.add_argument("--wandb", choices=["offline", "disabled"], help="offline")
+    much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
     add("--quiet", action="store_true", default=False, help="only the result")
 
 

@@ -46,6 +46,7 @@ class SearchConfig:
     allow_cpu: bool = False  # train on the CPU where a GPU was asked for and none is found
     address: str = "local"  # of a Ray cluster; local: start one here, on loopback
     wandb: Wandb = "offline"
+    tensorboard: bool = False  # events of every training in the search's folder
 
     def __post_init__(self) -> None:
         mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
@@ -116,6 +117,7 @@ CHANGEABLE = frozenset(
         "allow_cpu",
         "address",
         "wandb",
+        "tensorboard",
     }
 )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -42,6 +42,9 @@ from model.generator import Generator
 from model.metrics import EvalReport, objective_value
 from model.run import LAST
 from model.stream import PixelFiles
+
+if TYPE_CHECKING:
+    from hpo.tensorboard import TensorBoard
 
 EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
 IMAGES = "images"  # note on the record: their digest
@@ -101,6 +104,10 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
     store.remove_others()
     record.note(IMAGES, digest)
     if results.is_exported(record):
+        if record.search.tensorboard:
+            from hpo.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
+
+            draw_finished(record)
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
@@ -237,7 +244,17 @@ def _listeners(context: _Context) -> list[Listener]:
         from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
 
         listeners.append(Tracker(record))
+    if board := _tensorboard(record):
+        listeners.append(board)
     return listeners
+
+
+def _tensorboard(record: Record) -> TensorBoard | None:
+    if not record.search.tensorboard:
+        return None
+    from hpo.tensorboard import TensorBoard  # noqa: PLC0415 - an optional service
+
+    return TensorBoard(record)
 
 
 # --- after the trials -----------------------------------------------------------------------------------------------
@@ -274,14 +291,22 @@ def _train_final(context: _Context) -> None:
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
     training = FinalTraining.options(**options).remote(setup, context.images_ref)  # type: ignore[attr-defined]
     console.print(f"\nFinal training of trial {number}'s configuration: {config.epochs} epochs", highlight=False)
-    done = len(ray.get(training.reports.remote()))
-    for epoch in range(done + 1, config.epochs + 1):
+    reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote())]
+    board = _tensorboard(record)
+    if board:
+        board.final(reports)
+    for epoch in range(len(reports) + 1, config.epochs + 1):
         report = EvalReport.from_dict(ray.get(training.report.remote(epoch)))
+        reports.append(report)
+        if board:
+            board.final(reports)
         console.print(
             f"final: epoch {epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
             f"{report.images_per_second:.0f} images/s",
             highlight=False,
         )
+    if board:
+        board.close()
     metrics = ray.get(training.measured.remote())
     ray.kill(training)
     record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})

@@ -27,7 +27,6 @@ PROJECT = "pix2pix-search"
 _QUEUE_SIZE = 1_000
 _CLOSE_SECONDS = 60
 _TAGS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-_LOSSES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 
 
 class Tracker:
@@ -84,12 +83,9 @@ class Tracker:
         for report in reports[done:]:
             row = {
                 "epoch": report.epoch,
-                "val/ssim": report.ssim,
-                "val/psnr": report.psnr_db,
-                "val/l1": report.l1,
                 "images": report.images,
                 "images_per_second": report.images_per_second,
-                **{f"train/{name}": getattr(report, name) for name in _LOSSES},
+                **report.curves(),
             }
             if report.epoch.bit_count() == 1 or (ended and report is reports[-1]):  # epochs 1, 2, 4, ... and the last
                 row |= self._strip(trial.number, report.epoch)

@@ -60,6 +60,9 @@ def _window_matrix(size: int, device: torch.device) -> torch.Tensor:
     return matrix.float().to(device)
 
 
+_LOSSES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
     """What one epoch tells. Metrics are means over the validation images, losses over the epoch's steps."""
@@ -88,6 +91,11 @@ class EvalReport:
         """JSON-ready: what is not finite becomes the string "nan", "inf" or "-inf"."""
         values = dataclasses.asdict(self)
         return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+
+    def curves(self) -> dict[str, float]:
+        """What is drawn over the epochs, by the names that W&B and TensorBoard show."""
+        validation = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
+        return validation | {f"train/{name}": getattr(self, name) for name in _LOSSES}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:

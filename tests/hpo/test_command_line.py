@@ -14,6 +14,7 @@ import ray
 import skimage.data
 import torch
 from PIL import Image
+from tensorboard_files import curves_in
 
 import hpo.study
 from hpo.cli import main
@@ -207,12 +208,14 @@ def test_a_training_by_hand_goes_on_where_it_was(capsys):
     code, _, err = hpo_says(*command, "--epochs", "1", capsys=capsys)
     assert code == 0
     assert err.endswith(f"images/s on {'cuda' if torch.cuda.is_available() else 'cpu'}\n")  # never silently
-    code, out, err = hpo_says(*command, "--epochs", "1", capsys=capsys)  # done already
+    code, out, err = hpo_says(*command, "--epochs", "1", "--tensorboard", capsys=capsys)  # done already
     assert (code, err) == (0, "")
     (epoch,) = json.loads(out)["epochs"]
     assert epoch["epoch"] == 1
     assert {"ssim", "psnr_db", "l1", "images_per_second"} <= epoch.keys()
-    assert {path.name for path in Path("out").iterdir()} == {"best.safetensors", "last.safetensors", "epoch-0001.png"}
+    assert curves_in(Path("out/tensorboard"))["val/psnr"] == [(1, pytest.approx(epoch["psnr_db"]))]
+    left = {"best.safetensors", "last.safetensors", "epoch-0001.png", "tensorboard"}
+    assert {path.name for path in Path("out").iterdir()} == left
 
 
 def test_a_training_by_hand_is_exported_when_asked_and_says_what_the_export_measures(tmp_path, capsys):

@@ -19,20 +19,23 @@ import torch
 from drivers import GUARD_SECONDS, driver, finished, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
+from tensorboard_files import assert_all_there as tensorboard_has_all
 from wandb_files import assert_all_there
 
 from hpo import decide, results
 from hpo.cli import main
 from hpo.record import Record
+from model.checkpoint import load_checkpoint
 from model.data import DataConfig, DeviceImages, Images
 from model.denoise import Denoiser
+from model.metrics import EvalReport
 from model.run import BEST, LAST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 
 import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
 
 SEARCH = ["--trials", "5", "--epochs", "3", "--images-per-epoch", "512", "--final-epochs", "2", "--wandb", "offline"]
-SEARCH += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
+SEARCH += ["--tensorboard", "--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 ONE_SLOT = [*SEARCH, "--concurrent", "1"]
 pytestmark = pytest.mark.timeout(3 * GUARD_SECONDS)
 
@@ -160,6 +163,11 @@ def test_a_best_checkpoint_measured_again_gives_the_recorded_figures(searched, p
 
 def test_wandb_has_each_epoch_of_each_trial_once(searched):
     assert_all_there(searched.record)
+
+
+def test_tensorboard_has_each_epoch_of_each_trial_and_of_the_final_training_once(searched):
+    _, state = load_checkpoint(searched.record.folder / results.FINAL / LAST)
+    tensorboard_has_all(searched.record, final=[EvalReport.from_dict(report) for report in state["reports"]])
 
 
 def test_the_export_is_the_winner_whole_and_measured(searched):

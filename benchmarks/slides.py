@@ -1,0 +1,229 @@
+"""The slides' experiment as one recipe: python benchmarks/slides.py --to runs/slides
+
+Trains cGAN + L1 and cGAN + SSIM with the slides' network on all 60,000 training images, with both PatchGANs, on the
+noise of the slides' figures and on the one that they name. Nothing is chosen on the way: the last epoch is exported
+and measured. Prints the slides' tables beside the slides' own figures, and draws Input / Ground Truth / Predicted.
+What is finished is not done again: the same command continues. TensorBoard: each training's tensorboard/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from hpo.tensorboard import FOLDER, Events
+from model.checkpoint import write_atomically
+from model.config import TrainConfig
+from model.data import PADDING, DataConfig, DeviceImages, Images, Pairs
+from model.denoise import Denoiser
+from model.evaluate import evaluate
+from model.export import export
+from model.pictures import strip
+from model.run import LAST, TrainingRun
+from model.trainer import load_generator
+
+# What the slides leave open is chosen here, once for all eight trainings; docs/slides.md says why.
+RECIPE = TrainConfig(width=16, dropout=0.1, epochs=5, lr_g=2e-3, lr_d=2e-4, lr_schedule="cosine")
+NOISES, PATCHES, LOSSES = ("gaussian:30", "gaussian:30-50"), (34, 14), ("l1", "ssim")
+WATCHED = 1_000  # training images that the curves in TensorBoard are of
+EPOCHS = (0, 2, 4)  # that the slides show
+SHOWN = 8  # test images in a picture of the last epoch; two in one of several epochs
+COLUMNS = {"l1": 3, "ssim": 3, "psnr_db": 2}  # decimals that the slides give
+TITLES = {"noisy": "Noisy images", "ssim": "cGAN + SSIM", "l1": "cGAN + L1", "ground_truth": "Ground truth"}
+SLIDES = {
+    "train": {"noisy": (0.123, 0.681, 20.55), "ssim": (0.046, 0.888, 26.12), "l1": (0.045, 0.865, 26.19)},
+    "test": {"noisy": (0.123, 0.681, 20.54), "ssim": (0.048, 0.871, 25.86), "l1": (0.046, 0.861, 26.09)},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One of the trainings."""
+
+    noise: str
+    patch: int
+    loss: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.noise.replace(':', '-')}_patch-{self.patch}_{self.loss}"
+
+    @property
+    def config(self) -> TrainConfig:
+        """The recipe, with what differs between the parts."""
+        return replace(RECIPE, loss=self.loss, patch=self.patch)
+
+
+def all_images() -> Images:
+    """All 60,000 to train on, the last of them to look at."""
+    images = DataConfig().load()
+    train = np.concatenate([images.train, images.validation.clean])
+    return Images(train=train, validation=Pairs(train[-WATCHED:]), padding=PADDING)
+
+
+def train(part: Part, images: Images, folder: Path) -> float:
+    """Up to the last epoch, from where it stood; keeps the checkpoints that are pictured. Gives all its seconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    placed = DeviceImages.place(images, part.noise, device, num_validation=WATCHED)
+    run = TrainingRun(part.config, placed, folder, "balanced")
+    events = Events(folder / FOLDER)
+    events.write(run.reports)
+    while True:
+        done = len(run.reports)
+        if done in EPOCHS and not checkpoint(folder, done).exists():
+            run.trainer.save(checkpoint(folder, done))
+        if done == part.config.epochs:
+            return sum(report.seconds + report.eval_seconds for report in run.reports)
+        report = run.run_epoch()
+        events.write(run.reports)
+        print(
+            f"{part.name}: epoch {report.epoch}/{part.config.epochs}  SSIM {report.ssim:.4f}  "
+            f"PSNR {report.psnr_db:.2f} dB  L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def checkpoint(folder: Path, epoch: int) -> Path:
+    """After so many epochs."""
+    return folder / f"after-{epoch}.safetensors"
+
+
+def measure(part: Part, images: Images, folder: Path) -> dict[str, Any]:
+    """The exported last epoch on training and test images, as `hpo evaluate` does; {"train": ..., "test": ...}."""
+    path = folder / "measured.json"
+    if not path.exists():
+        data, model = DataConfig(noise=part.noise), folder / "export"
+        origin = {"recipe": "benchmarks/slides.py", **asdict(part)}
+        manifest = export(folder / LAST, model, data=data, images=images, test=data.load_test(), origin=origin)
+        train = evaluate(Denoiser(model), data.load_train(), part.noise, "train")
+        write_atomically(path, json.dumps({"train": train, "test": manifest["metrics"]["test"]}, indent=2).encode())
+    measured: dict[str, Any] = json.loads(path.read_text())
+    return measured
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def reaches(column: str, ours: float, slides: float) -> bool:
+    """At least as good, to the slides' decimals."""
+    rounded = round(ours, COLUMNS[column])
+    return rounded <= slides if column == "l1" else rounded >= slides
+
+
+def tables(done: Sequence[dict[str, Any]]) -> str:
+    """As Markdown: for each noise, network and split the slides' table; what reaches the slides' figure is bold."""
+    lines, cells = [], []
+    for noise, patch in dict.fromkeys((row["noise"], row["patch"]) for row in done):
+        measured = {row["loss"]: row for row in done if (row["noise"], row["patch"]) == (noise, patch)}
+        are_slides = DataConfig(noise=noise).is_slides
+        for split, figures in SLIDES.items():
+            some = next(iter(measured.values()))[split]
+            lines += [f"`{noise}`, patch {patch}, {split}, {some['images']:,} images:", ""]
+            lines += ["| | L1 (MAE) | SSIM | PSNR dB |" + " slides: L1 | SSIM | PSNR dB |" * are_slides]
+            lines += ["|---|---|---|---|" + "---|---|---|" * are_slides]
+            for name, title in TITLES.items():
+                if name in LOSSES and name not in measured:
+                    continue
+                row = measured[name][split]["denoised"] if name in LOSSES else some[name]
+                shown = {
+                    column: f"{float(row[column]):.{decimals + (column != 'psnr_db')}f}"
+                    for column, decimals in COLUMNS.items()
+                }
+                theirs = figures.get(name, (0.0, 1.0, np.inf)) if are_slides else ()
+                if are_slides and name in LOSSES:
+                    for column, figure in zip(COLUMNS, theirs, strict=True):
+                        cells.append(reaches(column, row[column], figure))
+                        shown[column] = f"**{shown[column]}**" if cells[-1] else shown[column]
+                lines.append(f"| {title} | {' | '.join([*shown.values(), *map(str, theirs)])} |")
+            lines.append("")
+    return "\n".join(
+        [*lines, f"At least as good as the slides, to their decimals: {sum(cells)} of {len(cells)} cells."]
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def sheet(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
+    """Named rows of images (N, 1, H, W) in [-1, 1], three times as large, with titles above the columns."""
+    scale, above, font = 3, 20 * bool(titles), ImageFont.load_default(14)
+    left = round(max(font.getlength(name) for name in rows)) + 16
+    pictures = strip([np.stack(column) for column in zip(*rows.values(), strict=True)], scale=scale)
+    made = Image.new("L", (left + pictures.width, above + pictures.height), 255)
+    made.paste(pictures, (left, above))
+    draw = ImageDraw.Draw(made)
+    height, width = (pictures.height + 6) / len(rows), (pictures.width + 6) / max(len(titles), 1)
+    for i, name in enumerate(rows):
+        draw.text((left - 8, above + (i + 0.5) * height - 3), name, 0, font, anchor="rm")
+    for i, title in enumerate(titles):
+        draw.text((left + (i + 0.5) * width - 3, above / 2), title, 0, font, anchor="mm")
+    return made
+
+
+def draw(part: Part, folder: Path, to: Path) -> None:
+    """The first test images: two after each of EPOCHS, more after the last one."""
+    noisy, clean = DataConfig(noise=part.noise).load_test()[:SHOWN].noised(part.noise, "test")
+    rows = {}
+    for epoch in EPOCHS:
+        generator, _ = load_generator(checkpoint(folder, epoch), channels=1, image_size=clean.shape[-1])
+        with torch.inference_mode():
+            denoised = generator(torch.from_numpy(noisy[:2])).numpy()
+        rows[f"epoch {epoch}"] = np.concatenate([np.stack(each) for each in zip(noisy, clean, denoised, strict=False)])
+    to.mkdir(parents=True, exist_ok=True)
+    sheet(rows, ("Input", "Ground truth", "Predicted") * 2).save(to / f"{part.name}_epochs.png", optimize=True)
+    final = {"Input": noisy, "Ground truth": clean, "Predicted": Denoiser(folder / "export").batch(noisy)}
+    sheet(final).save(to / f"{part.name}_final.png", optimize=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints, exports, measurements")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="(None: pictures/ there)")
+    parser.add_argument("--noise", nargs="+", choices=NOISES, default=NOISES)
+    parser.add_argument("--patch", nargs="+", type=int, choices=PATCHES, default=PATCHES)
+    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(argv)
+    images, done = all_images(), []
+    for noise in given.noise:
+        for patch in given.patch:
+            for loss in given.loss:
+                part = Part(noise=noise, patch=patch, loss=loss)
+                folder = given.to / part.name
+                seconds = train(part, images, folder)
+                done.append({**asdict(part), "training_seconds": seconds, **measure(part, images, folder)})
+                draw(part, folder, given.pictures or given.to / "pictures")
+    machine = f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if given.json:
+        print(json.dumps({"machine": machine, "recipe": RECIPE.as_dict(), "parts": done}, indent=2))
+        return
+    print(tables(done))
+    times = ", ".join(f"{row['training_seconds'] / 60:.1f}" for row in done)
+    print(f"\n{machine}. Minutes of training, in this order: {times}")
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
