@@ -25,8 +25,8 @@ from model.pictures import to_uint8
 from model.run import TrainingRun
 
 FEW = 40
-ARGUMENTS = ["--noise", "gaussian:30", "--patch", "14", "--loss", "ssim"]
-NAME = "gaussian-30_patch-14_ssim"
+ARGUMENTS = ["--width", "2", "--noise", "gaussian:30", "--patch", "14", "--loss", "ssim"]
+NAME = "width-2_gaussian-30_patch-14_ssim"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) ->
     patch.setattr(DataConfig, "load_test", lambda _: test)
     patch.setattr(DataConfig, "load_train", lambda _: train)
     patch.setattr(slides, "WATCHED", FEW)
-    patch.setattr(slides, "RECIPE", replace(slides.RECIPE, width=2, images_per_epoch=256, batch_size=16))
+    patch.setattr(slides, "RECIPE", replace(slides.RECIPE, images_per_epoch=256, batch_size=16))
     folder, run_epoch = tmp_path_factory.mktemp("slides"), TrainingRun.run_epoch
 
     def stopped(run: TrainingRun) -> Any:
@@ -108,15 +108,15 @@ def test_a_table_has_the_slides_figures_and_tells_what_reaches_them():
     def row(loss: str, **figures: float) -> dict[str, Any]:
         noisy, truth = {"l1": 0.124, "ssim": 0.68, "psnr_db": 20.5}, {"l1": 0.0, "ssim": 1.0, "psnr_db": "inf"}
         split = {"images": 10, "noisy": noisy, "denoised": figures, "ground_truth": truth}
-        return {"noise": "gaussian:30", "patch": 34, "loss": loss, "train": split, "test": split}
+        return {"width": 16, "noise": "gaussian:30", "patch": 34, "loss": loss, "train": split, "test": split}
 
     text = slides.tables(
         [row("l1", l1=0.0464, ssim=0.8604, psnr_db=26.2), row("ssim", l1=0.0481, ssim=0.888, psnr_db=25.9)]
     )
-    test = text.partition("patch 34, test")[2]
+    test = text.partition("width 16, test")[2]
     assert "| cGAN + L1 | **0.0464** | 0.8604 | **26.20** | 0.046 | 0.861 | 26.09 |" in test
     assert "| cGAN + SSIM | **0.0481** | **0.8880** | **25.90** | 0.048 | 0.871 | 25.86 |" in test
-    train = text.partition("patch 34, test")[0]
+    train = text.partition("width 16, test")[0]
     assert "| cGAN + L1 | 0.0464 | 0.8604 | **26.20** | 0.045 | 0.865 | 26.19 |" in train
     assert "| Ground truth | 0.0000 | 1.0000 | inf | 0.0 | 1.0 | inf |" in train
     assert text.endswith("7 of 12 cells.")
