@@ -41,8 +41,8 @@ class Events:
         self._writer = RecordWriter(str(folder / "events.out.tfevents"))
         self._put(0, file_version="brain.Event:2")
 
-    def write(self, reports: Sequence[EvalReport]) -> None:
-        """All so far; those that are new are added, and are on disk afterwards."""
+    def write(self, reports: Sequence[EvalReport], *, flush: bool = True) -> None:
+        """All so far; those that are new are added, and are on disk afterwards or once the file is closed."""
         if self._time is None:
             self._time = time.time() - sum(report.seconds + report.eval_seconds for report in reports)
         for report in reports[self._written :]:
@@ -50,7 +50,8 @@ class Events:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.curves().items()]
             self._put(report.epoch, summary=Summary(value=values))
         self._written = len(reports)
-        self._writer.flush()
+        if flush:
+            self._writer.flush()
 
     def begin(self, params: Mapping[str, Any]) -> None:
         """Its row on the HParams page."""
@@ -95,7 +96,8 @@ class TensorBoard:
             assert trial.datetime_start is not None
             self._open[run] = Events(self._folder / run, trial.datetime_start.timestamp())
             self._open[run].begin(trial.params)
-        self._open[run].write(reports_of(trial))
+        # A continued search has a file to write for every trial that ended: 13 ms each if the disk were waited for.
+        self._open[run].write(reports_of(trial), flush=not trial.state.is_finished())
         if trial.state.is_finished():
             self._open.pop(run).end(failed=trial.state == TrialState.FAIL)
 
