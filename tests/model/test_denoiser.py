@@ -7,9 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
+import skimage.data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 from model import denoise, pictures
 from model.denoise import DenoiseError, Denoiser, denoise_image
@@ -341,3 +343,28 @@ def test_fixed_noise_is_removed_from_every_test_image(denoiser, test_images):
     noisy = parse_noise("gaussian:30").fixed(clean, seed=4)
     before, after = (np.abs(x - clean).mean(axis=(1, 2, 3)) for x in (noisy, denoiser.batch(noisy)))
     assert (after < before).mean() > 0.95
+
+
+# --- seams -----------------------------------------------------------------------------------------------------------
+
+
+def error_at_lines(image: np.ndarray, clean: np.ndarray, spacing: int) -> float:
+    """Mean squared error of the pixels on both sides of the lines that are `spacing` apart, over that elsewhere."""
+    error = np.square(image.astype(float) - clean)
+    beside = np.isin(np.arange(len(clean)) % spacing, (0, spacing - 1))
+    beside[[0, -1]] = False  # the photograph's own edge is no seam
+    at_lines = beside[:, None] | beside
+    return float(error[at_lines].mean() / error[~at_lines].mean())
+
+
+def test_a_whole_photograph_gains_as_much_as_its_crops_and_no_more_is_lost_where_tiles_meet(denoiser):
+    clean = np.ascontiguousarray(skimage.data.camera()[::2, ::2])
+    noisy = np.clip(np.rint(np.random.default_rng(0).normal(clean, 30)), 0, 255).astype(np.uint8)
+    crops = noisy.reshape(8, 32, 8, 32).swapaxes(1, 2).reshape(64, 1, 32, 32)
+    alone = pictures.to_uint8(denoiser.batch(crops.astype(np.float32) / 127.5 - 1))
+    joined = alone.reshape(8, 8, 32, 32).swapaxes(1, 2).reshape(256, 256)
+    whole = denoiser(noisy)
+    before, by_crops, at_once = (peak_signal_noise_ratio(clean, image) for image in (noisy, joined, whole))
+    assert at_once - before >= by_crops - before > 2
+    assert error_at_lines(joined, clean, 32) > 1.3  # the measure sees seams where there are some
+    assert error_at_lines(whole, clean, 16) < 1.1  # tiles begin every 16 pixels
