@@ -100,38 +100,27 @@ class UsualTraining:
         return loss_d.item(), loss_g.item()
 
 
-class TensorFlowTraining:
-    """tensorflow_peer.py in its own process and environment, an epoch at a time."""
+@contextmanager
+def tensorflow_training(
+    python: str, config: TrainConfig, threads: int
+) -> Iterator[tuple[dict[str, int], Callable[[], float]]]:
+    """tensorflow_peer.py in a process of its own: the sizes of its networks, and an epoch, which gives PSNR."""
+    options = {"width": config.width, "batch": config.batch_size, "images": config.images_per_epoch, "threads": threads}
+    command = [python, str(Path(__file__).with_name("tensorflow_peer.py"))]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.parameters = self._answer()
-
-    @classmethod
-    @contextmanager
-    def started(cls, python: str, config: TrainConfig, threads: int) -> Iterator[TensorFlowTraining]:
-        """With as many weights as ours."""
-        options = {"width": config.width, "batch": config.batch_size, "images": config.images_per_epoch}
-        words = [word for name, value in {**options, "threads": threads}.items() for word in (f"--{name}", str(value))]
-        command = [python, str(Path(__file__).with_name("tensorflow_peer.py")), *words]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            yield cls(process)
-            assert process.stdin is not None
-            process.stdin.close()
-
-    def run_epoch(self) -> dict[str, Any]:
-        """Seconds of its validation; PSNR on the same validation images."""
-        assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        def answer() -> dict[str, Any]:
+            if line := process.stdout.readline():
+                return json.loads(line)
             raise SystemExit("The TensorFlow peer ended; what it said stands above.")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+
+        def run_epoch() -> float:
+            print(file=process.stdin, flush=True)
+            return answer()["psnr_db"]
+
+        yield answer(), run_epoch
+        process.stdin.close()
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -177,10 +166,9 @@ def measure(
     runs: dict[str, Callable[[], float]] = {"ours": lambda: ours.run_epoch().psnr_db, "usual": usual.run_epoch}
     with ExitStack() as stack:
         if tensorflow:
-            peer = stack.enter_context(TensorFlowTraining.started(tensorflow, config, threads))
+            sizes, runs["tensorflow"] = stack.enter_context(tensorflow_training(tensorflow, config, threads))
             for name in ("generator", "discriminator"):
-                assert peer.parameters[name] == sum(p.numel() for p in getattr(ours, name).parameters()), name
-            runs["tensorflow"] = lambda: peer.run_epoch()["psnr_db"]
+                assert sizes[name] == sum(p.numel() for p in getattr(ours, name).parameters()), name
         seconds, psnr_db = _taking_turns(runs, device, epochs)
     shown = config.images_per_epoch // config.batch_size * config.batch_size
     speed = {name: shown / statistics.median(times) for name, times in seconds.items()}
