@@ -100,7 +100,12 @@ def prepare(to: Path) -> None:
             image = Image.open(shipped / name).convert("RGB")
             if name == "retina.jpg":  # 2 million pixels of one smooth surface: half of all crops
                 image = image.reduce(2)
-            image.save(to / "photographs" / split / f"{Path(name).stem}.png")
+            # None of the training photographs is blue, and a network trained on them alone turns skies grey: in all
+            # orders of their channels they have every hue.
+            for number, order in enumerate(itertools.permutations(range(3)) if name in COLOUR else [range(3)]):
+                stem = Path(name).stem + (f"-{number}" if number else "")
+                permuted = Image.merge("RGB", [image.getchannel(channel) for channel in order])
+                permuted.save(to / "photographs" / split / f"{stem}.png")
     (to / "noisy").mkdir(exist_ok=True)
     for path in sorted((to / "photographs" / "test").iterdir()):
         Image.fromarray(noised(_read(path), "test")).save(to / "noisy" / path.name)

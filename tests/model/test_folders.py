@@ -172,9 +172,14 @@ def test_crops_come_from_everywhere_in_an_image_borders_included(folder):
 # --- training on them -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("crop", [16, 128])
-def test_photographs_are_trained_on_and_exported_with_networks_as_deep_as_the_crop(folder, tmp_path, crop):
-    data = DataConfig(data=str(folder), noise="gaussian:30", crop=crop)
+@pytest.mark.parametrize(("crop", "noise"), [(16, "real"), (128, "gaussian:30")])
+def test_photographs_are_trained_on_and_exported_with_networks_as_deep_as_the_crop(folder, tmp_path, crop, noise):
+    if noise == "real":
+        for path in list(folder.iterdir()):
+            pixels = np.array(Image.open(path))
+            save(noised(pixels), folder / "noisy" / path.name)
+            path.rename(save(pixels, folder / "clean" / path.name))
+    data = DataConfig(data=str(folder), noise=noise, crop=crop)
     images = data.load()
     config = TrainConfig(width=4, batch_size=4, images_per_epoch=8, epochs=1, dropout=0.0, precision="float32")
     trainer = Trainer(config, DeviceImages.place(images, data.noise, CPU, num_validation=4))
@@ -189,6 +194,7 @@ def test_photographs_are_trained_on_and_exported_with_networks_as_deep_as_the_cr
     assert model["size_multiple"] == crop
     denoiser = Denoiser(tmp_path / "model")
     assert evaluate(denoiser, test, data.noise, "test") == manifest["metrics"]["test"]
+    assert manifest["data"]["noise"] == noise
     assert "slides" not in (tmp_path / "model" / "README.md").read_text()
 
 
