@@ -6,6 +6,7 @@ slides'. Everything is written to a temporary folder.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -16,11 +17,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from machine import processor
+
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
     """Print a Markdown list."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     subprocess.run(["make", "setup"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory() as runs:
         began = time.monotonic()
@@ -35,20 +39,12 @@ def main() -> None:
     epochs = sum(trial["epochs"] for trial in search["trials"])
     test = manifest["metrics"]["test"]["denoised"]
     overhead = re.search(r"Overhead: .*", done.stderr)
-    print(f"- machine: {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"- machine: {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"- wall time: {minutes:.1f} minutes")
     print(f"- trials: {dict(states)}, {epochs} epochs of {len(search['trials']) * search['search']['epochs']} unpruned")
     print(f"- {overhead[0] if overhead else 'no overhead was printed'}")
     print(f"- winner: trial {search['winner']}, {manifest['origin']}")
     print(f"- test: PSNR {test['psnr_db']:.2f} dB (slides 26.09), SSIM {test['ssim']:.4f} (slides 0.871)")
-
-
-def _processor() -> str:
-    try:
-        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import heapq
 import inspect
 import json
 import math
-import platform
 import random
 import re
 import runpy
@@ -31,6 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import peers
+from machine import processor
 from optuna.distributions import CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -58,7 +58,7 @@ def record(runs: Path, name: str) -> bytes:
     distributions = {key: value for trial in trials for key, value in trial.distributions.items()}
     about = {
         "command": _command(source),
-        "machine": f"{_processor()}, Python {source.about['versions']['python']}",
+        "machine": f"{processor()}, Python {source.about['versions']['python']}",
         **{key: source.about[key] for key in ("created", "versions", "git_commit", "search")},
         "distributions": {key: json.loads(distribution_to_json(value)) for key, value in distributions.items()},
     }
@@ -88,12 +88,6 @@ def _command(source: Record) -> str:
         elif value != field.default:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
-
-
-def _processor() -> str:
-    cpus = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
-    return names[0] if names else platform.processor()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

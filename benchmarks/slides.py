@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
 
 import numpy as np
 import torch
+from machine import processor
 from PIL import Image, ImageDraw, ImageFont
 
 from hpo.tensorboard import FOLDER, Events
@@ -220,19 +219,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 seconds = train(part, images, folder)
                 done.append({**asdict(part), "training_seconds": seconds, **measure(part, images, folder)})
                 draw(part, folder, given.pictures or given.to / "pictures")
-    machine = f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{os.cpu_count()} cores of {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if given.json:
         print(json.dumps({"machine": machine, "recipe": RECIPE.as_dict(), "parts": done}, indent=2))
         return
     print(tables(done))
     times = ", ".join(f"{row['training_seconds'] / 60:.1f}" for row in done)
     print(f"\n{machine}. Minutes of training, in this order: {times}")
-
-
-def _processor() -> str:
-    cpus = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import time
@@ -29,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
 
 import numpy as np
 import torch
+from machine import processor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -228,7 +227,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, rows = DataConfig().load(), []
     if not given.json:
-        name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
+        name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
         print(f"{name}, torch {torch.__version__}; {given.images} images an epoch, validation on 1,000 included\n")
         peers = ["usual", "ratio", *["TensorFlow", "ratio"] * bool(given.tensorflow)]
         columns = ["width", "batch", "threads", "ours, images/s", *peers, "GFLOP/s", "of peak", "validation", "PSNR dB"]
@@ -243,7 +242,7 @@ def main() -> None:
                 if not given.json:
                     print(_line(row), flush=True)
     if given.json:
-        print(json.dumps({"machine": _processor(), "device": str(device), "rows": rows}, indent=2))
+        print(json.dumps({"machine": processor(), "device": str(device), "rows": rows}, indent=2))
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -254,12 +253,6 @@ def _line(row: dict[str, Any]) -> str:
         f"| {row['gflop_per_second']:.0f} | {row['share_of_peak']:.0%} ({row['dtype']}) "
         f"| {row['evaluation_share']:.0%} | {' / '.join(f'{value:.2f}' for value in psnr_db.values())} |"
     )
-
-
-def _processor() -> str:
-    cpus = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Generator(nn.Module):
     def _make_of_blocks(
         self, widths: list[int], norms: list[Norm], drops: list[float], upsample: Upsample, blocks: int
     ) -> None:
-        """Layers between the blocks start as torch starts them: with N(0, 0.02) deep stacks of 3x3 hardly begin."""
+        """Layers between the blocks start as torch starts them; the blocks themselves begin as the identity."""
 
         def level(first: nn.Module, width: int, norm: Norm) -> nn.Sequential:
             return nn.Sequential(first, *(_Residual(width, norm) for _ in range(blocks)))
