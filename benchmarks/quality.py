@@ -23,6 +23,7 @@ _RATES = "lr_schedule=cosine beta1=0.9 lr_g=0.002"
 RECIPES: dict[str, tuple[int, str]] = {  # images an epoch, settings
     "adversarial": (5_000, f"{_BLOCKS} {_RATES} adversarial_weight=0.01"),
     "plain": (5_000, f"{_BLOCKS} {_RATES} adversarial=none"),
+    "slides": (5_000, f"width=32 dropout=0 loss=both batch_size=32 {_RATES} patch=14 adversarial_weight=0.1"),
 }
 EPOCHS = 40
 
