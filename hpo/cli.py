@@ -133,6 +133,17 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from hpo.record import Record
+    from hpo.report import write_report
+
+    record = Record(arguments.runs, arguments.name)
+    if arguments.to is not None and arguments.to.is_dir():
+        raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
+    print(write_report(record, arguments.to))
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from hpo import results
     from hpo.record import Record
@@ -368,6 +379,10 @@ def _parser() -> argparse.ArgumentParser:
     in_runs(show)
     show.add_argument("--decisions", action="store_true", help="why each trial was stopped, or let go on")
     as_json(show)
+
+    report = command("report", _report, "Write what there is to see of a search as one HTML file; prints its path.")
+    in_runs(report)
+    report.add_argument("--to", type=Path, metavar="FILE", help="the file (None: report.html of the search)")
 
     export = command("export", _export, "Write the winner, or a trial's best, as a folder to deploy.")
     in_runs(export)

@@ -76,8 +76,11 @@ class Conductor:
         self._tell(trial)
         return trial
 
-    def hear(self, number: int, reports: Sequence[EvalReport]) -> Decision:
-        """All reports of a trial so far; those that the record lacks are judged in turn. Gives the last decision."""
+    def hear(self, number: int, reports: Sequence[EvalReport], node: str | None = None) -> Decision:
+        """All reports of a trial so far; those that the record lacks are judged in turn. Gives the last decision.
+
+        node: the host that trained the last epoch, where that is known.
+        """
         trial = self.record.trial(number)
         if trial.state.is_finished():
             return Decision(**trial.user_attrs[decide.DECISION])
@@ -85,7 +88,7 @@ class Conductor:
         if not new:  # the last one was heard, by a driver that died: it went on, or the trial would have ended
             return decide.judge(self.record.trials(), number, len(reports), self.record.search)
         for report in new:
-            decision = self.record.hear(number, report)
+            decision = self.record.hear(number, report, node if report is new[-1] else None)
             if decision.action != "go on":
                 self._running.discard(number)
             self._tell(self.record.trial(number))

@@ -27,6 +27,7 @@ from search_spaces import Space
 CONFIG = "config"  # user attribute: the trial's TrainConfig, as a dict
 REPORTS = "reports"  # user attribute: every EvalReport as a dict, and under HEARD when it came
 HEARD = "heard"  # how many reports the whole search had had before this one
+NODE = "node"  # of a report: the host that trained the epoch, where that is known; decides nothing
 BY = "by"  # user attribute: who suggested the trial
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
 FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
@@ -90,7 +91,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
             if rng.random() >= _RANDOM:
                 point = promising(trials, search.epochs, rng)
             by = "random" if point is None else by
-        study = _study(trials, _tpe(seed) if by == "tpe" else optuna.samplers.RandomSampler(seed=seed))
+        study = in_memory_study(trials, _tpe(seed) if by == "tpe" else optuna.samplers.RandomSampler(seed=seed))
         if point is not None:
             study.enqueue_trial(dict(point))
         trial = study.ask()
@@ -100,8 +101,10 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     return None
 
 
-def _study(trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    """An in-memory study of these trials. Optuna's add_trials would copy each, a second for a thousand."""
+def in_memory_study(
+    trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    """A study of these trials. Optuna's add_trials would copy each, a second for a thousand."""
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler)
     storage._studies[study._study_id].trials.extend(trials)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import DECISION, ERROR, FAILURES, HEARD, REPORTS, Decision, Suggestion, judge
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.study import Study
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
@@ -147,9 +147,9 @@ class Record:
         self._trials.append(trial)
         return trial
 
-    def hear(self, number: int, report: EvalReport) -> Decision:
+    def hear(self, number: int, report: EvalReport, node: str | None = None) -> Decision:
         """A new report and what becomes of the trial by it, written together. Raises RecordError where an epoch before
-        it is missing.
+        it is missing. node: the host that trained this epoch.
 
         A trial that does not go on is COMPLETE or PRUNED, with the value of this epoch; why is kept beside it.
         """
@@ -157,7 +157,7 @@ class Record:
         reports = trial.user_attrs[REPORTS]
         if report.epoch != len(reports) + 1:
             raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
-        told = [*reports, {**report.as_dict(), HEARD: self._reports_heard()}]
+        told = [*reports, {**report.as_dict(), HEARD: self._reports_heard(), NODE: node}]
         value = objective_value(report.ssim, report.psnr_db, self.search.objective)
         trial.user_attrs = {**trial.user_attrs, REPORTS: told}
         trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}

@@ -45,7 +45,7 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
         number, now = trial.config["number"], time.monotonic()
         self.steps.append(Step(number, now - result["step_seconds"], now))
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
-        decision = self._conductor.hear(number, reports)
+        decision = self._conductor.hear(number, reports, result.get("node"))
         answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
         return answer
 

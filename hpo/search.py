@@ -28,6 +28,7 @@ from hpo.deaths import death_of
 from hpo.hooks import DriverError
 from hpo.progress import Progress, expected_epochs
 from hpo.record import STUDY_FILE, Record, RecordError
+from hpo.report import write_report
 from hpo.retention import Retention
 from hpo.scheduler import ConductorScheduler, overhead
 from hpo.searcher import ConductorSearcher
@@ -114,7 +115,9 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
     stopping = Stopping(name, runs)
     try:
         with stopping.on_signals():
-            return _run(record, space, images, console, stopping)
+            code = _run(record, space, images, console, stopping)
+            _write_report(record, console)
+            return code
     except KeyboardInterrupt:
         return stopping.end()
     except SystemExit:  # by Ray's handler of SIGTERM, while Ray starts
@@ -146,6 +149,14 @@ def _run(record: Record, space: search_spaces.Space, images: Images, console: Co
         print(f"\n{against_slides(test)}")
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
     return EXIT_DONE
+
+
+def _write_report(record: Record, console: Console) -> None:
+    """Whatever happens to it, the search is done."""
+    try:
+        console.print(f"Report: {write_report(record)}", highlight=False, soft_wrap=True)
+    except Exception as error:
+        console.print(f"No report: {error}. `hpo report {record.name}` tries again", highlight=False, soft_wrap=True)
 
 
 def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:

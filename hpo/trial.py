@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         is_first = self._run is None
         run = self._run = self._run or self._begin()
         started = time.monotonic()
-        if not (is_first and run.reports):
+        trains = not (is_first and run.reports)
+        if trains:
             run.run_epoch()
         return {
             "epoch": len(run.reports),
             "reports": [report.as_dict() for report in run.reports],
+            "node": platform.node() if trains else None,
             "step_seconds": time.monotonic() - started,
         }
 

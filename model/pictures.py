@@ -61,6 +61,18 @@ def strip(columns: Sequence[np.ndarray], *, scale: int = 3) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
+def cells(sheet: Image.Image, columns: int = 3) -> list[np.ndarray]:
+    """The columns of a strip of scale 1 whose pictures are square: uint8 (N, S, S), or (N, S, S, 3). Raises ValueError
+    for what is none."""
+    pixels = np.asarray(sheet)
+    side, rest = divmod(pixels.shape[1] + _GAP, columns)
+    count, left = divmod(pixels.shape[0] + _GAP, side)
+    if rest or left or not count:
+        raise ValueError(f"{sheet.width}x{sheet.height} pixels are no {columns} columns of square pictures")
+    starts = range(0, columns * side, side)
+    return [np.stack([pixels[y * side :, x:][: side - _GAP, : side - _GAP] for y in range(count)]) for x in starts]
+
+
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """[-1, 1] to 0 ... 255, rounded to the nearest."""
     pixels: np.ndarray = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -23,6 +23,11 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 _STRIP_IMAGES = 6
 
 
+def strip_name(epoch: int) -> str:
+    """Of the pictures after an epoch: noisy | denoised | clean."""
+    return f"epoch-{epoch:04}.png"
+
+
 class TrainingRun:
     """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint.
 
@@ -55,7 +60,7 @@ class TrainingRun:
         values = [objective_value(r.ssim, r.psnr_db, self.objective) for r in self.reports]
         if values[-1] == max(values):
             self._last_is_best()
-        self._strip().save(self.folder / f"epoch-{report.epoch:04}.png")
+        self._strip().save(self.folder / strip_name(report.epoch))
         return report
 
     def _last_is_best(self) -> None:
