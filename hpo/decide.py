@@ -101,9 +101,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     return None
 
 
-def in_memory_study(
-    trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None
-) -> optuna.Study:
+def in_memory_study(trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
     """A study of these trials. Optuna's add_trials would copy each, a second for a thousand."""
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler)

@@ -36,7 +36,10 @@ from model.run import LAST, strip_name
 
 REPORT = "report.html"  # in a search's folder
 _TEMPLATE = Path(__file__).with_suffix(".html")
-_SLIDES_POINTS = {"losses_and_rates": 2, "architecture": 1}  # a space's first starting points: the slides' settings
+_SLIDES = {  # of a space's first starting points, so many are of the slides: what is theirs
+    "losses_and_rates": {"points": 2, "name": "the slides' loss and rates"},
+    "architecture": {"points": 1, "name": "the slides' settings"},
+}
 _TOP = 5  # best trials that importance is about; Optuna asks for at least five
 _FEWEST = 2 * _TOP  # trials with a result, below which importance would be noise
 _RESAMPLINGS = 40
@@ -55,7 +58,8 @@ def page(told: Mapping[str, Any]) -> str:
     """The HTML file. Its script and style run by their digest alone; all that comes from a search is data."""
     template = _TEMPLATE.read_text()
     script, style = (re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL) for tag in ("script", "style"))
-    assert script and style
+    assert script
+    assert style
     policy = (
         f"default-src 'none'; script-src '{_digest(script[1])}'; style-src '{_digest(style[1])}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -90,7 +94,7 @@ def contents(record: Record) -> dict[str, Any]:
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
         "final_wins": results.final_wins(record),
         "final_training": final,
-        "slides_points": _SLIDES_POINTS.get(search.space, 0),
+        "slides": _SLIDES.get(search.space, {"points": 0}),
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
         "noisy_psnr_db": next((r.noisy_psnr_db for trial in trials for r in results.reports_of(trial)), None),
         "parameters": _parameters(trials),
@@ -159,15 +163,17 @@ def why(trial: FrozenTrial, search: SearchConfig) -> str:
     value = trial.intermediate_values[taken["compared"]]
     at = "" if taken["compared"] == taken["epoch"] else f" in epoch {taken['compared']}"
     return (
-        f"Stopped after epoch {taken['epoch']}: its {value:.4f}{at} was below {taken['cutoff']:.4f}, the bar that trial "
-        f"{taken['set_by']} set among {taken['rivals']}"
+        f"Stopped after epoch {taken['epoch']}: its {value:.4f}{at} was below {taken['cutoff']:.4f}, the bar that "
+        f"trial {taken['set_by']} set among {taken['rivals']} trials"
     )
 
 
 def pareto(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Trials that no other beats in SSIM without losing to it in PSNR, at their best epochs; by falling PSNR."""
     points = [
-        (-float(row["psnr_db"]), -row["ssim"], row["number"]) for row in rows if row["candidate"] and _is_real(row["ssim"])
+        (-float(row["psnr_db"]), -row["ssim"], row["number"])
+        for row in rows
+        if row["candidate"] and _is_real(row["ssim"])
     ]
     front: list[int] = []
     highest = -math.inf
@@ -210,9 +216,7 @@ def importance(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     It asks only which trials are the best, so that stopped ones count too, in fair company: who was stopped is not
     among them. Shares add up to 1; low and high are the 5th and 95th percentile over resamplings of the trials.
     """
-    ended = [
-        _as_complete(trial) for trial in trials if trial.state.is_finished() and trial.state != TrialState.FAIL
-    ]
+    ended = [_as_complete(trial) for trial in trials if trial.state.is_finished() and trial.state != TrialState.FAIL]
     told: dict[str, Any] = {"trials": len(ended), "fewest": _FEWEST, "best": _TOP, "shares": []}
     if len(ended) < _FEWEST:
         return told
