@@ -150,7 +150,8 @@ def why(trial: FrozenTrial, search: SearchConfig) -> str:
     """Why it ended, in a sentence."""
     kind, epochs = _kind(trial), len(trial.intermediate_values)
     if kind == "failed":
-        return f"Failed after {epochs} epochs: {trial.user_attrs.get(decide.ERROR, {}).get('text')}"
+        when = f"after epoch {epochs}" if epochs else "before an epoch was done"
+        return f"Failed {when}: {trial.user_attrs.get(decide.ERROR, {}).get('text')}"
     if kind == "running":
         return f"Not ended yet: {epochs} of {search.epochs} epochs are on record"
     if kind == "finished":
@@ -282,10 +283,10 @@ def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     if origin.get("search_id") != record.id:
         return None
     return {
-        "trial": origin["trial"],
-        "trials": origin["trials"],
-        "final_training": origin["final_training"],
-        "current": (origin["trials"], origin["final_epochs"]) == (num_trials, record.search.final_epochs),
+        "trial": origin.get("trial"),
+        "trials": origin.get("trials"),
+        "final_training": origin.get("final_training"),
+        "current": (origin.get("trials"), origin.get("final_epochs")) == (num_trials, record.search.final_epochs),
         "metrics": manifest["metrics"],
         "parameters": manifest["model"]["parameters"],
     }

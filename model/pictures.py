@@ -63,7 +63,7 @@ def strip(columns: Sequence[np.ndarray], *, scale: int = 3) -> Image.Image:
 
 def cells(sheet: Image.Image, columns: int = 3) -> list[np.ndarray]:
     """The columns of a strip of scale 1 whose pictures are square: uint8 (N, S, S), or (N, S, S, 3). Raises ValueError
-    for what is none."""
+    where its size is that of none."""
     pixels = np.asarray(sheet)
     side, rest = divmod(pixels.shape[1] + _GAP, columns)
     count, left = divmod(pixels.shape[0] + _GAP, side)
