@@ -44,7 +44,7 @@ _TOP = 5  # best trials that importance is about; Optuna asks for at least five
 _FEWEST = 2 * _TOP  # trials with a result, below which importance would be noise
 _RESAMPLINGS = 40
 _WALL = 6  # best trials whose pictures are shown, beside the starting points and the final training
-_PICTURE_BYTES = 5_500_000  # of pixels: as incompressible PNGs in base64 still far below 10 MB
+_PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still far below 10 MB
 
 
 def write_report(record: Record, to: Path | None = None) -> Path:
