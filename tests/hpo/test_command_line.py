@@ -85,6 +85,7 @@ SEARCH = ["search", "first"]
         ([], ["COMMAND"]),
         (["show", "first"], ["first: no such search in runs", "`hpo search NAME` starts one"]),
         (["show", "a/b"], ["name='a/b'"]),
+        (["report", "first"], ["first: no such search in runs"]),
         (["export", "first"], ["first: no such search in runs"]),
         (["evaluate", "nowhere"], ["nowhere: no export there", "manifest.json"]),
         (["denoise", "nowhere", "a.png", "--to", "out"], ["nowhere: no export there"]),

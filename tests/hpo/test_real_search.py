@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import platform
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import optuna
 import pytest
 import ray
 import torch
+from chromium import chromium, needs_chromium
 from drivers import GUARD_SECONDS, driver, finished, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
@@ -25,6 +27,7 @@ from wandb_files import assert_all_there
 from hpo import decide, results
 from hpo.cli import main
 from hpo.record import Record
+from hpo.report import REPORT
 from model.checkpoint import load_checkpoint
 from model.data import DataConfig, DeviceImages, Images
 from model.denoise import Denoiser
@@ -122,6 +125,30 @@ def test_no_process_listens_beyond_this_machine(searched):
 
 
 # --- its results ----------------------------------------------------------------------------------------------------
+
+
+@needs_chromium
+def test_it_leaves_a_report_that_shows_what_was_measured_and_where_it_ran(searched):
+    test = json.loads((searched.export / "manifest.json").read_text())["metrics"]["test"]
+    with chromium() as browser:
+        browser.open((searched.record.folder / REPORT).as_uri())
+        assert browser.complaints == []
+        cells = browser.run(
+            "[...document.querySelectorAll('#measured tr')].map(r => [...r.cells].map(c => c.innerText))"
+        )
+        for row, name in ((cells[1], "noisy"), (cells[3], "denoised")):
+            measured = test[name]
+            assert row[1:] == [f"{measured['ssim']:.4f}", f"{measured['psnr_db']:.2f}", f"{measured['l1']:.4f}"]
+        assert cells[2][1:3] == ["0.8710", "26.09"]  # the slides'
+        number = results.winner(searched.record)
+        assert str(number) in browser.run("document.querySelector('h1').innerText")
+        assert "finished, 5 trials" in browser.run("document.querySelector('#status').innerText")
+        assert "2 of 2 epochs" in browser.run("document.querySelector('#final-words').innerText")
+        shown = browser.run("[...document.querySelectorAll('#wall b')].map(b => b.innerText)")
+        assert {"Clean", "Noisy", "Trial 0", "Trial 1", f"Trial {number}", f"Trial {number}, trained anew"} <= set(
+            shown
+        )
+        assert browser.run("document.querySelector('#timeline-words').innerText").count(platform.node()) == 1
 
 
 def test_optuna_sees_the_truth(searched):
