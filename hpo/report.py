@@ -56,7 +56,7 @@ def write_report(record: Record, to: Path | None = None) -> Path:
 
 def page(told: Mapping[str, Any]) -> str:
     """The HTML file. Its script and style run by their digest alone; all that comes from a search is data."""
-    template = _TEMPLATE.read_text()
+    template = _TEMPLATE.read_text(encoding="utf-8")
     script, style = (re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL) for tag in ("script", "style"))
     assert script
     assert style
@@ -89,7 +89,6 @@ def contents(record: Record) -> dict[str, Any]:
         "trials": rows,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "created": record.about["created"],
-        "began": began and began.astimezone(UTC).isoformat(timespec="seconds"),
         "finished": bool(export and export["current"] and export["metrics"]["test"]),
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
         "final_wins": results.final_wins(record),
