@@ -15,9 +15,10 @@ from rich.console import Console
 from hpo import results
 from hpo.config import SearchConfig
 from hpo.decide import HEARD, REPORTS, suggest
-from hpo.progress import Progress, decision_table, expected_epochs, trial_table
+from hpo.progress import Progress, expected_epochs
 from hpo.record import Record
 from hpo.results import reports_of
+from hpo.tables import decision_table, trial_table
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_the_live_table_follows_a_whole_search(record):
     last = console.file.getvalue().rpartition("/8 trials: ")[2]
     counts = [sum(t.state == state for t in record.trials()) for state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert "{} finished, {} pruned, 0 failed".format(*counts) in last
-    assert "running" not in last
+    assert "under way" not in last
 
 
 def test_the_expected_time_counts_what_is_left(record):
