@@ -125,7 +125,8 @@ def _show(arguments: argparse.Namespace) -> int:
         return 0
     trials = {trial.number: trial for trial in record.trials()}
     board = results.leaderboard(list(trials.values()), record.search.objective)
-    console.print(headline(record), "", highlight=False)
+    console.print(headline(record), highlight=False)
+    console.print()
     console.print(trial_table([trials[row["number"]] for row in board], record.search, width=console.width))
     return 0
 

@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -174,6 +175,8 @@ class _Quiet(WSGIRequestHandler):
 
 def serving(record: Record, port: int) -> tuple[WSGIServer, str]:
     """A server that listens, and the address of the search's page. port: 0 takes any. Raises ConfigError."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # metric names: since 3.2
+    warnings.filterwarnings("ignore", module="optuna.importance")  # too few trials for some: the page shows it
     snapshot = Snapshot(record)
     application = optuna_dashboard.wsgi(snapshot.storage, artifact_store=snapshot.strips)
     try:

@@ -24,7 +24,7 @@ _SILENCE_SECONDS = 30.0  # of a driver elsewhere, after which it is told; a driv
 def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None] = time.sleep) -> None:
     """Until the search is over. Raises ConfigError, RecordError."""
     record = Record(runs, name, read_only=True)
-    display, told = Display(name, record.search, console), ""
+    display, looked, told = Display(name, record.search, console), False, ""
     reading, life = _Changes(record.folder / STUDY_FILE), _Life(record.folder)
     try:
         while True:
@@ -34,7 +34,8 @@ def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None]
                 display.search = record.search
                 for trial in record.trials():
                     if trial != display.trials.get(trial.number):
-                        display.tell(trial)
+                        display.tell(trial, is_news=looked)
+                looked = True
             over = _over(record)
             status, silence = life.status()
             if over:

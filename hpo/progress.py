@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from hpo import decide
@@ -83,13 +84,13 @@ class Display:
             self._live = Live(console=console, auto_refresh=False)
             self._live.start()
 
-    def tell(self, trial: FrozenTrial) -> None:
-        """It began, reported or ended."""
+    def tell(self, trial: FrozenTrial, *, is_news: bool = False) -> None:
+        """It began, reported or ended. is_news: even if it had ended when it was first seen."""
         before = self.trials.get(trial.number)
         self.trials[trial.number] = trial
         for line in _deaths(before, trial):
             self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-        if before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
+        if is_news or before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
             for line in _lines(before, trial, self.search.epochs):
                 self.say(line)
 
@@ -127,7 +128,9 @@ def picture(
     over = status.phase == "ended"
     if status.seconds_left is not None and not over:
         total = status.seconds + status.seconds_left
-        parts.append(ProgressBar(total=total, completed=status.seconds, width=min(width, 80)))
+        bar = Table.grid()  # a bar alone ends no line
+        bar.add_row(ProgressBar(total=total, completed=status.seconds, width=min(width, 80)))
+        parts.append(bar)
     figures = [
         duration(status.seconds) if status.seconds else "",
         f"about {duration(status.seconds_left)} left" if status.seconds_left is not None and not over else "",

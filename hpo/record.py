@@ -242,6 +242,8 @@ def _open_study(folder: Path, name: str, read_only: bool) -> tuple[Study, list[F
 
 
 def _unreadable(path: Path, error: Exception) -> RecordError:
+    if "readonly database" in str(error):  # a journal is left, and who only reads must not play it back
+        return RecordError(f"{path}: its driver died while it wrote; `hpo show {path.parent.name}` mends that")
     return RecordError(f"{path}: damaged, or held by another process ({error})")
 
 

@@ -29,7 +29,7 @@ def trial_table(
     progress: Mapping[int, float] | None = None,
     one_line: bool = False,
 ) -> Table:
-    """In the order given; each with the metrics of its best epoch. Readable at 40 columns, at ease at 80.
+    """In the order given; each with the metrics of its best epoch. Below 64 columns without their parameters.
 
     progress: epochs done by the trials that run, with the fraction of the present one. one_line: parameters that do not
     fit are cut, so that a row is a line.
@@ -45,9 +45,8 @@ def trial_table(
     if width >= _SPEED_FROM:
         table.add_column("images/s", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    if width >= _BAR_FROM or not one_line:
-        cut = {"no_wrap": True, "overflow": "ellipsis"} if one_line else {"overflow": "fold"}
-        table.add_column("parameters", **cut)
+    if width >= _BAR_FROM:
+        table.add_column("parameters", overflow="fold")
     for trial in trials:
         r = row(trial, search.objective)
         done = (progress or {}).get(trial.number)
@@ -61,7 +60,9 @@ def trial_table(
         state = outcome(trial) if done is None else _under_way(r["epochs"], search)
         cells.append(Text(state, style=_STYLES.get(r["state"], "cyan")))
         if len(cells) < len(table.columns):
-            cells.append(Text(parameters(trial)))  # a str would be read as markup
+            # A str would be read as markup. The column itself may wrap, so that others are not cut in its stead.
+            cut = {"no_wrap": True, "overflow": "ellipsis"} if one_line else {}
+            cells.append(Text(parameters(trial), **cut))
         table.add_row(*cells)
     return table
 
