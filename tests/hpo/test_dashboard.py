@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,15 +36,25 @@ def strip(record: Record, number: int, epoch: int) -> Path:
 
 
 @contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+@contextmanager
 def served(runs: Path) -> Iterator[int]:
     server, address = serving(Record(runs, "first", read_only=True), 0)
     with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        assert address.startswith(f"http://127.0.0.1:{server.server_port}/")
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            assert address.startswith(f"http://127.0.0.1:{server.server_port}/")
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def ask(port: int, path: str, method: str = "GET", host: str | None = None) -> tuple[int, bytes]:
@@ -75,7 +86,6 @@ def test_states_values_and_strips_are_the_records(done, runs):
 
 def test_it_follows_a_search_that_runs(record, runs, monkeypatch):
     monkeypatch.setattr(dashboard, "_REFRESH_SECONDS", 0)
-    monkeypatch.setattr("optuna_dashboard._storage.timedelta", lambda **_: None, raising=False)
     running = conductor(record)
     first = running.next_trial().number
     reports: list = []
@@ -85,8 +95,10 @@ def test_it_follows_a_search_that_runs(record, runs, monkeypatch):
         train(running, first, reports)
         second = running.next_trial().number
         strip(record, first, 1)
-        _forget()
-        shown = trials_on(port)
+        end = time.monotonic() + 60  # the pages' own memory lasts two seconds
+        while second not in (shown := trials_on(port)):
+            assert time.monotonic() < end
+            time.sleep(0.2)
         now = record.trial(first)
         assert shown[first]["state"].upper() == now.state.name
         assert {v["step"]: v["value"] for v in shown[first]["intermediate_values"]} == now.intermediate_values
@@ -123,7 +135,7 @@ def test_a_browser_shows_states_and_values_and_ctrl_c_leaves_nothing(done, runs,
     winner = max((t for t in done.trials() if t.state.name == "COMPLETE"), key=lambda trial: trial.value)
     strip(done, winner.number, 1)
     command = [sys.executable, "-m", "hpo.cli", "dashboard", "first", "--runs", str(runs), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ended(process):
         address = re.match(r"http://127\.0\.0\.1:\d+/\S+", process.stderr.readline())[0]
         (listening,) = (s for s in psutil.Process(process.pid).net_connections("inet") if s.status == "LISTEN")
         assert listening.laddr.ip == "127.0.0.1"
