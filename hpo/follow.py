@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hpo import results
 from hpo.holder import holder
-from hpo.progress import Display, Status
+from hpo.progress import Display, Status, what_follows
 from hpo.record import STUDY_FILE, Record
 from hpo.stopping import command_to_continue
 
@@ -45,11 +45,12 @@ def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None]
             else:
                 notice = ""
             display.draw(status, notice)
-            if notice != told:
-                display.say(notice or f"{name} is running again")
+            line = notice or what_follows(status)
+            if line != told:
+                display.say(line or f"{name} is running again")
             if over:
                 return
-            told = notice
+            told = line
             wait(max(_POLL_SECONDS, (time.monotonic() - began) / _SHARE))
     finally:
         display.close()

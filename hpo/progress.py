@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import math
 import threading
@@ -129,7 +130,7 @@ def picture(
     if status.seconds_left is not None and not over:
         total = status.seconds + status.seconds_left
         bar = Table.grid()  # a bar alone ends no line
-        bar.add_row(ProgressBar(total=total, completed=status.seconds, width=min(width, 80)))
+        bar.add_row(ProgressBar(total=total, completed=status.seconds, width=min(width, 80), complete_style="cyan"))
         parts.append(bar)
     figures = [
         duration(status.seconds) if status.seconds else "",
@@ -142,7 +143,7 @@ def picture(
     ranked = sorted((place, trial) for trial in trials if (place := rank(trial)))
     if ranked and (best := best_report(ranked[0][1], search.objective)):
         parts.append(Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best)}"))
-    if phase := _phase(status):
+    if phase := what_follows(status):
         parts.append(Text(phase, style="cyan"))
     if notice:
         parts.append(Text(notice, style="yellow"))
@@ -160,7 +161,8 @@ def picture(
     return Group(*parts)
 
 
-def _phase(status: Status) -> str:
+def what_follows(status: Status) -> str:
+    """After the trials, in a line; empty before."""
     if status.phase == "finalists":
         return f"measuring trial {status.trial} on all validation images, {status.done + 1} of {status.of}"
     if status.phase == "final training":
@@ -344,17 +346,35 @@ class Progress:
         return final if phase == "finalists" else self._trials_seconds_left(per_epoch) + final
 
     def _trials_seconds_left(self, per_epoch: float) -> float:
-        trials = self._display.trials.values()
-        ended = [len(trial.user_attrs[decide.REPORTS]) for trial in trials if trial.state.is_finished()]
-        expected = sum(ended) / len(ended) if len(ended) >= self._slots else expected_epochs(self._search)
-        running = [len(trial.user_attrs[decide.REPORTS]) for trial in trials if decide.is_open(trial)]
-        to_start = max(0, self._search.trials - len(trials))
-        epochs: float = to_start * expected + sum(max(0.0, expected - done) for done in running)
-        seconds = epochs * per_epoch / self._slots
-        if self._search.time_budget is None:
-            return seconds
-        new_trials_until = max(0.0, 60 * self._search.time_budget - (self._clock() - self._began))
-        return min(seconds, new_trials_until + expected * per_epoch)
+        trials = list(self._display.trials.values())
+        left = epochs_left(trials, self._search)
+        # Each slot as it gets free takes the next trial. Those that wait to be taken up again are among the running.
+        busy = [left[len(trial.user_attrs[decide.REPORTS])] for trial in trials if decide.is_open(trial)]
+        new = max(0, self._search.trials - len(trials))
+        if self._search.time_budget is not None:
+            until = 60 * self._search.time_budget - (self._clock() - self._began)
+            new = min(new, math.ceil(max(0.0, until) * self._slots / (left[0] * per_epoch)))
+        slots = [0.0] * self._slots
+        for epochs in [*sorted(busy, reverse=True), *[left[0]] * new]:
+            heapq.heappush(slots, heapq.heappop(slots) + epochs)
+        return max(slots) * per_epoch
+
+
+def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[float]:
+    """How many more a trial with 0, 1, 2, ... behind it runs, in the mean.
+
+    From the share of trials that was stopped after each epoch, of all that had come so far, those under way included
+    (Kaplan & Meier 1958): the mean length of those that have ended is too short, since who is pruned ends first. Before
+    there are trials it is what the rule says, which counts as one trial later on.
+    """
+    reached = [len(trial.user_attrs[decide.REPORTS]) for trial in trials]
+    stopped = [n for n, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
+    left = [0.0] * (search.epochs + 1)
+    for epoch in range(search.epochs, 0, -1):
+        by_rule = 1 - 1 / search.reduction if epoch in decide.rungs(search) else 0.0
+        share = (by_rule + stopped.count(epoch)) / (1 + sum(n >= epoch for n in reached))
+        left[epoch - 1] = 1 + (1 - share) * left[epoch]
+    return left
 
 
 def expected_epochs(search: SearchConfig) -> float:

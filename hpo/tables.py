@@ -52,7 +52,9 @@ def trial_table(
         done = (progress or {}).get(trial.number)
         cells: list[Any] = [str(r["number"]), f"{r['epochs']}/{search.epochs}"]
         if bars:
-            cells.append("" if done is None else ProgressBar(total=search.epochs, completed=done))
+            cells.append(
+                "" if done is None else ProgressBar(total=search.epochs, completed=done, complete_style="cyan")
+            )
         measured = best_report(trial, search.objective)
         cells += [f"{measured.ssim:.4f}", f"{measured.psnr_db:.2f}"] if measured else ["", ""]
         if width >= _SPEED_FROM:
