@@ -63,8 +63,7 @@ def trial_table(
         cells.append(Text(state, style=_STYLES.get(r["state"], "cyan")))
         if len(cells) < len(table.columns):
             # A str would be read as markup. The column itself may wrap, so that others are not cut in its stead.
-            cut = {"no_wrap": True, "overflow": "ellipsis"} if one_line else {}
-            cells.append(Text(parameters(trial), **cut))
+            cells.append(Text(parameters(trial), no_wrap=one_line, overflow="ellipsis" if one_line else "fold"))
         table.add_row(*cells)
     return table
 
