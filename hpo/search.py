@@ -332,6 +332,7 @@ def _train_final(context: _Context) -> None:
     setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
+    progress.training(number, [], config.epochs)
     training = FinalTraining.options(**options).remote(setup, context.images_ref)  # type: ignore[attr-defined]
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote())]
     progress.training(number, reports, config.epochs)
