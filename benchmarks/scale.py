@@ -136,9 +136,10 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
             figures["open"] = watch.figures("open")
             for name, screen in screens.items():
                 progress = Progress(asked, "scale", IN_FLIGHT, screen)
-                progress._trials = {trial.number: trial for trial in trials}  # told one by one, each would be drawn
-                for trial in trials[-SAMPLES:]:
-                    watch.timed(name, progress.changed)(trial)
+                for trial in trials:
+                    progress.changed(trial)
+                for _ in range(SAMPLES):
+                    watch.timed(name, progress._show)()
                 progress.close()
                 figures[name] = watch.figures(name)
             pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -111,8 +111,8 @@ def _show(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hpo import results
-    from hpo.progress import decision_table, trial_table
     from hpo.record import Record
+    from hpo.tables import decision_table, headline, trial_table
 
     record = Record(arguments.runs, arguments.name)
     document = results.decisions(record) if arguments.decisions else results.document(record)
@@ -125,11 +125,61 @@ def _show(arguments: argparse.Namespace) -> int:
         return 0
     trials = {trial.number: trial for trial in record.trials()}
     board = results.leaderboard(list(trials.values()), record.search.objective)
-    console.print(trial_table([trials[row["number"]] for row in board], record.search))
-    number = results.winner(record)
-    if number is not None:
-        by_final = " (the final training of its configuration)" if results.final_wins(record) else ""
-        console.print(f"\nwinner: trial {number}{by_final}", highlight=False)
+    console.print(headline(record), highlight=False)
+    console.print()
+    console.print(trial_table([trials[row["number"]] for row in board], record.search, width=console.width))
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from hpo.follow import watch
+
+    try:
+        watch(arguments.runs, arguments.name, Console(stderr=True, markup=False))
+    except KeyboardInterrupt:
+        return _stopped("No longer watched; the search is not affected.", EXIT_INTERRUPTED)
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from hpo.holder import stop
+
+    print(stop(arguments.runs, arguments.name), file=sys.stderr)
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from hpo.holder import remove
+    from hpo.record import Record, missing
+
+    folder = arguments.runs / arguments.name
+    if not Record.exists(arguments.runs, arguments.name):
+        raise missing(arguments.runs, arguments.name)
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{folder}: deleting it asks first, and nobody is here to answer; --yes answers")
+        megabytes = sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
+        if input(f"Delete {folder} ({megabytes:,.0f} MB) with all that the search found? [y/N] ").lower() != "y":
+            print("Nothing was deleted.", file=sys.stderr)
+            return 0
+    remove(arguments.runs, arguments.name)
+    print(f"{folder} is deleted", file=sys.stderr)
+    return 0
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from hpo.dashboard import serving
+    from hpo.record import Record
+
+    server, address = serving(Record(arguments.runs, arguments.name, read_only=True), arguments.port)
+    with server:
+        print(f"{address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return _stopped("", EXIT_INTERRUPTED)
     return 0
 
 
@@ -383,6 +433,14 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Write what there is to see of a search as one HTML file; prints its path.")
     in_runs(report)
     report.add_argument("--to", type=Path, metavar="FILE", help="the file (None: report.html of the search)")
+    in_runs(command("watch", _watch, "The live table of a search that another process, or another machine, runs."))
+    in_runs(command("stop", _stop, "End a search of this machine, so that it can be continued."))
+    remove = command("rm", _remove, "Delete a search; asks first.")
+    in_runs(remove)
+    remove.add_argument("--yes", action="store_true", help="don't ask")
+    dashboard = command("dashboard", _dashboard, "optuna-dashboard for a search, on this machine alone.")
+    in_runs(dashboard)
+    dashboard.add_argument("--port", type=int, default=8080, help="on 127.0.0.1; 0: any that is free")
 
     export = command("export", _export, "Write the winner, or a trial's best, as a folder to deploy.")
     in_runs(export)
@@ -403,6 +461,12 @@ def _parser() -> argparse.ArgumentParser:
     denoise.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the denoised ones go")
 
     train = command("train", _train, "Train one configuration, without Ray; continues what is in the folder.")
+    _add_train_options(train)
+    as_json(train)
+    return parser
+
+
+def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints and pictures")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
     train.add_argument("--epochs", type=int, default=12)
@@ -412,8 +476,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
     train.add_argument("--export", action="store_true", help="the best epoch, to DIR/export, measured on test images")
     train.add_argument("--tensorboard", action="store_true", help="losses and metrics, in tensorboard/ of the folder")
-    as_json(train)
-    return parser
 
 
 def _add_search_options(search: argparse.ArgumentParser) -> None:
@@ -449,6 +511,9 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto (local: start one here)")
     much.add_argument("--wandb", choices=["offline", "disabled"], help="offline")
     much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
+    much.add_argument(
+        "--on-finish", metavar="COMMAND", help="for the shell, with the result as JSON on stdin; not when interrupted"
+    )
     add("--quiet", action="store_true", default=False, help="only the result")
 
 

@@ -47,6 +47,7 @@ class SearchConfig:
     address: str = "local"  # of a Ray cluster; local: start one here, on loopback
     wandb: Wandb = "offline"
     tensorboard: bool = False  # events of every training in the search's folder
+    on_finish: str | None = None  # a shell command that gets the result on stdin; None, "": none
 
     def __post_init__(self) -> None:
         mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
@@ -118,6 +119,7 @@ CHANGEABLE = frozenset(
         "address",
         "wandb",
         "tensorboard",
+        "on_finish",
     }
 )
 

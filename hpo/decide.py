@@ -134,6 +134,13 @@ def rungs(search: SearchConfig) -> tuple[int, ...]:
     return tuple(found)
 
 
+def next_rung(epochs: int, search: SearchConfig) -> int | None:
+    """The epoch after which a trial that has so many behind it is compared next; None: it runs to its end."""
+    if search.scheduler == "leaders" and epochs >= search.grace:
+        return epochs + 1 if epochs + 1 < search.epochs else None
+    return next((rung for rung in rungs(search) if rung > epochs), None)
+
+
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
     """What became of trial `number` with its report of `epoch`.
 

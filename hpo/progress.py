@@ -2,113 +2,379 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import json
+import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from hpo import decide
 from hpo.config import SearchConfig
-from hpo.results import best_report, leaderboard, reports_of, row
+from hpo.results import best_report, reports_of
+from hpo.retention import rank
+from hpo.tables import counts, duration, metrics, outcome, parameters, trial_table
+from model.metrics import EvalReport
 
-_SHOWN = 8  # rows below the running ones
+STATUS_FILE = "status.json"
+_BEST = 8  # ended trials in the live table
+_TICK_SECONDS = 1.0
+_SHARE = 0.02  # of the driver's time, at most, goes into drawing
 
 
-class Progress:
-    """A listener with the live table, or one line per event where there is no terminal."""
+# --- what only the driver knows -------------------------------------------------------------------------------------
 
-    def __init__(self, search: SearchConfig, name: str, slots: int, console: Console) -> None:
-        self._search, self._name, self._slots, self._console = search, name, slots, console
-        self._trials: dict[int, FrozenTrial] = {}
-        self._began = time.monotonic()
-        self._expectation = ""
-        self._next_draw = 0.0
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        if self._live:
+Phase = Literal["trials", "finalists", "final training", "export", "ended"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """What the driver knows beyond the record. Once a second it goes into the search's folder, for `hpo watch`: a sign
+    of life, too. Nothing is decided by it."""
+
+    phase: Phase = "trials"  # ended: this driver has, whether or not the search is over
+    seconds: float = 0.0  # since this driver began
+    seconds_left: float | None = None  # expected, pruning and what follows the trials included
+    images_per_second: float | None = None  # of all trials together, since this driver's first
+    overhead: float | None = None  # hpo.scheduler.Overhead.share
+    running: Mapping[int, float] = field(default_factory=dict)  # epochs done by each running trial, with a fraction
+    trial: int | None = None  # whose checkpoint is measured, or whose configuration is trained
+    done: int = 0  # finalists measured before it, or epochs of the final training
+    of: int = 0
+    report: Mapping[str, Any] | None = None  # the final training's last EvalReport
+
+    def write(self, folder: Path) -> None:
+        """Whole or not at all, without waiting for the disk: the next one comes in a second. Raises OSError."""
+        part = folder / f".{STATUS_FILE}"
+        part.write_text(json.dumps(asdict(self)))
+        part.replace(folder / STATUS_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Status | None:
+        """None where there is none that this version understands."""
+        try:
+            values = json.loads((folder / STATUS_FILE).read_text())
+            running = {int(number): float(done) for number, done in values.pop("running").items()}
+            return cls(running=running, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+class Display:
+    """Trials as they come: a live table where there is a terminal, else a plain line for each event."""
+
+    def __init__(self, name: str, search: SearchConfig, console: Console) -> None:
+        self.name, self.search, self.console = name, search, console
+        self.trials: dict[int, FrozenTrial] = {}
+        self._live: Live | None = None
+        if console.is_terminal and not console.quiet:
+            self._live = Live(console=console, auto_refresh=False)
             self._live.start()
 
-    def changed(self, trial: FrozenTrial) -> None:
-        """See Listener."""
-        before = self._trials.get(trial.number)
-        self._trials[trial.number] = trial
-        for line in self._deaths(before, trial):
-            self._console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    def tell(self, trial: FrozenTrial, *, is_news: bool = False) -> None:
+        """It began, reported or ended. is_news: even if it had ended when it was first seen."""
+        before = self.trials.get(trial.number)
+        self.trials[trial.number] = trial
+        for line in _deaths(before, trial):
+            self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        if is_news or before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
+            for line in _lines(before, trial, self.search.epochs):
+                self.say(line)
+
+    def say(self, line: str) -> None:
+        """Where there is no live table, which shows it in its way."""
+        if not self._live:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def draw(self, status: Status, notice: str = "") -> None:
+        """The table as it is now. notice: what else there is to say below its head."""
         if self._live:
-            if (began := time.monotonic()) >= self._next_draw:
-                self._live.update(self._picture(), refresh=True)
-                now = time.monotonic()
-                self._next_draw = now + 20 * (now - began)  # 5 % of the driver's time; a table of 1,000 takes 0.2 s
-        elif before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
-            for line in self._lines(before, trial):
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if not self._expectation and not self._live and (seconds := self._seconds_left()) is not None:
-            self._expectation = f"Expected: about {_duration(seconds)} more, pruning taken into account"
-            self._console.print(self._expectation, highlight=False)
+            size = self.console.size
+            trials = list(self.trials.values())
+            shown = picture(self.name, self.search, trials, status, width=size.width, height=size.height, notice=notice)
+            self._live.update(shown, refresh=True)
 
     def close(self) -> None:
         """Leave the table as it stands."""
         if self._live:
-            self._live.update(self._picture(), refresh=True)
             self._live.stop()
 
-    def _deaths(self, before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-        failures = trial.user_attrs.get(decide.FAILURES, [])
-        told = len(before.user_attrs.get(decide.FAILURES, []) if before else failures)  # else an earlier driver told
-        then = "given up" if trial.state == TrialState.FAIL else "to be taken up from there"
-        return [
-            f"trial {trial.number}: died after epoch {failure['epoch']}, {then}: {failure['error']}"
-            for failure in failures[told:]
-        ]
 
-    def _lines(self, before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-        lines = []
-        if before is None:
-            lines.append(f"trial {trial.number}: {parameters(trial)}")
-        told = len(reports_of(before)) if before else 0
-        for report in reports_of(trial)[told:]:
-            lines.append(
-                f"trial {trial.number}: epoch {report.epoch}/{self._search.epochs}  SSIM {report.ssim:.4f}  "
-                f"PSNR {report.psnr_db:.2f} dB  {report.images_per_second:.0f} images/s"
-            )
-        if trial.state.is_finished():
-            lines.append(f"trial {trial.number}: {outcome(trial)}")
-        return lines
+def picture(
+    name: str,
+    search: SearchConfig,
+    trials: Sequence[FrozenTrial],
+    status: Status,
+    *,
+    width: int,
+    height: int,
+    notice: str = "",
+) -> Group:
+    """The live table, for a terminal of so many columns and lines: head, running trials, the best of the others."""
+    parts: list[RenderableType] = [Text.assemble((name, "bold"), f"  {counts(trials, search)}")]
+    over = status.phase == "ended"
+    if status.seconds_left is not None and not over:
+        total = status.seconds + status.seconds_left
+        bar = Table.grid()  # a bar alone ends no line
+        bar.add_row(ProgressBar(total=total, completed=status.seconds, width=min(width, 80), complete_style="cyan"))
+        parts.append(bar)
+    figures = [
+        duration(status.seconds) if status.seconds else "",
+        f"about {duration(status.seconds_left)} left" if status.seconds_left is not None and not over else "",
+        f"{status.images_per_second:,.0f} images/s" if status.images_per_second else "",
+        f"overhead {100 * status.overhead:.1f} %" if status.overhead is not None else "",
+    ]
+    if any(figures):
+        parts.append(Text("   ".join(filter(None, figures))))
+    ranked = sorted((place, trial) for trial in trials if (place := rank(trial)))
+    if ranked and (best := best_report(ranked[0][1], search.objective)):
+        parts.append(Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best)}"))
+    if phase := what_follows(status):
+        parts.append(Text(phase, style="cyan"))
+    if notice:
+        parts.append(Text(notice, style="yellow"))
 
-    def _picture(self) -> Group:
-        trials = list(self._trials.values())
-        ended = [trial for trial in trials if trial.state.is_finished()]
-        counts = {state: sum(trial.state == state for trial in ended) for state in TrialState}
-        seconds = self._seconds_left()
-        head = Text.assemble(
-            (self._name, "bold"),
-            f"  {len(ended)}/{self._search.trials} trials: {counts[TrialState.COMPLETE]} finished, "
-            f"{counts[TrialState.PRUNED]} pruned, {counts[TrialState.FAIL]} failed  "
-            f"{_duration(time.monotonic() - self._began)}",
-            f", about {_duration(seconds)} left" if seconds is not None else "",
+    room = max(2, height - len(parts) - 5)  # the head's own lines, wrapped ones too
+    running = [trial for trial in trials if decide.is_open(trial)]
+    hidden = max(0, len(running) - max(room - _BEST, room // 2))
+    running = running[: len(running) - hidden]
+    ended = [trial for _, trial in ranked if trial.state.is_finished()]
+    shown = [*running, *ended[: min(_BEST, room - len(running))]]
+    if shown:
+        parts += ["", trial_table(shown, search, width=width, progress={} if over else status.running, one_line=True)]
+    if hidden:
+        parts.append(Text(f"and {hidden} more under way", style="dim"))
+    return Group(*parts)
+
+
+def what_follows(status: Status) -> str:
+    """After the trials, in a line; empty before."""
+    if status.phase == "finalists":
+        return f"measuring trial {status.trial} on all validation images, {status.done + 1} of {status.of}"
+    if status.phase == "final training":
+        last = EvalReport.from_dict(status.report) if status.report else None
+        told = f": {metrics(last)}, {last.images_per_second:,.0f} images/s" if last else ""
+        return f"final training of trial {status.trial}'s configuration, epoch {status.done}/{status.of}{told}"
+    if status.phase == "export":
+        return "exporting, and measuring the exported file on validation and test images"
+    return ""
+
+
+def _deaths(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
+    failures = trial.user_attrs.get(decide.FAILURES, [])
+    told = len(before.user_attrs.get(decide.FAILURES, []) if before else failures)  # else an earlier driver told
+    then = "given up" if trial.state == TrialState.FAIL else "to be taken up from there"
+    return [
+        f"trial {trial.number}: died after epoch {failure['epoch']}, {then}: {failure['error']}"
+        for failure in failures[told:]
+    ]
+
+
+def _lines(before: FrozenTrial | None, trial: FrozenTrial, epochs: int) -> list[str]:
+    lines = []
+    if before is None:
+        lines.append(f"trial {trial.number}: {parameters(trial)}")
+    told = len(reports_of(before)) if before else 0
+    lines += [f"trial {trial.number}: {_told(report, epochs)}" for report in reports_of(trial)[told:]]
+    if trial.state.is_finished():
+        lines.append(f"trial {trial.number}: {outcome(trial)}")
+    return lines
+
+
+def _told(report: EvalReport, epochs: int) -> str:
+    return (
+        f"epoch {report.epoch}/{epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
+        f"{report.images_per_second:.0f} images/s"
+    )
+
+
+# --- the driver's side ----------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A listener, from the first trial to the export. Draws in a thread of its own, once a second: epochs may take
+    minutes, and the loop that hands out trials does not wait for it.
+
+    folder: the search's, for its Status; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        search: SearchConfig,
+        name: str,
+        slots: int,
+        console: Console,
+        *,
+        folder: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._search, self._slots, self._folder, self._clock = search, slots, folder, clock
+        self._display = Display(name, search, console)
+        self._status, self._began = Status(), clock()
+        self._overhead: Callable[[], float | None] = lambda: None
+        self._expectation_told = False
+        self._epochs, self._epoch_seconds = 0, 0.0  # of all trials, in earlier drivers too
+        self._final_seconds = 0.0
+        self._heard: dict[int, float] = {}  # when a trial began, or reported last
+        self._images, self._first, self._last = (
+            0,
+            0.0,
+            0.0,
+        )  # of this driver's reports: began, ended
+        self._lock, self._over = threading.Lock(), threading.Event()
+        threading.Thread(target=self._tick, name="progress", daemon=True).start()
+
+    def overhead_is(self, overhead: Callable[[], float | None]) -> None:
+        """Whom to ask for the share of the slots' time that was not work. Called in the drawing thread."""
+        self._overhead = overhead
+
+    def changed(self, trial: FrozenTrial) -> None:
+        """See Listener."""
+        with self._lock:
+            self._count(self._display.trials.get(trial.number), trial)
+            self._display.tell(trial)
+            if not self._expectation_told and (seconds := self._seconds_left()) is not None:
+                self._expectation_told = True
+                self._display.say(f"Expected: about {duration(seconds)} more, pruning taken into account")
+
+    def measuring(self, number: int, done: int, of: int) -> None:
+        """A finalist; so many were measured before it."""
+        self._enter(Status(phase="finalists", trial=number, done=done, of=of))
+        self._display.say(f"Measuring trial {number} on all validation images, {done + 1} of {of}")
+
+    def training(self, number: int, reports: Sequence[EvalReport], epochs: int) -> None:
+        """The final training of a trial's configuration: all reports so far."""
+        begins = self._status.phase != "final training"
+        self._final_seconds = sum(report.seconds + report.eval_seconds for report in reports)
+        last = reports[-1].as_dict() if reports else None
+        self._enter(Status(phase="final training", trial=number, done=len(reports), of=epochs, report=last))
+        if begins:
+            self._display.say(f"\nFinal training of trial {number}'s configuration: {epochs} epochs")
+        elif reports:
+            self._display.say(f"final: {_told(reports[-1], epochs)}")
+
+    def exporting(self) -> None:
+        """All is chosen."""
+        self._enter(Status(phase="export"))
+        self._display.say("\nExporting, and measuring the exported file on validation and test images ...")
+
+    def close(self) -> None:
+        """This driver ends, or its search does; the table stays as it is now."""
+        if not self._over.is_set():
+            self._over.set()
+            self._enter(Status(phase="ended"))
+            self._display.close()
+
+    def _enter(self, status: Status) -> None:
+        with self._lock:
+            self._status = status
+            self._show()
+
+    def _tick(self) -> None:
+        pause = _TICK_SECONDS
+        while not self._over.wait(pause):
+            began = time.thread_time()
+            with self._lock:
+                self._show()
+            pause = max(_TICK_SECONDS, (time.thread_time() - began) / _SHARE)
+
+    def _show(self) -> None:
+        status = self._now()
+        self._display.draw(status)
+        if self._folder:
+            with contextlib.suppress(OSError):  # a full disk is told by who needs it
+                status.write(self._folder)
+
+    def _now(self) -> Status:
+        now, trained = self._clock(), self._last - self._first
+        trials = self._display.trials.values()
+        return replace(
+            self._status,
+            seconds=now - self._began,
+            seconds_left=self._seconds_left(),
+            images_per_second=self._images / trained if trained > 0 else None,
+            overhead=self._overhead(),
+            running={trial.number: self._done(trial, now) for trial in trials if decide.is_open(trial)},
         )
-        running = [trial for trial in trials if decide.is_open(trial)]
-        best = leaderboard(ended, self._search.objective)[:_SHOWN]
-        by_number = {trial.number: trial for trial in ended}
-        return Group(head, trial_table([*running, *(by_number[r["number"]] for r in best)], self._search))
+
+    def _count(self, before: FrozenTrial | None, trial: FrozenTrial) -> None:
+        now, told = self._clock(), len(before.user_attrs[decide.REPORTS]) if before else 0
+        new = reports_of(trial)[told:]
+        self._heard[trial.number] = now
+        self._epochs += len(new)
+        self._epoch_seconds += sum(report.seconds + report.eval_seconds for report in new)
+        if before and new:  # else an earlier driver has heard them
+            self._first = self._first or now - new[0].seconds - new[0].eval_seconds
+            self._images += sum(report.images // report.epoch for report in new)
+            self._last = now
+
+    def _done(self, trial: FrozenTrial, now: float) -> float:
+        """Epochs, with the fraction of the one under way: as long as the trial's last, or as the mean one."""
+        reports = trial.user_attrs[decide.REPORTS]
+        if reports:
+            expected = reports[-1]["seconds"] + reports[-1]["eval_seconds"]
+        else:
+            expected = self._epoch_seconds / self._epochs if self._epochs else math.inf
+        since = now - self._heard[trial.number]
+        return len(reports) + (min(0.99, since / expected) if expected else 0.0)
 
     def _seconds_left(self) -> float | None:
-        """From the epochs that trials took so far, pruned ones included; None before the first reports."""
-        reports = [report for trial in self._trials.values() for report in reports_of(trial)]
-        if len(reports) < self._slots:
+        """Of the trials, pruned ones taken into account, and of the final training; None before the first reports, and
+        once nothing follows but the export."""
+        phase, of = self._status.phase, self._status.of
+        if phase in ("export", "ended") or self._epochs < self._slots:
             return None
-        per_epoch = sum(report.seconds + report.eval_seconds for report in reports) / len(reports)
-        ended = [len(reports_of(trial)) for trial in self._trials.values() if trial.state.is_finished()]
-        expected = sum(ended) / len(ended) if len(ended) >= self._slots else expected_epochs(self._search)
-        running = [len(reports_of(trial)) for trial in self._trials.values() if decide.is_open(trial)]
-        to_start = max(0, self._search.trials - len(self._trials))
-        epochs: float = to_start * expected + sum(max(0.0, expected - done) for done in running)
-        return epochs * per_epoch / self._slots
+        per_epoch = self._epoch_seconds / self._epochs
+        if phase == "final training":
+            done = self._status.done
+            return (of - done) * (self._final_seconds / done if done else per_epoch)
+        final = self._search.final_epochs * per_epoch
+        return final if phase == "finalists" else self._trials_seconds_left(per_epoch) + final
+
+    def _trials_seconds_left(self, per_epoch: float) -> float:
+        trials = list(self._display.trials.values())
+        left = epochs_left(trials, self._search)
+        # Each slot as it gets free takes the next trial. Those that wait to be taken up again are among the running.
+        busy = [left[len(trial.user_attrs[decide.REPORTS])] for trial in trials if decide.is_open(trial)]
+        new = max(0, self._search.trials - len(trials))
+        if self._search.time_budget is not None:
+            until = 60 * self._search.time_budget - (self._clock() - self._began)
+            new = min(new, math.ceil(max(0.0, until) * self._slots / (left[0] * per_epoch)))
+        slots = [0.0] * self._slots
+        for epochs in [*sorted(busy, reverse=True), *[left[0]] * new]:
+            heapq.heappush(slots, heapq.heappop(slots) + epochs)
+        return max(slots) * per_epoch
+
+
+def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[float]:
+    """How many more a trial with 0, 1, 2, ... behind it runs, in the mean.
+
+    From the share of trials that was stopped after each epoch, of all that had come so far, those under way included
+    (Kaplan & Meier 1958): the mean length of those that have ended is too short, since who is pruned ends first. Before
+    there are trials it is what the rule says, which counts as one trial later on.
+    """
+    reached = [len(trial.user_attrs[decide.REPORTS]) for trial in trials]
+    stopped = [n for n, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
+    left = [0.0] * (search.epochs + 1)
+    for epoch in range(search.epochs, 0, -1):
+        by_rule = 1 - 1 / search.reduction if epoch in decide.rungs(search) else 0.0
+        share = (by_rule + stopped.count(epoch)) / (1 + sum(n >= epoch for n in reached))
+        left[epoch - 1] = 1 + (1 - share) * left[epoch]
+    return left
 
 
 def expected_epochs(search: SearchConfig) -> float:
@@ -117,92 +383,3 @@ def expected_epochs(search: SearchConfig) -> float:
     lengths = zip([0, *stops[:-1]], stops, strict=True)
     survivors = (float(search.reduction) ** -i for i in range(len(stops)))
     return sum((end - start) * share for (start, end), share in zip(lengths, survivors, strict=True))
-
-
-def trial_table(trials: Sequence[FrozenTrial], search: SearchConfig) -> Table:
-    """In the order given; each with the metrics of its best epoch. Readable at 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
-    table.add_column("epoch", justify="right")
-    table.add_column("SSIM", justify="right")
-    table.add_column("PSNR", justify="right")
-    table.add_column("state")
-    table.add_column("parameters", overflow="fold")
-    for trial in trials:
-        r = row(trial, search.objective)
-        measured = best_report(trial, search.objective)
-        table.add_row(
-            str(r["number"]),
-            f"{r['epochs']}/{search.epochs}",
-            f"{measured.ssim:.4f}" if measured else "",
-            f"{measured.psnr_db:.2f}" if measured else "",
-            Text(outcome(trial), style={"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}.get(r["state"], "cyan")),
-            Text(parameters(trial)),  # a str would be read as markup
-        )
-    return table
-
-
-def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
-    """What results.decisions tells of each trial. Readable at 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "epoch", "value", "cutoff"):
-        table.add_column(column, justify="right")
-    for column in ("set by", "of", "and so"):
-        table.add_column(column, overflow="fold")
-    for trial in trials:
-        number = str(trial["number"])
-        values = {decision["epoch"]: decision["value"] for decision in trial["decisions"]}
-        for decision in trial["decisions"]:
-            asha = decision["cutoff"] is not None
-            table.add_row(
-                number,
-                str(decision["epoch"]),
-                f"{values.get(decision['compared'], decision['value']):.4f}",  # what was compared with the cutoff
-                f"{decision['cutoff']:.4f}" if asha else "",
-                f"trial {decision['set_by']}" if asha else "",
-                str(decision["rivals"]) if asha else "",
-                Text(_and_so(decision), style="dim" if decision["action"] == "prune" else ""),
-            )
-        for failure in trial["failures"]:
-            table.add_row(number, str(failure["epoch"]), "", "", "", "", Text(f"died: {failure['error']}", style="red"))
-        if trial["error"]:
-            table.add_row(number, "", "", "", "", "", Text(f"failed: {trial['error']}", style="red"))
-        if not trial["agrees"]:
-            text = f"on record: {trial['recorded']['reason']} after epoch {trial['recorded']['epoch']}"
-            table.add_row(number, "", "", "", "", "", Text(text, style="red"))
-    return table
-
-
-def _and_so(decision: Mapping[str, Any]) -> str:
-    by_another = decision["compared"] not in (None, decision["epoch"])
-    return _SO[decision["reason"]] + (f", by epoch {decision['compared']}" if by_another else "")
-
-
-_SO = {
-    "passed": "goes on",
-    "asha": "pruned: below the cutoff",
-    "leaders": "pruned: below the cutoff",
-    "finished": "finished",
-    "diverged": "pruned: diverged",
-    "collapsed": "pruned: collapsed",
-}
-
-
-def parameters(trial: FrozenTrial) -> str:
-    """`loss=l1 l1_weight=100 lr_g=0.0002`."""
-    values = ((n, f"{v:.3g}" if isinstance(v, float) else str(v)) for n, v in trial.params.items())
-    return " ".join(f"{name}={value}" for name, value in values)
-
-
-def outcome(trial: FrozenTrial) -> str:
-    """`running`, `finished`, `pruned at 3`, `diverged`, `collapsed`, `failed`."""
-    reason = trial.user_attrs.get(decide.DECISION, {}).get("reason")
-    if trial.state == TrialState.FAIL:
-        return "failed"
-    if reason in ("asha", "leaders"):
-        return f"pruned at {trial.user_attrs[decide.DECISION]['epoch']}"
-    return reason or "running"
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
@@ -37,22 +38,28 @@ class RecordError(MachineError):
 
 
 class Record:
-    """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers."""
+    """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers.
 
-    def __init__(self, runs: Path, name: str) -> None:
+    read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
+    """
+
+    def __init__(self, runs: Path, name: str, *, read_only: bool = False) -> None:
         self.name = check_name(name)
         self.folder = runs / name
-        path = self.folder / SEARCH_FILE
+        self._read_search()
+        self._study, self._trials = _open_study(self.folder, name, read_only)
+        self._lock: IO[str] | None = None
+
+    def _read_search(self) -> None:
+        path, name, runs = self.folder / SEARCH_FILE, self.name, self.folder.parent
         try:
             self.about: dict[str, Any] = json.loads(path.read_text())
             self.id: str = self.about["id"]
             self.search = SearchConfig(**self.about["search"])
         except FileNotFoundError:
-            raise ConfigError(f"{name}: no such search in {runs}. {_others(runs, name)}") from None
+            raise missing(runs, name) from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged ({error})") from error
-        self._study, self._trials = _open_study(self.folder, name)
-        self._lock: IO[str] | None = None
 
     @classmethod
     def exists(cls, runs: Path, name: str) -> bool:
@@ -102,20 +109,20 @@ class Record:
             self.about["search"] = now
             write_atomically(self.folder / SEARCH_FILE, json.dumps(self.about, indent=2).encode())
 
+    def refresh(self) -> None:
+        """As it is on disk now, for who watches while another writes. Raises RecordError."""
+        self._read_search()
+        try:
+            self._trials = self._study.trials()
+        except DatabaseError as error:
+            raise _unreadable(self.folder / STUDY_FILE, error) from error
+
     def lock(self) -> None:
         """One driver at a time. The kernel lets go of it when the driver dies, however it dies.
 
         Raises ConfigError, naming the holder.
         """
-        self._lock = (self.folder / LOCK_FILE).open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise ConfigError(f"{self.name}: is being run by {self._lock.read().strip() or 'another one'}") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        self._lock = locked(self.folder, self.name)
         self._trials = self._study.trials()  # its last holder may have written
 
     # --- trials ----------------------------------------------------------------------------------------------------
@@ -208,22 +215,45 @@ def list_names(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
 
 
-def _open_study(folder: Path, name: str) -> tuple[Study, list[FrozenTrial]]:
+def locked(folder: Path, name: str) -> IO[str]:
+    """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
+    lock = (folder / LOCK_FILE).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise ConfigError(f"{name}: is being run by {lock.read().strip() or 'another one'}") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
+
+
+def _open_study(folder: Path, name: str, read_only: bool) -> tuple[Study, list[FrozenTrial]]:
     """And its trials. Raises RecordError where it is gone or damaged."""
     path = folder / STUDY_FILE
     if not path.exists():
         raise RecordError(f"{path}: is gone, and with it the trials; delete {folder} to start anew")
     try:
-        study = Study(_url(folder), name)
+        study = Study(_url(folder, read_only), name)
         return study, study.trials()
     except (DatabaseError, KeyError) as error:
-        raise RecordError(f"{path}: damaged, or held by another process ({error})") from error
+        raise _unreadable(path, error) from error
 
 
-def _url(folder: Path) -> str:
-    return f"sqlite:///{folder / STUDY_FILE}"
+def _unreadable(path: Path, error: Exception) -> RecordError:
+    if "readonly database" in str(error):  # a journal is left, and who only reads must not play it back
+        return RecordError(f"{path}: its driver died while it wrote; `hpo show {path.parent.name}` mends that")
+    return RecordError(f"{path}: damaged, or held by another process ({error})")
 
 
-def _others(runs: Path, name: str) -> str:
+def _url(folder: Path, read_only: bool = False) -> str:
+    path = folder / STUDY_FILE
+    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true" if read_only else f"sqlite:///{path}"
+
+
+def missing(runs: Path, name: str) -> ConfigError:
+    """The error for it, with the nearest that is there."""
     names = list_names(runs)
-    return nearest(name, names) if names else "There are none yet; `hpo search NAME` starts one."
+    others = nearest(name, names) if names else "There are none yet; `hpo search NAME` starts one."
+    return ConfigError(f"{name}: no such search in {runs}. {others}")

@@ -98,6 +98,13 @@ def document(record: Record) -> dict[str, Any]:
     }
 
 
+def export_document(record: Record) -> dict[str, Any]:
+    """Where the export is, and what was measured on it. Raises DenoiseError."""
+    folder = (record.folder / EXPORT).resolve()
+    manifest = read_manifest(folder)
+    return {"folder": str(folder), "origin": manifest["origin"], "metrics": manifest["metrics"]}
+
+
 def decisions(record: Record) -> dict[str, Any]:
     """`hpo show --decisions --json`: why each trial was stopped or let go on, taken again from the record."""
     trials, search = record.trials(), record.search

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
-from hpo import decide, ray_runtime, results
+from hpo import decide, on_finish, ray_runtime, results
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig
 from hpo.deaths import death_of
@@ -30,7 +31,7 @@ from hpo.progress import Progress, expected_epochs
 from hpo.record import STUDY_FILE, Record, RecordError
 from hpo.report import write_report
 from hpo.retention import Retention
-from hpo.scheduler import ConductorScheduler, overhead
+from hpo.scheduler import ConductorScheduler, Overhead, overhead
 from hpo.searcher import ConductorSearcher
 from hpo.stopping import HEAD_GONE, TERMINATED, Stopping
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
@@ -47,7 +48,8 @@ from model.stream import PixelFiles
 if TYPE_CHECKING:
     from hpo.tensorboard import TensorBoard
 
-EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
+EXIT_DONE, EXIT_NOTHING_VALID, EXIT_MACHINE = 0, 3, 4
+NOTHING_VALID = "No trial came to a valid result"
 IMAGES = "images"  # note on the record: their digest
 
 
@@ -60,6 +62,7 @@ class _Context:
     images_ref: ray.ObjectRef  # for work outside Tune
     cluster: ray_runtime.Cluster
     console: Console
+    progress: Progress
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
         """What a trial, a measurement or the final training is set up with in its own process."""
@@ -112,7 +115,19 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
-    stopping = Stopping(name, runs)
+    try:
+        code = _until_its_end(record, space, images, console, Stopping(name, runs))
+    except (MachineError, OSError) as error:
+        _finish(record, EXIT_MACHINE, str(error))
+        raise
+    if code in (EXIT_DONE, EXIT_NOTHING_VALID):  # else somebody ended it, and it goes on some day
+        _finish(record, code, "exported" if code == EXIT_DONE else NOTHING_VALID)
+    return code
+
+
+def _until_its_end(
+    record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping
+) -> int:
     try:
         with stopping.on_signals():
             code = _run(record, space, images, console, stopping)
@@ -131,19 +146,41 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
         raise MachineError(f"Ray failed: {death_of(error).error}") from error
 
 
+def _finish(record: Record, code: int, reason: str) -> None:
+    """--on-finish, where it was asked for."""
+    if not record.search.on_finish:
+        return
+    try:
+        result = results.document(record)
+        export = results.export_document(record) if code == EXIT_DONE else None
+    except (MachineError, OSError, StorageInternalError, SQLAlchemyError):  # perhaps what ended the search
+        result, export = {"name": record.name, "id": record.id}, None
+    on_finish.run(record.search.on_finish, {**result, "exit_code": code, "reason": reason, "export": export})
+
+
 def _run(record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
-    with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
-        context = _Context(record=record, images=images, images_ref=ray.put(images), cluster=cluster, console=console)
-        console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
-        _run_trials(context, space)
-        if results.winner(record) is None:
-            print("No trial came to a valid result: there is nothing to export.", file=sys.stderr)
-            return EXIT_NOTHING_VALID
-        _measure_finalists(context)
-        if record.search.final_epochs:
-            _train_final(context)
-    console.print("\nExporting, and measuring the exported file on validation and test images ...")
-    test = results.export_winner(record, images, over=True)["metrics"]["test"]
+    with ExitStack() as shown:  # the table: until the export is there
+        with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
+            console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
+            progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
+            shown.callback(progress.close)
+            context = _Context(
+                record=record,
+                images=images,
+                images_ref=ray.put(images),
+                cluster=cluster,
+                console=console,
+                progress=progress,
+            )
+            _run_trials(context, space)
+            if results.winner(record) is None:
+                print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
+                return EXIT_NOTHING_VALID
+            _measure_finalists(context)
+            if record.search.final_epochs:
+                _train_final(context)
+        progress.exporting()
+        test = results.export_winner(record, images, over=True)["metrics"]["test"]
     print(table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{against_slides(test)}")
@@ -207,6 +244,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             return
         watch = HangWatch()
         scheduler = ConductorScheduler(conductor, cluster, watch)
+        context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[decide.CONFIG]
@@ -236,7 +274,8 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         raise carrier.error from None
     finally:
         for listener in listeners:
-            listener.close()
+            if listener is not context.progress:  # what follows the trials is shown, too
+                listener.close()
     spent = overhead(scheduler.steps, cluster.slots, began)
     if spent:
         context.console.print(
@@ -247,10 +286,13 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         )
 
 
+def _share(spent: Overhead | None) -> float | None:
+    return spent.share if spent else None
+
+
 def _listeners(context: _Context) -> list[Listener]:
     record = context.record
-    listeners: list[Listener] = [Progress(record.search, record.name, context.cluster.slots, context.console)]
-    listeners.append(Retention(record))
+    listeners: list[Listener] = [context.progress, Retention(record)]
     if record.search.wandb == "offline":
         from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
 
@@ -276,7 +318,8 @@ def _measure_finalists(context: _Context) -> None:
     record = context.record
     numbers = results.finalists(record.trials(), record.search.objective)
     alone, measured = context.cluster.whole_node, {}
-    for number in numbers:
+    for done, number in enumerate(numbers):
+        context.progress.measuring(number, done, len(numbers))
         config = context.ray_config(number, {}, record.trial_folder(number), alone["num_cpus"])
         metrics = ray.get(measure.options(**alone).remote(config, context.images_ref))
         measured[str(number)] = _with_value(record, metrics)
@@ -289,7 +332,7 @@ def _with_value(record: Record, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _train_final(context: _Context) -> None:
-    record, console, alone = context.record, context.console, context.cluster.whole_node
+    record, progress, alone = context.record, context.progress, context.cluster.whole_node
     number = results.winner(record)
     assert number is not None
     config = TrainConfig.from_dict(record.trial(number).user_attrs[decide.CONFIG])
@@ -300,9 +343,10 @@ def _train_final(context: _Context) -> None:
     setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
+    progress.training(number, [], config.epochs)
     training = FinalTraining.options(**options).remote(setup, context.images_ref)  # type: ignore[attr-defined]
-    console.print(f"\nFinal training of trial {number}'s configuration: {config.epochs} epochs", highlight=False)
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote())]
+    progress.training(number, reports, config.epochs)
     board = _tensorboard(record)
     if board:
         board.final(reports)
@@ -311,11 +355,7 @@ def _train_final(context: _Context) -> None:
         reports.append(report)
         if board:
             board.final(reports)
-        console.print(
-            f"final: epoch {epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
-            f"{report.images_per_second:.0f} images/s",
-            highlight=False,
-        )
+        progress.training(number, reports, config.epochs)
     if board:
         board.close()
     metrics = ray.get(training.measured.remote())

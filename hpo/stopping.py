@@ -32,11 +32,16 @@ INTERRUPTED, TERMINATED = Stop("Interrupted", 130), Stop("Terminated", 143)
 _SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
+def command_to_continue(name: str, runs: Path) -> str:
+    """Whatever else was asked for is in search.json."""
+    return shlex.join(["hpo", "search", name, *([] if runs == Path("runs") else ["--runs", str(runs)])])
+
+
 class Stopping:
     """The first reason to stop unwinds the main thread, so that everything is closed; a second signal doesn't wait."""
 
     def __init__(self, name: str, runs: Path) -> None:
-        self._command = shlex.join(["hpo", "search", name, *([] if runs == Path("runs") else ["--runs", str(runs)])])
+        self._command = command_to_continue(name, runs)
         self._thread = threading.get_ident()
         self._stop: Stop | None = None
         self._unwinding = False

@@ -102,9 +102,9 @@ def test_a_second_ctrl_c_does_not_wait(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_ends_with_143(folder):
+def test_hpo_stop_saves_and_ends_it_with_143(folder):
     with searching(folder, SEARCH) as search:
-        search.process.send_signal(signal.SIGTERM)
+        subprocess.run([HPO, "stop", "first"], check=True, cwd=folder)  # by SIGTERM
         assert_stopped(search.end(), 143, "Terminated")
 
 

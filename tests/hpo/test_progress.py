@@ -14,10 +14,11 @@ from rich.console import Console
 
 from hpo import results
 from hpo.config import SearchConfig
-from hpo.decide import HEARD, REPORTS, suggest
-from hpo.progress import Progress, decision_table, expected_epochs, trial_table
+from hpo.decide import HEARD, REPORTS, next_rung, suggest
+from hpo.progress import Progress, Status, epochs_left, expected_epochs, picture
 from hpo.record import Record
 from hpo.results import reports_of
+from hpo.tables import decision_table, trial_table
 
 
 @pytest.mark.parametrize(
@@ -110,19 +111,18 @@ def test_the_live_table_follows_a_whole_search(record):
     last = console.file.getvalue().rpartition("/8 trials: ")[2]
     counts = [sum(t.state == state for t in record.trials()) for state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert "{} finished, {} pruned, 0 failed".format(*counts) in last
-    assert "running" not in last
+    assert "under way" not in last
 
 
 def test_the_expected_time_counts_what_is_left(record):
-    """Two epochs of 2.5 seconds are done, and trials of 4 epochs are expected to take 1 + 2/3 + 1/9."""
+    """Two trials have an epoch of 2.5 seconds behind them and passed the only rung: 3 epochs are left, side by side."""
     console = Console(file=io.StringIO(), width=80)
     search = replace(record.search, trials=2)
     progress = Progress(search, "first", 2, console)
     for number in (0, 1):
         trial = bracketed(number)
         progress.changed(trial)
-    # Each of two slots has 0.78 of an epoch to go.
-    assert "Expected: about 00:02 more" in console.file.getvalue()
+    assert "Expected: about 00:08 more" in console.file.getvalue()
 
 
 def test_the_decision_table_shows_the_values_that_were_compared(record):
@@ -139,3 +139,78 @@ def test_the_decision_table_shows_the_values_that_were_compared(record):
         ("2", "0.1000", "0.9000", "pruned: below the cutoff, by epoch 1"),
         ("1", "0.9000", "0.9000", "goes on"),
     ]
+
+
+def ended(number: int, epochs: int, state: TrialState) -> Any:
+    trial = create_trial(state=state, value=0.5, user_attrs={REPORTS: [{}] * epochs})
+    trial.number = number
+    return trial
+
+
+def test_how_long_trials_run_is_learned_from_those_under_way_too():
+    """By hand. The rule: half go on after epoch 1; it counts as one trial. Of four that had an epoch one was stopped,
+    so (0.5 + 1) of (1 + 4); of three that had two epochs one: 1 of (1 + 3); of two that had three none."""
+    search = SearchConfig(epochs=4, reduction=2)
+    trials = [ended(0, 1, TrialState.PRUNED), ended(1, 2, TrialState.PRUNED), ended(2, 4, TrialState.COMPLETE)]
+    trials.append(create_trial(state=TrialState.RUNNING, user_attrs={REPORTS: [{}] * 3}))
+    left = epochs_left(trials, search)
+    assert left == pytest.approx([1 + 0.7 * (1 + 0.75 * 2), 1 + 0.75 * 2, 2, 1, 0])
+    assert epochs_left([], search)[0] == pytest.approx(expected_epochs(search))
+
+
+def test_the_finalists_the_final_training_and_the_export_are_told(record, tmp_path):
+    console = Console(file=io.StringIO(), width=60)
+    progress = Progress(record.search, "first", 1, console, folder=tmp_path)
+    progress.measuring(7, 1, 3)
+    progress.training(7, [], 2)
+    progress.training(7, [report(1, 0.5)], 2)
+    seen = Status.read(tmp_path)
+    progress.exporting()
+    progress.close()
+    assert console.file.getvalue().split("\n") == [
+        "Measuring trial 7 on all validation images, 2 of 3",
+        "",
+        "Final training of trial 7's configuration: 2 epochs",
+        "final: epoch 1/2  SSIM 0.5000  PSNR 23.50 dB  500 images/s",
+        "",
+        "Exporting, and measuring the exported file on validation and test images ...",
+        "",
+    ]
+    assert (seen.phase, seen.trial, seen.done, seen.of) == ("final training", 7, 1, 2)
+    assert Status.read(tmp_path).phase == "ended"
+
+
+def test_quiet_says_nothing(record):
+    file = io.StringIO()
+    progress = listened(record, Console(file=file, quiet=True, force_terminal=True))
+    run_all(conductor(record, progress))
+    progress.exporting()
+    progress.close()
+    assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (80, 24), (200, 50), (80, 10)])
+def test_the_picture_fits_any_terminal(done, width, height):
+    trials = done.trials()
+    opened = [bracketed(number) for number in range(len(trials), len(trials) + 30)]
+    running = {trial.number: 1.4 for trial in opened}
+    status = Status(seconds=312, seconds_left=400, images_per_second=301.2, overhead=0.004, running=running)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(picture("first", done.search, [*trials, *opened], status, width=width, height=height))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= max(height, 12)
+    text = " ".join(" ".join(lines).split())
+    figures = ("30 under way", "05:12", "about 06:40 left", "301 images/s", "overhead 0.4 %", "to rung 2")
+    for told in (*figures, *(["more under way"] if height < 40 else [])):
+        assert told in text
+    assert "best: trial" in text
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rungs"),
+    [("leaders", [2, 2, 3, 4, 5, 6, 7, 8, None]), ("asha", [2, 2, 6, 6, 6, 6, None, None, None]), ("none", [None] * 9)],
+)
+def test_the_next_rung_is_the_next_epoch_that_is_judged(scheduler, rungs):
+    search = SearchConfig(scheduler=scheduler, epochs=9, grace=2, reduction=3)
+    assert [next_rung(epochs, search) for epochs in range(9)] == rungs

@@ -1,0 +1,97 @@
+"""`hpo watch`: the live table of a search that another process runs, here or on another machine. It reads, and writes
+nothing; nor does it take the lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hpo import results
+from hpo.holder import holder
+from hpo.progress import Display, Status, what_follows
+from hpo.record import STUDY_FILE, Record
+from hpo.stopping import command_to_continue
+
+_POLL_SECONDS = 1.0
+_SHARE = 0.1  # of the time, at most, goes into reading: the record of 1,000 trials takes a second
+_SILENCE_SECONDS = 30.0  # of a driver elsewhere, after which it is told; a driver writes every second
+
+
+def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None] = time.sleep) -> None:
+    """Until the search is over. Raises ConfigError, RecordError."""
+    record = Record(runs, name, read_only=True)
+    display, looked, told = Display(name, record.search, console), False, ""
+    reading, life = _Changes(record.folder / STUDY_FILE), _Life(record.folder)
+    try:
+        while True:
+            began = time.monotonic()
+            if reading.changed():
+                record.refresh()
+                display.search = record.search
+                for trial in record.trials():
+                    if trial != display.trials.get(trial.number):
+                        display.tell(trial, is_news=looked)
+                looked = True
+            over = _over(record)
+            status, silence = life.status()
+            if over:
+                status, notice = replace(status, phase="ended"), over
+            elif silence:
+                notice = f"{silence}; the search can be continued: {command_to_continue(name, runs)}"
+            else:
+                notice = ""
+            display.draw(status, notice)
+            line = notice or what_follows(status)
+            if line != told:
+                display.say(line or f"{name} is running again")
+            if over:
+                return
+            told = line
+            wait(max(_POLL_SECONDS, (time.monotonic() - began) / _SHARE))
+    finally:
+        display.close()
+
+
+def _over(record: Record) -> str:
+    if not results.is_over(record):
+        return ""
+    if results.is_exported(record):
+        return f"{record.name} is finished; its winner is in {record.folder / results.EXPORT}"
+    return "" if results.winner(record) is not None else f"{record.name} is finished: no trial came to a valid result"
+
+
+class _Changes:
+    """Whether a file was written since it was last asked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._seen = path, (0, 0)
+
+    def changed(self) -> bool:
+        found = self._path.stat()
+        now = found.st_mtime_ns, found.st_size
+        was, self._seen = self._seen, now
+        return now != was
+
+
+class _Life:
+    """Whether a driver is at work. On this machine its process tells; of another machine's only what it writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._last, self._since = Status(), time.monotonic()
+
+    def status(self) -> tuple[Status, str]:
+        """As the driver wrote it, and what there is to say where there is none."""
+        found, now = Status.read(self._folder) or Status(), time.monotonic()
+        if found != self._last:
+            self._last, self._since = found, now
+        of = holder(self._folder)
+        if of is None or of.alive is False or (of.alive is None and found.phase == "ended"):
+            return Status(phase="ended"), f"{self._folder.name} is not running"
+        if of.alive is None and now - self._since > _SILENCE_SECONDS:
+            return Status(phase="ended"), f"No sign of {of} for {now - self._since:.0f} s"
+        return found, ""
