@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from model.stream import PixelFiles
 
 if TYPE_CHECKING:
     from hpo.tensorboard import TensorBoard
+    from hpo.tracking import Tracker
 
 EXIT_DONE, EXIT_NOTHING_VALID = 0, 3
 IMAGES = "images"  # note on the record: their digest
@@ -108,6 +110,9 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
             from hpo.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
 
             draw_finished(record)
+        with _tracked(record, console) as tracker:  # what a driver that was killed at the end had not logged
+            if tracker:
+                tracker.export()
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
@@ -129,10 +134,22 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
 
 
 def _run(record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
+    with _tracked(record, console) as tracker:
+        return _run_tracked(record, space, images, console, stopping, tracker)
+
+
+def _run_tracked(
+    record: Record,
+    space: search_spaces.Space,
+    images: Images,
+    console: Console,
+    stopping: Stopping,
+    tracker: Tracker | None,
+) -> int:
     with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
         context = _Context(record=record, images=images, images_ref=ray.put(images), cluster=cluster, console=console)
         console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
-        _run_trials(context, space)
+        _run_trials(context, space, tracker)
         if results.winner(record) is None:
             print("No trial came to a valid result: there is nothing to export.", file=sys.stderr)
             return EXIT_NOTHING_VALID
@@ -145,11 +162,17 @@ def _run(record: Record, space: search_spaces.Space, images: Images, console: Co
     if record.search.data_config().is_slides:
         print(f"\n{against_slides(test)}")
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
+    if tracker:
+        tracker.export()
     return EXIT_DONE
 
 
 def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
+    if search.wandb == "online":
+        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+
+        log_in()
     space = search_spaces.load(search.space)
     base = search.base_config()
     space.check(base, search.set)
@@ -181,7 +204,7 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}"])
 
 
-def _run_trials(context: _Context, space: search_spaces.Space) -> None:
+def _run_trials(context: _Context, space: search_spaces.Space, tracker: Tracker | None) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
     budget = record.search.time_budget
     listeners = _listeners(context)
@@ -189,7 +212,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         conductor = Conductor(
             record,
             space,
-            listeners,
+            [*listeners, *([tracker] if tracker else [])],
             time_is_up=lambda: budget is not None and time.monotonic() - began > 60 * budget,
         )
         if conductor.trials_left == 0:
@@ -240,13 +263,24 @@ def _listeners(context: _Context) -> list[Listener]:
     record = context.record
     listeners: list[Listener] = [Progress(record.search, record.name, context.cluster.slots, context.console)]
     listeners.append(Retention(record))
-    if record.search.wandb == "offline":
-        from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
-
-        listeners.append(Tracker(record))
     if board := _tensorboard(record):
         listeners.append(board)
     return listeners
+
+
+@contextmanager
+def _tracked(record: Record, console: Console) -> Iterator[Tracker | None]:
+    """Runs in W&B, until after the export."""
+    if record.search.wandb == "disabled":
+        yield None
+        return
+    from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
+
+    tracker = Tracker(record, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    try:
+        yield tracker
+    finally:
+        tracker.close()
 
 
 def _tensorboard(record: Record) -> TensorBoard | None:
