@@ -21,6 +21,7 @@ from model.config import MachineError
 log = logging.getLogger(__name__)
 
 _QUEUE_SIZE = 1_000
+_FINISH_SECONDS = 30.0  # for what is left of a trial's run when it ends
 _CLOSE_SECONDS = 60.0  # for all that is left at the end of a search
 _EXPORT_SECONDS = 120.0  # and for the exported generator: 130 MB at the slides' width
 _SYNC_SECONDS = 3_600.0  # for a run that somebody waits for
@@ -34,7 +35,7 @@ class Tracker:
 
     def __init__(self, record: Record, say: Callable[[str], None] = lambda _: None) -> None:
         self._record, self._say = record, say
-        self._runs = Runs(record, online=record.search.wandb == "online")
+        self._runs = Runs(record, online=record.search.wandb == "online", finish_seconds=_FINISH_SECONDS)
         self._patience = _CLOSE_SECONDS
         self._closing, self._over = threading.Event(), False
         self._exported = False
@@ -88,9 +89,9 @@ class Tracker:
         """Whether there is a way to go on."""
         try:
             action()
-            if self._runs.group_url and not self._told_where:
+            if self._runs.where and not self._told_where:
                 self._told_where = True
-                self._say(f"W&B: {self._runs.group_url}")
+                self._say(f"W&B: {self._runs.where}")
             return True
         except Exception as error:
             if self._over:
@@ -124,7 +125,7 @@ def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
         raise MachineError(f"{record.name}: W&B took {runs.sent} runs, then: {_line(error)}. The same command sends the rest") from error
     if runs.unconfirmed:
         raise MachineError(f"{record.name}: W&B took {runs.sent} runs; {runs.unconfirmed} did not arrive whole, or were not counted yet. The same command looks again")
-    return runs.sent, runs.group_url
+    return runs.sent, runs.where
 
 
 def _line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import shutil
 import urllib.error
@@ -31,6 +32,8 @@ from model.denoise import read_manifest
 from model.export import STRIP_FILE
 from model.metrics import EvalReport
 from model.run import LAST
+
+log = logging.getLogger(__name__)
 
 PROJECT = "pix2pix-search"
 ALIASES = ("best", "candidate")  # of the exported generator
@@ -106,8 +109,8 @@ class Runs:
 
     record: Record
     online: bool
-    finish_seconds: float = 30.0
-    group_url: str | None = None  # once a run was opened online
+    finish_seconds: float
+    where: str | None = None  # people look at them, once one was opened online
     sent: int = 0  # runs that this object has brought to their end
     _open: dict[int, _Run] = field(default_factory=dict)
     _uncounted: list[_Run] = field(default_factory=list)  # ended, and the server had not counted all rows yet
@@ -177,7 +180,7 @@ class Runs:
         service = wandb_setup.singleton()._connection
         if service is not None and service._proc is not None:
             service._proc._process.kill()
-        with suppress(Exception):  # it complains of what was just done
+        with suppress(Exception, SystemExit):  # it complains of what was just done
             wandb.teardown()
 
     # --- one run ---------------------------------------------------------------------------------------------------
@@ -215,8 +218,24 @@ class Runs:
             run.define_metric(names, step_metric="epoch")
         if not self.online:
             return _Run(run, 0)
-        self.group_url = f"{run.project_url}/groups/{quote(self.record.name)}"
+        self.where = self.where or self._workspace(run)
         return _Run(run, run.step)
+
+    def _workspace(self, run: Any) -> str:
+        """Made once for a search; the page of the group where that fails."""
+        kept = self.record.folder / "wandb" / "workspace.url"
+        if kept.exists():
+            return kept.read_text()
+        try:
+            from hpo import workspace  # noqa: PLC0415
+
+            params = self.record.about["space"]["distributions"]
+            address = workspace.save(run.entity, run.project, self.record.name, params)
+        except Exception:  # a view of the runs is not worth more than the runs
+            log.debug("W&B has no workspace of this search", exc_info=True)
+            return f"{run.project_url}/groups/{quote(self.record.name)}"
+        kept.write_text(address)
+        return address
 
     def _write(self, opened: _Run, reports: Sequence[EvalReport], folder: Path, *, ended: bool) -> None:
         import wandb  # noqa: PLC0415

@@ -20,7 +20,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY, ENTITY = "0123456789" * 4, "somebody"
-_MEDIA = "files"
 
 
 @dataclass
@@ -67,7 +66,7 @@ class StandIn:
     views: list[dict[str, Any]] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
     unknown: list[str] = field(default_factory=list)
-    keys: set[str] = field(default_factory=lambda: {KEY})
+    key: str = KEY
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -120,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if stand_in.status:
             return self._send(stand_in.status, {"errors": [{"message": "not now"}]})
-        if self.headers.get("X-Wandb-Upload") != "yes" and self._key() not in stand_in.keys:
+        if self.headers.get("X-Wandb-Upload") != "yes" and self._key() != stand_in.key:
             return self._send(401, {"errors": [{"message": "user is not logged in"}]})
         with stand_in.lock:
             stream = re.fullmatch(rf"/files/{ENTITY}/[^/]+/([^/]+)/file_stream", self.path)
@@ -229,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --- artifacts and workspaces ------------------------------------------------------------------------------------
 
     def _ArtifactType(self, **_: Any) -> dict[str, Any]:
-        return {"project": {"artifactType": {"id": "t", "name": "model"}}}
+        return {"project": {"artifact": None}}
 
     def _CreateArtifact(self, input: dict[str, Any]) -> dict[str, Any]:
         artifact = Artifact(f"a{len(self.stand_in.artifacts)}", input)
@@ -255,6 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
             node |= {"uploadHeaders": ["X-Wandb-Upload:yes"], "uploadMultipartUrls": None, "artifact": {"id": owner}}
             edges.append({"node": node})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _UpsertView2(self, **told: Any) -> dict[str, Any]:
+        self.stand_in.views.append(told)
+        return {"upsertView": {"view": {"id": "v", "name": told["name"]}, "inserted": True}}
 
     def _CommitArtifact(self, artifactID: str) -> dict[str, Any]:  # noqa: N803
         artifact = self.stand_in.artifacts[artifactID]

@@ -1,0 +1,247 @@
+"""The real SDK against a stand-in W&B server on loopback: what arrives, and what becomes of it when the server fails.
+
+With a key in PIX2PIX_WANDB_TEST_KEY one test goes to the real server, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+import wandb_server
+from curves import conductor, run_all, story
+from PIL import Image
+from wandb_files import fragments
+
+from hpo import results, tracking, wandb_runs
+from hpo.cli import main
+from hpo.config import SearchConfig
+from hpo.record import Record
+from hpo.tracking import Tracker, sync
+from model.config import MachineError, TrainConfig
+from model.data import DataConfig, DeviceImages, Pairs
+from model.export import export
+from model.run import BEST, TrainingRun
+
+SEARCH = SearchConfig(trials=3, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4}, wandb="online")
+
+
+@pytest.fixture(autouse=True)
+def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B's state of a process, begun anew for each server."""
+    wandb.teardown()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+    wandb.teardown()
+
+
+class Server:
+    """A stand-in that can go away and come back."""
+
+    def __init__(self) -> None:
+        self.state = wandb_server.StandIn()
+        self._stack = ExitStack()
+
+    def come(self) -> None:
+        self._stack.enter_context(wandb_server.serving(self.state))
+
+    def go(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server()
+    server.come()
+    monkeypatch.setenv("WANDB_BASE_URL", server.state.url)
+    monkeypatch.setenv("WANDB_API_KEY", wandb_server.KEY)
+    yield server
+    server.go()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.5)
+    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 3.0)
+
+
+@pytest.fixture
+def record(runs: Path) -> Record:
+    return Record.create(runs, "first", SEARCH)
+
+
+@pytest.fixture(scope="module")
+def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real one, of an epoch of 32 images; as the search `first` with three trials would have it."""
+    folder, data = tmp_path_factory.mktemp("trained"), DataConfig()
+    images = data.load()
+    images = replace(images, train=images.train[:64], validation=images.validation[:20])
+    config = TrainConfig(width=4, batch_size=16, images_per_epoch=32, epochs=1)
+    placed = DeviceImages.place(images, data.noise, torch.device("cpu"), num_validation=20)
+    TrainingRun(config, placed, folder, "ssim").run_epoch()
+    test = Pairs(data.load_test().clean[:20])
+    origin = {"search": "first", "trial": 0, "trials": 3, "final_epochs": 0}
+    export(folder / BEST, folder / results.EXPORT, data=data, images=images, test=test, origin=origin)
+    return folder / results.EXPORT
+
+
+def track(record: Record, *, exported: bool = False) -> list[str]:
+    """A whole search under a tracker; gives what it said."""
+    said: list[str] = []
+    tracker = Tracker(record, said.append)
+    run_all(conductor(record, tracker))
+    if exported:
+        tracker.export()
+    tracker.close()
+    return said
+
+
+def assert_each_epoch_once(state: wandb_server.StandIn, record: Record) -> None:
+    """On the server, with the ends of the trials."""
+    trials = record.trials()
+    assert [run.id for run in state.of("trial")] == [f"{record.id}-{trial.number:05}" for trial in trials]
+    for run, trial in zip(state.of("trial"), trials, strict=True):
+        told = results.reports_of(trial)
+        assert [row["epoch"] for row in run.rows] == [report.epoch for report in told]
+        assert [row["train/gen_total"] for row in run.rows] == [report.gen_total for report in told]
+        assert run.told["tags"] == [{"COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]]
+        assert run.exit_code == 0
+
+
+def assert_untouched(record: Record, runs: Path) -> None:
+    """Its record is that of a search without W&B."""
+    untracked = Record.create(runs, "untracked", record.search)
+    run_all(conductor(untracked))
+    assert story(record.trials()) == story(untracked.trials())
+
+
+def test_what_a_search_logs_arrives(server, record, export_folder, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "denoisers")
+    for number in range(2):
+        record.trial_folder(number).mkdir(parents=True)
+        Image.new("L", (8, 8), 100 + number).save(record.trial_folder(number) / "epoch-0001.png")
+    (record.folder / results.EXPORT).symlink_to(export_folder)
+    wandb_runs.log_in()
+    said = track(record, exported=True)
+    state = server.state
+    assert_each_epoch_once(state, record)
+    for run, trial in zip(state.of("trial"), record.trials(), strict=True):
+        assert (run.told["groupName"], run.told["project"]) == ("first", "denoisers")
+        assert run.config.items() >= {**trial.params, "width": 4, "search": "first", "trial": trial.number}.items()
+        best = results.best_report(trial, "ssim")
+        told = [run.summary[f"best/{name}"] for name in ("ssim", "psnr", "epoch")]
+        assert told == pytest.approx([best.ssim, best.psnr_db, best.epoch])
+        strip = record.trial_folder(trial.number) / "epoch-0001.png"
+        pictures = [content for name, content in run.files.items() if name.startswith("media/images/val/strip")]
+        assert pictures == ([strip.read_bytes()] if strip.exists() else [])
+        assert ("val/strip" in run.rows[0]) == strip.exists()
+
+    (exported,) = state.of("export")
+    assert exported.told["groupName"] == "first"
+    assert exported.exit_code == 0
+    tables = {name.split("/")[-1].split("_")[0]: json.loads(file) for name, file in exported.files.items() if "table" in name}
+    board = results.leaderboard(record.trials(), "ssim")
+    numbers = tables["leaderboard"]["columns"].index("number")
+    assert [row[numbers] for row in tables["leaderboard"]["data"]] == [row["number"] for row in board]
+    assert [row[0] for row in tables["samples"]["data"]][:1] == ["exported, test"]
+    assert len(tables["samples"]["data"]) == 3  # and two trials with pictures
+    manifest = json.loads((export_folder / "manifest.json").read_text())
+    assert exported.summary["test/denoised/ssim"] == pytest.approx(manifest["metrics"]["test"]["denoised"]["ssim"])
+
+    (model,) = state.models()
+    assert model.committed
+    assert {alias["alias"] for alias in model.told["aliases"]} >= {"best", "candidate"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in model.files.items()}
+    assert digests.pop("manifest.json") == hashlib.sha256((export_folder / "manifest.json").read_bytes()).hexdigest()
+    assert digests == manifest["files"]
+
+    (view,) = state.views
+    assert said == [f"W&B: {state.url}/somebody/denoisers?nw={view['name'].removeprefix('nw-').removesuffix('-v')}"]
+    kinds = {panel["viewType"] for section in json.loads(view["spec"])["section"]["panelBankConfig"]["sections"] for panel in section["panels"]}
+    assert kinds == {"Parallel Coordinates Plot", "Parameter Importance", "Scatter Plot", "Run History Line Plot", "Media Browser"}
+    assert "lr_g" in view["spec"]
+
+    # The key is nowhere on disk, and a process that is started now does not inherit it.
+    files = [path for path in record.folder.rglob("*") if path.is_file()]
+    assert [path for path in files if wandb_server.KEY.encode() in path.read_bytes()] == []
+    assert wandb_server.KEY not in os.environ.values()
+
+    asked = state.asked.copy()
+    assert sync(record, exported=True) == (0, None)  # there is nothing left to send
+    assert state.asked == asked
+
+
+def test_two_searches_of_one_name_do_not_meet(server, record, tmp_path):
+    wandb_runs.log_in()
+    other = Record.create(tmp_path / "others", "first", SEARCH)
+    for each in (record, other):
+        track(each)
+    assert len(server.state.of("trial")) == 6
+
+
+def refuse(server: Server) -> None:
+    server.go()
+
+
+def overload(server: Server) -> None:
+    server.state.status = 429
+
+
+def hang(server: Server) -> None:
+    server.state.hang_seconds = 60
+
+
+def die(server: Server) -> None:
+    server.state.rows_until_death = 4  # in the middle of the first trial's run, or of the second's
+
+
+def revoke(server: Server) -> None:
+    server.state.key = "another"
+
+
+def recover(server: Server) -> None:
+    state = server.state
+    state.status, state.hang_seconds, state.rows_until_death, state.key = None, 0.0, None, wandb_server.KEY
+    server.go()
+    server.come()
+
+
+@pytest.mark.parametrize("fail", [refuse, overload, hang, die, revoke])
+def test_a_server_that_fails_changes_nothing_and_gets_what_it_missed_later(
+    server, record, runs, impatient, caplog, monkeypatch, fail: Callable[[Server], None]
+):
+    wandb_runs.log_in()
+    fail(server)
+    track(record)
+    assert_untouched(record, runs)
+    warnings = [r.getMessage() for r in caplog.records if r.name == "hpo.tracking"]
+    assert len(warnings) == 1
+    assert "hpo sync first" in warnings[0]
+    assert {path.name.rpartition("-")[2] for path in fragments(record)} | {
+        path.stem.rpartition("-")[2] for path in (record.folder / "wandb").glob("*.sent")
+    } == {"00000", "00001", "00002"}  # what was not sent is in W&B's offline files
+
+    wandb.teardown()
+    recover(server)
+    monkeypatch.setenv("WANDB_API_KEY", wandb_server.KEY)
+    wandb_runs.log_in()
+    sent, _ = sync(record, exported=False)
+    assert sent > 0
+    assert_each_epoch_once(server.state, record)
+    assert all((path / f"run-{path.name.partition('-')[2].partition('-')[2].partition('-')[2]}.wandb.synced").exists() for path in fragments(record))
