@@ -175,6 +175,9 @@ class Runs:
         import wandb  # noqa: PLC0415
         from wandb.sdk import wandb_setup  # noqa: PLC0415
 
+        for opened in self._open.values():  # its thread would complain, too
+            if opened.run._run_status_checker is not None:
+                opened.run._run_status_checker.stop()
         self._open.clear()
         self._uncounted.clear()
         service = wandb_setup.singleton()._connection
@@ -219,7 +222,7 @@ class Runs:
         if not self.online:
             return _Run(run, 0)
         self.where = self.where or self._workspace(run)
-        return _Run(run, run.step)
+        return _Run(run, run.starting_step)  # `step` is 0 until the first row, resumed or not
 
     def _workspace(self, run: Any) -> str:
         """Made once for a search; the page of the group where that fails."""

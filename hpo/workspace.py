@@ -32,6 +32,6 @@ def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
             for name, members in (("Trials", compared), ("Curves", curves), ("Pictures", pictures))
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch"),
-        runset_settings=ws.RunsetSettings(filters=[expr.Metric("Group") == search, expr.Metric("JobType") == "trial"]),
+        runset_settings=ws.RunsetSettings(filters=expr.And(expr.Metric("Group") == search, expr.Metric("JobType") == "trial")),
     )
     return str(workspace.save().url)

@@ -14,12 +14,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import wandb
 import wandb_server
 from curves import conductor, run_all, story
@@ -31,10 +29,9 @@ from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.tracking import Tracker, sync
-from model.config import MachineError, TrainConfig
-from model.data import DataConfig, DeviceImages, Pairs
-from model.export import export
-from model.run import BEST, TrainingRun
+from model.config import MachineError
+from model.denoise import MANIFEST
+from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
 
 SEARCH = SearchConfig(trials=3, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4}, wandb="online")
 
@@ -86,19 +83,26 @@ def record(runs: Path) -> Record:
     return Record.create(runs, "first", SEARCH)
 
 
-@pytest.fixture(scope="module")
-def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real one, of an epoch of 32 images; as the search `first` with three trials would have it."""
-    folder, data = tmp_path_factory.mktemp("trained"), DataConfig()
-    images = data.load()
-    images = replace(images, train=images.train[:64], validation=images.validation[:20])
-    config = TrainConfig(width=4, batch_size=16, images_per_epoch=32, epochs=1)
-    placed = DeviceImages.place(images, data.noise, torch.device("cpu"), num_validation=20)
-    TrainingRun(config, placed, folder, "ssim").run_epoch()
-    test = Pairs(data.load_test().clean[:20])
-    origin = {"search": "first", "trial": 0, "trials": 3, "final_epochs": 0}
-    export(folder / BEST, folder / results.EXPORT, data=data, images=images, test=test, origin=origin)
-    return folder / results.EXPORT
+@pytest.fixture
+def export_folder(record: Record) -> Path:
+    """As the search would have it, but for what is in the two files of weights."""
+    folder = record.folder / results.EXPORT
+    folder.mkdir()
+    (folder / ONNX_FILE).write_bytes(os.urandom(10_000))
+    (folder / WEIGHTS_FILE).write_bytes(os.urandom(10_000))
+    Image.new("L", (24, 8)).save(folder / STRIP_FILE)
+    row = {"l1": 0.05, "ssim": 0.87, "psnr_db": 26.0}
+    test = {"images": 20, "noisy": row, "denoised": row | {"ssim": 0.9}, "ground_truth": row | {"psnr_db": "inf"}}
+    manifest = {
+        "origin": {"search": "first", "trial": 0, "trials": 3, "final_epochs": 0},
+        "model": {"file": ONNX_FILE, "channels": 1, "image_size": 32, "padding": 2},
+        "config": {"width": 4},
+        "data": {"noise": "gaussian:30"},
+        "metrics": {"validation": test, "test": test},
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
 
 
 def track(record: Record, *, exported: bool = False) -> list[str]:
@@ -136,7 +140,6 @@ def test_what_a_search_logs_arrives(server, record, export_folder, monkeypatch):
     for number in range(2):
         record.trial_folder(number).mkdir(parents=True)
         Image.new("L", (8, 8), 100 + number).save(record.trial_folder(number) / "epoch-0001.png")
-    (record.folder / results.EXPORT).symlink_to(export_folder)
     wandb_runs.log_in()
     said = track(record, exported=True)
     state = server.state

@@ -255,6 +255,16 @@ class _Handler(BaseHTTPRequestHandler):
             edges.append({"node": node})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
+    def _ArtifactByID(self, id: str, **_: Any) -> dict[str, Any]:
+        artifact = self.stand_in.artifacts[id]
+        project = {"id": "p", "internalId": "p", "name": artifact.told["projectName"], "entity": {"name": ENTITY}}
+        found: dict[str, Any] = dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
+        found |= {"__typename": "Artifact", "id": id, "state": "COMMITTED", "digest": artifact.told["digest"]}
+        found |= {"artifactSequence": {"__typename": "ArtifactSequence", "name": "model", "project": project}}
+        found |= {"artifactType": {"name": artifact.told["artifactTypeName"]}, "versionIndex": 0, "tags": []}
+        found |= {"ttlDurationSeconds": -2, "ttlIsInherited": True, "size": 1, "fileCount": len(artifact.files)}
+        return {"artifact": {**found, "createdAt": "2026-01-01T00:00:00Z", "aliases": []}}
+
     def _UpsertView2(self, **told: Any) -> dict[str, Any]:
         self.stand_in.views.append(told)
         return {"upsertView": {"view": {"id": "v", "name": told["name"]}, "inserted": True}}
