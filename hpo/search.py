@@ -118,8 +118,8 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
 
     stopping = Stopping(name, runs)
     try:
-        with stopping.on_signals():
-            return _run(record, space, images, console, stopping)
+        with stopping.on_signals(), _tracked(record, console) as tracker:
+            return _run(record, space, images, console, stopping, tracker=tracker)
     except KeyboardInterrupt:
         return stopping.end()
     except SystemExit:  # by Ray's handler of SIGTERM, while Ray starts
@@ -133,17 +133,13 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
         raise MachineError(f"Ray failed: {death_of(error).error}") from error
 
 
-def _run(record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
-    with _tracked(record, console) as tracker:
-        return _run_tracked(record, space, images, console, stopping, tracker)
-
-
-def _run_tracked(
+def _run(
     record: Record,
     space: search_spaces.Space,
     images: Images,
     console: Console,
     stopping: Stopping,
+    *,
     tracker: Tracker | None,
 ) -> int:
     with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():

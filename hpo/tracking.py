@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from optuna.trial import FrozenTrial
 
@@ -59,10 +59,8 @@ class Tracker:
     def close(self) -> None:
         """Log what is left and close every run, in bounded time."""
         self._closing.set()
-        try:
+        with suppress(queue.Full):  # then it need not be woken
             self._queue.put_nowait(None)
-        except queue.Full:  # then it need not be woken
-            pass
         self._thread.join(self._patience)
         if self._thread.is_alive():
             self._over = True
@@ -122,9 +120,11 @@ def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
         runs.close()
     except Exception as error:
         runs.give_up()
-        raise MachineError(f"{record.name}: W&B took {runs.sent} runs, then: {_line(error)}. The same command sends the rest") from error
+        told = f"W&B took {runs.sent} runs, then: {_line(error)}"
+        raise MachineError(f"{record.name}: {told}. The same command sends the rest") from error
     if runs.unconfirmed:
-        raise MachineError(f"{record.name}: W&B took {runs.sent} runs; {runs.unconfirmed} did not arrive whole, or were not counted yet. The same command looks again")
+        told = f"W&B took {runs.sent} runs; {runs.unconfirmed} did not arrive whole, or were not counted yet"
+        raise MachineError(f"{record.name}: {told}. The same command looks again")
     return runs.sent, runs.where
 
 

@@ -279,7 +279,7 @@ class Runs:
         from wandb.sdk import wandb_setup  # noqa: PLC0415
 
         api = ServiceApi(wandb_setup.singleton().settings, timeout=INIT_SECONDS)
-        told = api.execute_graphql(_ROWS, {"entity": run.entity, "project": run.project, "run": run.id})
+        told: dict[str, Any] = api.execute_graphql(_ROWS, {"entity": run.entity, "project": run.project, "run": run.id})
         found = (told.get("project") or {}).get("run") or {}
         return found.get("historyLineCount") or 0
 

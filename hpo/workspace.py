@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import wandb_workspaces.expr as expr
 import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
 from wandb_workspaces.reports import v2 as panels
 
 
@@ -32,6 +32,8 @@ def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
             for name, members in (("Trials", compared), ("Curves", curves), ("Pictures", pictures))
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch"),
-        runset_settings=ws.RunsetSettings(filters=expr.And(expr.Metric("Group") == search, expr.Metric("JobType") == "trial")),
+        runset_settings=ws.RunsetSettings(
+            filters=expr.And(expr.Metric("Group") == search, expr.Metric("JobType") == "trial")
+        ),
     )
     return str(workspace.save().url)

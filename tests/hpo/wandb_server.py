@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: PLR0911
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         stand_in = self.stand_in
         time.sleep(stand_in.hang_seconds)
@@ -124,7 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
         with stand_in.lock:
             stream = re.fullmatch(rf"/files/{ENTITY}/[^/]+/([^/]+)/file_stream", self.path)
             if stream:
-                return self._send(200, self._stream(stand_in.runs[stream[1]], json.loads(body)))
+                self._stream(stand_in.runs[stream[1]], json.loads(body))
+                if stand_in.rows_until_death == 0:  # what was taken is never confirmed
+                    self.close_connection = True
+                    return None
+                return self._send(200, {})
             upload = re.fullmatch(r"/upload/(runs|artifacts)/([^/]+)/(.+)", self.path)
             if upload:
                 kind, owner, name = upload.groups()
@@ -166,12 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
-    def _stream(self, run: Run, body: dict[str, Any]) -> dict[str, Any]:
+    def _stream(self, run: Run, body: dict[str, Any]) -> None:
         files = body.get("files", {})
         history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
         for place, line in enumerate(history["content"], start=history["offset"]):
             if self.stand_in.rows_until_death == 0:
-                break  # taken in part, and never confirmed
+                return
             run.history[place] = json.loads(line)
             if self.stand_in.rows_until_death is not None:
                 self.stand_in.rows_until_death -= 1
@@ -179,7 +183,6 @@ class _Handler(BaseHTTPRequestHandler):
             run.summary = json.loads(line)
         if body.get("complete"):
             run.exit_code = body["exitcode"]
-        return {}
 
     def _Viewer(self) -> dict[str, Any]:
         viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "teams": {"edges": []}}
