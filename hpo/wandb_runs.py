@@ -57,10 +57,10 @@ def log_in() -> None:
     from wandb.sdk import wandb_setup  # noqa: PLC0415
     from wandb.sdk.lib import wbauth  # noqa: PLC0415
 
-    url = wandb_setup.singleton().settings.base_url
     try:
+        url = wandb_setup.singleton().settings.base_url
         found = wbauth.authenticate_session(host=url, source="hpo", prompt=False)
-    except wandb.errors.AuthenticationError as error:
+    except (wandb.errors.AuthenticationError, ValueError) as error:  # ValueError: of WANDB_BASE_URL and its like
         raise ConfigError(f"wandb=online: {error}") from None
     os.environ.pop(_KEY, None)
     if found is None:

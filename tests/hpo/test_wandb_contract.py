@@ -358,6 +358,7 @@ def test_without_a_key_that_holds_nothing_is_started(key, server, runs, record, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * GUARD_SECONDS)
 def test_a_whole_search_online_with_the_key_nowhere_but_in_the_driver(server, tmp_path):
     options = [
         "--trials",
