@@ -167,7 +167,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     record.lock()
     log_in()
     sent, where = sync(record, exported=results.is_exported(record))
-    print(f"{sent} runs sent: {where}" if sent else "W&B has all of it already")
+    print(f"Sent the rest of {sent} ended runs: {where}" if where else "W&B has all of it already")
     return 0
 
 

@@ -50,7 +50,7 @@ def log_in() -> None:
     """Find the key where W&B looks for one; the server is asked whether it knows it, if it answers at all.
 
     From then on it is in this process's memory alone: what is started later, such as Ray, does not inherit it.
-    Raises ConfigError: no key, or one that is malformed or refused.
+    Raises ConfigError: no key, or one that is malformed or refused; no address of a server.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb  # noqa: PLC0415 - seconds that a search without W&B need not pay
@@ -61,15 +61,15 @@ def log_in() -> None:
         url = wandb_setup.singleton().settings.base_url
         found = wbauth.authenticate_session(host=url, source="hpo", prompt=False)
     except (wandb.errors.AuthenticationError, ValueError) as error:  # ValueError: of WANDB_BASE_URL and its like
-        raise ConfigError(f"wandb=online: {error}") from None
+        raise ConfigError(f"W&B: {error}") from None
     os.environ.pop(_KEY, None)
     if found is None:
         raise ConfigError(
-            f"wandb=online: there is no key for {url}. Set {_KEY}, or run `wandb login`, which keeps it in ~/.netrc; "
+            f"W&B: there is no key for {url}. Set {_KEY}, or run `wandb login`, which keeps it in ~/.netrc; "
             f"--wandb offline needs none, and `hpo sync` sends its runs later"
         )
     if isinstance(found, wbauth.AuthApiKey) and _is_refused(url, found.api_key):
-        raise ConfigError(f"wandb=online: {url} refuses the key; --wandb offline needs none")
+        raise ConfigError(f"W&B: {url} refuses the key; --wandb offline needs none")
 
 
 def _is_refused(url: str, key: str) -> bool:

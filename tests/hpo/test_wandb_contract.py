@@ -331,7 +331,7 @@ def test_a_search_that_was_logged_offline_is_sent_by_one_command_once(server, re
 
     recover(server)
     assert main(command) == 0
-    assert "sent" in capsys.readouterr().out
+    assert "Sent" in capsys.readouterr().out
     assert_each_epoch_once(server.state, record)
     assert len(server.state.models()) == len(server.state.of("export")) == 1
     upserts = server.state.asked["UpsertBucket"]
