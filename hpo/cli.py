@@ -218,6 +218,20 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sync(arguments: argparse.Namespace) -> int:
+    from hpo import results
+    from hpo.record import Record
+    from hpo.tracking import sync
+    from hpo.wandb_runs import log_in
+
+    record = Record(arguments.runs, arguments.name)
+    record.lock()
+    log_in()
+    sent, where = sync(record, exported=results.is_exported(record))
+    print(f"Sent the rest of {sent} ended runs: {where}" if where else "W&B has all of it already")
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from model.data import DataConfig
     from model.denoise import Denoiser
@@ -448,6 +462,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", type=Path, metavar="DIR", help="the folder (None: export/ of the search)")
     export.add_argument("--trainable", action="store_true", help="with the checkpoint to train on")
 
+    in_runs(command("sync", _sync, "Send to W&B what it lacks of a search that was logged offline."))
+
     evaluate = command(
         "evaluate", _evaluate, "Measure an exported model: noisy, denoised, ground truth; train and test."
     )
@@ -509,7 +525,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     )
     much.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is found")
     much.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto (local: start one here)")
-    much.add_argument("--wandb", choices=["offline", "disabled"], help="offline")
+    much.add_argument("--wandb", choices=["offline", "online", "disabled"], help="offline; online needs a key")
     much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
     much.add_argument(
         "--on-finish", metavar="COMMAND", help="for the shell, with the result as JSON on stdin; not when interrupted"

@@ -15,7 +15,7 @@ from model.metrics import Objective
 
 Sampler = Literal["surrogate", "tpe", "random"]
 Scheduler = Literal["leaders", "asha", "none"]
-Wandb = Literal["offline", "disabled"]
+Wandb = Literal["offline", "online", "disabled"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -134,6 +134,7 @@ def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: Non
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.pop("WANDB_API_KEY", None)  # all that Ray starts would inherit it; trials never import wandb
     local: dict[str, Any] = {}
     if search.address == "local":
         local = {"include_dashboard": False}

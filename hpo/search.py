@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ from model.stream import PixelFiles
 
 if TYPE_CHECKING:
     from hpo.tensorboard import TensorBoard
+    from hpo.tracking import Tracker
 
 EXIT_DONE, EXIT_NOTHING_VALID, EXIT_MACHINE = 0, 3, 4
 NOTHING_VALID = "No trial came to a valid result"
@@ -112,6 +113,9 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
             from hpo.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
 
             draw_finished(record)
+        with _tracked(record, console) as tracker:  # what a driver that was killed at the end had not logged
+            if tracker:
+                tracker.export()
         console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
@@ -129,8 +133,8 @@ def _until_its_end(
     record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping
 ) -> int:
     try:
-        with stopping.on_signals():
-            code = _run(record, space, images, console, stopping)
+        with stopping.on_signals(), _tracked(record, console) as tracker:
+            code = _run(record, space, images, console, stopping, tracker=tracker)
             _write_report(record, console)
             return code
     except KeyboardInterrupt:
@@ -158,7 +162,15 @@ def _finish(record: Record, code: int, reason: str) -> None:
     on_finish.run(record.search.on_finish, {**result, "exit_code": code, "reason": reason, "export": export})
 
 
-def _run(record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
+def _run(
+    record: Record,
+    space: search_spaces.Space,
+    images: Images,
+    console: Console,
+    stopping: Stopping,
+    *,
+    tracker: Tracker | None,
+) -> int:
     with ExitStack() as shown:  # the table: until the export is there
         with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
@@ -172,7 +184,7 @@ def _run(record: Record, space: search_spaces.Space, images: Images, console: Co
                 console=console,
                 progress=progress,
             )
-            _run_trials(context, space)
+            _run_trials(context, space, tracker)
             if results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
@@ -185,6 +197,8 @@ def _run(record: Record, space: search_spaces.Space, images: Images, console: Co
     if record.search.data_config().is_slides:
         print(f"\n{against_slides(test)}")
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
+    if tracker:
+        tracker.export()
     return EXIT_DONE
 
 
@@ -198,6 +212,10 @@ def _write_report(record: Record, console: Console) -> None:
 
 def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
+    if search.wandb == "online":
+        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+
+        log_in()
     space = search_spaces.load(search.space)
     base = search.base_config()
     space.check(base, search.set)
@@ -229,7 +247,7 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}"])
 
 
-def _run_trials(context: _Context, space: search_spaces.Space) -> None:
+def _run_trials(context: _Context, space: search_spaces.Space, tracker: Tracker | None) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
     budget = record.search.time_budget
     listeners = _listeners(context)
@@ -237,7 +255,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         conductor = Conductor(
             record,
             space,
-            listeners,
+            [*listeners, *([tracker] if tracker else [])],
             time_is_up=lambda: budget is not None and time.monotonic() - began > 60 * budget,
         )
         if conductor.trials_left == 0:
@@ -293,13 +311,24 @@ def _share(spent: Overhead | None) -> float | None:
 def _listeners(context: _Context) -> list[Listener]:
     record = context.record
     listeners: list[Listener] = [context.progress, Retention(record)]
-    if record.search.wandb == "offline":
-        from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
-
-        listeners.append(Tracker(record))
     if board := _tensorboard(record):
         listeners.append(board)
     return listeners
+
+
+@contextmanager
+def _tracked(record: Record, console: Console) -> Iterator[Tracker | None]:
+    """Runs in W&B, until after the export."""
+    if record.search.wandb == "disabled":
+        yield None
+        return
+    from hpo.tracking import Tracker  # noqa: PLC0415 - an optional service
+
+    tracker = Tracker(record, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    try:
+        yield tracker
+    finally:
+        tracker.close()
 
 
 def _tensorboard(record: Record) -> TensorBoard | None:

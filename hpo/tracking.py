@@ -1,151 +1,132 @@
-"""W&B: one run per trial, written offline by one thread in the driver. Trials never import wandb.
+"""W&B, from one thread in the driver: the search never waits for it. Trials never import wandb.
 
-A run is drawn from the record: whatever a call did not log, the next one does, and a continued search writes a run
-that was not closed again from its first epoch.
+Whatever a call did not log, the next one does: hpo/wandb_runs.py draws runs from the record. The first failure of a
+server is the last: from then on the search is logged offline, and `hpo sync` sends what the server lacks.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import shutil
 import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo.decide import CONFIG
 from hpo.record import Record
-from hpo.results import best_report, reports_of
+from hpo.wandb_runs import Runs
+from model.config import MachineError
 
 log = logging.getLogger(__name__)
 
-PROJECT = "pix2pix-search"
 _QUEUE_SIZE = 1_000
-_CLOSE_SECONDS = 60
-_TAGS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+_FINISH_SECONDS = 30.0  # for what is left of a trial's run when it ends
+_CLOSE_SECONDS = 60.0  # for all that is left at the end of a search
+_EXPORT_SECONDS = 120.0  # and for the exported generator: 130 MB at the slides' width
+_SYNC_SECONDS = 3_600.0  # for a run that somebody waits for
 
 
 class Tracker:
-    """A listener. The search never waits for it: a full queue drops calls, and the next call makes up for them."""
+    """A listener. A full queue drops calls, and the next call makes up for them.
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
-        self._finished_before = {t.number for t in record.trials() if self._marker(t.number).exists()}
-        self._runs: dict[int, Any] = {}
-        self._logged: dict[int, int] = {}
+    say: tells people, in a line, where to look.
+    """
+
+    def __init__(self, record: Record, say: Callable[[str], None] = lambda _: None) -> None:
+        self._record, self._say = record, say
+        self._runs = Runs(record, online=record.search.wandb == "online", finish_seconds=_FINISH_SECONDS)
+        self._patience = _CLOSE_SECONDS
+        self._closing, self._over = threading.Event(), False
+        self._exported = False
+        self._told_where = False
         self._queue: queue.Queue[FrozenTrial | None] = queue.Queue(_QUEUE_SIZE)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
     def changed(self, trial: FrozenTrial) -> None:
         """See Listener."""
-        if trial.number in self._finished_before:
-            return
         try:
             self._queue.put_nowait(trial)
         except queue.Full:
             log.debug("W&B lags behind; trial %d is logged later", trial.number)
 
+    def export(self) -> None:
+        """The search has its export: `close` logs that, too."""
+        self._exported = True
+        self._runs.finish_seconds = self._patience = _EXPORT_SECONDS
+
     def close(self) -> None:
-        """Log what is left and close every run."""
-        self._queue.put(None)
-        self._thread.join(_CLOSE_SECONDS)
+        """Log what is left and close every run, in bounded time."""
+        self._closing.set()
+        with suppress(queue.Full):  # then it need not be woken
+            self._queue.put_nowait(None)
+        self._thread.join(self._patience)
         if self._thread.is_alive():
-            log.warning("W&B did not finish within %d s; the record of the search is complete", _CLOSE_SECONDS)
+            self._over = True
+            self._warn(f"it did not finish within {self._patience:.0f} s")
+            self._runs.give_up()  # else W&B would keep this process from ending
 
     def _work(self) -> None:
-        os.environ.update(WANDB_DATA_DIR=str(self._record.folder / "wandb"), WANDB_ERROR_REPORTING="false")
+        while (trial := self._queue.get()) is not None and not self._closing.is_set():
+            if not self._attempt(lambda trial=trial: self._runs.log(trial)):  # type: ignore[misc]
+                self._closing.wait()
+                return
+        self._attempt(self._log_the_rest)
+
+    def _log_the_rest(self) -> None:
+        for trial in self._record.trials():  # what was dropped
+            self._runs.log(trial)
+        if self._exported:
+            self._runs.log_export()
+        self._runs.close()
+        if self._runs.unconfirmed:
+            self._warn(f"{self._runs.unconfirmed} runs did not arrive whole, or were not counted yet")
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        """Whether there is a way to go on."""
         try:
-            while (trial := self._queue.get()) is not None:
-                self._log(trial)
-            for trial in self._record.trials():  # what was dropped
-                if trial.number not in self._finished_before:
-                    self._log(trial)
-            for run in self._runs.values():  # of unfinished trials: a continued search writes them again
-                run.finish()
-        except Exception:
-            log.warning("W&B stopped; the search goes on without it", exc_info=True)
-            while self._queue.get() is not None:
-                pass
+            action()
+            if self._runs.where and not self._told_where:
+                self._told_where = True
+                self._say(f"W&B: {self._runs.where}")
+            return True
+        except Exception as error:
+            if self._over:
+                return False
+            if not self._runs.online:
+                log.warning("W&B stopped; the search goes on without it", exc_info=True)
+                return False
+            self._warn(f"{_line(error)}; from here on the search is logged offline")
+            self._runs.give_up()
+            self._runs.online = False
+            return self._attempt(action)
 
-    def _log(self, trial: FrozenTrial) -> None:
-        done, reports = self._logged.get(trial.number, 0), reports_of(trial)
-        ended = trial.state.is_finished()
-        if trial.number not in self._runs:
-            if trial.number in self._logged:
-                return  # ended and closed
-            self._runs[trial.number] = self._open(trial)
-        run = self._runs[trial.number]
-        for report in reports[done:]:
-            row = {
-                "epoch": report.epoch,
-                "images": report.images,
-                "images_per_second": report.images_per_second,
-                **report.curves(),
-            }
-            if report.epoch.bit_count() == 1 or (ended and report is reports[-1]):  # epochs 1, 2, 4, ... and the last
-                row |= self._strip(trial.number, report.epoch)
-            run.log(row)
-        self._logged[trial.number] = len(reports)
-        if ended:
-            self._close(run, trial)
-            del self._runs[trial.number]
+    def _warn(self, what: str) -> None:
+        log.warning("W&B: %s. `hpo sync %s` sends what is missing", what, self._record.name)
 
-    def _open(self, trial: FrozenTrial) -> Any:
-        import wandb  # noqa: PLC0415 - seconds that a search without W&B need not pay
 
-        run_id = self._run_id(trial.number)
-        for fragment in self._fragments(run_id):
-            shutil.rmtree(fragment)
-        run = wandb.init(
-            project=PROJECT,
-            group=self._record.name,
-            job_type="trial",
-            id=run_id,
-            name=f"{self._record.name}-{trial.number:05}",
-            config={**trial.user_attrs[CONFIG], "search": self._record.name, "trial": trial.number},
-            mode="offline",
-            dir=self._record.folder,
-            reinit="create_new",
-            settings=wandb.Settings(
-                init_timeout=10,
-                finish_timeout=30,
-                console="off",
-                silent=True,
-                x_disable_stats=True,
-                disable_git=True,
-                disable_code=True,
-            ),
-        )
-        run.define_metric("epoch", hidden=True)
-        for names in ("val/*", "train/*"):
-            run.define_metric(names, step_metric="epoch")
-        return run
+def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
+    """Send what W&B lacks of a search that nobody runs now; gives how many runs, and where they are. To be logged in
+    is the caller's. Raises MachineError at the first failure, with how far it came.
+    """
+    runs = Runs(record, online=True, finish_seconds=_SYNC_SECONDS)
+    trials = record.trials()
+    try:
+        for trial in trials:
+            runs.log(trial)
+        if exported:
+            runs.log_export()
+        runs.close()
+    except Exception as error:
+        runs.give_up()
+        told = f"W&B took {runs.sent} runs, then: {_line(error)}"
+        raise MachineError(f"{record.name}: {told}. The same command sends the rest") from error
+    if runs.unconfirmed:
+        told = f"W&B took {runs.sent} runs; {runs.unconfirmed} did not arrive whole, or were not counted yet"
+        raise MachineError(f"{record.name}: {told}. The same command looks again")
+    return runs.sent, runs.where
 
-    def _close(self, run: Any, trial: FrozenTrial) -> None:
-        best = best_report(trial, self._record.search.objective)
-        if best is not None:  # kept here: W&B's own summary="max" is wrong after a resumed run
-            run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
-        run.tags = (*(run.tags or ()), _TAGS[trial.state])
-        run.finish(exit_code=1 if trial.state == TrialState.FAIL else 0)
-        self._marker(trial.number).touch()
 
-    def _strip(self, number: int, epoch: int) -> dict[str, Any]:
-        import wandb  # noqa: PLC0415 - see _open
-
-        path = self._record.trial_folder(number) / f"epoch-{epoch:04}.png"
-        return {"val/strip": wandb.Image(str(path), caption="noisy | denoised | clean")} if path.exists() else {}
-
-    def _run_id(self, number: int) -> str:
-        return f"{self._record.id}-{number:05}"
-
-    def _marker(self, number: int) -> Path:
-        """Its existence means that the run is whole. Not inside the fragment, which `wandb sync --clean` deletes."""
-        return self._record.folder / "wandb" / f"{self._run_id(number)}.whole"
-
-    def _fragments(self, run_id: str) -> Sequence[Path]:
-        return sorted((self._record.folder / "wandb").glob(f"offline-run-*-{run_id}"))
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

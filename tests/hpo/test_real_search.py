@@ -22,7 +22,8 @@ from drivers import GUARD_SECONDS, driver, finished, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
 from tensorboard_files import assert_all_there as tensorboard_has_all
-from wandb_files import assert_all_there
+from wandb_files import assert_all_there, export_fragment
+from wandb_files import read as read_wandb
 
 from hpo import decide, results
 from hpo.cli import main
@@ -190,6 +191,14 @@ def test_a_best_checkpoint_measured_again_gives_the_recorded_figures(searched, p
 
 def test_wandb_has_each_epoch_of_each_trial_once(searched):
     assert_all_there(searched.record)
+
+
+def test_wandb_has_the_final_training_and_the_export(searched):
+    summary, history = read_wandb(export_fragment(searched.record))
+    assert [row.get("epoch") for row in history] == [1, 2, None]
+    assert {name.partition(".")[0] for name in history[-1]} >= {"leaderboard", "samples"}
+    test = json.loads((searched.export / "manifest.json").read_text())["metrics"]["test"]
+    assert summary["summary"]["test/denoised/ssim"] == pytest.approx(test["denoised"]["ssim"])
 
 
 def test_tensorboard_has_each_epoch_of_each_trial_and_of_the_final_training_once(searched):

@@ -19,8 +19,14 @@ _LEET = [get_core_path(), "leet", "inspect", "--no-observability", "--json"]
 
 
 def fragments(record: Record) -> list[Path]:
-    """In the order of the trials."""
-    return sorted((record.folder / "wandb").glob("offline-run-*"), key=lambda path: path.name.rpartition("-")[2])
+    """Of the trials, in their order."""
+    found = (record.folder / "wandb").glob(f"offline-run-*-{record.id}-?????")
+    return sorted(found, key=lambda path: path.name.rpartition("-")[2])
+
+
+def export_fragment(record: Record) -> Path:
+    (found,) = (record.folder / "wandb").glob(f"offline-run-*-{record.id}-export-*")
+    return found
 
 
 def read(fragment: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -1,0 +1,39 @@
+"""A workspace in W&B for one search: which of its trials won, and what mattered. W&B's own page shows every run of a
+project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
+from wandb_workspaces.reports import v2 as panels
+
+
+def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
+    """Make one; gives its address. params: the searched ones. Raises what W&B raises."""
+    columns = [panels.ParallelCoordinatesPlotColumn(metric=panels.Config(name)) for name in params]
+    columns += [panels.ParallelCoordinatesPlotColumn(metric=panels.SummaryMetric("best/ssim"))]
+    compared = [
+        panels.ParallelCoordinatesPlot(title="Configurations", columns=columns),
+        panels.ParameterImportancePlot(with_respect_to="best/ssim"),
+        panels.ScatterPlot(
+            title="SSIM against PSNR", x=panels.SummaryMetric("best/psnr"), y=panels.SummaryMetric("best/ssim")
+        ),
+    ]
+    curves = [panels.LinePlot(title=name, x="epoch", y=[name]) for name in ("val/ssim", "val/psnr", "train/gen_total")]
+    pictures = [panels.MediaBrowser(title="noisy | denoised | clean", media_keys=["val/strip"])]
+    workspace = ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"Search {search}",
+        sections=[
+            ws.Section(name=name, panels=members, is_open=True)
+            for name, members in (("Trials", compared), ("Curves", curves), ("Pictures", pictures))
+        ],
+        settings=ws.WorkspaceSettings(x_axis="epoch"),
+        runset_settings=ws.RunsetSettings(
+            filters=expr.And(expr.Metric("Group") == search, expr.Metric("JobType") == "trial")
+        ),
+    )
+    return str(workspace.save().url)
