@@ -25,8 +25,8 @@ from PIL import Image
 
 from hpo import decide, results
 from hpo.config import SearchConfig
-from hpo.progress import outcome
 from hpo.record import Record
+from hpo.tables import outcome
 from model.checkpoint import CheckpointError, load_checkpoint, write_atomically
 from model.denoise import DenoiseError, read_manifest
 from model.evaluate import SLIDES_TEST
