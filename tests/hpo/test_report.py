@@ -332,7 +332,7 @@ def test_a_thousand_trials_with_the_largest_pictures_stay_below_10_mb(done, brow
     some = done.trials()
     many = []
     for number in range(1000):
-        trial = copy.deepcopy(some[number % len(some)])
+        trial = copy.deepcopy(some[number if number < 2 else 2 + number % (len(some) - 2)])
         trial.number = trial._trial_id = number
         reports = [
             {**told, "ssim": rng.uniform(0.5, 0.9), "epoch": e}
