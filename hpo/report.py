@@ -36,14 +36,15 @@ from model.run import LAST, strip_name
 
 REPORT = "report.html"  # in a search's folder
 _TEMPLATE = Path(__file__).with_suffix(".html")
-_SLIDES = {  # of a space's first starting points, so many are of the slides: what is theirs
+_SLIDES: dict[str, dict[str, Any]] = {  # of a space's first starting points so many are the slides', and what of theirs
     "losses_and_rates": {"points": 2, "name": "the slides' loss and rates"},
     "architecture": {"points": 1, "name": "the slides' settings"},
 }
 _TOP = 5  # best trials that importance is about; Optuna asks for at least five
 _FEWEST = 2 * _TOP  # trials with a result, below which importance would be noise
 _RESAMPLINGS = 40
-_WALL = 6  # best trials whose pictures are shown, beside the starting points and the final training
+_WALL = 6  # best trials whose pictures are shown, beside starting points and the final training
+_STARTS = 3  # starting points that others are held against: the slides', then the best
 _PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still far below 10 MB
 
 
@@ -78,11 +79,14 @@ def _digest(text: str) -> str:
 
 def contents(record: Record) -> dict[str, Any]:
     """What the page shows, JSON-ready: results.document, and beside each trial what became of it and when."""
-    trials, search = record.trials(), record.search
+    trials, search, runs = record.trials(), record.search, record.folder.parent
     by_number = {trial.number: trial for trial in trials}
     document = results.document(record)
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
     rows = [{**row, **_more(by_number[row["number"]], search, began)} for row in document["trials"]]
+    slides = _SLIDES.get(search.space, {"points": 0})
+    of_starts = [row["number"] for row in rows if row["by"] == "starting point" and row["value"] is not None]
+    starts = sorted(of_starts, key=lambda number: number >= slides["points"])[:_STARTS]
     export, final = _export(record, len(trials)), _final_training(record)
     told = {
         **document,
@@ -93,7 +97,8 @@ def contents(record: Record) -> dict[str, Any]:
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
         "final_wins": results.final_wins(record),
         "final_training": final,
-        "slides": _SLIDES.get(search.space, {"points": 0}),
+        "slides": slides,
+        "starts": starts,
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
         "noisy_psnr_db": next((r.noisy_psnr_db for trial in trials for r in results.reports_of(trial)), None),
         "parameters": _parameters(trials),
@@ -102,10 +107,11 @@ def contents(record: Record) -> dict[str, Any]:
         "resamplings": _RESAMPLINGS,
         "spent": _spent(rows, search),
         "export": export,
+        "runs_option": "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}",
         "export_path": str(record.folder / results.EXPORT),
         "export_folder": shlex.quote(str(record.folder / results.EXPORT)),
     }
-    plain: dict[str, Any] = _plain({**told, "pictures": _pictures(record, rows, final)})
+    plain: dict[str, Any] = _plain({**told, "pictures": _pictures(record, rows, starts, final)})
     return plain
 
 
@@ -314,14 +320,14 @@ def _final_training(record: Record) -> dict[str, Any] | None:
 
 
 def _pictures(
-    record: Record, rows: Sequence[Mapping[str, Any]], final: Mapping[str, Any] | None
+    record: Record, rows: Sequence[Mapping[str, Any]], starts: Sequence[int], final: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The same validation images as the best trials and the starting points denoised them, each in its best epoch."""
+    """The same validation images as the best trials and starting points denoised them, each in its best epoch."""
     best = [row for row in rows if row["candidate"]][:_WALL]
-    starts = [row for row in rows if row["by"] == "starting point" and row["best_epoch"] and row not in best]
+    shown_too = [row for row in rows if row["number"] in starts and row not in best]
     files = {
         str(row["number"]): record.trial_folder(row["number"]) / strip_name(row["best_epoch"])
-        for row in [*best, *starts]
+        for row in [*best, *shown_too]
     }
     if final:
         files[results.FINAL] = record.folder / results.FINAL / strip_name(final["best_epoch"])
