@@ -209,7 +209,10 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
     with ray_runtime.started(asked) as cluster:
         record = Record.create(folder, "scale", asked)
         console = Console(stderr=True, quiet=True)
-        context = search._Context(record=record, images=None, images_ref=None, cluster=cluster, console=console)
+        progress = Progress(asked, "scale", cluster.slots, console, folder=record.folder)
+        context = search._Context(
+            record=record, images=None, images_ref=None, cluster=cluster, console=console, progress=progress
+        )
         began = time.monotonic()
         search._run_trials(context, search_spaces.load("losses_and_rates"))
         ended = time.monotonic()

@@ -103,6 +103,7 @@ def main(folder: Path) -> None:
             images_ref=None,  # type: ignore[arg-type]
             cluster=cluster,
             console=Console(stderr=True),
+            progress=search.Progress(asked, "first", cluster.slots, Console(stderr=True)),
         )
         search._run_trials(context, search_spaces.load("losses_and_rates"))
     nodes.shutdown()

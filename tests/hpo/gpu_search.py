@@ -56,6 +56,7 @@ def main(folder: Path) -> None:
                 images_ref=None,  # type: ignore[arg-type]
                 cluster=cluster,
                 console=Console(stderr=True),
+                progress=search.Progress(asked, name, cluster.slots, Console(stderr=True)),
             )
             context.console.print(search._plan(record, cluster), soft_wrap=True)
             try:
