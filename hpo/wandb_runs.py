@@ -175,7 +175,7 @@ class Runs:
         import wandb  # noqa: PLC0415
         from wandb.sdk import wandb_setup  # noqa: PLC0415
 
-        for opened in self._open.values():  # its thread would complain, too
+        for opened in list(self._open.values()):  # its thread would complain, too
             if opened.run._run_status_checker is not None:
                 opened.run._run_status_checker.stop()
         self._open.clear()
