@@ -274,6 +274,17 @@ def test_a_server_that_fails_changes_nothing_and_gets_what_it_missed_later(  # n
     assert [path for path in fragments(record) if not list(path.glob("run-*.wandb.synced"))] == []
 
 
+def test_rows_that_wandb_gives_up_on_without_a_word_are_missed_and_sent_later(server, record, caplog):
+    server.state.stream_status = 403
+    wandb_runs.log_in()
+    track(record)
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "hpo.tracking"]
+    assert "3 runs did not arrive whole" in warning
+    server.state.stream_status = None
+    assert sync(record, exported=False)[0] == 3
+    assert_each_epoch_once(server.state, record)
+
+
 def test_a_server_that_hangs_at_the_end_holds_the_search_up_for_a_bounded_time(server, record, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 1.0)
     wandb_runs.log_in()

@@ -59,6 +59,7 @@ class StandIn:
 
     port: int = 0
     status: int | None = None  # of every answer from now on, such as 429
+    stream_status: int | None = None  # of those to rows alone
     hang_seconds: float = 0.0
     rows_until_death: int | None = None  # so many rows are taken; then connections are cut
     runs: dict[str, Run] = field(default_factory=dict)
@@ -123,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(401, {"errors": [{"message": "user is not logged in"}]})
         with stand_in.lock:
             stream = re.fullmatch(rf"/files/{ENTITY}/[^/]+/([^/]+)/file_stream", self.path)
+            if stream and stand_in.stream_status:
+                return self._send(stand_in.stream_status, {"error": "no"})
             if stream:
                 self._stream(stand_in.runs[stream[1]], json.loads(body))
                 if stand_in.rows_until_death == 0:  # what was taken is never confirmed
