@@ -31,6 +31,7 @@ from hpo.decide import BY, REPORTS
 from hpo.record import Record, RecordError
 from hpo.tables import counts, outcome
 from model.config import ConfigError
+from model.run import strip_name
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Strips:
     def path(self, artifact_id: str) -> Path:
         """Raises ValueError for what cannot be one."""
         number, epoch = map(int, artifact_id.split("-"))
-        return self._record.trial_folder(number) / f"epoch-{epoch:04}.png"
+        return self._record.trial_folder(number) / strip_name(epoch)
 
     def attributes(self, trial: FrozenTrial) -> dict[str, str]:
         """System attributes that name them: of epochs 1, 2, 4, ... and the last one, as in W&B."""

@@ -31,7 +31,7 @@ from model.config import ConfigError
 from model.denoise import read_manifest
 from model.export import STRIP_FILE
 from model.metrics import EvalReport
-from model.run import LAST
+from model.run import LAST, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ class Runs:
                 "images_per_second": report.images_per_second,
                 **report.curves(),
             }
-            strip = folder / f"epoch-{report.epoch:04}.png"
+            strip = folder / strip_name(report.epoch)
             # Epochs 1, 2, 4, ... and the last.
             if (report.epoch.bit_count() == 1 or (ended and report is reports[-1])) and strip.exists():
                 row["val/strip"] = wandb.Image(str(strip), caption=_STRIP)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
+from chromium import CHROMIUM, needs_chromium
 from curves import conductor, train
 from PIL import Image
 
@@ -24,8 +23,6 @@ from hpo import dashboard
 from hpo.cli import main
 from hpo.dashboard import serving
 from hpo.record import Record
-
-CHROMIUM = shutil.which("chromium")
 
 
 def strip(record: Record, number: int, epoch: int) -> Path:
@@ -130,7 +127,7 @@ def test_a_port_that_is_taken_is_told(done, runs, capsys):
     assert f"port={port}: cannot be listened on (" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package `chromium`)")
+@needs_chromium
 def test_a_browser_shows_states_and_values_and_ctrl_c_leaves_nothing(done, runs, tmp_path):
     winner = max((t for t in done.trials() if t.state.name == "COMPLETE"), key=lambda trial: trial.value)
     strip(done, winner.number, 1)
