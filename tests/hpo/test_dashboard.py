@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 from chromium import CHROMIUM, needs_chromium
 from curves import conductor, train
 from PIL import Image
