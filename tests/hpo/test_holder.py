@@ -54,7 +54,8 @@ def test_a_search_that_does_not_end_is_told(record, runs, monkeypatch):
 
 
 @pytest.mark.parametrize("written", [f"process {os.getpid()} on {socket.gethostname()}", "", None])
-def test_a_process_that_has_the_number_of_a_dead_driver_is_left_alone(record, runs, capsys, written):
+def test_a_process_that_has_the_number_of_a_dead_driver_is_left_alone(record, runs, monkeypatch, capsys, written):
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("it was signalled"))  # it is this one
     if written is not None:
         (record.folder / LOCK_FILE).write_text(written)
     assert main(["stop", "first", "--runs", str(runs)]) == 0
