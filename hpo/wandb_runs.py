@@ -293,6 +293,9 @@ class Runs:
         return self.record.folder / "wandb" / f"{run_id}.{kind}"
 
     def _is_done(self, run_id: str) -> bool:
+        """Or it has ended, and `close` asks once more what of it has arrived."""
+        if any(ended.run.id == run_id for ended in self._uncounted):
+            return True
         return self._marker(run_id).exists() or self._marker(run_id, online=True).exists()
 
     def _fragments(self, run_id: str) -> Sequence[Path]:

@@ -277,7 +277,12 @@ def test_a_server_that_fails_changes_nothing_and_gets_what_it_missed_later(  # n
 def test_rows_that_wandb_gives_up_on_without_a_word_are_missed_and_sent_later(server, record, caplog):
     server.state.stream_status = 403
     wandb_runs.log_in()
-    track(record)
+    tracker = Tracker(record)
+    run_all(conductor(record, tracker))
+    while tracker._runs.unconfirmed < 3:  # each was logged when it ended, and not at the end once more
+        time.sleep(0.01)
+    tracker.close()
+    assert server.state.asked["RunResumeStatus"] == 3
     (warning,) = [r.getMessage() for r in caplog.records if r.name == "hpo.tracking"]
     assert "3 runs did not arrive whole" in warning
     server.state.stream_status = None
