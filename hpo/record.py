@@ -164,7 +164,7 @@ class Record:
         reports = trial.user_attrs[REPORTS]
         if report.epoch != len(reports) + 1:
             raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
-        told = [*reports, {**report.as_dict(), HEARD: self._reports_heard(), NODE: node}]
+        told = [*reports, {**report.as_dict(), HEARD: self._reports_heard(), **({NODE: node} if node else {})}]
         value = objective_value(report.ssim, report.psnr_db, self.search.objective)
         trial.user_attrs = {**trial.user_attrs, REPORTS: told}
         trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}

@@ -388,5 +388,5 @@ def test_the_node_is_kept_of_the_epoch_that_it_trained_alone(record):
     driver = conductor(record)
     driver.next_trial()
     driver.hear(0, [report(1, 0.5), report(2, 0.6)], "node-b")  # the first was trained by an attempt that died
-    assert [told[decide.NODE] for told in record.trial(0).user_attrs[decide.REPORTS]] == [None, "node-b"]
+    assert [told.get(decide.NODE) for told in record.trial(0).user_attrs[decide.REPORTS]] == [None, "node-b"]
     assert record.trial(0).state == TrialState.RUNNING
