@@ -64,6 +64,7 @@ class _Context:
     cluster: ray_runtime.Cluster
     console: Console
     progress: Progress
+    tracker: Tracker | None = None
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
         """What a trial, a measurement or the final training is set up with in its own process."""
@@ -183,8 +184,9 @@ def _run(
                 cluster=cluster,
                 console=console,
                 progress=progress,
+                tracker=tracker,
             )
-            _run_trials(context, space, tracker)
+            _run_trials(context, space)
             if results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
@@ -247,7 +249,7 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}"])
 
 
-def _run_trials(context: _Context, space: search_spaces.Space, tracker: Tracker | None) -> None:
+def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
     budget = record.search.time_budget
     listeners = _listeners(context)
@@ -255,7 +257,7 @@ def _run_trials(context: _Context, space: search_spaces.Space, tracker: Tracker 
         conductor = Conductor(
             record,
             space,
-            [*listeners, *([tracker] if tracker else [])],
+            [context.progress, *listeners, *([context.tracker] if context.tracker else [])],
             time_is_up=lambda: budget is not None and time.monotonic() - began > 60 * budget,
         )
         if conductor.trials_left == 0:
@@ -292,8 +294,7 @@ def _run_trials(context: _Context, space: search_spaces.Space, tracker: Tracker 
         raise carrier.error from None
     finally:
         for listener in listeners:
-            if listener is not context.progress:  # what follows the trials is shown, too
-                listener.close()
+            listener.close()
     spent = overhead(scheduler.steps, cluster.slots, began)
     if spent:
         context.console.print(
@@ -309,11 +310,9 @@ def _share(spent: Overhead | None) -> float | None:
 
 
 def _listeners(context: _Context) -> list[Listener]:
-    record = context.record
-    listeners: list[Listener] = [context.progress, Retention(record)]
-    if board := _tensorboard(record):
-        listeners.append(board)
-    return listeners
+    """Those that end with the trials. What follows is shown and logged, too."""
+    board = _tensorboard(context.record)
+    return [Retention(context.record), *([board] if board else [])]
 
 
 @contextmanager

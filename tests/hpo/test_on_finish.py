@@ -23,7 +23,7 @@ def asked(done, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "export_document", lambda _: {"folder": "there", "metrics": metrics})
 
     def search(ends, command: str = f"cat > {tmp_path / 'got.json'}"):
-        def run(*_):
+        def run(*_, **__):
             if isinstance(ends, BaseException):
                 raise ends
             return ends
