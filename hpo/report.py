@@ -311,6 +311,7 @@ def _final_training(record: Record) -> dict[str, Any] | None:
     return {
         "epochs": record.search.final_epochs,
         "best_epoch": len(values) - int(np.argmax(values[::-1])),  # of equal ones the last
+        "seconds": sum(report.seconds + report.eval_seconds for report in reports),
         "curves": {
             "value": values,
             "ssim": [report.ssim for report in reports],
