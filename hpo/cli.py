@@ -220,14 +220,15 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo import results
-    from hpo.record import Record
+    from hpo.record import Record, locked
     from hpo.tracking import sync
     from hpo.wandb_runs import log_in
 
-    record = Record(arguments.runs, arguments.name)
-    record.lock()
-    log_in()
-    sent, where = sync(record, exported=results.is_exported(record))
+    folder = Record(arguments.runs, arguments.name).folder
+    with locked(folder, arguments.name):
+        record = Record(arguments.runs, arguments.name)  # the lock's last holder may have written
+        log_in()
+        sent, where = sync(record, exported=results.is_exported(record))
     print(f"Sent the rest of {sent} ended runs: {where}" if where else "W&B has all of it already")
     return 0
 

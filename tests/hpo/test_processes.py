@@ -87,6 +87,7 @@ def test_a_dead_head_ends_the_search_with_75(folder):
         assert_stopped(ended, 75, "Ray's head is gone")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(folder, tmp_path):
     """The first one would: for W&B's process, which hangs."""
     with searching(tmp_path, [*OPTIONS, "--wandb", "offline"]) as search:
