@@ -230,11 +230,8 @@ class Progress:
         self._epochs, self._epoch_seconds = 0, 0.0  # of all trials, in earlier drivers too
         self._final_seconds = 0.0
         self._heard: dict[int, float] = {}  # when a trial began, or reported last
-        self._images, self._first, self._last = (
-            0,
-            0.0,
-            0.0,
-        )  # of this driver's reports: began, ended
+        self._images = 0  # of this driver's reports
+        self._first = self._last = 0.0  # when those began, and ended
         self._lock, self._over = threading.Lock(), threading.Event()
         threading.Thread(target=self._tick, name="progress", daemon=True).start()
 
