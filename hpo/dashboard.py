@@ -31,7 +31,7 @@ from hpo.decide import BY, REPORTS
 from hpo.record import Record, RecordError
 from hpo.tables import counts, outcome
 from model.config import ConfigError
-from model.run import strip_name
+from model.run import is_shown, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ class Strips:
         return self._record.trial_folder(number) / strip_name(epoch)
 
     def attributes(self, trial: FrozenTrial) -> dict[str, str]:
-        """System attributes that name them: of epochs 1, 2, 4, ... and the last one, as in W&B."""
+        """System attributes that name them, of the epochs that W&B shows."""
         epochs = len(trial.user_attrs[REPORTS])
         named = {}
         for epoch in range(1, epochs + 1):
             artifact_id = f"{trial.number:05}-{epoch:04}"
-            if (epoch.bit_count() == 1 or epoch == epochs) and self.path(artifact_id).exists():
+            if is_shown(epoch, last=epoch == epochs) and self.path(artifact_id).exists():
                 about = {
                     "artifact_id": artifact_id,
                     "filename": f"epoch {epoch}: noisy, denoised, clean.png",

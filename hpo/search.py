@@ -41,7 +41,7 @@ from model.config import ConfigError, MachineError, TrainConfig
 from model.data import Images
 from model.evaluate import against_slides, table
 from model.generator import Generator
-from model.metrics import EvalReport, objective_value
+from model.metrics import EvalReport, objective_value, stop_reason
 from model.run import LAST
 from model.stream import PixelFiles
 
@@ -214,10 +214,6 @@ def _write_report(record: Record, console: Console) -> None:
 
 def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
-    if search.wandb == "online":
-        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
-
-        log_in()
     space = search_spaces.load(search.space)
     base = search.base_config()
     space.check(base, search.set)
@@ -227,6 +223,10 @@ def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space
     channels, size, _ = images.shape
     with torch.device("meta"):  # costs no memory
         Generator.of(base, channels=channels, image_size=size)
+    if search.wandb == "online":
+        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+
+        log_in()
     return space, images
 
 
@@ -378,14 +378,18 @@ def _train_final(context: _Context) -> None:
     board = _tensorboard(record)
     if board:
         board.final(reports)
-    for epoch in range(len(reports) + 1, config.epochs + 1):
-        report = EvalReport.from_dict(ray.get(training.report.remote(epoch)))
-        reports.append(report)
+    while len(reports) < config.epochs and stop_reason(reports) is None:
+        reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1))))
         if board:
             board.final(reports)
         progress.training(number, reports, config.epochs)
+    if reason := stop_reason(reports):  # rates that are right for few epochs may be too high for many
+        context.console.print(f"The final training {reason} after epoch {len(reports)}; its best epoch counts")
     if board:
         board.close()
+    if reason == "diverged" and len(reports) == 1:
+        ray.kill(training)
+        return  # no epoch left a checkpoint
     metrics = ray.get(training.measured.remote())
     ray.kill(training)
     record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})

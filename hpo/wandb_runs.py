@@ -31,7 +31,7 @@ from model.config import ConfigError
 from model.denoise import read_manifest
 from model.export import STRIP_FILE
 from model.metrics import EvalReport
-from model.run import LAST, strip_name
+from model.run import LAST, is_shown, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -252,8 +252,7 @@ class Runs:
                 **report.curves(),
             }
             strip = folder / strip_name(report.epoch)
-            # Epochs 1, 2, 4, ... and the last.
-            if (report.epoch.bit_count() == 1 or (ended and report is reports[-1])) and strip.exists():
+            if is_shown(report.epoch, last=ended and report is reports[-1]) and strip.exists():
                 row["val/strip"] = wandb.Image(str(strip), caption=_STRIP)
             opened.run.log(row)
             opened.rows += 1

@@ -28,6 +28,11 @@ def strip_name(epoch: int) -> str:
     return f"epoch-{epoch:04}.png"
 
 
+def is_shown(epoch: int, *, last: bool) -> bool:
+    """Whether its strip goes where every picture costs: of epochs 1, 2, 4, ... and the last."""
+    return last or epoch.bit_count() == 1
+
+
 class TrainingRun:
     """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint.
 

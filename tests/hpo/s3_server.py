@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from loopback import listening
 
 KEY, SECRET = "AKIATEST", "not/a/secret"
 _PAGE = 2  # keys in an answer: S3 has 1000, and a long listing comes in several
@@ -37,16 +38,9 @@ class StandIn:
 @contextmanager
 def serving(root: Path) -> Iterator[StandIn]:
     stand_in = StandIn(root)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Bound", (_Handler,), {"stand_in": stand_in}))
-    stand_in.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(_Handler, stand_in) as port:
+        stand_in.url = f"http://127.0.0.1:{port}"
         yield stand_in
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
