@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -194,6 +195,12 @@ def _reported_by(trial: FrozenTrial, epoch: int, heard: int) -> bool:
 
 def _finished_before(trial: FrozenTrial, heard: int) -> bool:
     return trial.state == TrialState.COMPLETE and trial.user_attrs[REPORTS][-1][HEARD] < heard
+
+
+def finished_by(trials: Sequence[FrozenTrial]) -> float:
+    """How many reports the search had had when so many had finished that these became the measure; else infinite."""
+    heard = sorted(trial.user_attrs[REPORTS][-1][HEARD] for trial in trials if trial.state == TrialState.COMPLETE)
+    return heard[_LEADERS - 1] if len(heard) >= _LEADERS else math.inf
 
 
 def judgements(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
