@@ -33,7 +33,7 @@ from model.config import TrainConfig
 from model.data import NUM_VALIDATION
 from model.denoise import DenoiseError, read_manifest
 from model.evaluate import SLIDES_TEST
-from model.metrics import EvalReport, Objective, objective_value
+from model.metrics import EvalReport, Objective, objective_value, stop_reason
 from model.pictures import ImageError, cells, open_image
 from model.run import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
@@ -330,9 +330,12 @@ def _final_training(record: Record) -> dict[str, Any] | None:
     reports = [EvalReport.from_dict(report) for report in state["reports"]]
     values = [objective_value(report.ssim, report.psnr_db, record.search.objective) for report in reports]
     is_constant = TrainConfig.from_dict(state["config"]).lr_schedule == "constant"
+    verdict = longer(values, record.search.final_epochs, record.search.objective, is_constant=is_constant)
+    if reason := stop_reason(reports):
+        verdict = f"It {reason} by epoch {len(values)}, and ended there: these settings do not bear a longer one."
     return {
         "epochs": record.search.final_epochs,
-        "verdict": longer(values, record.search.final_epochs, record.search.objective, is_constant=is_constant),
+        "verdict": verdict,
         "best_epoch": len(values) - int(np.argmax(values[::-1])),  # of equal ones the last
         "seconds": sum(report.seconds + report.eval_seconds for report in reports),
         "curves": {

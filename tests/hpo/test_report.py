@@ -28,9 +28,10 @@ from hpo.record import Record
 from hpo.report import REPORT, contents, importance, longer, page, pareto, write_report
 from hpo.results import reports_of
 from hpo.search import _write_report
+from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
 from model.pictures import cells, strip
-from model.run import strip_name
+from model.run import LAST, strip_name
 
 ENDS = SearchConfig(trials=7, epochs=3, scheduler="none", objective="balanced")
 
@@ -184,6 +185,14 @@ RISING, LEVEL = [0.5 + 0.01 * e for e in range(16)], [0.6] * 4 + [0.599, 0.6] * 
 )
 def test_whether_a_longer_training_would_help_is_said_no_surer_than_the_curve_is(values, epochs, is_constant, said):
     assert re.search(said, longer(values, epochs, "ssim", is_constant=is_constant))
+
+
+def test_a_final_training_that_collapsed_is_over(runs):
+    record = Record.create(runs, "first", SearchConfig(final_epochs=32))
+    reports = [report(epoch, 0.1, psnr_db=8.7, images=20_000 * epoch) for epoch in (1, 2, 3)]
+    state = {"config": TrainConfig().as_dict(), "reports": [told.as_dict() for told in reports]}
+    save_checkpoint(record.folder / "final" / LAST, {}, state)
+    assert contents(record)["final_training"]["verdict"].startswith("It collapsed by epoch 3, and ended there")
 
 
 @needs_chromium
