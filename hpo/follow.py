@@ -23,7 +23,7 @@ _SILENCE_SECONDS = 30.0  # of a driver elsewhere, after which it is told; a driv
 
 def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None] = time.sleep) -> None:
     """Until the search is over. Raises ConfigError, RecordError."""
-    record = Record(runs, name, read_only=True)
+    record = Record(runs, name, read_only=True, waits=True)
     display, looked, told = Display(name, record.search, console), False, ""
     reading, life = _Changes(record.study_file), _Life(record.folder)
     try:

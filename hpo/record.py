@@ -42,7 +42,7 @@ class Record:
     """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers.
 
     read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
-    waits: for a database server that is away, as a driver does.
+    waits: for a database server that is away; for drivers, and who watches them.
     """
 
     def __init__(self, runs: Path, name: str, *, read_only: bool = False, waits: bool = False) -> None:

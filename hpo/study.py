@@ -65,7 +65,7 @@ class Study:
     """One that exists; `create` makes one.
 
     url: sqlite:///FILE, or postgresql://USER@HOST/DATABASE, its password in PGPASSWORD or ~/.pgpass. read_only: of a
-    server; a file's URL says it itself. waits: for a server that is away, PATIENCE_SECONDS, and once in all.
+    server; a file's URL says it itself. waits: PATIENCE_SECONDS for a server that is away; if in vain, never again.
 
     Raises KeyError where it is not there, SQLAlchemy's DatabaseError; with a server StudyAwayError, ConfigError.
     """
@@ -100,8 +100,8 @@ class Study:
         with self._storage.engine.begin() as connection:
             if self._is_served:
                 connection.execute(_CLAIM, {"study": self._id})
-            if again and self._is_written(now, was):
-                return
+                if (again or was is None) and self._is_written(now, was):
+                    return
             if was is None:
                 now._trial_id = self._insert(connection, now)
             elif now.state != was.state:
