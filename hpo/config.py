@@ -129,7 +129,7 @@ CHANGEABLE = frozenset(
 
 
 # A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.
-_STUDY_URL = re.compile(r"postgresql://([^\s:/?#@]+@)?([\w.-]*|\[[\da-fA-F:.]+\])(:\d+)?/[^\s:/?#@]*(\?[^\s#@]*)?")
+_STUDY_URL = re.compile(r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?")
 _STUDY_URL_RULE = (
     "study_url: must be postgresql://USER@HOST/DB, without a password, which would be kept in search.json; it is taken "
     "from PGPASSWORD or from ~/.pgpass"

@@ -68,11 +68,13 @@ class Record:
         """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
         if self.study_file and not self.study_file.exists():
             raise RecordError(f"{self.study_file}: is gone, and with it the trials; delete {self.folder} to start anew")
+        url, name = _study_of(self.folder, self.about, read_only)
         try:
-            url, name = _study_of(self.folder, self.about, read_only)
             study = Study(url, name, read_only=read_only, waits=waits)
             return study, study.trials()
-        except (DatabaseError, StorageInternalError, KeyError) as error:
+        except KeyError:
+            raise RecordError(f"{self.study_place}: has no study {name}; delete {self.folder} to start anew") from None
+        except (DatabaseError, StorageInternalError) as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> RecordError:
