@@ -24,7 +24,7 @@ _NOISES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
-    75 Ray's head is gone, 130 interrupted, 143 terminated (the same command continues)."""
+    75 Ray's head or the study's database is gone, 130 interrupted, 143 terminated (the same command continues)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
@@ -399,7 +399,9 @@ class _Parser(argparse.ArgumentParser):
         word = message.rpartition(": ")[2].split()[0] if "unrecognized arguments" in message else ""
         if word.startswith("--"):
             own = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            message = f"{word}: no such option. {nearest(word.partition('=')[0], own)}"
+            option, _, value = word.partition("=")
+            word = option if "://" in value else word  # a database's URL may have a password
+            message = f"{word}: no such option. {nearest(option, own)}"
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -530,6 +532,9 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
     much.add_argument(
         "--on-finish", metavar="COMMAND", help="for the shell, with the result as JSON on stdin; not when interrupted"
+    )
+    much.add_argument(
+        "--study-url", metavar="URL", help="postgresql://USER@HOST/DB: the study's database, for good (study.db)"
     )
     add("--quiet", action="store_true", default=False, help="only the result")
 

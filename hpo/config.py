@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+from urllib.parse import parse_qs, urlsplit
 
 from model.config import ConfigError, TrainConfig
 from model.data import DataConfig
@@ -48,9 +49,12 @@ class SearchConfig:
     wandb: Wandb = "offline"
     tensorboard: bool = False  # events of every training in the search's folder
     on_finish: str | None = None  # a shell command that gets the result on stdin; None, "": none
+    study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
         mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        if self.study_url is not None and not _is_study_url(self.study_url):
+            mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
         for part in (self.data_config, self.base_config):
             try:
                 part()
@@ -122,6 +126,19 @@ CHANGEABLE = frozenset(
         "on_finish",
     }
 )
+
+
+# A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.
+_STUDY_URL = re.compile(r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?")
+_STUDY_URL_RULE = (
+    "study_url: must be postgresql://USER@HOST/DB, without a password, which would be kept in search.json; it is taken "
+    "from PGPASSWORD or from ~/.pgpass"
+)
+
+
+def _is_study_url(url: str) -> bool:
+    found = _STUDY_URL.fullmatch(url)
+    return bool(found) and not any("password" in key.lower() for key in parse_qs(urlsplit(url).query))
 
 
 def check_name(name: str) -> str:

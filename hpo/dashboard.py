@@ -28,9 +28,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo import results
 from hpo.decide import BY, REPORTS
-from hpo.record import Record, RecordError
+from hpo.record import Record
 from hpo.tables import counts, outcome
-from model.config import ConfigError
+from model.config import ConfigError, MachineError
 from model.run import is_shown, strip_name
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Snapshot:
             try:
                 self._record.refresh()
                 self._update()
-            except (RecordError, SQLAlchemyError) as error:
+            except (MachineError, SQLAlchemyError) as error:
                 log.warning("%s", error)
             self._refreshed = time.monotonic()
 

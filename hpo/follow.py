@@ -13,7 +13,7 @@ from rich.console import Console
 from hpo import results
 from hpo.holder import holder
 from hpo.progress import Display, Status, what_follows
-from hpo.record import STUDY_FILE, Record
+from hpo.record import Record
 from hpo.stopping import command_to_continue
 
 _POLL_SECONDS = 1.0
@@ -23,9 +23,9 @@ _SILENCE_SECONDS = 30.0  # of a driver elsewhere, after which it is told; a driv
 
 def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None] = time.sleep) -> None:
     """Until the search is over. Raises ConfigError, RecordError."""
-    record = Record(runs, name, read_only=True)
+    record = Record(runs, name, read_only=True, waits=True)
     display, looked, told = Display(name, record.search, console), False, ""
-    reading, life = _Changes(record.folder / STUDY_FILE), _Life(record.folder)
+    reading, life = _Changes(record.study_file), _Life(record.folder)
     try:
         while True:
             began = time.monotonic()
@@ -65,12 +65,14 @@ def _over(record: Record) -> str:
 
 
 class _Changes:
-    """Whether a file was written since it was last asked."""
+    """Whether a file was written since it was last asked. None: a database, of which that is not known."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path, self._seen = path, (0, 0)
 
     def changed(self) -> bool:
+        if self._path is None:
+            return True
         found = self._path.stat()
         now = found.st_mtime_ns, found.st_size
         was, self._seen = self._seen, now

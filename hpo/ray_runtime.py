@@ -134,7 +134,8 @@ def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: Non
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("WANDB_API_KEY", None)  # all that Ray starts would inherit it; trials never import wandb
+    for secret in ("WANDB_API_KEY", "PGPASSWORD"):  # all that Ray starts would inherit them, and has no use for them
+        os.environ.pop(secret, None)
     local: dict[str, Any] = {}
     if search.address == "local":
         local = {"include_dashboard": False}

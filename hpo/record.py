@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, NODE, REPORTS, Decision, Suggestion, judge
-from hpo.study import Study
+from hpo.study import Study, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
@@ -41,13 +42,15 @@ class Record:
     """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers.
 
     read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
+    waits: for a database server that is away; for drivers, and who watches them.
     """
 
-    def __init__(self, runs: Path, name: str, *, read_only: bool = False) -> None:
+    def __init__(self, runs: Path, name: str, *, read_only: bool = False, waits: bool = False) -> None:
         self.name = check_name(name)
         self.folder = runs / name
         self._read_search()
-        self._study, self._trials = _open_study(self.folder, name, read_only)
+        self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
+        self._study, self._trials = self._open_study(read_only, waits)
         self._lock: IO[str] | None = None
 
     def _read_search(self) -> None:
@@ -60,6 +63,29 @@ class Record:
             raise missing(runs, name) from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged ({error})") from error
+
+    def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
+        """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
+        if self.study_file and not self.study_file.exists():
+            raise RecordError(f"{self.study_file}: is gone, and with it the trials; delete {self.folder} to start anew")
+        url, name = _study_of(self.folder, self.about, read_only)
+        try:
+            study = Study(url, name, read_only=read_only, waits=waits)
+            return study, study.trials()
+        except KeyError:
+            raise RecordError(f"{self.study_place}: has no study {name}; delete {self.folder} to start anew") from None
+        except (DatabaseError, StorageInternalError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> RecordError:
+        if "readonly database" in told(error):  # a journal is left, and who only reads must not play it back
+            return RecordError(f"{self.study_file}: its driver died while it wrote; `hpo show {self.name}` mends that")
+        return RecordError(f"{self.study_place}: damaged, or held by another process ({told(error)})")
+
+    @property
+    def study_place(self) -> str:
+        """A file or a URL, for who is told of it."""
+        return self.search.study_url or str(self.folder / STUDY_FILE)
 
     @classmethod
     def exists(cls, runs: Path, name: str) -> bool:
@@ -83,11 +109,11 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-            Study.create(_url(folder), name)
+            Study.create(*_study_of(folder, about))
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
-        return cls(runs, name)
+        return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:
         """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
@@ -114,8 +140,8 @@ class Record:
         self._read_search()
         try:
             self._trials = self._study.trials()
-        except DatabaseError as error:
-            raise _unreadable(self.folder / STUDY_FILE, error) from error
+        except (DatabaseError, StorageInternalError) as error:
+            raise self._unreadable(error) from error
 
     def lock(self) -> None:
         """One driver at a time. The kernel lets go of it when the driver dies, however it dies.
@@ -229,27 +255,15 @@ def locked(folder: Path, name: str) -> IO[str]:
     return lock
 
 
-def _open_study(folder: Path, name: str, read_only: bool) -> tuple[Study, list[FrozenTrial]]:
-    """And its trials. Raises RecordError where it is gone or damaged."""
+def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:
+    """Its URL and its name there: one database may hold two people's `first`."""
+    url: str | None = about["search"].get("study_url")
+    if url:
+        return url, f"{about['name']}-{about['id']}"
     path = folder / STUDY_FILE
-    if not path.exists():
-        raise RecordError(f"{path}: is gone, and with it the trials; delete {folder} to start anew")
-    try:
-        study = Study(_url(folder, read_only), name)
-        return study, study.trials()
-    except (DatabaseError, KeyError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> RecordError:
-    if "readonly database" in str(error):  # a journal is left, and who only reads must not play it back
-        return RecordError(f"{path}: its driver died while it wrote; `hpo show {path.parent.name}` mends that")
-    return RecordError(f"{path}: damaged, or held by another process ({error})")
-
-
-def _url(folder: Path, read_only: bool = False) -> str:
-    path = folder / STUDY_FILE
-    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true" if read_only else f"sqlite:///{path}"
+    if read_only:
+        return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true", folder.name
+    return f"sqlite:///{path}", folder.name
 
 
 def missing(runs: Path, name: str) -> ConfigError:

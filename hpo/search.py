@@ -28,12 +28,13 @@ from hpo.config import SearchConfig
 from hpo.deaths import death_of
 from hpo.hooks import DriverError
 from hpo.progress import Progress, expected_epochs
-from hpo.record import STUDY_FILE, Record, RecordError
+from hpo.record import Record, RecordError
 from hpo.report import write_report
 from hpo.retention import Retention
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
 from hpo.searcher import ConductorSearcher
-from hpo.stopping import HEAD_GONE, TERMINATED, Stopping
+from hpo.stopping import HEAD_GONE, TERMINATED, Stop, Stopping
+from hpo.study import StudyAwayError, told
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
 from model.checkpoint import CheckpointError, load_checkpoint
@@ -88,13 +89,16 @@ def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool =
     """
     # Beside the search's folder, which is there only once the images have been found good.
     with PixelFiles(runs, name) as store:
-        return _locked(name, runs, asked, store, quiet)
+        try:
+            return _locked(name, runs, asked, store, quiet)
+        except StudyAwayError as error:
+            return Stopping(name, runs).end(Stop(str(error), HEAD_GONE.code))
 
 
 def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, quiet: bool) -> int:
     console = Console(stderr=True, quiet=quiet, markup=False)  # paths and errors may have brackets
     if Record.exists(runs, name):
-        record = Record(runs, name)
+        record = Record(runs, name, waits=True)
         space, images = _check(replace(record.search, **asked), store)
         record.lock()
         record.change(asked)
@@ -122,6 +126,8 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
 
     try:
         code = _until_its_end(record, space, images, console, Stopping(name, runs))
+    except StudyAwayError:
+        raise
     except (MachineError, OSError) as error:
         _finish(record, EXIT_MACHINE, str(error))
         raise
@@ -145,8 +151,7 @@ def _until_its_end(
     except ray_runtime.HeadGoneError:
         return stopping.end(HEAD_GONE)
     except (StorageInternalError, SQLAlchemyError) as error:
-        lines = str(error.__cause__ or error).splitlines()
-        raise RecordError(f"{record.folder / STUDY_FILE}: cannot be written or read ({lines[0]})") from error
+        raise RecordError(f"{record.study_place}: cannot be written or read ({told(error)})") from error
     except (RayError, TuneError) as error:
         raise MachineError(f"Ray failed: {death_of(error).error}") from error
 
