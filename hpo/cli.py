@@ -519,6 +519,12 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much = search.add_argument_group("how much, and where")
     much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
     much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
+    much.add_argument(
+        "--max-cost", type=float, metavar="USD", help="end in time, by the nodes' labels hpo/usd-per-hour (no limit)"
+    )
+    much.add_argument(
+        "--on-demand-after", type=float, metavar="MINUTES", help="that trials wait in vain for a spot node (10)"
+    )
     much.add_argument("--keep", type=int, metavar="N", help="checkpoints on disk: of the N best trials (10)")
     much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")
     much.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (as many as fit)")

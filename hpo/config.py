@@ -34,6 +34,8 @@ class SearchConfig:
     objective: Objective = "balanced"
     seed: int = 0
     time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
+    max_cost: float | None = None  # USD that the cluster's nodes may cost meanwhile
+    on_demand_after: float = 10.0  # minutes that trials wait for spot nodes before on-demand ones are asked for
     keep: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
     final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
     data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX
@@ -80,6 +82,8 @@ class SearchConfig:
             ("keep", self.keep >= 3, "at least 3, the finalists"),
             ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
+            ("max_cost", positive(self.max_cost), "USD above 0"),
+            ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
             ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
@@ -114,6 +118,8 @@ CHANGEABLE = frozenset(
         "space",
         "trials",
         "time_budget",
+        "max_cost",
+        "on_demand_after",
         "keep",
         "final_epochs",
         "concurrent",

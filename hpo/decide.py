@@ -32,6 +32,7 @@ NODE = "node"  # of a report: the host that trained the epoch, where that is kno
 BY = "by"  # user attribute: who suggested the trial
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
 FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
+MOVES = "moves"  # each time its node was taken, no fault of its own: the epochs it had reported by then, and why
 ERROR = "error"  # of a trial that failed: why, as text, and how many trials there were by then
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 

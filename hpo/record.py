@@ -23,7 +23,7 @@ from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import DECISION, ERROR, FAILURES, HEARD, NODE, REPORTS, Decision, Suggestion, judge
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.study import Study, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
@@ -205,11 +205,18 @@ class Record:
 
     def add_failure(self, number: int, error: str) -> int:
         """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
+        return self._append(number, FAILURES, {"error": error})
+
+    def add_move(self, number: int, why: str) -> int:
+        """As above, where its node was taken."""
+        return self._append(number, MOVES, {"why": why})
+
+    def _append(self, number: int, key: str, event: Mapping[str, str]) -> int:
         trial = copy.copy(self._trials[number])
-        failures = [*trial.user_attrs.get(FAILURES, []), {"epoch": len(trial.user_attrs[REPORTS]), "error": error}]
-        trial.user_attrs = {**trial.user_attrs, FAILURES: failures}
+        events = [*trial.user_attrs.get(key, []), {"epoch": len(trial.user_attrs[REPORTS]), **event}]
+        trial.user_attrs = {**trial.user_attrs, key: events}
         self._write(trial)
-        return len(failures)
+        return len(events)
 
     def fail(self, number: int, error: str) -> None:
         """FAIL: the machine's fault, no evidence for or against its configuration."""

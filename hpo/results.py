@@ -23,7 +23,7 @@ from model.stream import PixelFiles
 
 FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
 EXPORT = "export"  # the folder of the winner's export
-_NUM_FINALISTS = 3
+NUM_FINALISTS = 3
 
 
 def reports_of(trial: FrozenTrial) -> list[EvalReport]:
@@ -72,7 +72,7 @@ def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dic
 def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
     """Numbers of the trials that are worth measuring on all validation images."""
     rows = leaderboard([trial for trial in trials if is_candidate(trial)], objective)
-    return [r["number"] for r in rows[:_NUM_FINALISTS]]
+    return [r["number"] for r in rows[:NUM_FINALISTS]]
 
 
 def winner(record: Record) -> int | None:

@@ -25,9 +25,12 @@ import search_spaces
 from hpo import decide, on_finish, ray_runtime, results
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig
+from hpo.cost import COST, Spending, Verdict, check, unpriced
 from hpo.deaths import death_of
 from hpo.hooks import DriverError
-from hpo.progress import Progress, expected_epochs
+from hpo.placement import Placement
+from hpo.progress import Progress, cost, expected_epochs
+from hpo.purse import Purse
 from hpo.record import Record, RecordError
 from hpo.report import write_report
 from hpo.retention import Retention
@@ -61,10 +64,11 @@ class _Context:
 
     record: Record
     images: Images
-    images_ref: ray.ObjectRef  # for work outside Tune
+    images_ref: ray.ObjectRef
     cluster: ray_runtime.Cluster
     console: Console
     progress: Progress
+    spending: Spending | None = None  # where the nodes say their prices
     tracker: Tracker | None = None
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
@@ -80,6 +84,15 @@ class _Context:
             "gpus": self.cluster.gpus_per_trial,
             "allow_cpu": search.allow_cpu,
         }
+
+    def verdict(self, *, final_epochs: int | None = None) -> Verdict:
+        """What --max-cost lets the search do."""
+        return self.spending.verdict(self.record.trials(), final_epochs=final_epochs) if self.spending else "go on"
+
+    def note_cost(self) -> None:
+        """So that the next driver goes on from it."""
+        if self.spending:
+            self.record.note(COST, self.spending.usd)
 
 
 def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool = False) -> int:
@@ -180,8 +193,11 @@ def _run(
     with ExitStack() as shown:  # the table: until the export is there
         with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
+            spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
+            if spending:
+                progress.cost_is(lambda: spending.usd)
             context = _Context(
                 record=record,
                 images=images,
@@ -189,8 +205,10 @@ def _run(
                 cluster=cluster,
                 console=console,
                 progress=progress,
+                spending=spending,
                 tracker=tracker,
             )
+            shown.callback(context.note_cost)
             _run_trials(context, space)
             if results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
@@ -204,6 +222,10 @@ def _run(
     if record.search.data_config().is_slides:
         print(f"\n{against_slides(test)}")
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
+    if spending:
+        console.print(f"Cost: {cost(spending.usd, record.search)}, while drivers of this search ran", highlight=False)
+        if record.search.max_cost and not results.is_over(record):
+            console.print("A higher --max-cost, or more time, goes on with the trials that are left", highlight=False)
     if tracker:
         tracker.export()
     return EXIT_DONE
@@ -251,7 +273,30 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     ]
     if search.final_epochs:
         lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
+    if cluster.fit_now < cluster.slots:
+        lines.append(f"  {cluster.fit_now} of them now; the cluster grows")
+    if cluster.head_takes_trials:
+        lines.append(
+            f"  the head has {cluster.head_takes_trials:g} CPUs, so trials run there, too, and may take it down; "
+            "`ray start --head --num-cpus=0` keeps them off"
+        )
     return "\n".join([*lines, f"  folder {record.folder}"])
+
+
+def _spending(record: Record, cluster: ray_runtime.Cluster) -> Spending | None:
+    """Where the nodes say their prices, or must. Raises ConfigError."""
+    spent, sight = record.notes().get(COST, 0.0), cluster.lookout.sight
+    check(record.search, spent, sight, cluster.growth)
+    if unpriced(sight, cluster.growth):
+        return None
+    spending = Spending(record.search, spent, cluster.growth)
+    cluster.lookout.tells(spending.see)
+    if spending.verdict(record.trials()) == "stop" and results.winner(record) is None:
+        raise ConfigError(
+            f"max_cost={record.search.max_cost:g}: {spent:.2f} USD are spent, and finalists, final training and export "
+            "are expected to cost the rest; no trial can begin"
+        )
+    return spending
 
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
@@ -263,19 +308,24 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             record,
             space,
             [context.progress, *listeners, *([context.tracker] if context.tracker else [])],
-            time_is_up=lambda: budget is not None and time.monotonic() - began > 60 * budget,
+            time_is_up=lambda: (
+                (budget is not None and time.monotonic() - began > 60 * budget) or context.verdict() != "go on"
+            ),
+            money_is_up=lambda: context.verdict() == "stop",
         )
-        if conductor.trials_left == 0:
+        if conductor.trials_left == 0 or context.verdict() == "stop":
             return
         watch = HangWatch()
-        scheduler = ConductorScheduler(conductor, cluster, watch)
+        placement = Placement(cluster, context.progress.waits, 60 * record.search.on_demand_after)
+        scheduler = ConductorScheduler(conductor, cluster, watch, placement)
         context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[decide.CONFIG]
             return context.ray_config(trial.number, train, folder, cluster.cpus_per_trial)
 
-        trainable = tune.with_parameters(Pix2PixTrial, images=context.images)
+        # In a tuple: Tune would put them into the store again.
+        trainable = tune.with_parameters(Pix2PixTrial, images=(context.images_ref,))
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}),
             tune_config=tune.TuneConfig(
@@ -290,11 +340,13 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
                 name=record.name,
                 storage_path=cluster.scratch,
                 verbose=0,
-                callbacks=[watch],
+                callbacks=[watch, placement],
+                stop=Purse(lambda: context.verdict() == "stop", placement.stop_all, context.note_cost),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             ),
         )
         tuner.fit()
+        placement.close()
     except DriverError as carrier:
         raise carrier.error from None
     finally:
@@ -383,8 +435,14 @@ def _train_final(context: _Context) -> None:
     board = _tensorboard(record)
     if board:
         board.final(reports)
-    while len(reports) < config.epochs and stop_reason(reports) is None:
+
+    def goes_on() -> bool:
+        left = len(reports) < config.epochs and context.verdict(final_epochs=1) != "stop"
+        return left and stop_reason(reports) is None
+
+    while goes_on():
         reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1))))
+        context.note_cost()
         if board:
             board.final(reports)
         progress.training(number, reports, config.epochs)
@@ -392,7 +450,7 @@ def _train_final(context: _Context) -> None:
         context.console.print(f"The final training {reason} after epoch {len(reports)}; its best epoch counts")
     if board:
         board.close()
-    if reason == "diverged" and len(reports) == 1:
+    if not reports or (reason == "diverged" and len(reports) == 1):
         ray.kill(training)
         return  # no epoch left a checkpoint
     metrics = ray.get(training.measured.remote())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ class DeviceMissingError(ConfigError):
 class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
     """One trial, an epoch a step. The actor is used again for the next trial: a new one costs 2.5 s."""
 
-    def setup(self, config: dict[str, Any], images: Images) -> None:
-        """The rest is the first step's: Ray tells what that died of, and the driver notices when it hangs."""
+    def setup(self, config: dict[str, Any], images: Sequence[ray.ObjectRef]) -> None:
+        """images: where they lie in Ray's store, once on each node. The rest is the first step's: Ray tells what that
+        died of, and the driver notices when it hangs."""
         self._given = images
         self._run: TrainingRun | None = None
 
@@ -54,7 +56,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         """Take up what an earlier attempt, or an earlier driver, left in the trial's folder."""
         config = self.config
         if not hasattr(self, "_placed"):
-            self._placed = _place(self._given, config)
+            self._placed = _place(ray.get(self._given[0]), config)
         return TrainingRun(
             TrainConfig.from_dict(config["train"]),
             self._placed,

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
@@ -53,7 +54,7 @@ def main(folder: Path) -> None:
             context = search._Context(
                 record=record,
                 images=images,
-                images_ref=None,  # type: ignore[arg-type]
+                images_ref=ray.put(images),
                 cluster=cluster,
                 console=Console(stderr=True),
                 progress=search.Progress(asked, name, cluster.slots, Console(stderr=True)),
