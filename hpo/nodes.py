@@ -58,6 +58,7 @@ class Growth:
 
     types: tuple[NodeType, ...] = ()  # the head's too
     workers: int = 0  # at most, of all types together
+    expected: int = 0  # workers that `ray up` has begun to set up, and of which the file says no more
     idle_seconds: float = math.inf  # after which an idle worker goes
 
     @property
@@ -134,7 +135,7 @@ def _coming() -> Sight:
         return Sight(
             starting=tuple(node.ray_node_type_name for node in status.pending_nodes),
             asked=sum(launch.count for launch in status.pending_launches),
-            refused=(failed[-1].details or "no").splitlines()[0] if failed else "",
+            refused=(failed[-1].details or "it has none").splitlines()[0] if failed else "",
         )
     text = ray.experimental.internal_kv._internal_kv_get(ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS)
     report = (json.loads(text).get("autoscaler_report") or {}) if text else {}
@@ -155,6 +156,8 @@ def growth(path: Path = CONFIG_FILE) -> Growth:
 def as_growth(config: Mapping[str, Any]) -> Growth:
     """A cluster file's."""
     at_most, head = config.get("max_workers", 0), config.get("head_node_type")
+    if config.get("provider", {}).get("type") == "local":  # nothing is ever added, and its only type is made up by Ray
+        return Growth(expected=at_most)
     types = [
         NodeType(
             name=name,
@@ -179,6 +182,13 @@ class Lookout:
         """Of every look, in that thread; of the last one at once."""
         listener(self.sight)
         self._listeners.append(listener)
+
+    def awaits_worker(self, patience: float) -> bool:
+        """Seconds; whether one is there."""
+        end = time.monotonic() + patience
+        while all(node.is_head for node in self.sight.nodes) and time.monotonic() < end:
+            time.sleep(0.2)
+        return any(not node.is_head for node in self.sight.nodes)
 
     @contextmanager
     def looking(self) -> Iterator[None]:

@@ -74,6 +74,8 @@ class Cluster:
         self.cpus_per_trial = search.cpus_per_trial
         self.fit_now = sum(self._fit(node.resources) for node in nodes)
         fit = max(self.fit_now, growth.fit(self.cpus_per_trial, self.gpus_per_trial))
+        most = max((self._fit(node.resources) for node in nodes if not node.is_head), default=0)
+        fit = max(fit, growth.expected * most)  # the others are taken to be like those that are there
         if search.address != "local" and not growth.types and search.concurrent:
             fit = max(fit, search.concurrent)  # an autoscaler of another kind adds nodes
         if fit == 0:
@@ -146,6 +148,7 @@ class Head:
             over.set()
 
 
+_WORKER_SECONDS = 300.0  # for the first one, after `ray up`
 _MISSED = 3  # seconds in a row, and connections refused
 
 
@@ -185,6 +188,8 @@ def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: Non
                 lookout = Lookout()
                 grows = growth() if not local and head.is_here else _NO_GROWTH
                 with lookout.looking():
+                    if grows.expected:
+                        lookout.awaits_worker(_WORKER_SECONDS)
                     yield Cluster(search, lookout, grows, is_alive=head.is_alive, scratch=scratch)
         except Exception as error:
             if not head.is_alive():

@@ -1,4 +1,4 @@
-"""`python -m hpo.spot HOST:PORT`, on each worker of a cluster on EC2: drains its own node when EC2 is about to take it.
+"""`python -m hpo.spot`, on each worker of a cluster on EC2: drains its own node when EC2 is about to take it.
 
 Nothing in Ray itself hears of EC2's notice, which comes two minutes ahead in the instance metadata
 (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html). A drained node gets no
@@ -56,8 +56,8 @@ class Raylet:
             raise RuntimeError(why)
 
 
-def raylets(gcs: str) -> list[Raylet]:
-    """Those of this host that belong to the cluster, from their command lines: the head need not be asked."""
+def raylets(gcs: str | None = None) -> list[Raylet]:
+    """Those of this host, from their command lines: the head need not be asked. gcs: of this cluster alone."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -67,7 +67,7 @@ def raylets(gcs: str) -> list[Raylet]:
         if program.endswith("/raylet"):
             options = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
             found.append(Raylet(pid=int(path.parent.name), node_id=options["node_id"], gcs=options["gcs-address"]))
-    return [raylet for raylet in found if raylet.gcs == gcs]
+    return [raylet for raylet in found if gcs in (None, raylet.gcs)]
 
 
 class Metadata:
@@ -132,13 +132,14 @@ def watch(own: Sequence[Raylet], metadata: Metadata, *, wait: Callable[[float], 
         wait(_POLL_SECONDS)
 
 
-def main(gcs: str) -> int:
-    """gcs: HOST:PORT of the cluster's head. Gives the exit code: 1 where none of its nodes is on this host."""
+def main(gcs: str | None = None) -> int:
+    """gcs: HOST:PORT of a cluster's head, where this host has nodes of others, too. Gives the exit code: 1 where it has
+    none."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     end = time.monotonic() + _START_SECONDS
     while not (own := raylets(gcs)):
         if time.monotonic() > end:
-            log.error("%s: no node of that cluster on this host", gcs)
+            log.error("no node of Ray on this host")
             return 1
         time.sleep(1)
     watch(own, Metadata())
@@ -146,6 +147,4 @@ def main(gcs: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m hpo.spot HOST:PORT, as in `ray start --address=HOST:PORT`")
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

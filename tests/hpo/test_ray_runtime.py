@@ -78,6 +78,13 @@ def test_of_several_types_the_roomiest_are_counted_up_to_the_limit_of_all():
     assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, growth=growth).whole_node["num_cpus"] == 16
 
 
+def test_workers_at_hand_that_are_still_set_up_are_taken_to_be_like_those_that_are_there():
+    config = {"provider": {"type": "local"}, "max_workers": 3, "available_node_types": {"made.up": {"resources": {}}}}
+    growth = as_growth(config)
+    assert cluster(SearchConfig(trials=100), HEAD, GPU_NODE, growth=growth).slots == 3
+    assert (growth.types, growth.falls_back) == ((), False)
+
+
 def test_a_head_with_cpus_is_told_of_where_others_take_the_trials():
     head = {**HEAD, "CPU": 8.0}
     assert cluster(SearchConfig(), head).head_takes_trials == 0  # one machine
