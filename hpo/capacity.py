@@ -20,11 +20,10 @@ class Drought:
     has_asked: bool = False  # ever
     borrowed: frozenset[str] = frozenset()  # on-demand nodes that came since
 
-    def places(self, trials: int) -> dict[str, int]:
-        """What to ask for, by market; trials: all that run or wait. Spot as long as anything is borrowed: trials that
-        have a place would no longer make the autoscaler try."""
-        bridging = self.asked or self.borrowed
-        return {ON_DEMAND: self.asked, SPOT: trials} if bridging and trials else {}
+    def wants(self, trials: int) -> dict[str, int]:
+        """Places, by market; trials: all that run or wait. Spot as long as anything is borrowed: trials that have their
+        place do not make the autoscaler try."""
+        return {ON_DEMAND: self.asked, SPOT: trials if self.asked or self.borrowed else 0}
 
 
 def drought(

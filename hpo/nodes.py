@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,11 +68,22 @@ class Growth:
 
     def fit(self, cpus: float, gpus: float) -> int:
         """Trials at a time, when all is added that may be: the roomiest types first."""
-        fit, left = 0, self.workers
-        for room, workers in sorted(((room_for(t.resources, cpus, gpus), t.workers) for t in self.types), reverse=True):
-            fit += room * min(workers, left)
-            left -= min(workers, left)
-        return fit
+        rooms = [(room_for(of.resources, cpus, gpus), of.workers) for of in self.types]
+        return _greedy(sorted(rooms, reverse=True), self.workers)
+
+    def places(self, wanted: Mapping[str, int], cpus: float, gpus: float) -> dict[str, int]:
+        """As many of the wanted places for trials, by market, as all fit on nodes at once, the first market first. An
+        autoscaler that is asked for more than it may add adds nothing; which type it takes it decides: the smallest."""
+        left, found = self.workers, {}
+        for market, places in wanted.items():
+            rooms = [
+                (room, of.workers)
+                for of in self.types
+                if of.labels.get(MARKET) == market and (room := room_for(of.resources, cpus, gpus))
+            ]
+            found[market] = min(places, _greedy(sorted(rooms), left))
+            left -= math.ceil(found[market] / min(rooms)[0]) if found[market] else 0
+        return {market: places for market, places in found.items() if places}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +99,15 @@ class Sight:
         """Trials that could start at once; market: on nodes with that label."""
         nodes = [n for n in self.nodes if not n.draining and market in (None, n.labels.get(MARKET))]
         return sum(room_for(node.free, cpus, gpus) for node in nodes)
+
+
+def _greedy(rooms: Sequence[tuple[int, int]], left: int) -> int:
+    """rooms: of a node, and how many there may be of them; left: in all."""
+    fit = 0
+    for room, workers in rooms:
+        fit += room * min(workers, left)
+        left -= min(workers, left)
+    return fit
 
 
 def room_for(resources: Mapping[str, float], cpus: float, gpus: float) -> int:

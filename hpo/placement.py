@@ -14,7 +14,7 @@ from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 from hpo.capacity import Drought, drought, to_return, waits
 from hpo.hooks import hook
-from hpo.nodes import MARKET, SPOT
+from hpo.nodes import MARKET, ON_DEMAND, SPOT
 from hpo.ray_runtime import Cluster
 
 _LOOK_SECONDS = 1.0
@@ -86,7 +86,7 @@ class Placement(tune.Callback):  # type: ignore[misc]
         if self._cluster.growth.falls_back:
             self._bridge(len(waiting), now)
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
-        self._say(waits(waiting, cpus, gpus, sight, self._drought.asked))
+        self._say(waits(waiting, cpus, gpus, sight, self._asked.get(ON_DEMAND, 0)))
 
     def stop_all(self) -> None:
         """At once, whatever they are at."""
@@ -112,9 +112,9 @@ class Placement(tune.Callback):  # type: ignore[misc]
         sight = self._cluster.lookout.sight
         running = {number: node for number, (_, node) in self._running.items()}
         self._drought = drought(self._drought, sight, running=running, waiting=waiting, now=now, after=self._patience)
-        self._ask(self._drought.places(len(running) + waiting))
-        free = sight.free(self._cluster.cpus_per_trial, self._cluster.gpus_per_trial, SPOT)
-        node = to_return(self._drought, sight, running, free)
+        cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
+        self._ask(self._cluster.growth.places(self._drought.wants(len(running) + waiting), cpus, gpus))
+        node = to_return(self._drought, sight, running, sight.free(cpus, gpus, SPOT))
         if node and node not in self._drained:
             self._drained[node] = "spot nodes are back"
             gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
@@ -124,8 +124,9 @@ class Placement(tune.Callback):  # type: ignore[misc]
         if places != self._asked:
             self._asked = places
             markets = [market for market, count in places.items() for _ in range(count)]
+            place = {"CPU": self._cluster.cpus_per_trial, "GPU": self._cluster.gpus_per_trial}
             request_resources(
-                bundles=[{"CPU": self._cluster.cpus_per_trial, "GPU": self._cluster.gpus_per_trial} for _ in markets],
+                bundles=[{name: amount for name, amount in place.items() if amount} for _ in markets],
                 bundle_label_selectors=[{MARKET: market} for market in markets],
             )
 

@@ -44,7 +44,8 @@ class Cluster:
             self.state = drought(
                 self.state, self.sight, running=self.trials, waiting=self.waiting, now=self.now, after=10 * MINUTE
             )
-        return self.state.places(len(self.trials) + self.waiting)
+        wants = self.state.wants(len(self.trials) + self.waiting)
+        return {market: places for market, places in wants.items() if places}
 
     def leaves(self) -> str | None:
         return to_return(self.state, self.sight, self.trials, self.sight.free(1, 1, SPOT))
@@ -103,7 +104,7 @@ def test_while_it_lasts_others_that_wait_get_on_demand_places_at_once(bridged):
 
 def test_when_spot_is_back_trials_return_one_by_one_as_there_is_room(bridged):
     bridged.of_market["s1"] = SPOT
-    assert bridged.look() == {ON_DEMAND: 0, SPOT: 2}
+    assert bridged.look() == {SPOT: 2}
     assert bridged.leaves() == "d1"
     bridged.draining.add("d1")
     bridged.look()
@@ -113,7 +114,7 @@ def test_when_spot_is_back_trials_return_one_by_one_as_there_is_room(bridged):
     assert bridged.leaves() is None  # no room for the other
     del bridged.of_market["d1"]
     bridged.of_market["s2"] = SPOT
-    assert bridged.look() == {ON_DEMAND: 0, SPOT: 2}
+    assert bridged.look() == {SPOT: 2}
     assert bridged.leaves() == "d2"
     bridged.trials[1] = "s2"
     del bridged.of_market["d2"]
@@ -184,6 +185,26 @@ def test_only_a_cluster_with_spot_workers_and_on_demand_ones_falls_back():
     config["available_node_types"]["dear"]["max_workers"] = 0
     assert not as_growth(config).falls_back
     assert not Growth().falls_back
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "expected"),
+    [
+        ({ON_DEMAND: 3, SPOT: 4}, 1.0, {ON_DEMAND: 2, SPOT: 2}),  # two on-demand nodes at most, and four in all
+        ({ON_DEMAND: 1, SPOT: 9}, 1.0, {ON_DEMAND: 1, SPOT: 3}),
+        ({ON_DEMAND: 3, SPOT: 9}, 0.25, {ON_DEMAND: 3, SPOT: 9}),
+        ({ON_DEMAND: 5, SPOT: 20}, 0.25, {ON_DEMAND: 5, SPOT: 8}),
+        ({ON_DEMAND: 0, SPOT: 9}, 1.0, {SPOT: 4}),
+        ({ON_DEMAND: 0, SPOT: 0}, 1.0, {}),
+        ({ON_DEMAND: 1, SPOT: 1}, 2.0, {}),
+    ],
+)
+def test_no_more_is_asked_for_than_may_be_added_all_at_once(wanted, gpus, expected):
+    """Ray's autoscaler adds nothing at all where a request does not fit as a whole."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG)
+    dear = {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "labels": {MARKET: ON_DEMAND}}
+    config["available_node_types"]["dear"] = dear
+    assert as_growth(config).places(wanted, 1.0, gpus) == expected
 
 
 def test_the_file_on_the_head_is_read_and_missed_without_a_word(tmp_path):
