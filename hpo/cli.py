@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -369,6 +369,16 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cluster(arguments: argparse.Namespace) -> int:
+    from hpo import cluster_file
+
+    config = cluster_file.checked(arguments.file)
+    for line in cluster_file.warnings(config):
+        print(f"Mind: {line}", file=sys.stderr)
+    print(cluster_file.summary(config))
+    return 0
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """--set NAME=VALUE, repeated. Raises ConfigError with all mistakes."""
     settings: dict[str, Any] = {}
@@ -477,10 +487,18 @@ def _parser() -> argparse.ArgumentParser:
     denoise.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images")
     denoise.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the denoised ones go")
 
+    _add_cluster_commands(command)
+
     train = command("train", _train, "Train one configuration, without Ray; continues what is in the folder.")
     _add_train_options(train)
     as_json(train)
     return parser
+
+
+def _add_cluster_commands(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+    cluster = command("cluster", _cluster, "Look at a file for `ray up`: refuse an unfilled or unsafe one.")
+    cluster.add_argument("what", choices=["check"], help="all that is wrong with it, at once")
+    cluster.add_argument("file", type=Path, metavar="FILE", help="cluster.yaml, or yours")
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
