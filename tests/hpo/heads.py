@@ -47,7 +47,7 @@ def make_head(folder: Path, path: str, storage: Path) -> Head:
     home = folder / "home"
     (home / ".venv/bin").mkdir(parents=True)
     (home / ".hpo").mkdir()
-    words = f'export RAY_AUTH_MODE=token "HPO_STORAGE={storage}" "PATH={home}/.venv/bin:{path}"\n'
+    words = f'export RAY_AUTH_MODE=token "HPO_STORAGE={storage}" "PATH={home}/.venv/bin:{path}" "PYTHONPATH={ROOT}"\n'
     (home / ".hpo/environment").write_text(words)
     for name in ("user", "host"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -66,8 +66,8 @@ def make_head(folder: Path, path: str, storage: Path) -> Head:
     text = (ROOT / "cluster.onprem.yaml").read_text()
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     for old, new in {
-        "head_ip: REPLACE": "head_ip: 192.0.2.1",  # nobody's, of RFC 5737: SSH must take the ProxyCommand
-        "[REPLACE, REPLACE]": "[192.0.2.2, 192.0.2.3]",
+        "head_ip: REPLACE": "head_ip: 198.51.100.1",  # nobody's, of RFC 5737: SSH must take the ProxyCommand
+        "[REPLACE, REPLACE]": "[198.51.100.2, 198.51.100.3]",
         "ssh_user: REPLACE": f"ssh_user: {user}\n  ssh_proxy_command: {SSHD} -i -f {folder}/sshd_config",
         "~/.ssh/REPLACE": f"{folder}/user",
         "~/.hpo/token": f"{folder}/token",

@@ -6,16 +6,24 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from drivers import GUARD_SECONDS, Driver
 from heads import TOKEN, Head, JobServer, job_server, make_head, needs_ssh
 from PIL import Image
 
@@ -26,6 +34,8 @@ from model.data import DataConfig, DeviceImages
 from model.denoise import MANIFEST, read_manifest
 from model.export import export
 from model.trainer import Trainer
+
+import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
 
 pytestmark = needs_ssh
 KEY = 5 * "decade0f"  # a canary; of W&B's form
@@ -305,3 +315,64 @@ def test_a_search_without_a_winner_is_told_as_the_head_tells_it(exporting, tmp_p
     assert code == 2
     assert "hpo: first: no trial has a valid result yet" in err
     assert not (tmp_path / "model").exists()
+
+
+# --- with Ray itself ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ray_head(head) -> Iterator[Head]:
+    """A real one, with a token; its processes carry a mark in their environment."""
+    pytest.importorskip("aiohttp", reason="the dashboard needs ray[default]")
+    mark = uuid.uuid4().hex
+    free = [_free_port() for _ in range(3)]
+    options = f"--port={free[0]} --ray-client-server-port={free[1]} --dashboard-agent-listen-port={free[2]}"
+    options += f" --dashboard-host=127.0.0.1 --dashboard-port={head.port} --num-cpus=2 --num-gpus=0"
+    options += f" --object-store-memory=100000000 --temp-dir={tempfile.mkdtemp(prefix='hpo-ray-')}"
+    environment = {"HOME": str(head.home), "PATH": "/usr/bin:/bin", "SEARCH_UNDER_TEST": mark}
+    start = ["bash", "-c", f". ~/.hpo/environment; ray start --head {options}"]
+    try:
+        subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
+        yield head
+    finally:
+        running = Driver(None, mark)
+        while living := running.processes():
+            for process in living:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        shutil.rmtree(options.rpartition("=")[2], ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(GUARD_SECONDS)
+def test_a_real_search_is_launched_looked_at_pulled_while_it_runs_and_pulled_at_its_end(ray_head, tmp_path, capsys):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{ray_head.port}/api/jobs/", timeout=30)
+    sizes = ["--epochs", "6", "--images-per-epoch", "8000", "--concurrent", "1"]
+    sizes += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
+    assert says("launch", str(ray_head.file), "first", "--trials", "9", *sizes, capsys=capsys)[1] == "first-1\n"
+    code, _, err = says("launch", str(ray_head.file), "first", *sizes, capsys=capsys)
+    assert code == 2, err
+    assert "its job first-1 is" in err
+
+    to, end = tmp_path / "own/model", time.monotonic() + GUARD_SECONDS / 2
+    while says("pull", str(ray_head.file), "first", "--to", str(to), capsys=capsys)[0] != 0:
+        assert time.monotonic() < end  # until a trial has reported
+        time.sleep(5)
+    assert read_manifest(to)["metrics"]["test"] is None  # the search was not over
+
+    config = remote.cluster_file.read(ray_head.file)
+    with remote.head_of(ray_head.file, config) as there:
+        there.run("hpo stop first")
+        assert "continues" in there.run("ray job logs first-1")
+    assert remote._waited(ray_head.file, config, "first-1") == 143
+    code, out, _ = says("launch", str(ray_head.file), "first", "--trials", "2", "--wait", capsys=capsys)
+    assert (code, out) == (0, "first-2\n")
+    assert says("pull", str(ray_head.file), "first", "--to", str(to), capsys=capsys)[0] == 0
+    assert read_manifest(to)["metrics"]["test"]["images"] == 10_000
