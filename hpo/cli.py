@@ -394,7 +394,10 @@ def _launch(arguments: argparse.Namespace) -> int:
     from hpo.remote import launch
 
     asked = {name: getattr(arguments, name) for name in {field.name for field in fields(SearchConfig)} & set(words)}
-    return launch(arguments.file, arguments.name, asked, words, wait=arguments.wait)
+    try:
+        return launch(arguments.file, arguments.name, asked, words, wait=arguments.wait)
+    except KeyboardInterrupt:
+        return _stopped("No longer waited for; a job that was submitted goes on.", EXIT_INTERRUPTED)
 
 
 def _words(action: argparse.Action, value: Any) -> list[str]:

@@ -87,6 +87,8 @@ def warnings(config: Config) -> list[str]:
         for name, node in config["available_node_types"].items()
         if PRICE not in node.get("labels", {})
     ]
+    if "aws_secret_access_key" in config["provider"].get("aws_credentials", {}):
+        lines.append("provider.aws_credentials: the head keeps the file in clear; its role needs no keys")
     if _instance_shape() is None:
         lines.append("node_config: its members were not looked at; `pip install boto3` brings EC2's list of them")
     return lines
@@ -231,6 +233,12 @@ def _everywhere(config: Config) -> list[str]:
             f"file_mounts: no token: mount a folder with {TOKEN_FILE} in it at ~/.ray, such as "
             "/home/ubuntu/.ray: ~/.hpo/token"
         )
+    if "ssh_user" not in config["auth"]:
+        found.append("auth.ssh_user: is missing: the user of the machines, such as ubuntu")
+    if config["auth"].get("ssh_proxy_use_node_id"):
+        found.append(
+            "auth.ssh_proxy_use_node_id: leave it out; `hpo launch` and `hpo pull` know the head's address alone"
+        )
     if config.get("min_workers", 0) > config["max_workers"]:
         found.append(f"min_workers={config['min_workers']}: above max_workers={config['max_workers']}")
     return found
@@ -243,14 +251,14 @@ def _commands(config: Config) -> list[str]:
 
 def _environment(config: Config) -> list[str]:
     found = []
-    modes = _assigned(config, "RAY_AUTH_MODE", *_SETUP, *_START)
+    modes = _assigned(config, "RAY_AUTH_MODE", *_SETUP, *_START)  # whoever sets it again must agree
     if set(modes) != {"token"} or not _assigned(config, "RAY_AUTH_MODE"):
         found.append(
             f"setup_commands: RAY_AUTH_MODE={', '.join(modes) or '(not set)'}: export RAY_AUTH_MODE=token on every "
             "node, else whoever reaches Ray's ports runs what he likes (CVE-2023-48022)"
         )
     given = _assigned(config, "HPO_STORAGE", *_SETUP, *_START)
-    if len(set(given)) != 1:
+    if len(set(given)) != 1 or not _assigned(config, "HPO_STORAGE"):
         found.append(
             f"setup_commands: HPO_STORAGE={', '.join(given) or '(not set)'}: export one storage that all nodes share, "
             "such as HPO_STORAGE=s3://BUCKET/searches?region=us-west-2"
@@ -292,15 +300,15 @@ def _versions(config: Config) -> list[str]:
 def _start(config: Config) -> list[str]:
     head = " ".join(config["head_start_ray_commands"])
     wanted = {
-        "--dashboard-host=127.0.0.1": "the dashboard takes jobs, so only an SSH tunnel may reach it",
-        "--num-cpus=0": "a head that takes trials loses the driver with them",
-        "--num-gpus=0": "a head that takes trials loses the driver with them",
-        "--autoscaling-config": "without it no worker is ever started",
+        "--dashboard-host": ("127.0.0.1", "the dashboard takes jobs, so only an SSH tunnel may reach it"),
+        "--num-cpus": ("0", "a head that takes trials loses the driver with them"),
+        "--num-gpus": ("0", "a head that takes trials loses the driver with them"),
+        "--autoscaling-config": ("~/ray_bootstrap_config.yaml", "without it no worker is ever started"),
     }
     found = [
-        f"head_start_ray_commands: `ray start --head` lacks {option}: {why}"
-        for option, why in wanted.items()
-        if option not in head
+        f"head_start_ray_commands: `ray start --head` wants {option}={value}: {why}"
+        for option, (value, why) in wanted.items()
+        if set(re.findall(rf"{option}[= ]([^\s;]+)", head)) != {value}
     ]
     if re.search(r"--include-dashboard[= ]\s*(?i:false|0)", head):
         found.append("head_start_ray_commands: --include-dashboard=false: it is the dashboard that takes jobs")
@@ -401,6 +409,7 @@ _SPOT = {
     "SpotInstanceType": ("one-time", "EC2 would start others by itself, for ever"),
     "InstanceInterruptionBehavior": ("terminate", "the disks of stopped nodes go on costing"),
 }
+# Without them Ray takes its own, which install a nightly wheel and open the dashboard.
 _WANTED = {
     "aws": ("max_workers", "auth", "available_node_types", "head_node_type", "file_mounts", *_SETUP[1:], *_START),
     "local": ("max_workers", "auth", "file_mounts", "setup_commands", *_START),

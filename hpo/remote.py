@@ -75,7 +75,7 @@ class Head:
         self._rsync("--", f"{self.address}:{source}", str(to))
 
     def _rsync(self, *arguments: str) -> None:
-        done = _execute(["rsync", "-a", "-e", f"ssh -F {self.config}", *arguments])
+        done = _execute(["rsync", "-a", "-e", shlex.join(["ssh", "-F", str(self.config)]), *arguments])
         if done.returncode:
             raise HeadError(f"{self.address}: rsync: {done.stderr.strip()}")
 
@@ -110,7 +110,7 @@ def head_of(path: Path, config: Config) -> Iterator[Head]:
     auth = config["auth"]
     options = {
         "User": auth.get("ssh_user"),
-        "IdentityFile": auth.get("ssh_private_key"),
+        "IdentityFile": f'"{auth["ssh_private_key"]}"' if "ssh_private_key" in auth else None,
         "IdentitiesOnly": "yes" if "ssh_private_key" in auth else None,
         "ProxyCommand": auth.get("ssh_proxy_command"),
         "BatchMode": "yes",  # nobody is asked for a password
@@ -137,6 +137,8 @@ def _address(path: Path, config: Config) -> str:
     try:
         with redirect_stdout(sys.stderr):
             return str(get_head_node_ip(str(path)))
+    except ImportError as error:
+        raise HeadError(f"{error}: `pip install -c constraints.txt -e '.[cluster]'` in the clone") from error
     except Exception as error:  # boto's, click's, RuntimeError
         raise HeadError(f"{path}: no head is running ({error}): ray up {path}") from error
 
@@ -251,16 +253,16 @@ def _entrypoint(name: str, words: Sequence[str]) -> str:
 
 
 def _how_to_watch(path: Path, name: str, job: str, address: str) -> str:
-    return "\n".join(
-        [
-            f"{name} runs on the head {address} as the job {job}. It goes on when this machine is off.",
-            f"  ray exec {path} 'hpo watch {name}'                   # the live table",
-            f"  ray exec {path} 'ray job logs -f {job}'            # what it prints",
-            f"  ray dashboard {path}                               # http://127.0.0.1:8265; asks for the token",
-            f"  ray exec {path} 'hpo stop {name}'                    # it can be continued, by the same hpo launch",
-            f"  hpo pull {path} {name} --to {name}/                  # the winner so far",
-        ]
-    )
+    ways = {
+        f"ray exec {path} 'hpo watch {name}'": "the live table",
+        f"ray exec {path} 'ray job logs -f {job}'": "what it prints",
+        f"ray dashboard {path}": "http://127.0.0.1:8265; asks for the token",
+        f"ray exec {path} 'hpo stop {name}'": "end it; the same hpo launch continues it",
+        f"hpo pull {path} {name} --to {name}/": "the winner so far",
+    }
+    width = max(map(len, ways))
+    lines = [f"  {command:{width}}  # {what}" for command, what in ways.items()]
+    return "\n".join([f"{name} runs on the head {address} as the job {job}, also when this machine is off.", *lines])
 
 
 def _waited(path: Path, config: Config, job: str) -> int:

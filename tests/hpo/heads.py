@@ -5,6 +5,7 @@ and a stand-in for Ray's job server. The cluster file is the shipped one, filled
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -55,7 +56,8 @@ def make_head(folder: Path, path: str, storage: Path) -> Head:
         f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
         f"PasswordAuthentication no\nSetEnv HOME={home}\n"
     )
-    Path("/run/sshd").mkdir(exist_ok=True)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where root's sshd goes before anybody has logged in
     for where in (folder / "token", home / ".ray"):
         where.mkdir()
         (where / "auth_token").write_text(TOKEN)

@@ -116,8 +116,10 @@ BREAKS = [
     (AWS, "setup_commands:\n  # What", "setup_command:\n  # What", "setup_command: no such key"),
     # doors
     (AWS, "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "is open to the world"),
-    (AWS, "--dashboard-host=127.0.0.1", "", "lacks --dashboard-host=127.0.0.1"),
+    (AWS, "--dashboard-host=127.0.0.1", "", "wants --dashboard-host=127.0.0.1"),
     (AWS, "--dashboard-host=127.0.0.1", "--dashboard-host=127.0.0.1 --include-dashboard=false", "it is the dashboard"),
+    (AWS, "--dashboard-host=127.0.0.1", "--dashboard-host=10.0.0.1", "wants --dashboard-host=127.0.0.1"),
+    (AWS, "--num-gpus=0", "--num-gpus=0 --dashboard-host=10.0.0.1", "wants --dashboard-host=127.0.0.1"),
     (AWS, "RAY_AUTH_MODE=token", "X=1", "RAY_AUTH_MODE=(not set): export RAY_AUTH_MODE=token on every node"),
     (AWS, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE=disabled: export"),
     (
@@ -145,8 +147,8 @@ BREAKS = [
     # what runs where, and whether it can go on elsewhere
     (AWS, HEAD, "    resources: {CPU: 4, GPU: 0}", "head.resources.CPU=4: must be 0: a head that takes trials"),
     (AWS, HEAD, "    resources: {CPU: 0}", "head.resources.GPU=None: must be 0"),
-    (AWS, "--num-cpus=0 ", "", "lacks --num-cpus=0: a head that takes trials"),
-    (LOCAL, "--num-gpus=0 ", "", "lacks --num-gpus=0: a head that takes trials"),
+    (AWS, "--num-cpus=0 ", "", "wants --num-cpus=0: a head that takes trials"),
+    (LOCAL, "--num-gpus=0 ", "", "wants --num-gpus=0: a head that takes trials"),
     (
         AWS,
         "'HPO_STORAGE=s3://filled-bucket/searches?region=us-west-2'",
@@ -191,6 +193,8 @@ BREAKS = [
     (AWS, "ray.io/market-type: spot", "ray.io/market-type: on-demand", "ray.io/market-type=on-demand: must be spot"),
     # keys
     (AWS, "  ssh_private_key", "  ssh_public_key", "auth.ssh_private_key: is missing"),
+    (LOCAL, "  ssh_user: me", "  ssh_public_key: x", "auth.ssh_user: is missing"),
+    (LOCAL, "ssh_user: me", "ssh_user: me\n  ssh_proxy_command: x\n  ssh_proxy_use_node_id: true", "leave it out"),
     (AWS, "/.ssh/mine.pem", "/.ssh/nobodys.pem", "nobodys.pem: there is no such file"),
 ]
 
@@ -212,7 +216,7 @@ def test_all_reasons_come_at_once(home, capsys):
         text = text if old.startswith("  region") else text.replace(old, new)
     code, _, err = told(text, home, capsys)
     assert code == 2
-    for reason in ("RAY_AUTH_MODE", "HPO_STORAGE", "nothing installs ray", "lacks --num-cpus=0", "idle_minutes"):
+    for reason in ("RAY_AUTH_MODE", "HPO_STORAGE", "nothing installs ray", "wants --num-cpus=0", "idle_minutes"):
         assert reason in err, err
 
 

@@ -371,7 +371,7 @@ def test_a_real_search_is_launched_looked_at_pulled_while_it_runs_and_pulled_at_
     with remote.head_of(ray_head.file, config) as there:
         there.run("hpo stop first")
         logs = f"ray job logs --address http://127.0.0.1:{ray_head.port} first-1"  # other Rays may run here
-        assert "continues" in there.run(logs)
+        assert "can be continued" in there.run(logs)
     assert remote._waited(ray_head.file, config, "first-1") == 143
     code, out, _ = says("launch", str(ray_head.file), "first", "--trials", "2", "--wait", capsys=capsys)
     assert (code, out) == (0, "first-2\n")
