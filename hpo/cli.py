@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,12 +50,7 @@ def _stopped(message: str, code: int) -> int:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    if hasattr(arguments, "set"):
-        arguments.set = _settings(arguments.set)
-    if getattr(arguments, "space", "").endswith(".py"):
-        arguments.space = str(Path(arguments.space).resolve())
-    if hasattr(arguments, "data"):
-        arguments.data = _absolute(arguments.data)
+    _resolve(arguments)
 
     # NumPy reads it when it is imported: on the surrogate's small matrices a second thread costs more than it gives.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -66,6 +61,16 @@ def _search(arguments: argparse.Namespace) -> int:
     given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
     options = {name: getattr(arguments, name) for name in given}
     return run_search(arguments.name, arguments.runs, options, quiet=arguments.quiet)
+
+
+def _resolve(arguments: argparse.Namespace) -> None:
+    """What the options of a search stand for."""
+    if hasattr(arguments, "set"):
+        arguments.set = _settings(arguments.set)
+    if getattr(arguments, "space", "").endswith(".py"):
+        arguments.space = str(Path(arguments.space).resolve())
+    if hasattr(arguments, "data"):
+        arguments.data = _absolute(arguments.data)
 
 
 def _absolute(data: str) -> str:
@@ -369,6 +374,55 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cluster(arguments: argparse.Namespace) -> int:
+    from hpo import cluster_file
+
+    config = cluster_file.checked(arguments.file)
+    for line in cluster_file.warnings(config):
+        print(f"Mind: {line}", file=sys.stderr)
+    print(cluster_file.summary(config))
+    return 0
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    given = {action.dest: action for action in arguments.parser._actions if action.dest in vars(arguments)}
+    own = ("file", "name", "wait", "quiet")
+    words = {name: _words(action, getattr(arguments, name)) for name, action in given.items() if name not in own}
+    _resolve(arguments)
+
+    from hpo.config import SearchConfig
+    from hpo.remote import launch
+
+    asked = {name: getattr(arguments, name) for name in {field.name for field in fields(SearchConfig)} & set(words)}
+    try:
+        return launch(arguments.file, arguments.name, asked, words, wait=arguments.wait)
+    except KeyboardInterrupt:
+        return _stopped("No longer waited for; a job that was submitted goes on.", EXIT_INTERRUPTED)
+
+
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    """An option as it is typed."""
+    option = action.option_strings[0]
+    if action.nargs == 0:
+        return [option] if value else []
+    return [word for one in (value if isinstance(value, list) else [value]) for word in (option, str(one))]
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from hpo.remote import pull
+    from model.evaluate import table
+
+    manifest = pull(arguments.file, arguments.name, arguments.to)
+    print(table(manifest["metrics"]))
+    print(
+        f"{arguments.to}: trial {manifest['origin']['trial']} of {arguments.name}; every file has its digest, and the "
+        f"model does here what it did there.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n"
+        f"  hpo evaluate {arguments.to}",
+        file=sys.stderr,
+    )
+    return 0
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """--set NAME=VALUE, repeated. Raises ConfigError with all mistakes."""
     settings: dict[str, Any] = {}
@@ -479,10 +533,26 @@ def _parser() -> argparse.ArgumentParser:
     denoise.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images")
     denoise.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the denoised ones go")
 
+    _add_cluster_commands(command)
+
     train = command("train", _train, "Train one configuration, without Ray; continues what is in the folder.")
     _add_train_options(train)
     as_json(train)
     return parser
+
+
+def _add_cluster_commands(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+    cluster = command("cluster", _cluster, "Look at a file for `ray up`: refuse an unfilled or unsafe one.")
+    cluster.add_argument("what", choices=["check"], help="all that is wrong with it, at once")
+    cluster.add_argument("file", type=Path, metavar="FILE", help="cluster.yaml, or yours")
+    launch = command("launch", _launch, "Submit a search as a job of a cluster's head; the same command continues it.")
+    pull = command("pull", _pull, "Bring the winner so far from a cluster's head here, and verify it.")
+    for made in (launch, pull):
+        made.add_argument("file", type=Path, metavar="CLUSTER.yaml", help="that `ray up` was given")
+        made.add_argument("name", metavar="NAME", help="the search")
+    _add_search_options(launch)
+    launch.add_argument("--wait", action="store_true", default=False, help="until its end; exits with its exit code")
+    pull.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to deploy")
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:

@@ -46,8 +46,10 @@ _ROWS = """query SearchRunRows($entity: String!, $project: String!, $run: String
   project(name: $project, entityName: $entity) { run(name: $run) { historyLineCount } } }"""
 
 
-def log_in() -> None:
+def log_in() -> tuple[str, str | None]:
     """Find the key where W&B looks for one; the server is asked whether it knows it, if it answers at all.
+
+    Gives the server's address and the key; None where W&B knows another way in.
 
     From then on it is in this process's memory alone: what is started later, such as Ray, does not inherit it.
     Raises ConfigError: no key, or one that is malformed or refused; no address of a server.
@@ -68,8 +70,10 @@ def log_in() -> None:
             f"W&B: there is no key for {url}. Set {_KEY}, or run `wandb login`, which keeps it in ~/.netrc; "
             f"--wandb offline needs none, and `hpo sync` sends its runs later"
         )
-    if isinstance(found, wbauth.AuthApiKey) and _is_refused(url, found.api_key):
+    key = found.api_key if isinstance(found, wbauth.AuthApiKey) else None
+    if key is not None and _is_refused(url, key):
         raise ConfigError(f"W&B: {url} refuses the key; --wandb offline needs none")
+    return url, key
 
 
 def _is_refused(url: str, key: str) -> bool:

@@ -129,6 +129,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def verify_files(folder: Path) -> dict[str, Any]:
+    """The manifest, if all that it names is there and undamaged. Raises DenoiseError."""
+    manifest = read_manifest(folder)
+    for name, digest in manifest["files"].items():
+        if Path(name).name != name:
+            raise DenoiseError(f"{folder / MANIFEST}: damaged or not ours (a file named {name!r})")
+        _verified(folder / name, digest)
+    return manifest
+
+
 def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
     """Colour or grey of any size; an alpha channel is carried over as it is."""
     if image.mode in ("LA", "RGBA"):

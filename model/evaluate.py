@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from model.data import Pairs
-from model.denoise import Denoiser
+from model.denoise import DenoiseError, Denoiser, verify_files
+from model.pictures import SCALE, cells, open_image
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 _STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
+_TOLERANCES = {"l1": 1e-3, "ssim": 1e-3, "psnr_db": 0.02}  # another machine's onnxruntime; it rounds otherwise
 SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two networks, each for itself
 
 
@@ -71,6 +75,40 @@ def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
     rows = {name: quality(column, clean).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}
+
+
+def on_strip(denoiser: Denoiser, path: Path) -> dict[str, Any]:
+    """What the model makes of the noisy images of an export's picture: a few, which travel with it. Raises ImageError,
+    ValueError."""
+    sheet = Image.fromarray(np.asarray(open_image(path))[::SCALE, ::SCALE])
+    noisy, clean = (_as_floats(column) for column in cells(sheet)[:2])
+    return {"file": path.name, "images": len(noisy), **quality(denoiser.batch(noisy), clean).as_dict()}
+
+
+def _as_floats(pictures: np.ndarray) -> np.ndarray:
+    """uint8 (N, S, S) or (N, S, S, C) to float32 (N, C, S, S) in [-1, 1]."""
+    planes = pictures[:, None] if pictures.ndim == 3 else pictures.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(planes, np.float32) / np.float32(127.5) - 1
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """The manifest of an export that came from elsewhere, if every file has its digest, and the model does here what it
+    did there. Raises DenoiseError."""
+    manifest = verify_files(folder)
+    there = manifest.get("strip")
+    if there is None:
+        raise DenoiseError(f"{folder}: its manifest has no figures of a few images; export it anew with this version")
+    here = on_strip(Denoiser(folder), folder / there["file"])
+    wrong = [
+        f"{name} {here[name]:.4f} instead of {there[name]:.4f}"
+        for name, tolerance in _TOLERANCES.items()
+        if not abs(float(here[name]) - float(there[name])) <= tolerance
+    ]
+    if wrong:
+        raise DenoiseError(
+            f"{folder}: the model does not do here what it did where it was exported: {', '.join(wrong)}"
+        )
+    return manifest
 
 
 def table(splits: Mapping[str, dict[str, Any] | None]) -> str:

@@ -26,7 +26,7 @@ from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError
 from model.data import REAL, DataConfig, Images, Pairs
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
-from model.evaluate import against_slides, evaluate, table
+from model.evaluate import against_slides, evaluate, on_strip, table
 from model.generator import Generator
 from model.noise import parse_noise
 from model.pictures import strip
@@ -59,8 +59,7 @@ def export(
     copied into the manifest. The folder appears whole or not at all; an export that stands there is replaced.
     Raises ConfigError where something else stands there; CheckpointError, ExportError, OSError.
     """
-    if to.exists() and not _is_replaceable(to):
-        raise ConfigError(f"{to}: there is something else; name another folder, or an empty one, with --to")
+    check_target(to)
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
 
@@ -101,13 +100,20 @@ def export(
         }
         split, pictured = ("validation", images.validation) if test is None else ("test", test)
         _write_strip(denoiser, pictured, data.noise, split, folder / STRIP_FILE)
+        manifest["strip"] = on_strip(denoiser, folder / STRIP_FILE)
         (folder / CARD_FILE).write_text(_card(manifest))
         manifest["files"] = _digests(folder)
         _write_manifest(folder, manifest)
-        _replace(to, folder)
+        put_in_place(to, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def check_target(to: Path) -> None:
+    """Raises ConfigError where an export may not stand."""
+    if to.exists() and not _is_replaceable(to):
+        raise ConfigError(f"{to}: there is something else; name another folder, or an empty one, with --to")
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -171,7 +177,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _replace(target: Path, folder: Path) -> None:
+def put_in_place(target: Path, folder: Path) -> None:
+    """At once, and instead of an earlier export."""
     old = target.with_name(f".{target.name}.old.{os.getpid()}")
     if target.exists():
         target.rename(old)

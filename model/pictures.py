@@ -14,6 +14,7 @@ from model.config import ConfigError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # read off the header: a file of 100 kB can unpack to gigabytes
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+SCALE = 3  # of a strip's pixels, for the eye
 _GAP = 2  # white pixels between pictures
 
 
@@ -48,7 +49,7 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
         raise ImageError(f"{path}: cannot be read ({error})") from error
 
 
-def strip(columns: Sequence[np.ndarray], *, scale: int = 3) -> Image.Image:
+def strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
     """One row for each image, one column for each array (N, C, H, W) float in [-1, 1]; C is 1 or 3."""
     num_images, channels, height, width = columns[0].shape
     rows = num_images * (height + _GAP) - _GAP

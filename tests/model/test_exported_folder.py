@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio
 
 import model.export
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, TrainConfig
 from model.data import NOISE_SEEDS, Pairs, to_unit
-from model.denoise import MANIFEST, Denoiser
-from model.evaluate import evaluate
+from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
+from model.evaluate import evaluate, verified
 from model.export import ExportError, export
 from model.generator import Generator
 from model.noise import parse_noise
@@ -194,3 +195,30 @@ def test_a_damaged_checkpoint_is_not_exported(exported, tmp_path):
         export(damaged, tmp_path / "model", **exported.arguments)
     assert list(tmp_path.iterdir()) == [damaged]
     assert load_checkpoint(exported.checkpoint)[1]["reports"]
+
+
+def test_the_figures_of_the_strip_are_those_of_its_own_pictures(exported):
+    sheet = np.asarray(Image.open(exported.folder / "strip.png"))[1::3, 1::3].astype(np.float64) / 127.5 - 1
+    noisy, clean = (np.stack([sheet[y : y + 32, x : x + 32] for y in range(0, 6 * 34, 34)]) for x in (0, 34))
+    denoised = Denoiser(exported.folder).batch(noisy[:, None].astype(np.float32))[:, 0]
+    told = exported.manifest["strip"]
+    assert told["images"] == 6
+    assert told["l1"] == pytest.approx(np.abs(denoised - clean).mean(), rel=1e-5)
+    psnr = [peak_signal_noise_ratio(a, b, data_range=2) for a, b in zip(clean, denoised, strict=True)]
+    assert told["psnr_db"] == pytest.approx(np.mean(psnr), rel=1e-5)
+
+
+def test_an_export_that_arrived_as_it_left_is_verified(copied, exported):
+    assert verified(copied) == exported.manifest
+
+
+def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_digest_is_right(copied):
+    network = onnx.load(copied / "generator.onnx")
+    weights = next(tensor for tensor in network.graph.initializer if len(tensor.dims) == 4)
+    weights.raw_data = bytes(len(weights.raw_data))
+    onnx.save(network, copied / "generator.onnx")
+    manifest = read_manifest(copied)
+    manifest["files"]["generator.onnx"] = hashlib.sha256((copied / "generator.onnx").read_bytes()).hexdigest()
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match="does not do here what it did where it was exported"):
+        verified(copied)
