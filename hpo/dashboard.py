@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo import results
 from hpo.decide import BY, REPORTS
 from hpo.record import Record, RecordError
+from hpo.storage import StorageError
 from hpo.tables import counts, outcome
 from model.config import ConfigError
 from model.run import strip_name
@@ -58,7 +59,9 @@ class Strips:
         named = {}
         for epoch in range(1, epochs + 1):
             artifact_id = f"{trial.number:05}-{epoch:04}"
-            if (epoch.bit_count() == 1 or epoch == epochs) and self.path(artifact_id).exists():
+            # With a storage they are there, and are brought when somebody looks.
+            there = self._record.storage or self.path(artifact_id).exists()
+            if (epoch.bit_count() == 1 or epoch == epochs) and there:
                 about = {
                     "artifact_id": artifact_id,
                     "filename": f"epoch {epoch}: noisy, denoised, clean.png",
@@ -71,8 +74,8 @@ class Strips:
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """See ArtifactStore."""
         try:
-            return self.path(artifact_id).open("rb")
-        except (OSError, ValueError) as error:
+            return self._record.here(self.path(artifact_id)).open("rb")
+        except (OSError, ValueError, StorageError) as error:
             raise ArtifactNotFound(artifact_id) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
@@ -105,7 +108,7 @@ class Snapshot:
             try:
                 self._record.refresh()
                 self._update()
-            except (RecordError, SQLAlchemyError) as error:
+            except (RecordError, StorageError, SQLAlchemyError) as error:
                 log.warning("%s", error)
             self._refreshed = time.monotonic()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpo.storage import NotSharedError
 from model.config import ConfigError
 
 FLOOR_SECONDS = 60.0  # no trial hangs before
@@ -33,7 +34,7 @@ def death_of(error: BaseException | str, *, oom_kills: int = 0) -> Death:
     """error: as Ray gives it, or its text. oom_kills: by this machine's kernel since the last death."""
     cause = getattr(error, "cause", None)  # of a RayTaskError: what the trial itself raised
     line = _line(error, cause)
-    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+    if isinstance(cause, NotSharedError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
         return Death(error=line, then="stop")
     if cause is None and oom_kills:
         return Death(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")
