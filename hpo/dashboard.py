@@ -58,7 +58,9 @@ class Strips:
         named = {}
         for epoch in range(1, epochs + 1):
             artifact_id = f"{trial.number:05}-{epoch:04}"
-            if is_shown(epoch, last=epoch == epochs) and self.path(artifact_id).exists():
+            # With a storage they are there, and are brought when somebody looks.
+            there = self._record.storage or self.path(artifact_id).exists()
+            if is_shown(epoch, last=epoch == epochs) and there:
                 about = {
                     "artifact_id": artifact_id,
                     "filename": f"epoch {epoch}: noisy, denoised, clean.png",
@@ -71,8 +73,8 @@ class Strips:
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """See ArtifactStore."""
         try:
-            return self.path(artifact_id).open("rb")
-        except (OSError, ValueError) as error:
+            return self._record.here(self.path(artifact_id)).open("rb")
+        except (OSError, ValueError, MachineError) as error:
             raise ArtifactNotFound(artifact_id) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:

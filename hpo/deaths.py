@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpo.storage import NotSharedError
 from model.config import ConfigError
 
 FLOOR_SECONDS = 60.0  # no trial hangs before
@@ -38,7 +39,7 @@ def death_of(error: BaseException | str, *, oom_kills: int = 0) -> Death:
     line = _line(error, cause)
     if getattr(error, "preempted", False):  # of a RayActorError: its node was drained, and is gone
         return Death(error=DRAINED, then="move")
-    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+    if isinstance(cause, NotSharedError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
         return Death(error=line, then="stop")
     if cause is None and oom_kills:
         return Death(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")

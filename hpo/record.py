@@ -9,9 +9,10 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ from sqlalchemy.exc import DatabaseError
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
+from hpo.storage import Storage
 from hpo.study import Study, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
@@ -43,14 +45,20 @@ class Record:
 
     read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
     waits: for a database server that is away; for drivers, and who watches them.
+    storage: the search's part of it, where it has one; the folder is a copy then (hpo/copies.py).
     """
 
-    def __init__(self, runs: Path, name: str, *, read_only: bool = False, waits: bool = False) -> None:
+    def __init__(
+        self, runs: Path, name: str, *, read_only: bool = False, waits: bool = False, storage: Storage | None = None
+    ) -> None:
         self.name = check_name(name)
-        self.folder = runs / name
+        self.folder = self.home = runs / name  # home: where people look for it
+        self.storage = storage
+        self.bring: Callable[[], None] = lambda: None  # what is newer in the storage
         self._read_search()
         self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
-        self._study, self._trials = self._open_study(read_only, waits)
+        self._open = partial(self._open_study, read_only, waits)
+        self._study, self._trials = self._open()
         self._lock: IO[str] | None = None
 
     def _read_search(self) -> None:
@@ -136,9 +144,12 @@ class Record:
             write_atomically(self.folder / SEARCH_FILE, json.dumps(self.about, indent=2).encode())
 
     def refresh(self) -> None:
-        """As it is on disk now, for who watches while another writes. Raises RecordError."""
+        """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
+        self.bring()
         self._read_search()
         try:
+            if self.storage and self.study_file:  # another file than before
+                self._study, _ = self._open()
             self._trials = self._study.trials()
         except (DatabaseError, StorageInternalError) as error:
             raise self._unreadable(error) from error
@@ -164,8 +175,18 @@ class Record:
         return self._trials[number]
 
     def trial_folder(self, number: int) -> Path:
-        """Of its checkpoints and strips."""
+        """Of its checkpoints and strips. What is read there is to be `here` first."""
         return self.folder / "trials" / f"{number:05}"
+
+    def here(self, path: Path) -> Path:
+        """The same file or folder of the search, as the storage has it, or has it not. Raises StorageError."""
+        if self.storage:
+            self.storage.fetch(path.relative_to(self.folder).as_posix(), path)
+        return path
+
+    def has(self, path: Path) -> bool:
+        """Whether the search has that file; it need not be here."""
+        return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 
     def add(self, suggestion: Suggestion) -> FrozenTrial:
         """A trial under way."""
@@ -275,6 +296,10 @@ def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -
 
 def missing(runs: Path, name: str) -> ConfigError:
     """The error for it, with the nearest that is there."""
-    names = list_names(runs)
+    return not_in(str(runs), name, list_names(runs))
+
+
+def not_in(where: str, name: str, names: list[str]) -> ConfigError:
+    """The same, for any place where searches are."""
     others = nearest(name, names) if names else "There are none yet; `hpo search NAME` starts one."
-    return ConfigError(f"{name}: no such search in {runs}. {others}")
+    return ConfigError(f"{name}: no such search in {where}. {others}")

@@ -31,7 +31,7 @@ from hpo.tables import outcome
 from model.checkpoint import CheckpointError, load_checkpoint, write_atomically
 from model.config import TrainConfig
 from model.data import NUM_VALIDATION
-from model.denoise import DenoiseError, read_manifest
+from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.evaluate import SLIDES_TEST
 from model.metrics import EvalReport, Objective, objective_value, stop_reason
 from model.pictures import ImageError, cells, open_image
@@ -54,7 +54,7 @@ _PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still 
 
 def write_report(record: Record, to: Path | None = None) -> Path:
     """Write the report of what is on record, be the search over or not; gives the file. Raises OSError."""
-    path = to or record.folder / REPORT
+    path = to or record.home / REPORT
     write_atomically(path, page(contents(record)).encode())
     return path
 
@@ -83,7 +83,7 @@ def _digest(text: str) -> str:
 
 def contents(record: Record) -> dict[str, Any]:
     """What the page shows, JSON-ready: results.document, and beside each trial what became of it and when."""
-    trials, search, runs = record.trials(), record.search, record.folder.parent
+    trials, search, runs = record.trials(), record.search, record.home.parent
     by_number = {trial.number: trial for trial in trials}
     document = results.document(record)
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
@@ -113,9 +113,10 @@ def contents(record: Record) -> dict[str, Any]:
         "resamplings": _RESAMPLINGS,
         "spent": _spent(rows, search),
         "export": export,
-        "runs_option": "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}",
-        "export_path": str(record.folder / results.EXPORT),
-        "export_folder": shlex.quote(str(record.folder / results.EXPORT)),
+        "runs_option": ("" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}")
+        + (f" --storage {shlex.quote(record.storage.address)}" if record.storage else ""),
+        "export_path": str(record.home / results.EXPORT),
+        "export_folder": shlex.quote(str(record.home / results.EXPORT)),
     }
     plain: dict[str, Any] = _plain({**told, "pictures": _pictures(record, rows, starts, final)})
     return plain
@@ -295,7 +296,7 @@ def _spent(rows: Sequence[Mapping[str, Any]], search: SearchConfig) -> list[dict
 def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     """What the exported folder says of itself; None where there is none of this search."""
     try:
-        manifest = read_manifest(record.folder / results.EXPORT)
+        manifest = read_manifest(record.here(record.folder / results.EXPORT / MANIFEST).parent)
     except DenoiseError:
         return None
     origin = manifest["origin"]
@@ -321,7 +322,7 @@ def _validation(search: SearchConfig, export: Mapping[str, Any] | None) -> dict[
 def _final_training(record: Record) -> dict[str, Any] | None:
     """Its learning curve, and which epoch was kept; it may be under way."""
     path = record.folder / results.FINAL / LAST
-    if not record.search.final_epochs or not path.exists():
+    if not record.search.final_epochs or not record.here(path).exists():
         return None
     try:
         _, state = load_checkpoint(path)
@@ -390,7 +391,7 @@ def _pictures(
     noisy = clean = None
     for name, path in files.items():
         try:
-            noisy, denoised[name], clean = cells(open_image(path))
+            noisy, denoised[name], clean = cells(open_image(record.here(path)))
         except (ImageError, OSError, ValueError):  # a picture that is gone, or half written, is left out
             continue
     if noisy is None or clean is None:

@@ -21,6 +21,7 @@ from rich.console import Console
 import search_spaces
 from hpo import deaths, ray_runtime, search
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.record import Record
 from hpo.trial import Pix2PixTrial
 from model.data import DataConfig
@@ -100,6 +101,7 @@ def main(folder: Path) -> None:
     with ray_runtime.started(asked) as cluster:
         context = search._Context(
             record=record,
+            copies=Copies(record, None, lambda _: None),
             images=images,
             images_ref=ray.put(images),
             cluster=cluster,

@@ -19,6 +19,7 @@ from rich.console import Console
 import search_spaces
 from hpo import ray_runtime, search
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.record import Record
 from hpo.trial import Pix2PixTrial
 from model.config import MachineError
@@ -53,6 +54,7 @@ def main(folder: Path) -> None:
         with ray_runtime.started(record.search) as cluster:
             context = search._Context(
                 record=record,
+                copies=Copies(record, None, lambda _: None),
                 images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,

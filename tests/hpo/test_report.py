@@ -23,6 +23,7 @@ from rich.console import Console
 from hpo import decide
 from hpo.cli import main
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.decide import Suggestion, suggest
 from hpo.record import Record
 from hpo.report import REPORT, contents, importance, longer, page, pareto, write_report
@@ -434,7 +435,7 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hpo.search.write_report", full)
-    _write_report(done, Console(stderr=True))
+    _write_report(Copies(done, None, lambda _: None), Console(stderr=True))
     assert "No space left on device" in capsys.readouterr().err
 
 
