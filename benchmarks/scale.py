@@ -37,6 +37,7 @@ import search_spaces
 from hpo import decide, ray_runtime, search
 from hpo.conductor import Conductor
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.progress import Progress
 from hpo.record import Record
 from model.config import TrainConfig
@@ -211,7 +212,13 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
         console = Console(stderr=True, quiet=True)
         progress = Progress(asked, "scale", cluster.slots, console, folder=record.folder)
         context = search._Context(
-            record=record, images=None, images_ref=None, cluster=cluster, console=console, progress=progress
+            record=record,
+            copies=Copies(record, None, lambda _: None),
+            images=None,
+            images_ref=None,
+            cluster=cluster,
+            console=console,
+            progress=progress,
         )
         began = time.monotonic()
         search._run_trials(context, search_spaces.load("losses_and_rates"))

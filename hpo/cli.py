@@ -8,12 +8,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting
 
+if TYPE_CHECKING:
+    from hpo.record import Record
+
+STORAGE = "HPO_STORAGE"  # in the environment: the default of --storage
 EXIT_BAD_INPUT, EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 _NOISES = (
@@ -24,7 +29,7 @@ _NOISES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
-    75 Ray's head is gone, 130 interrupted, 143 terminated (the same command continues)."""
+    75 Ray's head or the study's database is gone, 130 interrupted, 143 terminated (the same command continues)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
@@ -56,11 +61,13 @@ def _search(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from hpo.config import SearchConfig
+    from hpo.copies import opened
     from hpo.search import run_search
 
     given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
     options = {name: getattr(arguments, name) for name in given}
-    return run_search(arguments.name, arguments.runs, options, quiet=arguments.quiet)
+    storage = opened(arguments.storage)
+    return run_search(arguments.name, arguments.runs, options, storage=storage, quiet=arguments.quiet)
 
 
 def _resolve(arguments: argparse.Namespace) -> None:
@@ -78,31 +85,41 @@ def _absolute(data: str) -> str:
     return str(Path(data).resolve()) if Path(data).exists() else data
 
 
+def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
+    """The record that a command is about, for as long as it looks."""
+    from hpo.copies import looking, opened
+
+    storage = opened(arguments.storage, looks=True)
+    return looking(arguments.runs, arguments.name, storage, read_only=read_only)
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from hpo import results
-    from hpo.record import Record, list_names
+    from hpo.copies import looking, names_in, opened
+    from hpo.record import list_names
 
     rows = []
-    for name in list_names(arguments.runs):
-        record = Record(arguments.runs, name)
-        board = results.leaderboard(record.trials(), record.search.objective)
-        best = next((row for row in board if row["number"] == results.winner(record)), None)
-        rows.append(
-            {
-                "name": name,
-                "created": record.about["created"],
-                "trials": len(board),
-                "asked": record.search.trials,
-                "exported": results.is_exported(record),
-                "ssim": best and best["ssim"],
-                "psnr_db": best and best["psnr_db"],
-            }
-        )
+    storage = opened(arguments.storage, looks=True)
+    for name in names_in(storage) if storage else list_names(arguments.runs):
+        with looking(arguments.runs, name, storage) as record:
+            board = results.leaderboard(record.trials(), record.search.objective)
+            best = next((row for row in board if row["number"] == results.winner(record)), None)
+            rows.append(
+                {
+                    "name": name,
+                    "created": record.about["created"],
+                    "trials": len(board),
+                    "asked": record.search.trials,
+                    "exported": results.is_exported(record),
+                    "ssim": best and best["ssim"],
+                    "psnr_db": best and best["psnr_db"],
+                }
+            )
     if arguments.json:
         print(json.dumps({"searches": rows}, indent=2))
         return 0
     if not rows:
-        print(f"No searches in {arguments.runs}. `hpo search NAME` starts one.", file=sys.stderr)
+        print(f"No searches in {storage or arguments.runs}. `hpo search NAME` starts one.", file=sys.stderr)
     for row in rows:
         best_so_far = (
             f"SSIM {row['ssim']:.4f}  PSNR {row['psnr_db']:.2f} dB" if row["ssim"] is not None else "no result"
@@ -116,124 +133,130 @@ def _show(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hpo import results
-    from hpo.record import Record
     from hpo.tables import decision_table, headline, trial_table
 
-    record = Record(arguments.runs, arguments.name)
-    document = results.decisions(record) if arguments.decisions else results.document(record)
-    if arguments.json:
-        print(json.dumps(document, indent=2))
-        return 0
-    console = Console()
-    if arguments.decisions:
-        console.print(decision_table(document["trials"]))
-        return 0
-    trials = {trial.number: trial for trial in record.trials()}
-    board = results.leaderboard(list(trials.values()), record.search.objective)
-    console.print(headline(record), highlight=False)
-    console.print()
-    console.print(trial_table([trials[row["number"]] for row in board], record.search, width=console.width))
+    with _looking(arguments) as record:
+        document = results.decisions(record) if arguments.decisions else results.document(record)
+        if arguments.json:
+            print(json.dumps(document, indent=2))
+            return 0
+        console = Console()
+        if arguments.decisions:
+            console.print(decision_table(document["trials"]))
+            return 0
+        trials = {trial.number: trial for trial in record.trials()}
+        board = results.leaderboard(list(trials.values()), record.search.objective)
+        console.print(headline(record), highlight=False)
+        console.print()
+        console.print(trial_table([trials[row["number"]] for row in board], record.search, width=console.width))
     return 0
 
 
 def _watch(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from hpo.copies import opened
     from hpo.follow import watch
 
+    storage = opened(arguments.storage, looks=True)
     try:
-        watch(arguments.runs, arguments.name, Console(stderr=True, markup=False))
+        watch(arguments.runs, arguments.name, Console(stderr=True, markup=False), storage=storage)
     except KeyboardInterrupt:
         return _stopped("No longer watched; the search is not affected.", EXIT_INTERRUPTED)
     return 0
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    from hpo.copies import opened
     from hpo.holder import stop
 
-    print(stop(arguments.runs, arguments.name), file=sys.stderr)
+    storage = opened(arguments.storage, looks=True)
+    print(stop(arguments.runs, arguments.name, storage=storage), file=sys.stderr)
     return 0
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    from hpo.copies import opened
     from hpo.holder import remove
     from hpo.record import Record, missing
 
-    folder = arguments.runs / arguments.name
-    if not Record.exists(arguments.runs, arguments.name):
+    folder, storage = arguments.runs / arguments.name, opened(arguments.storage, looks=True)
+    stored = storage.inside(arguments.name).names() if storage else {}
+    if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise missing(arguments.runs, arguments.name)
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError(f"{folder}: deleting it asks first, and nobody is here to answer; --yes answers")
         megabytes = sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
-        if input(f"Delete {folder} ({megabytes:,.0f} MB) with all that the search found? [y/N] ").lower() != "y":
+        megabytes += sum(file.size for file in stored.values()) / 1e6
+        where = f"{arguments.name} in {storage}, and {folder}" if stored else folder
+        if input(f"Delete {where} ({megabytes:,.0f} MB) with all that the search found? [y/N] ").lower() != "y":
             print("Nothing was deleted.", file=sys.stderr)
             return 0
-    remove(arguments.runs, arguments.name)
+    remove(arguments.runs, arguments.name, storage if stored else None)
     print(f"{folder} is deleted", file=sys.stderr)
     return 0
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
     from hpo.dashboard import serving
-    from hpo.record import Record
 
-    server, address = serving(Record(arguments.runs, arguments.name, read_only=True), arguments.port)
-    with server:
-        print(f"{address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return _stopped("", EXIT_INTERRUPTED)
+    with _looking(arguments, read_only=True) as record:
+        server, address = serving(record, arguments.port)
+        with server:
+            print(f"{address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                return _stopped("", EXIT_INTERRUPTED)
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from hpo.record import Record
     from hpo.report import write_report
 
-    record = Record(arguments.runs, arguments.name)
-    if arguments.to is not None and arguments.to.is_dir():
-        raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
-    print(write_report(record, arguments.to))
+    with _looking(arguments) as record:
+        if arguments.to is not None and arguments.to.is_dir():
+            raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
+        print(write_report(record, arguments.to))
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from hpo import results
-    from hpo.record import Record
     from model.evaluate import table
     from model.stream import PixelFiles
 
-    record = Record(arguments.runs, arguments.name)
-    with PixelFiles(arguments.runs, arguments.name) as store:
-        images = record.search.data_config().load(store)
-    manifest = results.export_winner(
-        record,
-        images,
-        over=results.is_over(record),
-        trial=arguments.trial,
-        to=arguments.to,
-        trainable=arguments.trainable,
-    )
-    print(table(manifest["metrics"]))
-    if manifest["metrics"]["test"] is None:
-        print("The search is not over, so the test images were not looked at.", file=sys.stderr)
-    print(f"Exported to {arguments.to or record.folder / results.EXPORT}", file=sys.stderr)
+    with _looking(arguments) as record:
+        with PixelFiles(arguments.runs, arguments.name) as store:
+            images = record.search.data_config().load(store)
+        manifest = results.export_winner(
+            record,
+            images,
+            over=results.is_over(record),
+            trial=arguments.trial,
+            to=arguments.to,
+            trainable=arguments.trainable,
+        )
+        print(table(manifest["metrics"]))
+        if manifest["metrics"]["test"] is None:
+            print("The search is not over, so the test images were not looked at.", file=sys.stderr)
+        print(f"Exported to {arguments.to or record.home / results.EXPORT}", file=sys.stderr)
     return 0
 
 
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo import results
-    from hpo.record import Record, locked
+    from hpo.copies import held, opened
     from hpo.tracking import sync
     from hpo.wandb_runs import log_in
 
-    folder = Record(arguments.runs, arguments.name).folder
-    with locked(folder, arguments.name):
-        record = Record(arguments.runs, arguments.name)  # the lock's last holder may have written
+    def over(error: Exception) -> None:
+        print(f"hpo: {error}", file=sys.stderr)
+
+    with held(arguments.runs, arguments.name, opened(arguments.storage, looks=True), over) as copies:
         log_in()
-        sent, where = sync(record, exported=results.is_exported(record))
+        sent, where = sync(copies.record, exported=results.is_exported(copies.record))
     print(f"Sent the rest of {sent} ended runs: {where}" if where else "W&B has all of it already")
     return 0
 
@@ -453,7 +476,9 @@ class _Parser(argparse.ArgumentParser):
         word = message.rpartition(": ")[2].split()[0] if "unrecognized arguments" in message else ""
         if word.startswith("--"):
             own = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            message = f"{word}: no such option. {nearest(word.partition('=')[0], own)}"
+            option, _, value = word.partition("=")
+            word = option if "://" in value else word  # a database's URL may have a password
+            message = f"{word}: no such option. {nearest(option, own)}"
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -485,6 +510,12 @@ def _parser() -> argparse.ArgumentParser:
         if named:
             made.add_argument("name", metavar="NAME", help="the search")
         made.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches live")
+        made.add_argument(
+            "--storage",
+            default=os.environ.get(STORAGE) or None,
+            metavar="FOLDER|s3://...",
+            help=f"where they outlive this machine; then DIR has copies (${STORAGE})",
+        )
 
     def as_json(made: argparse.ArgumentParser) -> None:
         made.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
@@ -587,6 +618,12 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much = search.add_argument_group("how much, and where")
     much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
     much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
+    much.add_argument(
+        "--max-cost", type=float, metavar="USD", help="end in time, by the nodes' labels hpo/usd-per-hour (no limit)"
+    )
+    much.add_argument(
+        "--on-demand-after", type=float, metavar="MINUTES", help="that trials wait in vain for a spot node (10)"
+    )
     much.add_argument("--keep", type=int, metavar="N", help="checkpoints on disk: of the N best trials (10)")
     much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")
     much.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (as many as fit)")
@@ -600,6 +637,9 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
     much.add_argument(
         "--on-finish", metavar="COMMAND", help="for the shell, with the result as JSON on stdin; not when interrupted"
+    )
+    much.add_argument(
+        "--study-url", metavar="URL", help="postgresql://USER@HOST/DB: the study's database, for good (study.db)"
     )
     add("--quiet", action="store_true", default=False, help="only the result")
 

@@ -17,6 +17,7 @@ from model.metrics import EvalReport
 from search_spaces import Space
 
 ATTEMPTS = 3  # of a trial whose process or node dies
+MOVES = 20  # of a trial whose nodes are taken: none of them counts, but they shall not go on for ever
 HOPELESS = 3  # failed trials, where none ever reported: whatever it is, all others would die of it
 
 
@@ -34,9 +35,17 @@ class Conductor:
     """Hands out trials and hears their reports. Each step is on the record before anything else learns of it."""
 
     def __init__(
-        self, record: Record, space: Space, listeners: Sequence[Listener], *, time_is_up: Callable[[], bool]
+        self,
+        record: Record,
+        space: Space,
+        listeners: Sequence[Listener],
+        *,
+        time_is_up: Callable[[], bool],
+        money_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.record, self._space, self._listeners, self._time_is_up = record, space, listeners, time_is_up
+        """time_is_up: no new trials; money_is_up: nor does an unfinished one go on."""
+        self.record, self._space, self._listeners = record, space, listeners
+        self._time_is_up, self._money_is_up = time_is_up, money_is_up
         self._running: set[int] = set()
         self._exhausted = False
         trials = record.trials()
@@ -56,7 +65,7 @@ class Conductor:
 
     def next_trial(self) -> FrozenTrial | None:
         """One to run; None when there is no other."""
-        trial = self._unfinished_trial() or self._new_trial()
+        trial = None if self._money_is_up() else self._unfinished_trial() or self._new_trial()
         if trial is not None:
             self._running.add(trial.number)
         return trial
@@ -98,11 +107,14 @@ class Conductor:
 
     def stumbled(self, number: int, death: Death) -> None:
         """Its process or node died. The next attempt, if there is one, goes on from its last checkpoint."""
-        deaths = self.record.add_failure(number, death.error)
-        if death.then == "again" and deaths < ATTEMPTS:
+        if death.then == "move":
+            times, again, word = self.record.add_move(number, death.error), MOVES, "moved"
+        else:
+            times, again, word = self.record.add_failure(number, death.error), ATTEMPTS, "died"
+        if death.then in ("again", "move") and times < again:
             self._unfinished.appendleft(number)
         else:
-            self.record.fail(number, death.error if deaths == 1 else f"died {deaths} times, at last: {death.error}")
+            self.record.fail(number, death.error if times == 1 else f"{word} {times} times, at last: {death.error}")
         self._running.discard(number)
         self._tell(self.record.trial(number))
         trials = self.record.trials()

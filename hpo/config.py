@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+from urllib.parse import parse_qs, urlsplit
 
 from model.config import ConfigError, TrainConfig
 from model.data import DataConfig
@@ -33,6 +34,8 @@ class SearchConfig:
     objective: Objective = "balanced"
     seed: int = 0
     time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
+    max_cost: float | None = None  # USD that the cluster's nodes may cost meanwhile
+    on_demand_after: float = 10.0  # minutes that trials wait for spot nodes before on-demand ones are asked for
     keep: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
     final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
     data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX
@@ -48,9 +51,12 @@ class SearchConfig:
     wandb: Wandb = "offline"
     tensorboard: bool = False  # events of every training in the search's folder
     on_finish: str | None = None  # a shell command that gets the result on stdin; None, "": none
+    study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
         mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        if self.study_url is not None and not _is_study_url(self.study_url):
+            mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
         for part in (self.data_config, self.base_config):
             try:
                 part()
@@ -76,6 +82,8 @@ class SearchConfig:
             ("keep", self.keep >= 3, "at least 3, the finalists"),
             ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
+            ("max_cost", positive(self.max_cost), "USD above 0"),
+            ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
             ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
@@ -110,6 +118,8 @@ CHANGEABLE = frozenset(
         "space",
         "trials",
         "time_budget",
+        "max_cost",
+        "on_demand_after",
         "keep",
         "final_epochs",
         "concurrent",
@@ -122,6 +132,19 @@ CHANGEABLE = frozenset(
         "on_finish",
     }
 )
+
+
+# A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.
+_STUDY_URL = re.compile(r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?")
+_STUDY_URL_RULE = (
+    "study_url: must be postgresql://USER@HOST/DB, without a password, which would be kept in search.json; it is taken "
+    "from PGPASSWORD or from ~/.pgpass"
+)
+
+
+def _is_study_url(url: str) -> bool:
+    found = _STUDY_URL.fullmatch(url)
+    return bool(found) and not any("password" in key.lower() for key in parse_qs(urlsplit(url).query))
 
 
 def check_name(name: str) -> str:

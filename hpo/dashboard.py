@@ -28,10 +28,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo import results
 from hpo.decide import BY, REPORTS
-from hpo.record import Record, RecordError
+from hpo.record import Record
 from hpo.tables import counts, outcome
-from model.config import ConfigError
-from model.run import strip_name
+from model.config import ConfigError, MachineError
+from model.run import is_shown, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,14 @@ class Strips:
         return self._record.trial_folder(number) / strip_name(epoch)
 
     def attributes(self, trial: FrozenTrial) -> dict[str, str]:
-        """System attributes that name them: of epochs 1, 2, 4, ... and the last one, as in W&B."""
+        """System attributes that name them, of the epochs that W&B shows."""
         epochs = len(trial.user_attrs[REPORTS])
         named = {}
         for epoch in range(1, epochs + 1):
             artifact_id = f"{trial.number:05}-{epoch:04}"
-            if (epoch.bit_count() == 1 or epoch == epochs) and self.path(artifact_id).exists():
+            # With a storage they are there, and are brought when somebody looks.
+            there = self._record.storage or self.path(artifact_id).exists()
+            if is_shown(epoch, last=epoch == epochs) and there:
                 about = {
                     "artifact_id": artifact_id,
                     "filename": f"epoch {epoch}: noisy, denoised, clean.png",
@@ -71,8 +73,8 @@ class Strips:
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """See ArtifactStore."""
         try:
-            return self.path(artifact_id).open("rb")
-        except (OSError, ValueError) as error:
+            return self._record.here(self.path(artifact_id)).open("rb")
+        except (OSError, ValueError, MachineError) as error:
             raise ArtifactNotFound(artifact_id) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
@@ -105,7 +107,7 @@ class Snapshot:
             try:
                 self._record.refresh()
                 self._update()
-            except (RecordError, SQLAlchemyError) as error:
+            except (MachineError, SQLAlchemyError) as error:
                 log.warning("%s", error)
             self._refreshed = time.monotonic()
 

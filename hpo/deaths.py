@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpo.storage import NotSharedError
 from model.config import ConfigError
 
 FLOOR_SECONDS = 60.0  # no trial hangs before
 FACTOR = 10.0  # times the slowest epoch
 UNKNOWN_SECONDS = 600.0  # while no epoch of any trial was seen
+
+DRAINED = "its node was drained and is gone"
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "low on memory", "can't allocate memory")
 _REMEDY = "a smaller batch or width, or fewer trials at a time, leave it more"
@@ -23,17 +26,20 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Death:
-    """again: another attempt is worth it. give up: it would end the same way. stop: and so would every other trial."""
+    """again: another attempt is worth it. move: and this one does not count, its node was taken. give up: it would end
+    the same way. stop: and so would every other trial."""
 
     error: str  # for people, in one line
-    then: Literal["again", "give up", "stop"]
+    then: Literal["again", "move", "give up", "stop"]
 
 
 def death_of(error: BaseException | str, *, oom_kills: int = 0) -> Death:
     """error: as Ray gives it, or its text. oom_kills: by this machine's kernel since the last death."""
     cause = getattr(error, "cause", None)  # of a RayTaskError: what the trial itself raised
     line = _line(error, cause)
-    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+    if getattr(error, "preempted", False):  # of a RayActorError: its node was drained, and is gone
+        return Death(error=DRAINED, then="move")
+    if isinstance(cause, NotSharedError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
         return Death(error=line, then="stop")
     if cause is None and oom_kills:
         return Death(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")

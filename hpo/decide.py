@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ NODE = "node"  # of a report: the host that trained the epoch, where that is kno
 BY = "by"  # user attribute: who suggested the trial
 ASKED = "asked"  # user attribute: how many reports the search had had when the trial was suggested
 FAILURES = "failures"  # each death of its process or node: the epochs it had reported by then, and the error
+MOVES = "moves"  # each time its node was taken, no fault of its own: the epochs it had reported by then, and why
 ERROR = "error"  # of a trial that failed: why, as text, and how many trials there were by then
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
@@ -194,6 +196,12 @@ def _reported_by(trial: FrozenTrial, epoch: int, heard: int) -> bool:
 
 def _finished_before(trial: FrozenTrial, heard: int) -> bool:
     return trial.state == TrialState.COMPLETE and trial.user_attrs[REPORTS][-1][HEARD] < heard
+
+
+def finished_by(trials: Sequence[FrozenTrial]) -> float:
+    """How many reports the search had had when so many had finished that these became the measure; else infinite."""
+    heard = sorted(trial.user_attrs[REPORTS][-1][HEARD] for trial in trials if trial.state == TrialState.COMPLETE)
+    return heard[_LEADERS - 1] if len(heard) >= _LEADERS else math.inf
 
 
 def judgements(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:

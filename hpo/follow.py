@@ -11,24 +11,39 @@ from pathlib import Path
 from rich.console import Console
 
 from hpo import results
-from hpo.holder import holder
-from hpo.progress import Display, Status, what_follows
-from hpo.record import STUDY_FILE, Record
+from hpo.copies import looking
+from hpo.holder import holder, holder_in
+from hpo.progress import STATUS_FILE, Display, Status, what_follows
+from hpo.record import Record
 from hpo.stopping import command_to_continue
+from hpo.storage import Storage
 
 _POLL_SECONDS = 1.0
 _SHARE = 0.1  # of the time, at most, goes into reading: the record of 1,000 trials takes a second
 _SILENCE_SECONDS = 30.0  # of a driver elsewhere, after which it is told; a driver writes every second
 
 
-def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None] = time.sleep) -> None:
-    """Until the search is over. Raises ConfigError, RecordError."""
-    record = Record(runs, name, read_only=True)
+def watch(
+    runs: Path,
+    name: str,
+    console: Console,
+    wait: Callable[[float], None] = time.sleep,
+    storage: Storage | None = None,
+) -> None:
+    """Until the search is over. Raises ConfigError, RecordError, StorageError."""
+    with looking(runs, name, storage, read_only=True, waits=True) as record:
+        _watch(record, console, wait)
+
+
+def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> None:
+    name = record.name
     display, looked, told = Display(name, record.search, console), False, ""
-    reading, life = _Changes(record.folder / STUDY_FILE), _Life(record.folder)
+    reading, life = _Changes(record.study_file), _Life(record)
+    again = command_to_continue(name, record.home.parent, record.storage.address if record.storage else None)
     try:
         while True:
             began = time.monotonic()
+            record.bring()
             if reading.changed():
                 record.refresh()
                 display.search = record.search
@@ -41,7 +56,7 @@ def watch(runs: Path, name: str, console: Console, wait: Callable[[float], None]
             if over:
                 status, notice = replace(status, phase="ended"), over
             elif silence:
-                notice = f"{silence}; the search can be continued: {command_to_continue(name, runs)}"
+                notice = f"{silence}; the search can be continued: {again}"
             else:
                 notice = ""
             display.draw(status, notice)
@@ -60,17 +75,19 @@ def _over(record: Record) -> str:
     if not results.is_over(record):
         return ""
     if results.is_exported(record):
-        return f"{record.name} is finished; its winner is in {record.folder / results.EXPORT}"
+        return f"{record.name} is finished; its winner is in {record.home / results.EXPORT}"
     return "" if results.winner(record) is not None else f"{record.name} is finished: no trial came to a valid result"
 
 
 class _Changes:
-    """Whether a file was written since it was last asked."""
+    """Whether a file was written since it was last asked. None: a database, of which that is not known."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path, self._seen = path, (0, 0)
 
     def changed(self) -> bool:
+        if self._path is None:
+            return True
         found = self._path.stat()
         now = found.st_mtime_ns, found.st_size
         was, self._seen = self._seen, now
@@ -80,18 +97,20 @@ class _Changes:
 class _Life:
     """Whether a driver is at work. On this machine its process tells; of another machine's only what it writes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, record: Record) -> None:
+        self._record = record
         self._last, self._since = Status(), time.monotonic()
 
     def status(self) -> tuple[Status, str]:
         """As the driver wrote it, and what there is to say where there is none."""
-        found, now = Status.read(self._folder) or Status(), time.monotonic()
+        storage, folder = self._record.storage, self._record.folder
+        self._record.here(folder / STATUS_FILE)
+        found, now = Status.read(folder) or Status(), time.monotonic()
         if found != self._last:
             self._last, self._since = found, now
-        of = holder(self._folder)
+        of = holder_in(storage) if storage else holder(folder)
         if of is None or of.alive is False or (of.alive is None and found.phase == "ended"):
-            return Status(phase="ended"), f"{self._folder.name} is not running"
+            return Status(phase="ended"), f"{self._record.name} is not running"
         if of.alive is None and now - self._since > _SILENCE_SECONDS:
             return Status(phase="ended"), f"No sign of {of} for {now - self._since:.0f} s"
         return found, ""

@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpo.lease import newest, take
 from hpo.record import LOCK_FILE, Record, locked, missing
 from hpo.stopping import command_to_continue
+from hpo.storage import Storage
 from model.config import ConfigError, MachineError
 
 _STOP_SECONDS = 60.0
@@ -43,6 +45,12 @@ def holder(folder: Path) -> Holder | None:
     return Holder(pid=pid, host=host, alive=_has_open(pid, path) if host == socket.gethostname() else None)
 
 
+def holder_in(storage: Storage) -> Holder | None:
+    """Of the search in a storage; None: it never ran."""
+    claim = newest(storage)
+    return Holder(pid=claim.pid, host=claim.host, alive=False if claim.released else None) if claim else None
+
+
 def _has_open(pid: int, path: Path) -> bool:
     """A driver keeps its lock open to its end; another process that got its number later does not."""
     lock = path.stat()
@@ -60,12 +68,14 @@ def _has_open(pid: int, path: Path) -> bool:
     return False
 
 
-def stop(runs: Path, name: str, patience: float = _STOP_SECONDS) -> str:
+def stop(runs: Path, name: str, patience: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
     """End a search of this machine so that it can be continued; gives what there is to say. Raises ConfigError where it
     cannot be ended from here, MachineError where it does not end."""
-    if not Record.exists(runs, name):
+    if not Record.exists(runs, name) and storage is None:
         raise missing(runs, name)
     now = holder(runs / name)
+    if storage and (now is None or not now.alive):
+        now = holder_in(storage.inside(name))
     if now is None or now.alive is False:
         return f"{name} is not running"
     if now.alive is None:
@@ -81,14 +91,20 @@ def stop(runs: Path, name: str, patience: float = _STOP_SECONDS) -> str:
         if time.monotonic() > end:
             raise MachineError(f"{name}: {now} has not ended within {patience:.0f} s; again, and it does not wait")
         time.sleep(0.1)
-    return f"{name} is stopped; the search can be continued: {command_to_continue(name, runs)}"
+    again = command_to_continue(name, runs, storage.address if storage else None)
+    return f"{name} is stopped; the search can be continued: {again}"
 
 
-def remove(runs: Path, name: str) -> None:
-    """Delete a search with all that it found. Raises ConfigError while it is being run; OSError."""
+def remove(runs: Path, name: str, storage: Storage | None = None) -> None:
+    """Delete a search with all that it found. Raises ConfigError while it is being run; OSError, StorageError."""
     folder = runs / name
     if folder.is_symlink():
         raise ConfigError(f"{folder}: is a link to {folder.resolve()}; delete that by hand")
+    if storage:
+        take(storage.inside(name))
+        storage.inside(name).remove()
+        if not folder.exists():
+            return
     with locked(folder, name):
         gone = folder.rename(runs / f".{name}~deleted-{os.getpid()}")  # half deleted, it would look damaged
     shutil.rmtree(gone)

@@ -30,6 +30,7 @@ from model.metrics import EvalReport
 STATUS_FILE = "status.json"
 _BEST = 8  # ended trials in the live table
 _TICK_SECONDS = 1.0
+_WAITS_SECONDS = 60.0
 _SHARE = 0.02  # of the driver's time, at most, goes into drawing
 
 
@@ -52,6 +53,8 @@ class Status:
     trial: int | None = None  # whose checkpoint is measured, or whose configuration is trained
     done: int = 0  # finalists measured before it, or epochs of the final training
     of: int = 0
+    waits: str = ""  # which trials wait, and for what
+    cost_usd: float | None = None  # of the cluster so far, where its nodes say their prices
     report: Mapping[str, Any] | None = None  # the final training's last EvalReport
 
     def write(self, folder: Path) -> None:
@@ -91,6 +94,8 @@ class Display:
         self.trials[trial.number] = trial
         for line in _deaths(before, trial):
             self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        for line in _moves(before, trial):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if is_news or before is not None or not trial.state.is_finished():  # else an earlier driver has told of it
             for line in _lines(before, trial, self.search.epochs):
                 self.say(line)
@@ -137,6 +142,7 @@ def picture(
         f"about {duration(status.seconds_left)} left" if status.seconds_left is not None and not over else "",
         f"{status.images_per_second:,.0f} images/s" if status.images_per_second else "",
         f"overhead {100 * status.overhead:.1f} %" if status.overhead is not None else "",
+        cost(status.cost_usd, search) if status.cost_usd is not None else "",
     ]
     if any(figures):
         parts.append(Text("   ".join(filter(None, figures))))
@@ -145,6 +151,8 @@ def picture(
         parts.append(Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best)}"))
     if phase := what_follows(status):
         parts.append(Text(phase, style="cyan"))
+    if status.waits:
+        parts.append(Text(status.waits, style="yellow"))
     if notice:
         parts.append(Text(notice, style="yellow"))
 
@@ -175,13 +183,26 @@ def what_follows(status: Status) -> str:
 
 
 def _deaths(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-    failures = trial.user_attrs.get(decide.FAILURES, [])
-    told = len(before.user_attrs.get(decide.FAILURES, []) if before else failures)  # else an earlier driver told
     then = "given up" if trial.state == TrialState.FAIL else "to be taken up from there"
     return [
         f"trial {trial.number}: died after epoch {failure['epoch']}, {then}: {failure['error']}"
-        for failure in failures[told:]
+        for failure in _new(before, trial, decide.FAILURES)
     ]
+
+
+def _moves(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
+    return [f"trial {trial.number} moves: {move['why']}" for move in _new(before, trial, decide.MOVES)]
+
+
+def _new(before: FrozenTrial | None, trial: FrozenTrial, events: str) -> list[dict[str, Any]]:
+    now: list[dict[str, Any]] = trial.user_attrs.get(events, [])
+    told = len(before.user_attrs.get(events, []) if before else now)  # else an earlier driver told
+    return now[told:]
+
+
+def cost(usd: float, search: SearchConfig) -> str:
+    """`3.21 of 5.00 USD`; the limit where there is one."""
+    return f"{usd:.2f} of {search.max_cost:.2f} USD" if search.max_cost is not None else f"{usd:.2f} USD"
 
 
 def _lines(before: FrozenTrial | None, trial: FrozenTrial, epochs: int) -> list[str]:
@@ -226,6 +247,8 @@ class Progress:
         self._display = Display(name, search, console)
         self._status, self._began = Status(), clock()
         self._overhead: Callable[[], float | None] = lambda: None
+        self._cost: Callable[[], float | None] = lambda: None
+        self._waits, self._waits_told = "", -math.inf
         self._expectation_told = False
         self._epochs, self._epoch_seconds = 0, 0.0  # of all trials, in earlier drivers too
         self._final_seconds = 0.0
@@ -238,6 +261,17 @@ class Progress:
     def overhead_is(self, overhead: Callable[[], float | None]) -> None:
         """Whom to ask for the share of the slots' time that was not work. Called in the drawing thread."""
         self._overhead = overhead
+
+    def cost_is(self, usd: Callable[[], float]) -> None:
+        """Whom to ask for what the cluster has cost, as above."""
+        self._cost = usd
+
+    def waits(self, line: str) -> None:
+        """What trials wait for now; empty when none does. As a plain line once a minute."""
+        self._waits = line
+        if line and self._clock() - self._waits_told >= _WAITS_SECONDS:
+            self._waits_told = self._clock()
+            self._display.say(line)
 
     def changed(self, trial: FrozenTrial) -> None:
         """See Listener."""
@@ -305,6 +339,8 @@ class Progress:
             seconds_left=self._seconds_left(),
             images_per_second=self._images / trained if trained > 0 else None,
             overhead=self._overhead(),
+            waits=self._waits,
+            cost_usd=self._cost(),
             running={trial.number: self._done(trial, now) for trial in trials if decide.is_open(trial)},
         )
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from hpo.config import SearchConfig
+from hpo.nodes import Growth, Lookout, growth, room_for
 from hpo.reaper import Reaper
 from model.config import MachineError
 
@@ -32,6 +33,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune itself tries again, and we don't hear of it
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait made a busy machine 3 to 6 times slower
 }
+
+
+_NO_GROWTH = Growth()
 
 
 class RayError(MachineError):
@@ -54,36 +58,56 @@ class Cluster:
     """What the nodes have, as a search needs it; whether they are still there, and a folder for Tune."""
 
     def __init__(
-        self, search: SearchConfig, *, is_alive: Callable[[], bool] = lambda: True, scratch: str = tempfile.gettempdir()
+        self,
+        search: SearchConfig,
+        lookout: Lookout,
+        growth: Growth = _NO_GROWTH,
+        *,
+        is_alive: Callable[[], bool] = lambda: True,
+        scratch: str = tempfile.gettempdir(),
     ) -> None:
-        self.is_alive, self.scratch = is_alive, scratch
-        self._nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        has_gpus = any(node.get("GPU", 0) for node in self._nodes)
+        self.is_alive, self.scratch, self.lookout, self.growth = is_alive, scratch, lookout, growth
+        nodes = lookout.sight.nodes
+        offered = [node.resources for node in nodes] + [of.resources for of in growth.types if of.workers]
+        has_gpus = any(resources.get("GPU", 0) for resources in offered)
         self.gpus_per_trial = float(has_gpus) if search.gpus_per_trial is None else search.gpus_per_trial
         self.cpus_per_trial = search.cpus_per_trial
-        fit = sum(self._fit(node) for node in self._nodes)
-        if search.address != "local" and search.concurrent:
-            fit = max(fit, search.concurrent)  # an autoscaler adds nodes for trials that wait
+        self.fit_now = sum(self._fit(node.resources) for node in nodes)
+        fit = max(self.fit_now, growth.fit(self.cpus_per_trial, self.gpus_per_trial))
+        most = max((self._fit(node.resources) for node in nodes if not node.is_head), default=0)
+        fit = max(fit, growth.expected * most)  # the others are taken to be like those that are there
+        if search.address != "local" and not growth.types and search.concurrent:
+            fit = max(fit, search.concurrent)  # an autoscaler of another kind adds nodes
         if fit == 0:
             raise RayError(
-                f"a trial asks for {self.cpus_per_trial:g} CPUs and {self.gpus_per_trial:g} GPUs; no node has them. "
-                f"The largest has {max(node.get('CPU', 0) for node in self._nodes):g} CPUs and "
-                f"{max(node.get('GPU', 0) for node in self._nodes):g} GPUs"
+                f"a trial asks for {self.cpus_per_trial:g} CPUs and {self.gpus_per_trial:g} GPUs; no node has them"
+                f"{', and none can be added that has' if growth.types else ''}. "
+                f"The largest has {max(resources.get('CPU', 0) for resources in offered):g} CPUs and "
+                f"{max(resources.get('GPU', 0) for resources in offered):g} GPUs"
             )
         self.slots = min(fit, search.concurrent or fit, search.trials)
 
-    def _fit(self, node: dict[str, float]) -> int:
-        fit = node.get("CPU", 0) / self.cpus_per_trial
-        if self.gpus_per_trial:
-            fit = min(fit, node.get("GPU", 0) / self.gpus_per_trial)
-        return int(fit + 1e-9)  # 1 / 0.1 trials are ten
+    def _fit(self, resources: Mapping[str, float]) -> int:
+        return room_for(resources, self.cpus_per_trial, self.gpus_per_trial)
+
+    @property
+    def head_takes_trials(self) -> float:
+        """CPUs of a head that has them beside other nodes: a trial there can take the driver along."""
+        heads = [node.resources.get("CPU", 0) for node in self.lookout.sight.nodes if node.is_head]
+        return max(heads, default=0) if len(self.lookout.sight.nodes) > 1 or self.growth.workers else 0
 
     @property
     def whole_node(self) -> dict[str, float]:
-        """Ray's options for work that runs alone: the largest node's CPUs, and a GPU where trials use them."""
-        with_gpu = [node for node in self._nodes if node.get("GPU", 0) >= 1]
-        cpus = max(node.get("CPU", 0) for node in (self.gpus_per_trial and with_gpu) or self._nodes)
-        return {"num_cpus": cpus, "num_gpus": float(bool(self.gpus_per_trial))}
+        """Ray's options for work that runs alone: the largest node's CPUs, and a GPU where trials use them. If none is
+        there, those of the smallest that may be added: a larger one might not be to be had."""
+        gpus = float(bool(self.gpus_per_trial))
+
+        def cpus(offered: Iterable[Mapping[str, float]]) -> list[float]:
+            return [has.get("CPU", 0) for has in offered if self._fit(has) and has.get("GPU", 0) >= gpus]
+
+        present = cpus(node.resources for node in self.lookout.sight.nodes if not node.draining)
+        possible = cpus(of.resources for of in self.growth.types if of.workers)
+        return {"num_cpus": max(present) if present else min(possible, default=self.cpus_per_trial), "num_gpus": gpus}
 
 
 class Head:
@@ -93,6 +117,7 @@ class Head:
         context = ray.get_runtime_context()
         host, _, port = context.gcs_address.rpartition(":")
         (own,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        self.is_here = own["NodeManagerAddress"] == host
         self._addresses = [(host, int(port)), (own["NodeManagerAddress"], own["NodeManagerPort"])]
 
     def is_alive(self) -> bool:
@@ -123,6 +148,7 @@ class Head:
             over.set()
 
 
+_WORKER_SECONDS = 300.0  # for the first one, after `ray up`
 _MISSED = 3  # seconds in a row, and connections refused
 
 
@@ -134,7 +160,8 @@ def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: Non
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("WANDB_API_KEY", None)  # all that Ray starts would inherit it; trials never import wandb
+    for secret in ("WANDB_API_KEY", "PGPASSWORD"):  # all that Ray starts would inherit them, and has no use for them
+        os.environ.pop(secret, None)
     local: dict[str, Any] = {}
     if search.address == "local":
         local = {"include_dashboard": False}
@@ -158,7 +185,12 @@ def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: Non
         reaper.removes(scratch)
         try:
             with head.watched(head_is_gone):
-                yield Cluster(search, is_alive=head.is_alive, scratch=scratch)
+                lookout = Lookout()
+                grows = growth() if not local and head.is_here else _NO_GROWTH
+                with lookout.looking():
+                    if grows.expected:
+                        lookout.awaits_worker(_WORKER_SECONDS)
+                    yield Cluster(search, lookout, grows, is_alive=head.is_alive, scratch=scratch)
         except Exception as error:
             if not head.is_alive():
                 raise HeadGoneError("Ray's head is gone") from error

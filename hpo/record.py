@@ -9,21 +9,24 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import DECISION, ERROR, FAILURES, HEARD, NODE, REPORTS, Decision, Suggestion, judge
-from hpo.study import Study
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
+from hpo.storage import Storage
+from hpo.study import Study, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.export import git_commit
@@ -41,13 +44,21 @@ class Record:
     """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers.
 
     read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
+    waits: for a database server that is away; for drivers, and who watches them.
+    storage: the search's part of it, where it has one; the folder is a copy then (hpo/copies.py).
     """
 
-    def __init__(self, runs: Path, name: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, runs: Path, name: str, *, read_only: bool = False, waits: bool = False, storage: Storage | None = None
+    ) -> None:
         self.name = check_name(name)
-        self.folder = runs / name
+        self.folder = self.home = runs / name  # home: where people look for it
+        self.storage = storage
+        self.bring: Callable[[], None] = lambda: None  # what is newer in the storage
         self._read_search()
-        self._study, self._trials = _open_study(self.folder, name, read_only)
+        self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
+        self._open = partial(self._open_study, read_only, waits)
+        self._study, self._trials = self._open()
         self._lock: IO[str] | None = None
 
     def _read_search(self) -> None:
@@ -60,6 +71,29 @@ class Record:
             raise missing(runs, name) from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged ({error})") from error
+
+    def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
+        """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
+        if self.study_file and not self.study_file.exists():
+            raise RecordError(f"{self.study_file}: is gone, and with it the trials; delete {self.folder} to start anew")
+        url, name = _study_of(self.folder, self.about, read_only)
+        try:
+            study = Study(url, name, read_only=read_only, waits=waits)
+            return study, study.trials()
+        except KeyError:
+            raise RecordError(f"{self.study_place}: has no study {name}; delete {self.folder} to start anew") from None
+        except (DatabaseError, StorageInternalError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> RecordError:
+        if "readonly database" in told(error):  # a journal is left, and who only reads must not play it back
+            return RecordError(f"{self.study_file}: its driver died while it wrote; `hpo show {self.name}` mends that")
+        return RecordError(f"{self.study_place}: damaged, or held by another process ({told(error)})")
+
+    @property
+    def study_place(self) -> str:
+        """A file or a URL, for who is told of it."""
+        return self.search.study_url or str(self.folder / STUDY_FILE)
 
     @classmethod
     def exists(cls, runs: Path, name: str) -> bool:
@@ -83,11 +117,11 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-            Study.create(_url(folder), name)
+            Study.create(*_study_of(folder, about))
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
-        return cls(runs, name)
+        return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:
         """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
@@ -110,12 +144,15 @@ class Record:
             write_atomically(self.folder / SEARCH_FILE, json.dumps(self.about, indent=2).encode())
 
     def refresh(self) -> None:
-        """As it is on disk now, for who watches while another writes. Raises RecordError."""
+        """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
+        self.bring()
         self._read_search()
         try:
+            if self.storage and self.study_file:  # another file than before
+                self._study, _ = self._open()
             self._trials = self._study.trials()
-        except DatabaseError as error:
-            raise _unreadable(self.folder / STUDY_FILE, error) from error
+        except (DatabaseError, StorageInternalError) as error:
+            raise self._unreadable(error) from error
 
     def lock(self) -> None:
         """One driver at a time. The kernel lets go of it when the driver dies, however it dies.
@@ -138,8 +175,18 @@ class Record:
         return self._trials[number]
 
     def trial_folder(self, number: int) -> Path:
-        """Of its checkpoints and strips."""
+        """Of its checkpoints and strips. What is read there is to be `here` first."""
         return self.folder / "trials" / f"{number:05}"
+
+    def here(self, path: Path) -> Path:
+        """The same file or folder of the search, as the storage has it, or has it not. Raises StorageError."""
+        if self.storage:
+            self.storage.fetch(path.relative_to(self.folder).as_posix(), path)
+        return path
+
+    def has(self, path: Path) -> bool:
+        """Whether the search has that file; it need not be here."""
+        return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 
     def add(self, suggestion: Suggestion) -> FrozenTrial:
         """A trial under way."""
@@ -179,11 +226,18 @@ class Record:
 
     def add_failure(self, number: int, error: str) -> int:
         """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
+        return self._append(number, FAILURES, {"error": error})
+
+    def add_move(self, number: int, why: str) -> int:
+        """As above, where its node was taken."""
+        return self._append(number, MOVES, {"why": why})
+
+    def _append(self, number: int, key: str, event: Mapping[str, str]) -> int:
         trial = copy.copy(self._trials[number])
-        failures = [*trial.user_attrs.get(FAILURES, []), {"epoch": len(trial.user_attrs[REPORTS]), "error": error}]
-        trial.user_attrs = {**trial.user_attrs, FAILURES: failures}
+        events = [*trial.user_attrs.get(key, []), {"epoch": len(trial.user_attrs[REPORTS]), **event}]
+        trial.user_attrs = {**trial.user_attrs, key: events}
         self._write(trial)
-        return len(failures)
+        return len(events)
 
     def fail(self, number: int, error: str) -> None:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
@@ -229,31 +283,23 @@ def locked(folder: Path, name: str) -> IO[str]:
     return lock
 
 
-def _open_study(folder: Path, name: str, read_only: bool) -> tuple[Study, list[FrozenTrial]]:
-    """And its trials. Raises RecordError where it is gone or damaged."""
+def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:
+    """Its URL and its name there: one database may hold two people's `first`."""
+    url: str | None = about["search"].get("study_url")
+    if url:
+        return url, f"{about['name']}-{about['id']}"
     path = folder / STUDY_FILE
-    if not path.exists():
-        raise RecordError(f"{path}: is gone, and with it the trials; delete {folder} to start anew")
-    try:
-        study = Study(_url(folder, read_only), name)
-        return study, study.trials()
-    except (DatabaseError, KeyError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> RecordError:
-    if "readonly database" in str(error):  # a journal is left, and who only reads must not play it back
-        return RecordError(f"{path}: its driver died while it wrote; `hpo show {path.parent.name}` mends that")
-    return RecordError(f"{path}: damaged, or held by another process ({error})")
-
-
-def _url(folder: Path, read_only: bool = False) -> str:
-    path = folder / STUDY_FILE
-    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true" if read_only else f"sqlite:///{path}"
+    if read_only:
+        return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true", folder.name
+    return f"sqlite:///{path}", folder.name
 
 
 def missing(runs: Path, name: str) -> ConfigError:
     """The error for it, with the nearest that is there."""
-    names = list_names(runs)
+    return not_in(str(runs), name, list_names(runs))
+
+
+def not_in(where: str, name: str, names: list[str]) -> ConfigError:
+    """The same, for any place where searches are."""
     others = nearest(name, names) if names else "There are none yet; `hpo search NAME` starts one."
-    return ConfigError(f"{name}: no such search in {runs}. {others}")
+    return ConfigError(f"{name}: no such search in {where}. {others}")

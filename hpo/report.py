@@ -7,6 +7,7 @@ import copy
 import hashlib
 import html
 import io
+import itertools
 import json
 import math
 import re
@@ -28,11 +29,14 @@ from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.tables import outcome
 from model.checkpoint import CheckpointError, load_checkpoint, write_atomically
-from model.denoise import DenoiseError, read_manifest
+from model.config import TrainConfig
+from model.data import NUM_VALIDATION
+from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.evaluate import SLIDES_TEST
-from model.metrics import EvalReport, objective_value
+from model.metrics import EvalReport, Objective, objective_value, stop_reason
 from model.pictures import ImageError, cells, open_image
 from model.run import LAST, strip_name
+from model.trainer import SEARCH_VALIDATION_IMAGES
 
 REPORT = "report.html"  # in a search's folder
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -50,7 +54,7 @@ _PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still 
 
 def write_report(record: Record, to: Path | None = None) -> Path:
     """Write the report of what is on record, be the search over or not; gives the file. Raises OSError."""
-    path = to or record.folder / REPORT
+    path = to or record.home / REPORT
     write_atomically(path, page(contents(record)).encode())
     return path
 
@@ -79,11 +83,12 @@ def _digest(text: str) -> str:
 
 def contents(record: Record) -> dict[str, Any]:
     """What the page shows, JSON-ready: results.document, and beside each trial what became of it and when."""
-    trials, search, runs = record.trials(), record.search, record.folder.parent
+    trials, search, runs = record.trials(), record.search, record.home.parent
     by_number = {trial.number: trial for trial in trials}
     document = results.document(record)
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
-    rows = [{**row, **_more(by_number[row["number"]], search, began)} for row in document["trials"]]
+    by_five = decide.finished_by(trials)
+    rows = [{**row, **_more(by_number[row["number"]], search, began, by_five)} for row in document["trials"]]
     slides = _SLIDES.get(search.space, {"points": 0})
     of_starts = [row["number"] for row in rows if row["by"] == "starting point" and row["value"] is not None]
     starts = sorted(of_starts, key=lambda number: number >= slides["points"])[:_STARTS]
@@ -100,6 +105,7 @@ def contents(record: Record) -> dict[str, Any]:
         "slides": slides,
         "starts": starts,
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
+        "validation": _validation(search, export),
         "noisy_psnr_db": next((r.noisy_psnr_db for trial in trials for r in results.reports_of(trial)), None),
         "parameters": _parameters(trials),
         "pareto": pareto(rows),
@@ -107,9 +113,10 @@ def contents(record: Record) -> dict[str, Any]:
         "resamplings": _RESAMPLINGS,
         "spent": _spent(rows, search),
         "export": export,
-        "runs_option": "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}",
-        "export_path": str(record.folder / results.EXPORT),
-        "export_folder": shlex.quote(str(record.folder / results.EXPORT)),
+        "runs_option": ("" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}")
+        + (f" --storage {shlex.quote(record.storage.address)}" if record.storage else ""),
+        "export_path": str(record.home / results.EXPORT),
+        "export_folder": shlex.quote(str(record.home / results.EXPORT)),
     }
     plain: dict[str, Any] = _plain({**told, "pictures": _pictures(record, rows, starts, final)})
     return plain
@@ -118,13 +125,15 @@ def contents(record: Record) -> dict[str, Any]:
 # --- trials ----------------------------------------------------------------------------------------------------------
 
 
-def _more(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -> dict[str, Any]:
+def _more(trial: FrozenTrial, search: SearchConfig, began: datetime | None, by_five: float) -> dict[str, Any]:
     reports = results.reports_of(trial)
+    best = results.best_report(trial, search.objective)
     nodes = [report.get(decide.NODE) for report in trial.user_attrs[decide.REPORTS]]
     return {
         "kind": _kind(trial),
-        "outcome": outcome(trial),
-        "why": why(trial, search),
+        "outcome": outcome(trial).replace("pruned", "stopped"),  # one word for it on the page
+        "why": why(trial, search, by_five),
+        "worse_than_noisy": trial.state.is_finished() and best is not None and best.psnr_db < best.noisy_psnr_db,
         "candidate": results.is_candidate(trial),
         "by": trial.user_attrs.get(decide.BY),
         "seconds": sum(report.seconds + report.eval_seconds for report in reports),
@@ -151,8 +160,8 @@ def _kind(trial: FrozenTrial) -> str:
     return "failed" if trial.state == TrialState.FAIL else {"leaders": "stopped", "asha": "stopped"}.get(reason, reason)
 
 
-def why(trial: FrozenTrial, search: SearchConfig) -> str:
-    """Why it ended, in a sentence."""
+def why(trial: FrozenTrial, search: SearchConfig, by_five: float) -> str:
+    """Why it ended, in a sentence. by_five: reports that the search had had when five trials had finished."""
     kind, epochs = _kind(trial), len(trial.intermediate_values)
     if kind == "failed":
         when = f"after epoch {epochs}" if epochs else "before an epoch was done"
@@ -168,9 +177,15 @@ def why(trial: FrozenTrial, search: SearchConfig) -> str:
     taken = trial.user_attrs[decide.DECISION]
     value = trial.intermediate_values[taken["compared"]]
     at = "" if taken["compared"] == taken["epoch"] else f" in epoch {taken['compared']}"
+    passed = taken["rivals"] // search.reduction
+    if taken["reason"] == "leaders" and trial.user_attrs[decide.REPORTS][-1][decide.HEARD] > by_five:
+        bar = f"the lowest of the best {taken['rivals']} finished trials"
+    else:
+        bar = f"the lowest of the best {passed}" if passed > 1 else "the best"
+        bar += f" of the {taken['rivals']} trials by then"
     return (
-        f"Stopped after epoch {taken['epoch']}: its {value:.4f}{at} was below {taken['cutoff']:.4f}, the bar that "
-        f"trial {taken['set_by']} set among {taken['rivals']} trials"
+        f"Stopped after epoch {taken['epoch']}: its {value:.4f}{at} was below the bar, {taken['cutoff']:.4f}, which "
+        f"trial {taken['set_by']} had there: {bar}"
     )
 
 
@@ -281,7 +296,7 @@ def _spent(rows: Sequence[Mapping[str, Any]], search: SearchConfig) -> list[dict
 def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     """What the exported folder says of itself; None where there is none of this search."""
     try:
-        manifest = read_manifest(record.folder / results.EXPORT)
+        manifest = read_manifest(record.here(record.folder / results.EXPORT / MANIFEST).parent)
     except DenoiseError:
         return None
     origin = manifest["origin"]
@@ -297,10 +312,17 @@ def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     }
 
 
+def _validation(search: SearchConfig, export: Mapping[str, Any] | None) -> dict[str, int | None]:
+    """How many validation images there are, None where nothing says so; and how many of them trials look at."""
+    count = None if search.data_config().is_folder else NUM_VALIDATION
+    count = export["metrics"]["validation"]["images"] if export else count
+    return {"all": count, "trials": min(SEARCH_VALIDATION_IMAGES, count or SEARCH_VALIDATION_IMAGES)}
+
+
 def _final_training(record: Record) -> dict[str, Any] | None:
     """Its learning curve, and which epoch was kept; it may be under way."""
     path = record.folder / results.FINAL / LAST
-    if not record.search.final_epochs or not path.exists():
+    if not record.search.final_epochs or not record.here(path).exists():
         return None
     try:
         _, state = load_checkpoint(path)
@@ -308,8 +330,13 @@ def _final_training(record: Record) -> dict[str, Any] | None:
         return None
     reports = [EvalReport.from_dict(report) for report in state["reports"]]
     values = [objective_value(report.ssim, report.psnr_db, record.search.objective) for report in reports]
+    is_constant = TrainConfig.from_dict(state["config"]).lr_schedule == "constant"
+    verdict = longer(values, record.search.final_epochs, record.search.objective, is_constant=is_constant)
+    if reason := stop_reason(reports):
+        verdict = f"It {reason} by epoch {len(values)}, and ended there: these settings do not bear a longer one."
     return {
         "epochs": record.search.final_epochs,
+        "verdict": verdict,
         "best_epoch": len(values) - int(np.argmax(values[::-1])),  # of equal ones the last
         "seconds": sum(report.seconds + report.eval_seconds for report in reports),
         "curves": {
@@ -318,6 +345,34 @@ def _final_training(record: Record) -> dict[str, Any] | None:
             "psnr_db": [report.psnr_db for report in reports],
         },
     }
+
+
+def longer(values: Sequence[float], epochs: int, objective: Objective, *, is_constant: bool) -> str:
+    """Would a longer training help? No surer than one curve of so many epochs allows.
+
+    is_constant: the learning rate is. One that falls to zero levels every curve at its end, whatever its length.
+    """
+    quarter, small = len(values) // 4, 0.04 if objective == "psnr" else 0.001
+    if len(values) < epochs:
+        return "It is not over: too early to say whether a longer one would help."
+    if quarter < 2:
+        return f"Whether a longer one would help, {len(values)} epochs are too few to say."
+    best, before = max(values), max(values[:-quarter])
+    if max(values[-quarter:]) < best - 10 * small:
+        return f"It got worse: {best:.4f} at best, {values[-1]:.4f} at its end. More epochs like these would not help."
+    gain, earlier = best - before, before - max(values[: -2 * quarter])
+    wavering = max(0.0, *(a - b for a, b in itertools.pairwise(values[-2 * quarter :])))
+    is_level = gain <= max(wavering, small)
+    said = f"its last {quarter} epochs gained {gain:.4f}, the {quarter} before them {earlier:.4f}"
+    if 0 < gain <= wavering:
+        said += f", and from one epoch to the next it fell by up to {wavering:.4f}"
+    verdict = f"{'It had levelled off' if is_level else 'It was still rising'}: {said}."
+    if is_constant:
+        return f"{verdict} More epochs would {'hardly' if is_level else 'probably'} help."
+    return (
+        f"{verdict} But its learning rate fell to zero by plan, which levels any curve at its end: only a new "
+        "training, planned longer, would tell."
+    )
 
 
 def _pictures(
@@ -336,7 +391,7 @@ def _pictures(
     noisy = clean = None
     for name, path in files.items():
         try:
-            noisy, denoised[name], clean = cells(open_image(path))
+            noisy, denoised[name], clean = cells(open_image(record.here(path)))
         except (ImageError, OSError, ValueError):  # a picture that is gone, or half written, is left out
             continue
     if noisy is None or clean is None:

@@ -15,7 +15,7 @@ from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, REPORTS
 from hpo.record import Record
 from model.config import ConfigError
 from model.data import Images
-from model.denoise import DenoiseError, read_manifest
+from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export import export
 from model.metrics import EvalReport, Objective, objective_value
 from model.run import BEST
@@ -23,7 +23,7 @@ from model.stream import PixelFiles
 
 FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
 EXPORT = "export"  # the folder of the winner's export
-_NUM_FINALISTS = 3
+NUM_FINALISTS = 3
 
 
 def reports_of(trial: FrozenTrial) -> list[EvalReport]:
@@ -72,7 +72,7 @@ def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dic
 def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
     """Numbers of the trials that are worth measuring on all validation images."""
     rows = leaderboard([trial for trial in trials if is_candidate(trial)], objective)
-    return [r["number"] for r in rows[:_NUM_FINALISTS]]
+    return [r["number"] for r in rows[:NUM_FINALISTS]]
 
 
 def winner(record: Record) -> int | None:
@@ -145,7 +145,7 @@ def is_over(record: Record) -> bool:
 def is_exported(record: Record) -> bool:
     """The search is over, and its export/ is of the trials and the final training that it now has."""
     try:
-        origin = read_manifest(record.folder / EXPORT)["origin"]
+        origin = read_manifest(record.here(record.folder / EXPORT / MANIFEST).parent)["origin"]
     except DenoiseError:
         return False
     return is_over(record) and origin.items() >= _extent(record).items()
@@ -177,8 +177,8 @@ def export_winner(
     with PixelFiles(record.folder.parent, record.name) as store:
         test = data.load_test(store) if over else None
     return export(
-        folder / BEST,
-        to or record.folder / EXPORT,
+        record.here(folder / BEST),
+        to or record.home / EXPORT,
         data=data,
         images=images,
         test=test,
@@ -189,9 +189,9 @@ def export_winner(
 
 def check_kept(record: Record, number: int) -> None:
     """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
-    if (record.trial_folder(number) / BEST).exists():
+    if record.here(record.trial_folder(number) / BEST).exists():
         return
-    have = [trial.number for trial in record.trials() if (record.trial_folder(trial.number) / BEST).exists()]
+    have = [trial.number for trial in record.trials() if record.has(record.trial_folder(trial.number) / BEST)]
     why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
     raise ConfigError(
         f"trial={number}: its checkpoint {why}. {record.name} has those of trials "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from hpo.record import Record
 from hpo.results import is_candidate
+from hpo.workplace import OWNER
 from model.run import BEST, LAST
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ class Retention:
     """A listener. Files go when a trial ends: its own, and those of the one that it supplants. Ray has asked the trial
     for its next step only after a report was heard, so nobody writes any more."""
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
+    def __init__(self, record: Record, also: Callable[[Path], None] = lambda _: None) -> None:
+        """also: removes the same file elsewhere."""
+        self._record, self._also = record, also
         self._ended: set[int] = set()
         self._kept: list[tuple[float, int]] = []
 
@@ -42,20 +44,25 @@ class Retention:
             return
         self._ended.add(trial.number)
         folder = self._record.trial_folder(trial.number)
-        _remove(folder / LAST)
+        self._remove(folder / LAST)
+        self._also(folder / OWNER)
         for part in folder.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
             _remove(part)
         place = rank(trial)
         if place is None:
-            _remove(folder / BEST)
+            self._remove(folder / BEST)
             return
         bisect.insort(self._kept, place)
         for _, number in self._kept[self._record.search.keep :]:
-            _remove(self._record.trial_folder(number) / BEST)
+            self._remove(self._record.trial_folder(number) / BEST)
         del self._kept[self._record.search.keep :]
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+    def _remove(self, path: Path) -> None:
+        _remove(path)
+        self._also(path)
 
 
 def _remove(path: Path) -> None:

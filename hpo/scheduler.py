@@ -13,8 +13,9 @@ from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hpo.conductor import Conductor
-from hpo.deaths import Death, death_of, kernel_oom_kills
+from hpo.deaths import DRAINED, Death, death_of, kernel_oom_kills
 from hpo.hooks import hook
+from hpo.placement import Placement
 from hpo.ray_runtime import Cluster, HeadGoneError
 from hpo.watch import HangWatch
 from model.config import MachineError
@@ -33,9 +34,9 @@ class Step:
 class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
     """Trials start in the order in which they were suggested."""
 
-    def __init__(self, conductor: Conductor, cluster: Cluster, watch: HangWatch) -> None:
+    def __init__(self, conductor: Conductor, cluster: Cluster, watch: HangWatch, placement: Placement) -> None:
         super().__init__()
-        self._conductor, self._cluster, self._watch = conductor, cluster, watch
+        self._conductor, self._cluster, self._watch, self._placement = conductor, cluster, watch, placement
         self._oom_kills = kernel_oom_kills()
         self.steps: list[Step] = []
 
@@ -58,8 +59,12 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
         if number in self._watch.hung:
             death = Death(error=self._watch.hung[number], then="again")
+        elif number in self._placement.moved:
+            death = Death(error=self._placement.moved[number], then="move")
         else:
             death = death_of(_error_of(trial), oom_kills=self._oom_kills - before)
+            if death.then == "again" and self._placement.was_drained(number):
+                death = Death(error=DRAINED, then="move")
         if death.then == "stop":
             raise MachineError(death.error)
         self._conductor.stumbled(number, death)

@@ -25,23 +25,29 @@ import search_spaces
 from hpo import decide, on_finish, ray_runtime, results
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig
+from hpo.copies import Copies, held
+from hpo.cost import COST, Spending, Verdict, check, unpriced
 from hpo.deaths import death_of
 from hpo.hooks import DriverError
-from hpo.progress import Progress, expected_epochs
-from hpo.record import STUDY_FILE, Record, RecordError
+from hpo.placement import Placement
+from hpo.progress import Progress, cost, expected_epochs
+from hpo.purse import Purse
+from hpo.record import SEARCH_FILE, Record, RecordError
 from hpo.report import write_report
 from hpo.retention import Retention
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
 from hpo.searcher import ConductorSearcher
-from hpo.stopping import HEAD_GONE, TERMINATED, Stopping
+from hpo.stopping import HEAD_GONE, TERMINATED, TO_BE_CONTINUED, Stop, Stopping
+from hpo.storage import Storage, StorageError
+from hpo.study import StudyAwayError, told
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
-from model.checkpoint import CheckpointError, load_checkpoint
+from hpo.workplace import was_trained_with
 from model.config import ConfigError, MachineError, TrainConfig
 from model.data import Images
 from model.evaluate import against_slides, table
 from model.generator import Generator
-from model.metrics import EvalReport, objective_value
+from model.metrics import EvalReport, objective_value, stop_reason
 from model.run import LAST
 from model.stream import PixelFiles
 
@@ -59,20 +65,25 @@ class _Context:
     """What every phase of a search needs."""
 
     record: Record
+    copies: Copies
     images: Images
-    images_ref: ray.ObjectRef  # for work outside Tune
+    images_ref: ray.ObjectRef
     cluster: ray_runtime.Cluster
     console: Console
     progress: Progress
+    spending: Spending | None = None  # where the nodes say their prices
     tracker: Tracker | None = None
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
         """What a trial, a measurement or the final training is set up with in its own process."""
-        search = self.record.search
+        search, inside = self.record.search, folder.relative_to(self.record.folder)
+        elsewhere = self.copies.config(inside.as_posix())
         return {
             "number": number,
             "train": train,
-            "folder": str(folder.absolute()),
+            "folder": str(Path(self.cluster.scratch) / inside if elsewhere else folder.absolute()),
+            "storage": elsewhere,
+            "needs": str(self.record.folder.absolute() / SEARCH_FILE),
             "noise": search.noise,
             "objective": search.objective,
             "cpus": cpus,
@@ -80,36 +91,70 @@ class _Context:
             "allow_cpu": search.allow_cpu,
         }
 
+    def verdict(self, *, final_epochs: int | None = None) -> Verdict:
+        """What --max-cost lets the search do."""
+        return self.spending.verdict(self.record.trials(), final_epochs=final_epochs) if self.spending else "go on"
 
-def run_search(name: str, runs: Path, asked: Mapping[str, Any], *, quiet: bool = False) -> int:
+    def note_cost(self) -> None:
+        """So that the next driver goes on from it."""
+        if self.spending:
+            self.record.note(COST, self.spending.usd)
+
+
+def run_search(
+    name: str, runs: Path, asked: Mapping[str, Any], *, storage: Storage | None = None, quiet: bool = False
+) -> int:
     """Start the search `name`, or continue it; asked: options that differ from the defaults or from search.json.
 
     Gives the exit code. Raises ConfigError before anything is started; MachineError, OSError.
     """
-    # Beside the search's folder, which is there only once the images have been found good.
-    with PixelFiles(runs, name) as store:
-        return _locked(name, runs, asked, store, quiet)
+    stopping = Stopping(name, runs, storage.address if storage else None)
+    try:
+        # Beside the search's folder, which is there only once the images have been found good.
+        with PixelFiles(runs, name) as store:
+            return _held(name, runs, asked, store, storage=storage, stopping=stopping, quiet=quiet)
+    except (StorageError, StudyAwayError) as error:
+        return stopping.end(Stop(str(error), TO_BE_CONTINUED))
 
 
-def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, quiet: bool) -> int:
-    console = Console(stderr=True, quiet=quiet, markup=False)  # paths and errors may have brackets
-    if Record.exists(runs, name):
-        record = Record(runs, name)
-        space, images = _check(replace(record.search, **asked), store)
-        record.lock()
-        record.change(asked)
+def _held(
+    name: str,
+    runs: Path,
+    asked: Mapping[str, Any],
+    store: PixelFiles,
+    *,
+    storage: Storage | None,
+    stopping: Stopping,
+    quiet: bool,
+) -> int:
+    exists = Record.exists(runs, name) or (storage is not None and storage.exists(f"{name}/{SEARCH_FILE}"))
+    if not exists:
+        search = SearchConfig(**asked)
+        checked = _check(search, store)
+        Record.create(runs, name, search)
+
+    def over(error: StorageError) -> None:
+        stopping.now(Stop(str(error), TO_BE_CONTINUED))
+
+    with held(runs, name, storage, over) as copies:
+        record = copies.record
+        if exists:
+            checked = _check(replace(record.search, **asked), store)
+            record.change(asked)
+        space, images = checked
         digest = images.digest
         if record.notes().get(IMAGES, digest) != digest:
             raise ConfigError(f"{name}: its trials saw other images; {record.search.data} has changed since it began")
-    else:
-        search = SearchConfig(**asked)
-        space, images = _check(search, store)
-        record = Record.create(runs, name, search)
-        record.lock()
-        digest = images.digest
-    store.remove_others()
-    record.note(IMAGES, digest)
+        store.remove_others()
+        record.note(IMAGES, digest)
+        with copies:
+            return _searched(copies, space, images, Console(stderr=True, quiet=quiet, markup=False), stopping)
+
+
+def _searched(copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
+    record = copies.record
     if results.is_exported(record):
+        record.here(record.folder / results.EXPORT)
         if record.search.tensorboard:
             from hpo.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
 
@@ -117,11 +162,13 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
         with _tracked(record, console) as tracker:  # what a driver that was killed at the end had not logged
             if tracker:
                 tracker.export()
-        console.print(f"{name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
+        console.print(f"{record.name} is finished; its winner is in {record.folder / results.EXPORT}. More: --trials N")
         return EXIT_DONE
 
     try:
-        code = _until_its_end(record, space, images, console, Stopping(name, runs))
+        code = _until_its_end(copies, space, images, console, stopping)
+    except (StorageError, StudyAwayError):
+        raise
     except (MachineError, OSError) as error:
         _finish(record, EXIT_MACHINE, str(error))
         raise
@@ -131,12 +178,13 @@ def _locked(name: str, runs: Path, asked: Mapping[str, Any], store: PixelFiles, 
 
 
 def _until_its_end(
-    record: Record, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping
+    copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping
 ) -> int:
+    record = copies.record
     try:
         with stopping.on_signals(), _tracked(record, console) as tracker:
-            code = _run(record, space, images, console, stopping, tracker=tracker)
-            _write_report(record, console)
+            code = _run(copies, space, images, console, stopping, tracker=tracker)
+            _write_report(copies, console)
             return code
     except KeyboardInterrupt:
         return stopping.end()
@@ -145,9 +193,10 @@ def _until_its_end(
     except ray_runtime.HeadGoneError:
         return stopping.end(HEAD_GONE)
     except (StorageInternalError, SQLAlchemyError) as error:
-        lines = str(error.__cause__ or error).splitlines()
-        raise RecordError(f"{record.folder / STUDY_FILE}: cannot be written or read ({lines[0]})") from error
+        raise RecordError(f"{record.study_place}: cannot be written or read ({told(error)})") from error
     except (RayError, TuneError) as error:
+        if isinstance(getattr(error, "cause", None), StorageError):  # the final training's
+            raise StorageError(death_of(error).error) from error
         raise MachineError(f"Ray failed: {death_of(error).error}") from error
 
 
@@ -164,7 +213,7 @@ def _finish(record: Record, code: int, reason: str) -> None:
 
 
 def _run(
-    record: Record,
+    copies: Copies,
     space: search_spaces.Space,
     images: Images,
     console: Console,
@@ -172,20 +221,27 @@ def _run(
     *,
     tracker: Tracker | None,
 ) -> int:
+    record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
         with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
+            spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
+            if spending:
+                progress.cost_is(lambda: spending.usd)
             context = _Context(
                 record=record,
+                copies=copies,
                 images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,
                 console=console,
                 progress=progress,
+                spending=spending,
                 tracker=tracker,
             )
+            shown.callback(context.note_cost)
             _run_trials(context, space)
             if results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
@@ -195,29 +251,32 @@ def _run(
                 _train_final(context)
         progress.exporting()
         test = results.export_winner(record, images, over=True)["metrics"]["test"]
+        copies.send(record.folder / results.EXPORT)
     print(table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{against_slides(test)}")
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
+    if spending:
+        console.print(f"Cost: {cost(spending.usd, record.search)}, while drivers of this search ran", highlight=False)
+        if record.search.max_cost and not results.is_over(record):
+            console.print("A higher --max-cost, or more time, goes on with the trials that are left", highlight=False)
     if tracker:
         tracker.export()
     return EXIT_DONE
 
 
-def _write_report(record: Record, console: Console) -> None:
+def _write_report(copies: Copies, console: Console) -> None:
     """Whatever happens to it, the search is done."""
     try:
-        console.print(f"Report: {write_report(record)}", highlight=False, soft_wrap=True)
+        copies.send(path := write_report(copies.record))
+        told = f"Report: {path}"
     except Exception as error:
-        console.print(f"No report: {error}. `hpo report {record.name}` tries again", highlight=False, soft_wrap=True)
+        told = f"No report: {error}. `hpo report {copies.record.name}` tries again"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
-    if search.wandb == "online":
-        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
-
-        log_in()
     space = search_spaces.load(search.space)
     base = search.base_config()
     space.check(base, search.set)
@@ -227,6 +286,10 @@ def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space
     channels, size, _ = images.shape
     with torch.device("meta"):  # costs no memory
         Generator.of(base, channels=channels, image_size=size)
+    if search.wandb == "online":
+        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+
+        log_in()
     return space, images
 
 
@@ -246,7 +309,30 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     ]
     if search.final_epochs:
         lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
+    if cluster.fit_now < cluster.slots:
+        lines.append(f"  {cluster.fit_now} of them now; the cluster grows")
+    if cluster.head_takes_trials:
+        lines.append(
+            f"  the head has {cluster.head_takes_trials:g} CPUs, so trials run there, too, and may take it down; "
+            "`ray start --head --num-cpus=0` keeps them off"
+        )
     return "\n".join([*lines, f"  folder {record.folder}"])
+
+
+def _spending(record: Record, cluster: ray_runtime.Cluster) -> Spending | None:
+    """Where the nodes say their prices, or must. Raises ConfigError."""
+    spent, sight = record.notes().get(COST, 0.0), cluster.lookout.sight
+    check(record.search, spent, sight, cluster.growth)
+    if unpriced(sight, cluster.growth):
+        return None
+    spending = Spending(record.search, spent, cluster.growth)
+    cluster.lookout.tells(spending.see)
+    if spending.verdict(record.trials()) == "stop" and results.winner(record) is None:
+        raise ConfigError(
+            f"max_cost={record.search.max_cost:g}: {spent:.2f} USD are spent, and finalists, final training and export "
+            "are expected to cost the rest; no trial can begin"
+        )
+    return spending
 
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
@@ -257,20 +343,25 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         conductor = Conductor(
             record,
             space,
-            [context.progress, *listeners, *([context.tracker] if context.tracker else [])],
-            time_is_up=lambda: budget is not None and time.monotonic() - began > 60 * budget,
+            [context.copies, context.progress, *listeners, *([context.tracker] if context.tracker else [])],
+            time_is_up=lambda: (
+                (budget is not None and time.monotonic() - began > 60 * budget) or context.verdict() != "go on"
+            ),
+            money_is_up=lambda: context.verdict() == "stop",
         )
-        if conductor.trials_left == 0:
+        if conductor.trials_left == 0 or context.verdict() == "stop":
             return
-        watch = HangWatch()
-        scheduler = ConductorScheduler(conductor, cluster, watch)
+        watch = HangWatch(is_away=lambda: record.storage is not None and record.storage.is_away)
+        placement = Placement(cluster, context.progress.waits, 60 * record.search.on_demand_after)
+        scheduler = ConductorScheduler(conductor, cluster, watch, placement)
         context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[decide.CONFIG]
             return context.ray_config(trial.number, train, folder, cluster.cpus_per_trial)
 
-        trainable = tune.with_parameters(Pix2PixTrial, images=context.images)
+        # In a tuple: Tune would put them into the store again.
+        trainable = tune.with_parameters(Pix2PixTrial, images=(context.images_ref,))
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}),
             tune_config=tune.TuneConfig(
@@ -285,11 +376,13 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
                 name=record.name,
                 storage_path=cluster.scratch,
                 verbose=0,
-                callbacks=[watch],
+                callbacks=[watch, placement],
+                stop=Purse(lambda: context.verdict() == "stop", placement.stop_all, context.note_cost),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             ),
         )
         tuner.fit()
+        placement.close()
     except DriverError as carrier:
         raise carrier.error from None
     finally:
@@ -312,7 +405,7 @@ def _share(spent: Overhead | None) -> float | None:
 def _listeners(context: _Context) -> list[Listener]:
     """Those that end with the trials. What follows is shown and logged, too."""
     board = _tensorboard(context.record)
-    return [Retention(context.record), *([board] if board else [])]
+    return [Retention(context.record, context.copies.remove), *([board] if board else [])]
 
 
 @contextmanager
@@ -352,6 +445,7 @@ def _measure_finalists(context: _Context) -> None:
         metrics = ray.get(measure.options(**alone).remote(config, context.images_ref))
         measured[str(number)] = _with_value(record, metrics)
     record.note(results.FINALISTS, measured)
+    context.copies.now()
 
 
 def _with_value(record: Record, metrics: dict[str, float]) -> dict[str, float]:
@@ -366,7 +460,7 @@ def _train_final(context: _Context) -> None:
     config = TrainConfig.from_dict(record.trial(number).user_attrs[decide.CONFIG])
     config = replace(config, epochs=record.search.final_epochs)
     folder = record.folder / results.FINAL
-    if not _was_trained_with(folder / LAST, config):
+    if record.storage is None and not was_trained_with(folder / LAST, config):  # else its process looks
         shutil.rmtree(folder, ignore_errors=True)
     setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
@@ -378,22 +472,25 @@ def _train_final(context: _Context) -> None:
     board = _tensorboard(record)
     if board:
         board.final(reports)
-    for epoch in range(len(reports) + 1, config.epochs + 1):
-        report = EvalReport.from_dict(ray.get(training.report.remote(epoch)))
-        reports.append(report)
+
+    def goes_on() -> bool:
+        left = len(reports) < config.epochs and context.verdict(final_epochs=1) != "stop"
+        return left and stop_reason(reports) is None
+
+    while goes_on():
+        reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1))))
+        context.note_cost()
         if board:
             board.final(reports)
         progress.training(number, reports, config.epochs)
+    if reason := stop_reason(reports):  # rates that are right for few epochs may be too high for many
+        context.console.print(f"The final training {reason} after epoch {len(reports)}; its best epoch counts")
     if board:
         board.close()
+    if not reports or (reason == "diverged" and len(reports) == 1):
+        ray.kill(training)
+        return  # no epoch left a checkpoint
     metrics = ray.get(training.measured.remote())
     ray.kill(training)
     record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})
-
-
-def _was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
-    try:
-        _, state = load_checkpoint(checkpoint)
-    except CheckpointError:
-        return False
-    return TrainConfig.from_dict(state["config"]).as_dict() == config.as_dict()
+    context.copies.now()

@@ -1,5 +1,5 @@
-"""How a search ends before its time: by Ctrl-C, by SIGTERM, or because Ray's head is gone. All of them can be
-continued."""
+"""How a search ends before its time: by Ctrl-C, by SIGTERM, because Ray's head is gone, or its storage is away or
+somebody else's. All of them can be continued."""
 
 from __future__ import annotations
 
@@ -27,28 +27,31 @@ class Stop:
     code: int
 
 
-HEAD_GONE = Stop("Ray's head is gone", 75)
+TO_BE_CONTINUED = 75  # the exit code, where it was nobody's wish
+HEAD_GONE = Stop("Ray's head is gone", TO_BE_CONTINUED)
 INTERRUPTED, TERMINATED = Stop("Interrupted", 130), Stop("Terminated", 143)
 _SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
-def command_to_continue(name: str, runs: Path) -> str:
+def command_to_continue(name: str, runs: Path, storage: str | None = None) -> str:
     """Whatever else was asked for is in search.json."""
-    return shlex.join(["hpo", "search", name, *([] if runs == Path("runs") else ["--runs", str(runs)])])
+    where = [] if runs == Path("runs") else ["--runs", str(runs)]
+    return shlex.join(["hpo", "search", name, *where, *(["--storage", storage] if storage else [])])
 
 
 class Stopping:
     """The first reason to stop unwinds the main thread, so that everything is closed; a second signal doesn't wait."""
 
-    def __init__(self, name: str, runs: Path) -> None:
-        self._command = command_to_continue(name, runs)
+    def __init__(self, name: str, runs: Path, storage: str | None = None) -> None:
+        self._command = command_to_continue(name, runs, storage)
         self._thread = threading.get_ident()
         self._stop: Stop | None = None
-        self._unwinding = False
+        self._unwinding = self._listening = False
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         """Entered again after ray.init, which puts handlers of its own in place. They stay while a search unwinds."""
+        self._listening = True
         before = {number: signal.signal(number, self._signalled) for number in _SIGNALLED}
         try:
             yield
@@ -58,10 +61,16 @@ class Stopping:
                     signal.signal(number, handler)
 
     def head_is_gone(self) -> None:
+        """As below."""
+        self.now(HEAD_GONE)
+
+    def now(self, stop: Stop) -> None:
         """Called from another thread: the main one may wait for Ray in C++, which would end the process with 1."""
         if self._unwinding:
             return
-        self._stop = HEAD_GONE
+        self._stop = stop
+        if not self._listening:  # nothing runs yet
+            self.leave()
         signal.pthread_kill(self._thread, signal.SIGTERM)
         time.sleep(_UNWIND_SECONDS)
         self.leave()

@@ -127,6 +127,6 @@ def draw_finished(record: Record) -> None:
     for trial in trials:
         board.changed(trial)
     if final_epochs:
-        _, state = load_checkpoint(record.folder / FINAL / LAST)
+        _, state = load_checkpoint(record.here(record.folder / FINAL / LAST))
         board.final([EvalReport.from_dict(report) for report in state["reports"]])
     board.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import platform
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import torch
 from ray import tune
 
+from hpo.workplace import Workplace
 from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images
 from model.run import BEST, TrainingRun
@@ -25,15 +26,23 @@ class DeviceMissingError(ConfigError):
 class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
     """One trial, an epoch a step. The actor is used again for the next trial: a new one costs 2.5 s."""
 
-    def setup(self, config: dict[str, Any], images: Images) -> None:
-        """The rest is the first step's: Ray tells what that died of, and the driver notices when it hangs."""
+    def setup(self, config: dict[str, Any], images: Sequence[ray.ObjectRef]) -> None:
+        """images: where they lie in Ray's store, once on each node. The rest is the first step's: Ray tells what that
+        died of, and the driver notices when it hangs."""
         self._given = images
         self._run: TrainingRun | None = None
+        self._place: Workplace | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The same actor, images and device for another trial."""
-        self._run = None  # its networks, before those of the next are made: both might not fit
+        self.cleanup()
         return True  # Ray has exchanged self.config
+
+    def cleanup(self) -> None:
+        """Nothing is held for the trial any more."""
+        self._run = None  # its networks, before those of the next are made: both might not fit
+        if self._place:
+            self._place.leave()
 
     def step(self) -> dict[str, Any]:
         """One epoch. After a restart, first what the checkpoint knows: the record may lack the last report."""
@@ -43,6 +52,8 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         trains = not (is_first and run.reports)
         if trains:
             run.run_epoch()
+            assert self._place is not None
+            self._place.keep(len(run.reports))
         return {
             "epoch": len(run.reports),
             "reports": [report.as_dict() for report in run.reports],
@@ -54,14 +65,12 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         """Take up what an earlier attempt, or an earlier driver, left in the trial's folder."""
         config = self.config
         if not hasattr(self, "_placed"):
-            self._placed = _place(self._given, config)
-        return TrainingRun(
-            TrainConfig.from_dict(config["train"]),
-            self._placed,
-            Path(config["folder"]),
-            config["objective"],
-            number=config["number"],
-        )
+            self._placed = _place(ray.get(self._given[0]), config)
+        self._place, train = Workplace(config), TrainConfig.from_dict(config["train"])
+        self._place.take_up(train)
+        run = TrainingRun(train, self._placed, self._place.folder, config["objective"], number=config["number"])
+        self._place.keep_best()
+        return run
 
 
 @ray.remote
@@ -70,9 +79,10 @@ class FinalTraining:
 
     def __init__(self, config: dict[str, Any], images: Images) -> None:
         self._config, self._images = config, images
-        self._run = TrainingRun(
-            TrainConfig.from_dict(config["train"]), _place(images, config), Path(config["folder"]), config["objective"]
-        )
+        self._place, train = Workplace(config), TrainConfig.from_dict(config["train"])
+        self._place.take_up(train)
+        self._run = TrainingRun(train, _place(images, config), self._place.folder, config["objective"])
+        self._place.keep_best()
 
     def reports(self) -> list[dict[str, Any]]:
         """Those that an earlier run left behind."""
@@ -82,6 +92,7 @@ class FinalTraining:
         """Of that epoch, trained up to it where it is not there yet: to ask twice, after a death, does no harm."""
         while len(self._run.reports) < epoch:
             self._run.run_epoch()
+            self._place.keep(len(self._run.reports))
         return self._run.reports[epoch - 1].as_dict()
 
     def measured(self) -> dict[str, float]:
@@ -98,7 +109,9 @@ def measure(config: dict[str, Any], images: Images) -> dict[str, float]:
 def _measured(config: dict[str, Any], images: Images) -> dict[str, float]:
     placed = _place(images, config, num_validation=len(images.validation))
     channels, size, _ = images.shape
-    generator, _ = load_generator(Path(config["folder"]) / BEST, channels=channels, image_size=size)
+    workplace = Workplace(config)
+    generator, _ = load_generator(workplace.bring(BEST), channels=channels, image_size=size)
+    workplace.leave()
     return validate(generator.to(placed.device), placed)
 
 

@@ -31,7 +31,7 @@ from model.config import ConfigError
 from model.denoise import read_manifest
 from model.export import STRIP_FILE
 from model.metrics import EvalReport
-from model.run import LAST, strip_name
+from model.run import LAST, is_shown, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Runs:
     def log_export(self) -> None:
         """The run of the export: the final training's curve, the leaderboard, pictures, the exported generator."""
         record = self.record
-        manifest = read_manifest(record.folder / EXPORT)
+        manifest = read_manifest(record.here(record.folder / EXPORT))
         origin = manifest["origin"]
         run_id = f"{record.id}-export-{origin['trials']}-{origin['final_epochs']}"  # a search may be extended
         if self._is_done(run_id):
@@ -255,10 +255,10 @@ class Runs:
                 "images_per_second": report.images_per_second,
                 **report.curves(),
             }
-            strip = folder / strip_name(report.epoch)
-            # Epochs 1, 2, 4, ... and the last.
-            if (report.epoch.bit_count() == 1 or (ended and report is reports[-1])) and strip.exists():
-                row["val/strip"] = wandb.Image(str(strip), caption=_STRIP)
+            if is_shown(report.epoch, last=ended and report is reports[-1]):
+                strip = self.record.here(folder / strip_name(report.epoch))
+                if strip.exists():
+                    row["val/strip"] = wandb.Image(str(strip), caption=_STRIP)
             opened.run.log(row)
             opened.rows += 1
 
@@ -310,7 +310,7 @@ class Runs:
     def _final_reports(self) -> list[EvalReport]:
         if not self.record.search.final_epochs:
             return []
-        _, state = load_checkpoint(self.record.folder / FINAL / LAST)
+        _, state = load_checkpoint(self.record.here(self.record.folder / FINAL / LAST))
         return [EvalReport.from_dict(report) for report in state["reports"]]
 
     def _leaderboard(self) -> Any:
@@ -334,7 +334,8 @@ class Runs:
         psnr_db = float(measured["psnr_db"])
         table.add_data(f"exported, {split}", measured["ssim"], psnr_db, "noisy | clean | denoised", exported)
         for row in rows:
-            for strip in sorted(self.record.trial_folder(row["number"]).glob("epoch-*.png"))[-1:]:
+            strip = self.record.here(self.record.trial_folder(row["number"]) / strip_name(row["epochs"]))
+            if strip.exists():
                 picture = wandb.Image(str(strip))
                 table.add_data(f"trial {row['number']}", row["ssim"], row["psnr_db"], _STRIP, picture)
         return table

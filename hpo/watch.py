@@ -18,8 +18,11 @@ _AWAY_SECONDS = 10.0  # between two looks: the driver itself was stopped, and wh
 class HangWatch(tune.Callback):  # type: ignore[misc]
     """From its start on, which Ray tells when its process is there, a trial is expected to report."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._looked = clock, clock()
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, is_away: Callable[[], bool] = lambda: False
+    ) -> None:
+        """is_away: whether the storage is, for which they all wait."""
+        self._clock, self._looked, self._is_away = clock, clock(), is_away
         self._paces: dict[int, Pace] = {}
         self._slowest_first: float | None = None
         self.hung: dict[int, str] = {}  # killed for it, with the words for it
@@ -38,6 +41,7 @@ class HangWatch(tune.Callback):  # type: ignore[misc]
         number, now = trial.config["number"], self._clock()
         pace = self._paces[number]
         epochs = [report["seconds"] + report["eval_seconds"] for report in result["reports"]]
+        epochs.append(result["step_seconds"])  # with the way into the storage
         if pace.slowest is None:
             self._slowest_first = max(self._slowest_first or 0.0, now - pace.since, epochs[0])
         self._paces[number] = Pace(now, max(epochs))
@@ -55,7 +59,7 @@ class HangWatch(tune.Callback):  # type: ignore[misc]
         """Ray's loop came round: ten times a second, or more often."""
         now = self._clock()
         since, self._looked = now - self._looked, now
-        if since > _AWAY_SECONDS:
+        if since > _AWAY_SECONDS or self._is_away():
             self._paces = {number: Pace(pace.since + since, pace.slowest) for number, pace in self._paces.items()}
         late = overdue(self._paces, self._slowest_first, now)
         for trial in trials if late else ():

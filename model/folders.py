@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
-from model.config import ConfigError, MachineError, nearest
+from model import s3
+from model.config import ConfigError, MachineError
 from model.pictures import IMAGE_SUFFIXES, ImageError, open_image
 from model.stream import PixelFiles, memory
 
@@ -31,11 +31,7 @@ CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
 NOISY, CLEAN = "noisy", "clean"
 _SHOWN = 5  # names in a message
-_S3_SECONDS, _S3_ATTEMPTS = 10.0, 5  # without a byte; in all, a request of a server that hangs takes a minute
-_S3_OPTIONS = ("region", "scheme", "endpoint_override")  # s3://BUCKET/PREFIX?region=...&...
-_S3_REFUSALS = (
-    "NO_SUCH_BUCKET", "not found", "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ExpiredToken",
-)  # fmt: skip
+_S3_ATTEMPTS = 5  # a request of a server that hangs takes a minute in all
 
 
 class DataError(ConfigError):
@@ -144,22 +140,7 @@ def _s3(address: str) -> _Files:
     from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
 
     with _asked(address):
-        url = urlsplit(address)
-    if "@" in url.netloc:  # it would be written into search.json
-        raise DataError("data=s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
-    options = dict(parse_qsl(url.query))
-    unknown = [name for name in options if name not in _S3_OPTIONS]
-    if unknown:
-        told = [f"data={address}: {name}: no such option. {nearest(name, _S3_OPTIONS)}" for name in unknown]
-        raise DataError("\n".join(told))
-    # pyarrow has it from there for an address, and not for the file system that is made below.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    with _asked(address):
-        found, root = fs.FileSystem.from_uri(address)  # finds the region; how long it tries again cannot be set
-        options = {**({"endpoint_override": endpoint} if endpoint else {}), **options, "region": found.region}
-        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
-        seconds = {"connect_timeout": _S3_SECONDS, "request_timeout": _S3_SECONDS}
-        system = fs.S3FileSystem(retry_strategy=retries, **seconds, **options)
+        system, root = s3.connect(address, _S3_ATTEMPTS)
         listed = system.get_file_info(fs.FileSelector(root, recursive=True))
 
     def reader(path: str) -> Callable[[], bytes]:
@@ -183,8 +164,10 @@ def _asked(address: str) -> Iterator[None]:
     """What the user can mend is a DataError; what only waiting mends ends everything, not an image: MachineError."""
     try:
         yield
+    except ConfigError as error:
+        raise DataError(f"data={error}") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | ValueError) or any(sign in str(error) for sign in _S3_REFUSALS):
+        if s3.is_refusal(error):
             raise DataError(f"data={address}: is not there, or refused ({error})") from error
         raise MachineError(f"data={address}: cannot be read ({error}). The same command tries again") from error
 

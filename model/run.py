@@ -28,6 +28,11 @@ def strip_name(epoch: int) -> str:
     return f"epoch-{epoch:04}.png"
 
 
+def is_shown(epoch: int, *, last: bool) -> bool:
+    """Whether its strip goes where every picture costs: of epochs 1, 2, 4, ... and the last."""
+    return last or epoch.bit_count() == 1
+
+
 class TrainingRun:
     """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint.
 
@@ -44,9 +49,12 @@ class TrainingRun:
                 continue
             try:
                 self.trainer.load(path)
-                break
             except CheckpointError as error:
                 log.warning("%s; trying the next", error)
+                continue
+            if path.name == LAST and self._is_best():  # and whoever wrote it was killed before he said so
+                self._last_is_best()
+            break
 
     @property
     def reports(self) -> list[EvalReport]:
@@ -57,11 +65,14 @@ class TrainingRun:
         """Train, and have it all on disk before the report is given. Raises OSError."""
         report = self.trainer.run_epoch()
         self.trainer.save(self.folder / LAST, **self.notes)
-        values = [objective_value(r.ssim, r.psnr_db, self.objective) for r in self.reports]
-        if values[-1] == max(values):
+        if self._is_best():
             self._last_is_best()
         self._strip().save(self.folder / strip_name(report.epoch))
         return report
+
+    def _is_best(self) -> bool:
+        values = [objective_value(r.ssim, r.psnr_db, self.objective) for r in self.reports]
+        return values[-1] == max(values)
 
     def _last_is_best(self) -> None:
         """A second name for the same file: the next epoch writes a new one."""
@@ -69,6 +80,7 @@ class TrainingRun:
         part.unlink(missing_ok=True)
         os.link(self.folder / LAST, part)
         part.replace(self.folder / BEST)
+        part.unlink(missing_ok=True)  # it stays where it is a name of the same file already
 
     @torch.inference_mode()
     def _strip(self) -> Any:

@@ -21,6 +21,7 @@ from rich.console import Console
 import search_spaces
 from hpo import deaths, ray_runtime, search
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.record import Record
 from hpo.trial import Pix2PixTrial
 from model.data import DataConfig
@@ -96,11 +97,13 @@ def main(folder: Path) -> None:
     asked = SearchConfig(**SEARCH, address=nodes.address)
     record = Record.create(folder, "first", asked)
     threading.Thread(target=lose_a_node, args=(nodes, record.trial_folder(NODE_LOST) / NODE), daemon=True).start()
+    images = DataConfig().load()
     with ray_runtime.started(asked) as cluster:
         context = search._Context(
             record=record,
-            images=DataConfig().load(),
-            images_ref=None,  # type: ignore[arg-type]
+            copies=Copies(record, None, lambda _: None),
+            images=images,
+            images_ref=ray.put(images),
             cluster=cluster,
             console=Console(stderr=True),
             progress=search.Progress(asked, "first", cluster.slots, Console(stderr=True)),

@@ -12,12 +12,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
 import search_spaces
 from hpo import ray_runtime, search
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.record import Record
 from hpo.trial import Pix2PixTrial
 from model.config import MachineError
@@ -52,8 +54,9 @@ def main(folder: Path) -> None:
         with ray_runtime.started(record.search) as cluster:
             context = search._Context(
                 record=record,
+                copies=Copies(record, None, lambda _: None),
                 images=images,
-                images_ref=None,  # type: ignore[arg-type]
+                images_ref=ray.put(images),
                 cluster=cluster,
                 console=Console(stderr=True),
                 progress=search.Progress(asked, name, cluster.slots, Console(stderr=True)),

@@ -25,7 +25,7 @@ def killed_at_write(number: int) -> Iterator[None]:
         if writes > number:
             raise Killed
 
-    with _watched(write, lambda: True):
+    with watched(write, lambda: True):
         yield
 
 
@@ -46,12 +46,12 @@ def every_write_killed_once() -> Iterator[set[str]]:
         kills.add(statement)
         return not is_first_try
 
-    with _watched(write, may_commit):
+    with watched(write, may_commit):
         yield kills
 
 
 @contextmanager
-def _watched(write: Callable[[str], None], may_commit: Callable[[], bool]) -> Iterator[None]:
+def watched(write: Callable[[str], None], may_commit: Callable[[], bool]) -> Iterator[None]:
     def before_execute(_connection: Any, _cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
         if sql.lstrip().startswith(("INSERT", "UPDATE", "DELETE")):
             write(f"{sql} {parameters}")

@@ -19,7 +19,7 @@ from killed import Killed, killed_at_write
 from optuna.trial import TrialState
 
 from hpo import decide
-from hpo.conductor import ATTEMPTS, HOPELESS
+from hpo.conductor import ATTEMPTS, HOPELESS, MOVES
 from hpo.config import SearchConfig
 from hpo.hooks import DriverError
 from hpo.record import Record
@@ -87,7 +87,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.record = record
         self.searcher = ConductorSearcher(driver, lambda trial: {"number": trial.number})
         cluster: Any = SimpleNamespace(is_alive=lambda: True)
-        self.scheduler = ConductorScheduler(driver, cluster, HangWatch())
+        self.placement: Any = SimpleNamespace(moved={}, was_drained=lambda number: number in self.drained)
+        self.drained: set[int] = set()
+        self.scheduler = ConductorScheduler(driver, cluster, HangWatch(), self.placement)
         self.running: list[int] = []
         self.told_finished = False
 
@@ -132,6 +134,23 @@ class AnyHistory(RuleBasedStateMachine):
             self.start()
         else:
             self.scheduler.on_trial_error(None, trial)
+
+    @precondition(lambda self: self.running)
+    @rule(slot=st.integers(0, SLOTS - 1), trained=st.booleans(), gone=st.booleans())
+    def its_node_is_taken(self, slot: int, trained: bool, gone: bool) -> None:
+        """It is no death, however often it happens, but for the last time. gone: before the driver had moved it."""
+        if len(self.record.trial(self.running[slot % len(self.running)]).user_attrs.get(decide.MOVES, [])) >= MOVES - 1:
+            return
+        number = self.trained(slot) if trained else self.running[slot % len(self.running)]
+        self.running.remove(number)
+        if gone:
+            self.drained = {number}
+        else:
+            self.placement.moved = {number: "its node is drained"}
+        trial = self.ray_trial(number)
+        Path(trial.error_file).write_text("The actor died unexpectedly")
+        self.scheduler.on_trial_error(None, trial)
+        self.drained, self.placement.moved = set(), {}
 
     @rule(slot=st.integers(0, SLOTS - 1), trained=st.booleans())
     def the_driver_dies(self, slot: int, trained: bool) -> None:

@@ -96,7 +96,7 @@ def test_a_driver_elsewhere_that_falls_silent_is_told(record, runs, monkeypatch)
     Status().write(record.folder)
     clock = [0.0]
     monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
-    life = follow._Life(record.folder)
+    life = follow._Life(record)
     assert life.status() == (Status(), "")
     clock[0] = 31.0
     assert life.status()[1] == "No sign of process 1 on elsewhere for 31 s"
@@ -148,7 +148,7 @@ def test_what_a_driver_left_half_written_is_not_mended_by_who_watches(done, runs
 
 
 def test_ctrl_c_ends_watching_and_nothing_else(record, runs, monkeypatch, capsys):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(follow, "watch", interrupted)

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from rich.console import Console
 from hpo import decide
 from hpo.cli import main
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.decide import Suggestion, suggest
 from hpo.record import Record
-from hpo.report import REPORT, contents, importance, page, pareto, write_report
+from hpo.report import REPORT, contents, importance, longer, page, pareto, write_report
 from hpo.results import reports_of
 from hpo.search import _write_report
+from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
 from model.pictures import cells, strip
-from model.run import strip_name
+from model.run import LAST, strip_name
 
 ENDS = SearchConfig(trials=7, epochs=3, scheduler="none", objective="balanced")
 
@@ -113,6 +116,8 @@ def test_the_leaderboard_is_that_of_hpo_show_and_sorts_by_a_click_and_by_the_add
     assert column(browser, "number") == [str(number) for number in reversed(range(8))]
     assert browser.run("document.querySelector('#board tr.hot').dataset.trial") == "3"
     assert browser.run("document.querySelectorAll('#curves .hot, #tradeoff .hot, #timeline .hot').length") == 3
+    for chart in ("curves", "tradeoff"):
+        assert "trial 3" in browser.run(f"[...document.querySelectorAll('#{chart} text')].map(t => t.textContent)")
 
 
 @needs_chromium
@@ -142,13 +147,63 @@ def test_every_kind_of_end_is_told_in_words(runs, browser):
 
 
 @needs_chromium
-def test_a_stopped_trial_is_told_with_the_bar_that_it_missed(done, browser):
-    shown(browser, done)
-    stopped = next(t for t in done.trials() if t.user_attrs[decide.DECISION]["reason"] == "leaders")
-    taken = stopped.user_attrs[decide.DECISION]
-    told = browser.run(f"document.querySelector('#why tbody').rows[{stopped.number}].innerText")
-    for part in (f"{taken['value']:.4f}", f"{taken['cutoff']:.4f}", f"trial {taken['set_by']}"):
-        assert part in told
+def test_a_stopped_trial_is_told_with_its_bar_and_where_it_is_worse_than_the_input(runs, browser):
+    search = SearchConfig(trials=8, epochs=2, reduction=2, objective="ssim")
+    record = Record.create(runs, "first", search)
+    for number, ssim in enumerate([0.5, 0.51, 0.52, 0.4, 0.53, 0.54, 0.55, 0.49]):
+        record.add(suggest(record.trials(), SPACE, search))
+        for epoch in (1, 2):
+            if record.trial(number).state == TrialState.RUNNING:
+                record.hear(number, report(epoch, ssim, psnr_db=20.0 if ssim == 0.49 else 21.0))
+    shown(browser, record)
+    why = browser.run("[...document.querySelectorAll('#why tbody tr')].map(row => row.cells[1].innerText)")
+    assert why[3] == (
+        "Stopped after epoch 1: its 0.4000 was below the bar, 0.5100, which trial 1 had there: the lowest of the best "
+        "2 of the 4 trials by then"
+    )
+    assert why[7] == (
+        "Stopped after epoch 1: its 0.4900 was below the bar, 0.5100, which trial 1 had there: the lowest of the best "
+        "5 finished trials; at its best, 20.00 dB, worse than the noisy images (20.55 dB)"
+    )
+    ends = dict(zip(column(browser, "number"), column(browser, "outcome"), strict=True))
+    assert [number for number, end in ends.items() if "worse than noisy" in end] == ["7"]
+
+
+RISING, LEVEL = [0.5 + 0.01 * e for e in range(16)], [0.6] * 4 + [0.599, 0.6] * 6
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs", "is_constant", "said"),
+    [
+        (RISING, 16, True, r"still rising: its last 4 .* 0\.0400, .* would probably help"),
+        (LEVEL, 16, True, r"levelled off: its last 4 epochs gained 0\.0000, .* would hardly help"),
+        ([*LEVEL[:12], 0.595, 0.601, 0.595, 0.602], 16, True, r"levelled off: .* 0\.0020, .*fell by up to 0\.0060"),
+        (RISING, 16, False, "still rising.*only a new training, planned longer, would tell"),
+        ([*RISING[:8], *[0.1] * 8], 16, False, r"got worse: 0\.5700 at best, 0\.1000 .*would not help"),
+        (RISING, 32, True, "not over"),
+        (RISING[:7], 7, True, "7 epochs are too few"),
+    ],
+)
+def test_whether_a_longer_training_would_help_is_said_no_surer_than_the_curve_is(values, epochs, is_constant, said):
+    assert re.search(said, longer(values, epochs, "ssim", is_constant=is_constant))
+
+
+def test_a_final_training_that_collapsed_is_over(runs):
+    record = Record.create(runs, "first", SearchConfig(final_epochs=32))
+    reports = [report(epoch, 0.1, psnr_db=8.7, images=20_000 * epoch) for epoch in (1, 2, 3)]
+    state = {"config": TrainConfig().as_dict(), "reports": [told.as_dict() for told in reports]}
+    save_checkpoint(record.folder / "final" / LAST, {}, state)
+    assert contents(record)["final_training"]["verdict"].startswith("It collapsed by epoch 3, and ended there")
+
+
+@needs_chromium
+def test_units_and_images_are_those_of_the_search(runs, browser):
+    shown(browser, Record.create(runs, "first", SearchConfig(time_budget=8)))
+    assert "8 (minutes" in text(browser, "#asked-table")
+    assert set(browser.run("Object.keys({...UNITS, ...UNASKED})")) <= set(SearchConfig().as_dict())
+    assert browser.run("COMPARED") == "the first 1,000 of 5,000 validation images"
+    shown(browser, Record.create(runs, "folder", SearchConfig(data="./photos", noise="gaussian:30")))
+    assert browser.run("COMPARED") == "the first 1,000 validation images, if there are so many"
 
 
 @needs_chromium
@@ -335,7 +390,7 @@ def test_a_thousand_trials_with_the_largest_pictures_stay_below_10_mb(done, brow
         trial = copy.deepcopy(some[number if number < 2 else 2 + number % (len(some) - 2)])
         trial.number = trial._trial_id = number
         reports = [
-            {**told, "ssim": rng.uniform(0.5, 0.9), "epoch": e}
+            {**told, "ssim": rng.uniform(0.5, 0.9), "epoch": e, decide.HEARD: 12 * number + e}
             for e in range(1, 13)
             for told in [report(e, 0.5).as_dict()]
         ]
@@ -380,7 +435,7 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hpo.search.write_report", full)
-    _write_report(done, Console(stderr=True))
+    _write_report(Copies(done, None, lambda _: None), Console(stderr=True))
     assert "No space left on device" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ import skimage.data
 from PIL import Image
 
 from hpo.cli import main
-from model import folders
+from model import folders, s3
 from model.data import DataConfig
 
 SMALL = ["--set", "width=4", "--set", "batch_size=4", "--crop", "32", "--images-per-epoch", "4", "--epochs", "1"]
@@ -120,7 +120,7 @@ def test_a_search_on_a_missing_bucket_ends_before_anything_is_written(server, tm
 
 def test_a_server_that_is_away_or_overloaded_or_hangs_is_the_machines_failure(server, monkeypatch, train):
     monkeypatch.setattr(folders, "_S3_ATTEMPTS", 2)
-    monkeypatch.setattr(folders, "_S3_SECONDS", 1.0)
+    monkeypatch.setattr(s3, "_SECONDS", 1.0)
     server.failures = 1_000
     code, err = train("s3://photos/some/set")
     assert (code, "SlowDown" in err) == (4, True)

@@ -31,6 +31,7 @@ from hpo.record import Record
 from hpo.tracking import Tracker, sync
 from model.denoise import MANIFEST
 from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
+from model.run import strip_name
 
 SEARCH = SearchConfig(trials=3, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4}, wandb="online")
 
@@ -138,7 +139,8 @@ def test_what_a_search_logs_arrives(server, record, export_folder, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "denoisers")
     for number in range(2):
         record.trial_folder(number).mkdir(parents=True)
-        Image.new("L", (8, 8), 100 + number).save(record.trial_folder(number) / "epoch-0001.png")
+        for epoch in range(1, record.search.epochs + 1):
+            Image.new("L", (8, 8), 100 + number).save(record.trial_folder(number) / strip_name(epoch))
     wandb_runs.log_in()
     said = track(record, exported=True)
     state = server.state
@@ -149,10 +151,10 @@ def test_what_a_search_logs_arrives(server, record, export_folder, monkeypatch):
         best = results.best_report(trial, "ssim")
         told = [run.summary[f"best/{name}"] for name in ("ssim", "psnr", "epoch")]
         assert told == pytest.approx([best.ssim, best.psnr_db, best.epoch])
-        strip = record.trial_folder(trial.number) / "epoch-0001.png"
+        strips = {path.read_bytes() for path in record.trial_folder(trial.number).glob("epoch-*.png")}
         pictures = [content for name, content in run.files.items() if name.startswith("media/images/val/strip")]
-        assert pictures == ([strip.read_bytes()] if strip.exists() else [])
-        assert ("val/strip" in run.rows[0]) == strip.exists()
+        assert set(pictures) == strips
+        assert ("val/strip" in run.rows[0]) == bool(strips)
 
     (exported,) = state.of("export")
     assert exported.told["groupName"] == "first"

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from loopback import listening
+
 KEY, ENTITY = "0123456789" * 4, "somebody"
 
 
@@ -85,16 +87,8 @@ class StandIn:
 @contextmanager
 def serving(stand_in: StandIn) -> Iterator[StandIn]:
     """Until the block ends; after that connections are refused. A second time it listens where it did."""
-    server = _Server(("127.0.0.1", stand_in.port), type("_Bound", (_Handler,), {"stand_in": stand_in}))
-    stand_in.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(_Handler, stand_in, port=stand_in.port, server_class=_Server) as stand_in.port:
         yield stand_in
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert not stand_in.unknown, stand_in.unknown
 
 

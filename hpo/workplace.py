@@ -1,0 +1,104 @@
+"""Where a training's files are: in the search's folder, which all nodes share, or on its node and in the storage."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hpo.lease import generation_of
+from hpo.storage import NotSharedError, Storage, StorageError
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.config import TrainConfig
+from model.run import BEST, LAST, strip_name
+
+OWNER = "owner"  # file in the storage: generation and token of the attempt that may write beside it
+
+
+class Workplace:
+    """Made of a trial's config, in its process. `folder` is where it works."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.folder = Path(config["folder"])
+        self._needs = config["needs"]  # a file that the driver has written
+        self._storage: Storage | None = None
+        self._owner = ""
+        where = config["storage"]
+        if where:
+            self._search = Storage(where["address"], patience=where["patience"]).inside(where["search"])
+            self._storage = self._search.inside(where["folder"])
+            self._owner = f"{where['generation']:06}-{secrets.token_hex(4)}"
+
+    def take_up(self, config: TrainConfig) -> None:
+        """Bring the last whole checkpoint of an earlier attempt, on whatever node; from here on no other attempt may
+        write. One of another configuration was of a suggestion that got lost with its driver. Raises NotSharedError,
+        StorageError, OSError."""
+        self._check_shared()
+        if self._storage is None:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        other = self._owner_now()
+        if other and generation_of(other) > generation_of(self._owner):
+            raise StorageError(f"{self._storage}: another driver has taken this search over")
+        self._storage.put(OWNER, self._owner.encode())
+        for name in (LAST, BEST):
+            self._storage.fetch(name, self.folder / name)
+            if was_trained_with(self.folder / name, config):
+                return
+            (self.folder / name).unlink(missing_ok=True)
+
+    def bring(self, name: str) -> Path:
+        """A file of the training, to be read here. Raises as above."""
+        self._check_shared()
+        if self._storage:
+            self._storage.fetch(name, self.folder / name)
+        return self.folder / name
+
+    def keep(self, epoch: int) -> None:
+        """What was written in an epoch. Raises StorageError, also where another attempt has taken the training up."""
+        if self._storage is None:
+            return
+        own = self._storage.inside("", self._check_owner)
+        own.put(LAST, self.folder / LAST)
+        self.keep_best()
+        own.put(strip_name(epoch), self.folder / strip_name(epoch))
+
+    def keep_best(self) -> None:
+        """The last checkpoint, where it is the best one. Raises as above."""
+        last, best = self.folder / LAST, self.folder / BEST
+        if self._storage and best.exists() and last.exists() and best.samefile(last):
+            self._storage.inside("", self._check_owner).copy(LAST, BEST)
+
+    def leave(self) -> None:
+        """Nothing stays on this node."""
+        if self._storage:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_shared(self) -> None:
+        if self._storage is None and not Path(self._needs).exists():
+            raise NotSharedError(f"{self._needs} is not there on node {platform.node()}: --storage names what all see")
+        if self._storage and not self._search.exists(Path(self._needs).name):
+            raise NotSharedError(f"{self._search} is not there on node {platform.node()}: --storage names what all see")
+
+    def _owner_now(self) -> str:
+        assert self._storage is not None
+        try:
+            return self._storage.get(OWNER).decode()
+        except FileNotFoundError:
+            return ""
+
+    def _check_owner(self) -> None:
+        if self._owner_now() != self._owner:
+            raise StorageError(f"{self._storage}: another attempt has taken this training up")
+
+
+def was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
+    """Whether there is a whole checkpoint, of that configuration."""
+    try:
+        _, state = load_checkpoint(checkpoint)
+    except CheckpointError:
+        return False
+    return TrainConfig.from_dict(state["config"]).as_dict() == config.as_dict()
