@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from model.config import ConfigError, nearest
+from model.s3 import options_of
 
 PINNED = version("ray")  # here: `ray up` wants the same on the cluster
 MARKET, PRICE = "ray.io/market-type", "hpo/usd-per-hour"  # labels of node types
@@ -270,9 +271,10 @@ def _environment(config: Config) -> list[str]:
 
 def _wrong_storage(where: str, kind: str) -> list[str]:
     if where.startswith("s3://"):
-        bucket = where.removeprefix("s3://").split("?")[0].partition("/")[0]
-        if not bucket or "@" in bucket or ":" in bucket:
-            return [f"HPO_STORAGE={where}: write s3://BUCKET/PREFIX; keys come from the instance's role"]
+        try:
+            options_of(where)
+        except ConfigError as error:
+            return [f"HPO_STORAGE: {error}"]
         return []
     if kind == "aws":
         return [f"HPO_STORAGE={where}: instances share no folder; write s3://BUCKET/PREFIX"]

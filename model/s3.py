@@ -22,15 +22,7 @@ def connect(address: str, attempts: int) -> tuple[Any, str]:
     """
     from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
 
-    url = urlsplit(address)
-    if "@" in url.netloc:  # it would be written into search.json
-        raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
-    options = dict(parse_qsl(url.query))
-    unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise ConfigError(
-            "\n".join(f"{address}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown)
-        )
+    options = options_of(address)
     # pyarrow has it from there for an address, and not for the file system that is made below.
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     found, root = fs.FileSystem.from_uri(address)  # finds the region; how long it tries again cannot be set
@@ -46,6 +38,22 @@ def connect(address: str, attempts: int) -> tuple[Any, str]:
         ),
         root,
     )
+
+
+def options_of(address: str) -> dict[str, str]:
+    """What follows the question mark. Raises ConfigError for what is no address; nobody is asked."""
+    url = urlsplit(address)
+    if "@" in url.netloc:  # it would be written into search.json
+        raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+    if not url.netloc:
+        raise ConfigError(f"{address}: names no bucket: s3://BUCKET/PREFIX")
+    options = dict(parse_qsl(url.query))
+    unknown = [name for name in options if name not in _OPTIONS]
+    if unknown:
+        raise ConfigError(
+            "\n".join(f"{address}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown)
+        )
+    return options
 
 
 def is_refusal(error: Exception) -> bool:
