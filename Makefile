@@ -45,7 +45,7 @@ test-all: setup
 test-cluster: setup
 	@test "$$(id -u)" != 0 || (command -v sshd && command -v rsync && command -v ip) >/dev/null \
 		|| (apt-get update -qq; apt-get install -y -qq openssh-server rsync iproute2) >/dev/null
-	$(BIN)/pip install -q -c constraints.txt -e '.[cluster,test-cluster]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[test-cluster]'
 	$(BIN)/pytest -m cluster tests/cluster
 
 clean:
