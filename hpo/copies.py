@@ -221,6 +221,10 @@ class Copies:
             self._known.add(trial.number)
             self.now()
 
+    def noted(self) -> None:
+        """Something on the record that is of no trial."""
+        self._changed.set()
+
     def close(self) -> None:
         """The trials are over; the search is not."""
 

@@ -216,7 +216,7 @@ class Lookout:
 
         def watch() -> None:
             while not over.wait(_LOOK_SECONDS):
-                with contextlib.suppress(Exception):  # the head may be busy, or gone: others notice that
+                with contextlib.suppress(Exception):  # Ray's head is busy, or gone: others see that
                     self.sight = self._see()
                 for listener in self._listeners:
                     listener(self.sight)

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from hpo.config import SearchConfig
-from hpo.nodes import Growth, Lookout, growth, room_for
+from hpo.nodes import Growth, Lookout, Node, growth, room_for
 from hpo.reaper import Reaper
 from model.config import MachineError
 
@@ -89,6 +89,10 @@ class Cluster:
 
     def _fit(self, resources: Mapping[str, float]) -> int:
         return room_for(resources, self.cpus_per_trial, self.gpus_per_trial)
+
+    def fits(self, node: Node) -> bool:
+        """Whether a trial has room there, once nothing else runs."""
+        return bool(self._fit(node.resources))
 
     @property
     def head_takes_trials(self) -> float:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo import decide, on_finish, ray_runtime, results
+from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig
 from hpo.copies import Copies, held
@@ -95,10 +96,15 @@ class _Context:
         """What --max-cost lets the search do."""
         return self.spending.verdict(self.record.trials(), final_epochs=final_epochs) if self.spending else "go on"
 
+    def bridge(self) -> Bridge:
+        """Over a drought of spot nodes."""
+        return Bridge(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after)
+
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
         if self.spending:
             self.record.note(COST, self.spending.usd)
+            self.copies.noted()
 
 
 def run_search(
@@ -246,9 +252,11 @@ def _run(
             if results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
-            _measure_finalists(context)
-            if record.search.final_epochs:
-                _train_final(context)
+            with closing(context.bridge()) as bridge:
+                cluster.lookout.tells(lambda _: bridge.look_alone())
+                _measure_finalists(context)
+                if record.search.final_epochs:
+                    _train_final(context)
         progress.exporting()
         test = results.export_winner(record, images, over=True)["metrics"]["test"]
         copies.send(record.folder / results.EXPORT)
@@ -338,7 +346,7 @@ def _spending(record: Record, cluster: ray_runtime.Cluster) -> Spending | None:
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
     budget = record.search.time_budget
-    listeners = _listeners(context)
+    listeners, bridge = _listeners(context), context.bridge()
     try:
         conductor = Conductor(
             record,
@@ -352,8 +360,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         if conductor.trials_left == 0 or context.verdict() == "stop":
             return
         watch = HangWatch(is_away=lambda: record.storage is not None and record.storage.is_away)
-        progress, patience = context.progress, 60 * record.search.on_demand_after
-        placement = Placement(cluster, progress.waits, progress.say, patience)
+        placement = Placement(cluster, bridge, context.progress.waits)
         scheduler = ConductorScheduler(conductor, cluster, watch, placement)
         context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 
@@ -383,10 +390,10 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             ),
         )
         tuner.fit()
-        placement.close()
     except DriverError as carrier:
         raise carrier.error from None
     finally:
+        bridge.close()
         for listener in listeners:
             listener.close()
     spent = overhead(scheduler.steps, cluster.slots, began)

@@ -28,6 +28,7 @@ from rich.console import Console
 import search_spaces
 from hpo import ray_runtime, search, spot
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.cost import at_the_end
 from hpo.nodes import MARKET, PRICE, SPOT
 from hpo.record import Record
@@ -124,6 +125,7 @@ def run(record: Record, cluster: ray_runtime.Cluster, images: Images) -> dict[st
     progress.cost_is(lambda: spending.usd)
     context = search._Context(
         record=record,
+        copies=Copies(record, None, lambda _: None),
         images=images,
         images_ref=ray.put(images),
         cluster=cluster,
