@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import decide
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, REPORTS
+from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, MOVES, REPORTS
 from hpo.record import Record
 from model.config import ConfigError
 from model.data import Images
@@ -123,6 +123,7 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
         "recorded": recorded,
         "agrees": recorded is None or recorded == taken[-1],
         "failures": trial.user_attrs.get(FAILURES, []),
+        "moves": trial.user_attrs.get(MOVES, []),
         "error": trial.user_attrs.get(ERROR, {}).get("text"),
     }
 

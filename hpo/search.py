@@ -266,8 +266,8 @@ def _run(
     console.print(f"Exported to {record.folder / results.EXPORT}", soft_wrap=True)
     if spending:
         console.print(f"Cost: {cost(spending.usd, record.search)}, while drivers of this search ran", highlight=False)
-        if record.search.max_cost and not results.is_over(record):
-            console.print("A higher --max-cost, or more time, goes on with the trials that are left", highlight=False)
+        if context.verdict() != "go on" and not results.is_over(record):
+            console.print("It ended for its cost; a higher --max-cost goes on with the trials that are left")
     if tracker:
         tracker.export()
     return EXIT_DONE

@@ -140,6 +140,8 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
             )
         for failure in trial["failures"]:
             table.add_row(number, str(failure["epoch"]), "", "", "", "", Text(f"died: {failure['error']}", style="red"))
+        for move in trial["moves"]:
+            table.add_row(number, str(move["epoch"]), "", "", "", "", Text(f"moved: {move['why']}", style="dim"))
         if trial["error"]:
             table.add_row(number, "", "", "", "", "", Text(f"failed: {trial['error']}", style="red"))
         if not trial["agrees"]:
