@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -584,6 +585,12 @@ def _add_cluster_commands(command: Callable[[str, Any, str], argparse.ArgumentPa
     pull.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to deploy")
 
 
+def _money(text: str) -> float | None:
+    """USD; None: without end."""
+    usd = float(text)
+    return None if usd == math.inf else usd
+
+
 def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints and pictures")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
@@ -619,10 +626,13 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
     much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
     much.add_argument(
-        "--max-cost", type=float, metavar="USD", help="end in time, by the nodes' labels hpo/usd-per-hour (no limit)"
+        "--max-cost",
+        type=_money,
+        metavar="USD",
+        help="end in time, by the nodes' labels hpo/usd-per-hour (inf)",
     )
     much.add_argument(
-        "--on-demand-after", type=float, metavar="MINUTES", help="that trials wait in vain for a spot node (10)"
+        "--on-demand-after", type=float, metavar="MINUTES", help="so long trials wait for spot nodes alone (10)"
     )
     much.add_argument("--keep", type=int, metavar="N", help="checkpoints on disk: of the N best trials (10)")
     much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")

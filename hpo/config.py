@@ -82,7 +82,11 @@ class SearchConfig:
             ("keep", self.keep >= 3, "at least 3, the finalists"),
             ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
-            ("max_cost", positive(self.max_cost), "USD above 0"),
+            (
+                "max_cost",
+                self.max_cost is None or (positive(self.max_cost) and self.address != "local"),
+                "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
+            ),
             ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
             ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),

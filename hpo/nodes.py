@@ -227,4 +227,4 @@ class Lookout:
             yield
         finally:
             over.set()
-            thread.join(timeout=2 * _LOOK_SECONDS)  # not for ever: a head that is gone does not answer
+            thread.join(timeout=_LOOK_SECONDS)  # not for ever: a head that is gone does not answer

@@ -64,6 +64,8 @@ SEARCH = ["search", "first"]
         ([*SEARCH, "--scheduler", "hyperband"], ["hyperband", "leaders", "asha", "none"]),
         ([*SEARCH, "--objective", "loss"], ["loss", "balanced", "ssim", "psnr"]),
         ([*SEARCH, "--concurrent", "0", "--time-budget", "nan"], ["concurrent=0", "time_budget=nan"]),
+        ([*SEARCH, "--max-cost", "5", "--on-demand-after", "-1"], ["max_cost=5.0", "on_demand_after=-1.0"]),
+        ([*SEARCH, "--max-cost", "much"], ["--max-cost", "much"]),
         ([*SEARCH, "--gpus-per-trial", "1.5"], ["gpus_per_trial=1.5", "Ray has no 1.5 GPUs"]),
         ([*SEARCH, "--images-per-epoch", "10"], ["images_per_epoch=10", "batch size, 64"]),
         ([*SEARCH, "--seed", "-1"], ["seed=-1"]),

@@ -66,13 +66,13 @@ def test_a_limit_is_refused_where_a_node_or_a_type_says_no_price_all_at_once(usd
     sight = Sight(nodes=(node("1", "0.2"), node("2", usd)))
     assert unpriced(sight, GROWTH) == ["node 10.0.0.2", "node type unknown"]
     with pytest.raises(ConfigError, match=r"label hpo/usd-per-hour; node 10\.0\.0\.2, node type unknown have none"):
-        check(SearchConfig(max_cost=5.0), 0.0, sight, GROWTH)
+        check(SearchConfig(max_cost=5.0, address="auto"), 0.0, sight, GROWTH)
     check(SearchConfig(), 0.0, sight, GROWTH)
 
 
 def test_a_limit_that_is_used_up_is_refused():
     with pytest.raises(ConfigError, match=r"max_cost=5: 5\.20 USD are spent; a higher one continues"):
-        check(SearchConfig(max_cost=5.0), 5.2, Sight(nodes=(node("1", "0"),)), Growth())
+        check(SearchConfig(max_cost=5.0, address="auto"), 5.2, Sight(nodes=(node("1", "0"),)), Growth())
 
 
 def trial(epochs: int, state: TrialState = TrialState.RUNNING, **seconds: float) -> FrozenTrial:
@@ -81,7 +81,7 @@ def trial(epochs: int, state: TrialState = TrialState.RUNNING, **seconds: float)
     return create_trial(state=state, user_attrs={REPORTS: told}, **values)
 
 
-SEARCH = SearchConfig(trials=4, epochs=10, scheduler="none", final_epochs=20, max_cost=10.0)
+SEARCH = SearchConfig(trials=4, epochs=10, scheduler="none", final_epochs=20, max_cost=10.0, address="auto")
 
 
 def test_what_is_ahead_is_the_longest_running_trial_and_then_the_end():
@@ -123,7 +123,7 @@ def test_a_whole_search_ends_before_it_has_cost_more_than_it_may():
     """Eleven machines for 2.1 USD an hour; every trial takes an hour, and each is stopped where it is."""
     clock = Clock()
     growth = Growth(idle_seconds=600)
-    spending = Spending(SearchConfig(max_cost=10.0), 1.0, growth, clock)
+    spending = Spending(SearchConfig(max_cost=10.0, address="auto"), 1.0, growth, clock)
     sight = Sight(nodes=(node("head", "0.1"), *(node(str(i), "0.2") for i in range(10))))
     trials = [trial(1, seconds=300, eval_seconds=0)]
     seen = []

@@ -29,6 +29,12 @@ from model.config import ConfigError
         ({"final_epochs": -1}, "final_epochs=-1: must be 0"),
         ({"time_budget": 0.0}, "time_budget=0.0: must be minutes above 0"),
         ({"time_budget": float("nan")}, "time_budget=nan: must be minutes above 0"),
+        ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be USD above 0"),
+        (
+            {"max_cost": 5.0},
+            "max_cost=5.0: must be USD above 0, and a cluster's whose nodes say their prices",
+        ),
+        ({"on_demand_after": 0.0}, "on_demand_after=0.0: must be minutes above 0"),
         ({"concurrent": 0}, "concurrent=0: must be at least 1"),
         ({"cpus_per_trial": 0.0}, "cpus_per_trial=0.0: must be above 0"),
         ({"cpus_per_trial": float("inf")}, "cpus_per_trial=inf: must be above 0"),
