@@ -9,7 +9,7 @@ FIRST := --trials 16 --epochs 9 --images-per-epoch 2000 --final-epochs 32 --time
 	--set width=16 --set blocks=1 --set depth=3 --set batch_size=32 --set dropout=0 --set output=residual \
 	--set lr_schedule=cosine --set adversarial_weight=0.1
 
-.PHONY: setup data search test test-all clean
+.PHONY: setup data search test test-all test-cluster clean
 
 setup: .venv/installed data
 
@@ -33,13 +33,20 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not cluster"
 
 test-all: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not cluster"
+
+# Several hosts and a stand-in for EC2 on this machine: tests/cluster/hosts.py. It needs root.
+test-cluster: setup
+	@test "$$(id -u)" != 0 || (command -v sshd && command -v rsync && command -v ip) >/dev/null \
+		|| (apt-get update -qq; apt-get install -y -qq openssh-server rsync iproute2) >/dev/null
+	$(BIN)/pip install -q -c constraints.txt -e '.[test-cluster]'
+	$(BIN)/pytest -m cluster tests/cluster
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

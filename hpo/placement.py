@@ -22,16 +22,19 @@ _WAIT_SECONDS = 5.0  # an actor takes about as long to start where there is room
 
 
 class Placement(tune.Callback):  # type: ignore[misc]
-    """say: what trials wait for, empty while none does; called at every look. patience: seconds of a drought."""
+    """waits: is told what trials wait for at every look, nothing while none does. say: a line for what happens.
+    patience: seconds of a drought."""
 
     def __init__(
         self,
         cluster: Cluster,
+        waits: Callable[[str], None],
         say: Callable[[str], None],
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cluster, self._say, self._patience, self._clock = cluster, say, patience, clock
+        self._cluster, self._waits, self._say = cluster, waits, say
+        self._patience, self._clock = patience, clock
         self._looked = clock()
         self._running: dict[int, tuple[Any, str]] = {}  # Ray's trial, and its node
         self._at_rest: set[int] = set()  # just begun, or just reported: to stop these costs no work
@@ -86,7 +89,7 @@ class Placement(tune.Callback):  # type: ignore[misc]
         if self._cluster.growth.falls_back:
             self._bridge(len(waiting), now)
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
-        self._say(waits(waiting, cpus, gpus, sight, self._asked.get(ON_DEMAND, 0)))
+        self._waits(waits(waiting, cpus, gpus, sight, self._asked.get(ON_DEMAND, 0)))
 
     def stop_all(self) -> None:
         """At once, whatever they are at."""
@@ -122,6 +125,11 @@ class Placement(tune.Callback):  # type: ignore[misc]
 
     def _ask(self, places: dict[str, int]) -> None:
         if places != self._asked:
+            before, now = self._asked.get(ON_DEMAND, 0), places.get(ON_DEMAND, 0)
+            if now and not before:
+                self._say(f"No spot node for {self._patience / 60:g} minutes: on-demand ones are asked for")
+            elif before and not now:
+                self._say("On-demand nodes are no longer asked for")
             self._asked = places
             markets = [market for market, count in places.items() for _ in range(count)]
             place = {"CPU": self._cluster.cpus_per_trial, "GPU": self._cluster.gpus_per_trial}

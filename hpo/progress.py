@@ -266,6 +266,10 @@ class Progress:
         """Whom to ask for what the cluster has cost, as above."""
         self._cost = usd
 
+    def say(self, line: str) -> None:
+        """What happened, as a plain line."""
+        self._display.say(line)
+
     def waits(self, line: str) -> None:
         """What trials wait for now; empty when none does. As a plain line once a minute."""
         self._waits = line

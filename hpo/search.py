@@ -352,7 +352,8 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         if conductor.trials_left == 0 or context.verdict() == "stop":
             return
         watch = HangWatch(is_away=lambda: record.storage is not None and record.storage.is_away)
-        placement = Placement(cluster, context.progress.waits, 60 * record.search.on_demand_after)
+        progress, patience = context.progress, 60 * record.search.on_demand_after
+        placement = Placement(cluster, progress.waits, progress.say, patience)
         scheduler = ConductorScheduler(conductor, cluster, watch, placement)
         context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from hpo import follow, results, search, study
 from hpo.cli import main
 from hpo.config import SearchConfig
+from hpo.copies import Copies
 from hpo.dashboard import Snapshot
 from hpo.decide import suggest
 from hpo.record import Record
@@ -219,8 +220,8 @@ def command(tmp_path, url, monkeypatch) -> list[str]:
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / "images" / f"{name}.png")
 
-    def run(record: Record, *_: object, **__: object) -> int:
-        run_all(conductor(record))
+    def run(copies: Copies, *_: object, **__: object) -> int:
+        run_all(conductor(copies.record))
         return 0
 
     monkeypatch.setattr(search, "_run", run)
