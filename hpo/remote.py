@@ -108,10 +108,11 @@ class Head:
 def head_of(path: Path, config: Config) -> Iterator[Head]:
     """The running head of a checked cluster file. Raises HeadError."""
     auth = config["auth"]
+    key = Path(auth["ssh_private_key"]).expanduser().absolute() if "ssh_private_key" in auth else None
     options = {
         "User": auth.get("ssh_user"),
-        "IdentityFile": f'"{auth["ssh_private_key"]}"' if "ssh_private_key" in auth else None,
-        "IdentitiesOnly": "yes" if "ssh_private_key" in auth else None,
+        "IdentityFile": f'"{key}"' if key else None,
+        "IdentitiesOnly": "yes" if key else None,
         "ProxyCommand": auth.get("ssh_proxy_command"),
         "BatchMode": "yes",  # nobody is asked for a password
         "StrictHostKeyChecking": "no",  # as `ray up`: a new machine's key is known to nobody
