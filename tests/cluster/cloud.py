@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.request import Request, urlopen
 
 import boto3
 from hosts import NETWORK, OUTSIDE, Hosts, wait_for
@@ -55,6 +56,7 @@ class Cloud:
             server = ThreadedMotoServer(ip_address=OUTSIDE, port=_API_PORT, verbose=False)
             server.start()
             self._stack.callback(server.stop)
+            urlopen(Request(f"{URL}/moto-api/reset", method="POST"), timeout=10).close()  # moto is one a process
             self._make_account()
             self._stack.enter_context(self._metadata_service())
             self._power = threading.Thread(target=self._switch, name="power")

@@ -53,18 +53,22 @@ def test_a_search_outlives_its_head_and_a_spot_node_that_is_taken_without_notice
         cluster.up()
         assert len(cloud.instances()) == 1
         search = Search(cluster, "first", STORAGE)
-        search.launch("--trials=6", *GPUS)
+        search.launch("--trials=10", *GPUS)
         search.wait_until(lambda trials: len(node_of_running(trials)) == 2, 180, "trials on two spot nodes")
         assert len(cloud.of_type("g6_spot")) == 2
 
-        cloud.terminate(cloud.of_type("g6_spot")[0])
-        search.wait_until(lambda trials: len(node_of_running(trials)) == 2, 120, "a spot node in its place")
+        taken = cloud.of_type("g6_spot")[0]
+        cloud.terminate(taken)
+        search.wait_until(
+            lambda trials: len(set(node_of_running(trials)) - {host_of(taken)}) == 2, 180, "a spot node in its place"
+        )
+        assert failures(search.trials()), "a death without notice is charged"
 
         cloud.terminate(cloud.of_type("head")[0])
         cluster.up()
-        search.launch("--trials=6", *GPUS)
+        search.launch("--trials=10", *GPUS)
         search.wait_until(lambda _: search.is_exported, 300, "the search's end")
-        search.check(6)
+        search.check(10)
         search.pull(tmp_path / "first")
         wait_for(lambda: list(cloud.instances()) == cloud.of_type("head"), 120, "zero workers")
         cluster.down()
@@ -88,7 +92,7 @@ def test_a_notice_moves_a_trial_uncharged_and_a_drought_is_bridged_with_on_deman
         for where in cloud.of_type("g6_spot") + cloud.of_type("g5_spot"):
             cloud.terminate(where)
         wait_for(lambda: bool(cloud.of_type("g6_on_demand")), 180, "an on-demand node")
-        bridges = {f"hpo-host-{where.rpartition('.')[2]}" for where in cloud.of_type("g6_on_demand")}
+        bridges = set(map(host_of, cloud.of_type("g6_on_demand")))
         search.wait_until(lambda trials: bool(bridges & set(node_of_running(trials))), 120, "a trial on it")
 
         cloud.spot_capacity = None
@@ -99,3 +103,8 @@ def test_a_notice_moves_a_trial_uncharged_and_a_drought_is_bridged_with_on_deman
         wait_for(lambda: list(cloud.instances()) == cloud.of_type("head"), 120, "zero workers")
         cluster.down()
         assert cloud.instances() == {}
+
+
+def host_of(where: str) -> str:
+    """The name of the host at an address."""
+    return f"hpo-host-{where.rpartition('.')[2]}"
