@@ -152,7 +152,7 @@ def _wait_for_its_end(storage: Storage, claim: Claim) -> None:
             return  # `take` looks again
         if now.counter != last.counter:
             raise ConfigError(f"{storage}: is being run by {now}")
-        if time.monotonic() - asked > BEAT_SECONDS:  # its holder could not raise it either
+        if time.monotonic() - asked > DEAD_SECONDS / 3:  # away: its holder could not raise it either
             since = time.monotonic()
 
 

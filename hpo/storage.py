@@ -110,12 +110,22 @@ class Storage:
     def check(self) -> None:
         """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
         StorageError."""
+        from pyarrow import fs  # noqa: PLC0415
+
+        def look(system: Any, path: Callable[[str], str]) -> None:
+            self._listed(system, path(""), recursive=False)
+            bucket = path("").partition("/")[0]
+            if self.is_s3 and system.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise FileNotFoundError(f"there is no bucket {bucket}")
+
         try:
-            self._attempt(lambda system, path: self._listed(system, path(""), recursive=False))
+            self._attempt(look)
+        except ConfigError as error:
+            raise ConfigError(f"storage={error}") from None
         except (OSError, ValueError) as error:
             if s3.is_refusal(error):
                 raise ConfigError(f"storage={self.address}: is not there, or refused ({_line(error)})") from error
-            self.folders()
+            self._patiently(look)
 
     def names(self, of: str = "") -> dict[str, Stored]:
         """All files, or those in a folder of it, or that file. FOLDER/ asks less than FOLDER."""

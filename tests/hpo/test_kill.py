@@ -24,6 +24,7 @@ from drivers import GUARD_SECONDS, driver
 from test_real_search import essence
 
 from hpo import decide, results
+from hpo.config import SearchConfig
 from hpo.record import SEARCH_FILE, STUDY_FILE, Record
 from model.config import TrainConfig
 from model.data import DataConfig, DeviceImages
@@ -222,9 +223,9 @@ def assert_the_winner_is_what_the_record_says(search: Killed, images: DeviceImag
     assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
 
 
-def undisturbed(search: Killed, folder: Path, images: DeviceImages) -> Record:
+def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Record:
     """The same decisions and trainings in one plain loop: no Ray, no restart."""
-    record = Record.create(folder, "first", search.record.search)
+    record = Record.create(folder, "first", search)
     loop = conductor(record, space=SPACE)
     while (trial := loop.next_trial()) is not None:
         config = TrainConfig.from_dict(trial.user_attrs[decide.CONFIG])
@@ -249,7 +250,7 @@ def test_a_search_that_is_killed_four_times_is_the_undisturbed_one(tmp_path, one
     images = placed()
     assert_nothing_was_lost_or_repeated(search)
     assert_the_winner_is_what_the_record_says(search, images)
-    plain = undisturbed(search, tmp_path / "plain", images)
+    plain = undisturbed(search.record.search, tmp_path / "plain", images)
     assert essence(search.record.trials()) == essence(plain.trials())
     boards = [results.leaderboard(record.trials(), "balanced") for record in (search.record, plain)]
     ranks = [[(row["number"], row["ssim"], row["psnr_db"]) for row in board] for board in boards]

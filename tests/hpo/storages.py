@@ -1,0 +1,52 @@
+"""Storages to test with, which can go away and come back: a folder, and S3 by a stand-in server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import s3_server
+
+KINDS = ["folder", "s3"]
+
+
+@dataclass
+class Place:
+    """address: what --storage gets."""
+
+    address: str
+    root: Path  # where its files are, on this disk
+    server: s3_server.StandIn | None = None
+
+    def goes_away(self) -> None:
+        """A file server's folder is not there, S3 closes every connection."""
+        if self.server:
+            self.server.is_away = True
+        else:
+            self.root.rename(self.root.with_name("unmounted"))
+
+    def comes_back(self) -> None:
+        """With all that it had."""
+        if self.server:
+            self.server.is_away = False
+        else:
+            self.root.with_name("unmounted").rename(self.root)
+
+
+@contextmanager
+def place(kind: str, folder: Path) -> Iterator[Place]:
+    """A new one. folder: for its files."""
+    if kind == "folder":
+        (folder / "mounted").mkdir()
+        yield Place(str(folder / "mounted"), folder / "mounted")
+        return
+    (folder / "buckets" / "bucket").mkdir(parents=True)
+    with s3_server.serving(folder / "buckets") as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", s3_server.KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.SECRET)
+        query = f"scheme=http&endpoint_override={server.url.removeprefix('http://')}"
+        yield Place(f"s3://bucket/some/prefix?{query}", folder / "buckets" / "bucket" / "some" / "prefix", server)
+        assert server.unknown == []
