@@ -115,6 +115,8 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
         taken.keep(when_over)
         guarded = inside.inside("", taken.check)
         if not inside.exists(SEARCH_FILE):
+            if own:
+                raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
             _take_in(guarded, folder, taken)
         elif _id(folder) not in (None, json.loads(inside.get(SEARCH_FILE))["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")

@@ -16,6 +16,7 @@ from hpo.conductor import Conductor
 from hpo.deaths import Death, death_of, kernel_oom_kills
 from hpo.hooks import hook
 from hpo.ray_runtime import Cluster, HeadGoneError
+from hpo.storage import StorageError
 from hpo.watch import HangWatch
 from model.config import MachineError
 from model.metrics import EvalReport
@@ -61,7 +62,8 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
         else:
             death = death_of(_error_of(trial), oom_kills=self._oom_kills - before)
         if death.then == "stop":
-            raise MachineError(death.error)
+            storage = self._conductor.record.storage
+            raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
         self._conductor.stumbled(number, death)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -287,7 +287,8 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     ]
     if search.final_epochs:
         lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
-    return "\n".join([*lines, f"  folder {record.folder}"])
+    where = f", a copy of what is in {record.storage}" if record.storage else ""
+    return "\n".join([*lines, f"  folder {record.folder}{where}"])
 
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:

@@ -84,7 +84,7 @@ class Storage:
         self.patience, self.guard = patience, guard
         self._below = below
         self._opened: tuple[Any, str] | None = None
-        self._outage = Outage()
+        self._outage, self._expected = Outage(), False
 
     def __str__(self) -> str:
         return f"{self.address.partition('?')[0].rstrip('/')}/{self._below}".rstrip("/")
@@ -97,7 +97,7 @@ class Storage:
             below=f"{self._below}/{name}".strip("/"),
             guard=guard or self.guard,
         )
-        other._opened, other._outage = self._opened, self._outage
+        other._opened, other._outage, other._expected = self._opened, self._outage, self._expected
         return other
 
     @property
@@ -147,13 +147,11 @@ class Storage:
 
         def read(system: Any, path: Callable[[str], str]) -> bytes:
             while True:
-                before = self._names(system, path(""), path(name)).get(name)
-                if before is None:
-                    raise FileNotFoundError(name)
                 with system.open_input_stream(path(name)) as stream:
                     content: bytes = stream.read()
-                # A longer file that took its place meanwhile would be read up to the length of the old one.
-                if self._names(system, path(""), path(name)).get(name) == before:
+                # Of a longer file that took its place meanwhile, S3 gives as much as the old one had.
+                stored = self._names(system, path(""), path(name)).get(name)
+                if stored is None or stored.size == len(content):
                     return content
 
         return self._patiently(read)
@@ -221,9 +219,15 @@ class Storage:
         self._patiently(lambda system, path: system.delete_dir(path("")), writes=True)
 
     def create(self) -> None:
-        """Its folder, where it is one: from now on it must be there, or the storage counts as away."""
+        """Where it is a folder, that."""
         if not self.is_s3:
             self._patiently(lambda system, path: system.create_dir(path(""), recursive=True))
+        self.expect()
+
+    def expect(self) -> None:
+        """From now on the search's folder must be there, or the storage counts as away: of a mount that went away, the
+        mount point is left, and would be read and written."""
+        self._expected = not self.is_s3
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
@@ -252,6 +256,8 @@ class Storage:
         if self._opened is None:
             self._opened = self._open()
         system, root = self._opened
+        if self._expected and not os.path.isdir(search := os.path.join(root, self._below.partition("/")[0])):
+            raise OSError(f"{search} is not there")
         base = f"{root}/{self._below}".rstrip("/")
         return operation(system, lambda name: f"{base}/{name}" if name else base)
 
@@ -283,14 +289,12 @@ class Storage:
 
         # pyarrow completes the upload of a stream that is closed, or dropped, before all was written: one write, in a
         # thread that no signal interrupts.
-        data = content if isinstance(content, bytes) else pa.memory_map(str(content)).read_buffer()
+        is_file = isinstance(content, Path) and content.stat().st_size > 0  # nothing cannot be mapped
+        data = pa.memory_map(str(content)).read_buffer() if is_file else content if isinstance(content, bytes) else b""
         if self.is_s3:
             with system.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        search = os.path.join(self.address, self._below.partition("/")[0])
-        if not os.path.isdir(search):  # a mount that went away: its mount point would be written to
-            raise OSError(f"{search} is not there")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
