@@ -60,7 +60,7 @@ class Lease:
     def __init__(self, storage: Storage, claim: Claim, before: Claim | None) -> None:
         self._storage, self._claim = storage, claim
         self.before = before  # the claim that it ended
-        self._over = threading.Event()
+        self._over, self._beats = threading.Event(), threading.Thread()
 
     @property
     def name(self) -> str:
@@ -95,7 +95,8 @@ class Lease:
                 if not self._over.is_set():
                     when_over(error)
 
-        threading.Thread(target=beat, name="lease", daemon=True).start()
+        self._beats = threading.Thread(target=beat, name="lease", daemon=True)
+        self._beats.start()
 
     @property
     def _held(self) -> Storage:
@@ -105,6 +106,8 @@ class Lease:
         """The next driver need not wait. Where the lease is lost, or the storage away, he waits."""
         self._over.set()
         if not self._storage.is_away:
+            if self._beats.is_alive():
+                self._beats.join(BEAT_SECONDS)  # what it writes late would take the release back
             with suppress(StorageError):
                 _write(self._held, replace(self._claim, released=True))
 

@@ -60,7 +60,7 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
     with ExitStack() as stack:
         if dies:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(Lease, "release", lambda of: of._over.set())
+            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
             patch.setattr(Copies, "_work", lambda _: None)
         driver = stack.enter_context(held(runs, "first", storage, fail))
         yield stack.enter_context(driver)
