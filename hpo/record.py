@@ -52,7 +52,6 @@ class Record:
         self.bring: Callable[[], None] = lambda: None  # what is newer in the storage
         self._read_search()
         self._study, self._trials = _open_study(self.folder, name, read_only)
-        self._lock: IO[str] | None = None
 
     def _read_search(self) -> None:
         path, name, runs = self.folder / SEARCH_FILE, self.name, self.folder.parent
@@ -123,14 +122,6 @@ class Record:
             self._trials = self._study.trials()
         except DatabaseError as error:
             raise _unreadable(self.folder / STUDY_FILE, error) from error
-
-    def lock(self) -> None:
-        """One driver at a time. The kernel lets go of it when the driver dies, however it dies.
-
-        Raises ConfigError, naming the holder.
-        """
-        self._lock = locked(self.folder, self.name)
-        self._trials = self._study.trials()  # its last holder may have written
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
