@@ -8,6 +8,7 @@ that of a lower one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import secrets
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 
 from hpo.storage import Storage, StorageError
 from model.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0  # between two raises of the counter
 DEAD_SECONDS = 30.0  # of a counter that stands still: six beats
@@ -118,6 +121,7 @@ def take(storage: Storage, own: str | None = None) -> Lease:
     while True:
         before = newest(storage)
         if before and not before.released and before.name != own:
+            log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, DEAD_SECONDS)
             _wait_for_its_end(storage, before)
         claim = Claim(
             name=f"{(before.generation if before else 0) + 1:06}-{secrets.token_hex(4)}",

@@ -4,6 +4,7 @@ who asks waits while it is away."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 300.0  # seconds that a search waits for its storage
 LOOKING = 20.0  # and who only looks
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, doubled each time
+_TOLD_SECONDS = 30.0  # between two words about it: one that can be read and not written is away and back all the time
 _CHUNK = 1 << 24  # bytes of a request
 _ATTEMPTS = 2  # pyarrow's own, in each of ours
 
@@ -49,21 +51,25 @@ class Outage:
 
     def __init__(self) -> None:
         self.since: float | None = None
+        self._told = -math.inf
         self._lock = threading.Lock()
 
     def began(self, where: str, error: Exception) -> None:
         """An attempt failed."""
         with self._lock:
+            now = time.monotonic()
             if self.since is None:
-                self.since = time.monotonic()
-                log.warning("Storage %s: %s. Waiting", where, _line(error))
+                self.since = now
+                if now - self._told > _TOLD_SECONDS:
+                    self._told = now
+                    log.warning("Storage %s: %s. Waiting", where, _line(error))
 
     def over(self, where: str) -> None:
         """One succeeded."""
         with self._lock:
-            if self.since is not None:
+            if self.since is not None and self._told >= self.since:
                 log.warning("Storage %s: is back after %.0f s", where, time.monotonic() - self.since)
-                self.since = None
+            self.since = None
 
 
 class Storage:

@@ -112,7 +112,7 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
         inside.put("trials/00000/best.safetensors", b"1")
         loop.hear(0, [report(epoch, 0.5) for epoch in range(1, search.epochs + 1)])
         assert inside.exists("trials/00000/last.safetensors")
-        driver.now()
+        driver._update()
         assert inside.names("trials/").keys() == {"trials/00000/best.safetensors"}
 
 
