@@ -324,7 +324,8 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
             f"  the head has {cluster.head_takes_trials:g} CPUs, so trials run there, too, and may take it down; "
             "`ray start --head --num-cpus=0` keeps them off"
         )
-    return "\n".join([*lines, f"  folder {record.folder}"])
+    where = f", a copy of what is in {record.storage}" if record.storage else ""
+    return "\n".join([*lines, f"  folder {record.folder}{where}"])
 
 
 def _spending(record: Record, cluster: ray_runtime.Cluster) -> Spending | None:

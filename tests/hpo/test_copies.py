@@ -17,7 +17,7 @@ import torch
 from curves import conductor, report, run_all, story, train
 from storages import KINDS, Place, place
 
-from hpo import copies, lease, results
+from hpo import copies, lease, results, workplace
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.copies import Copies, held, looking
@@ -60,7 +60,7 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
     with ExitStack() as stack:
         if dies:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(Lease, "release", lambda of: of._over.set())
+            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
             patch.setattr(Copies, "_work", lambda _: None)
         driver = stack.enter_context(held(runs, "first", storage, fail))
         yield stack.enter_context(driver)
@@ -112,7 +112,7 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
         inside.put("trials/00000/best.safetensors", b"1")
         loop.hear(0, [report(epoch, 0.5) for epoch in range(1, search.epochs + 1)])
         assert inside.exists("trials/00000/last.safetensors")
-        driver.now()
+        driver._update()
         assert inside.names("trials/").keys() == {"trials/00000/best.safetensors"}
 
 
@@ -316,16 +316,18 @@ def test_a_damaged_checkpoint_falls_back_on_the_best(nodes, storage, monkeypatch
     assert len(nodes[1].begins().run.reports) == 1
 
 
-def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, tmp_path):
+def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, monkeypatch):
+    monkeypatch.setattr(workplace, "_GRACE_SECONDS", 0.5)
     nodes[0].storage.delete("first/search.json")
     with pytest.raises(NotSharedError, match=r"first is not there on node \S+: --storage") as told:
         nodes[0].begins()
     assert death_of(SimpleNamespace(cause=told.value)).then == "stop"
 
 
-def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path):
+def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):
+    monkeypatch.setattr(workplace, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
-    with pytest.raises(NotSharedError, match=r"search.json is not there on node \S+: --storage"):
+    with pytest.raises(NotSharedError, match=rf"{tmp_path} is not there on node \S+: --storage"):
         Workplace(about).take_up(CONFIG)
     (tmp_path / "search.json").write_text("{}")
     Workplace(about).take_up(CONFIG)
