@@ -164,7 +164,7 @@ def started(
 ) -> Iterator[Cluster]:
     """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError.
 
-    head_is_gone: called in another thread; what waits for Ray may wait for ever. on_signals: handlers, put in the place of
+    head_is_gone: called in another thread; what waits for Ray may wait for ever. on_signals: handlers, in the place of
     Ray's own.
     """
     for name, value in _ENVIRONMENT.items():
