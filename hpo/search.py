@@ -229,7 +229,7 @@ def _run(
 ) -> int:
     record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
-        with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
+        with ray_runtime.started(record.search, stopping.head_is_gone, stopping.on_signals) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
             spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
