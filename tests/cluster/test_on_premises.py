@@ -33,6 +33,5 @@ def test_a_search_on_three_workers_outlives_a_power_cut_and_a_pulled_cable(hosts
         search.wait_until(lambda _: search.is_exported, 240, "the search's end")
         search.check(TRIALS)
         search.pull(tmp_path / "first")
-        assert cluster.processes("Pix2PixTrial|hpo search") == []
         cluster.down()
         wait_for(lambda: cluster.processes("raylet|gcs_server") == [], 90, "the end of Ray on all hosts")
