@@ -21,7 +21,7 @@ from hpo.results import decisions, is_exported
 from model.config import ConfigError
 
 # Trials of a few seconds each, on Fashion-MNIST; none is stopped early, so that there is work for all hosts.
-SMALL = ("--epochs=5", "--images-per-epoch=1000", "--set=width=8", "--scheduler=none", "--wandb=disabled")
+SMALL = ("--epochs=5", "--images-per-epoch=2000", "--set=width=8", "--scheduler=none", "--wandb=disabled")
 
 
 class Search:
@@ -102,14 +102,16 @@ def nodes(trials: list[FrozenTrial]) -> set[str]:
 
 
 def node_of_running(trials: list[FrozenTrial]) -> dict[str, int]:
-    """Host: the number of a trial that has reported from there and runs."""
-    running = [trial for trial in trials if not trial.state.is_finished() and reports(trial)]
+    """Host: the number of a trial that last reported from there, and has two epochs or more to go."""
+    running = [trial for trial in trials if not trial.state.is_finished() and 1 <= len(reports(trial)) <= 3]
     return {reports(trial)[-1][NODE]: trial.number for trial in running if NODE in reports(trial)[-1]}
 
 
 def failures(trials: list[FrozenTrial]) -> dict[int, list[Any]]:
+    """By trial, those that have any: what was charged."""
     return {trial.number: trial.user_attrs[FAILURES] for trial in trials if trial.user_attrs.get(FAILURES)}
 
 
 def moves(trials: list[FrozenTrial]) -> dict[int, list[Any]]:
+    """What was not, since the node was drained."""
     return {trial.number: trial.user_attrs[MOVES] for trial in trials if trial.user_attrs.get(MOVES)}
