@@ -25,9 +25,9 @@ class Cluster:
     def head(self) -> int:
         return self._head()
 
-    def up(self, *options: str) -> None:
+    def up(self) -> None:
         self.laptop.hpo("cluster", "check", str(self.file))
-        self.laptop.run("ray", "up", "-y", "--no-config-cache", *options, str(self.file))
+        self.laptop.run("ray", "up", "-y", "--no-config-cache", str(self.file))
 
     def down(self) -> None:
         self.laptop.run("ray", "down", "-y", str(self.file))
@@ -51,8 +51,7 @@ class Cluster:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             here = f"127.0.0.1:{free.getsockname()[1]}"
-        command, where = self.hosts.ssh(self.head)[:-1], self.hosts.ssh(self.head)[-1]
-        with subprocess.Popen((*command, "-N", "-L", f"{here}:127.0.0.1:{port}", where)) as ssh:
+        with subprocess.Popen((*self.hosts.ssh(self.head), "-N", "-L", f"{here}:127.0.0.1:{port}")) as ssh:
             try:
                 wait_for(lambda: answers(here), 20, "the tunnel")
                 yield here

@@ -132,28 +132,11 @@ class Hosts:
         _do("ip", "-n", name, "address", "add", f"{address(number)}/24", "dev", "eth0")
         _do("ip", "-n", name, "link", "set", "eth0", "up")
         _do("ip", "-n", name, "route", "add", "default", "via", OUTSIDE)
-        namespaces = (
-            "unshare",
-            "--mount",
-            "--pid",
-            "--uts",
-            "--ipc",
-            "--fork",
-            "--kill-child",
-            "--propagation=private",
-        )
+        apart = "unshare --mount --pid --uts --ipc --fork --kill-child --propagation=private"
+        command = f"setpriv --pdeathsig=KILL nsenter --net=/run/netns/{name} {apart} bash -c".split()
         with _log(number).open("wb") as log:
             self._running[number] = subprocess.Popen(
-                (
-                    "setpriv",
-                    "--pdeathsig=KILL",
-                    "nsenter",
-                    f"--net=/run/netns/{name}",
-                    *namespaces,
-                    "bash",
-                    "-c",
-                    _BOOT,
-                ),
+                [*command, _BOOT],
                 env={**os.environ, "NAME": name, "ADDRESS": address(number), "USER": USER, "FOLDER": str(FOLDER)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clusters import Cluster
+from hosts import wait_for
 from optuna.trial import FrozenTrial
 
 from hpo.copies import looking, opened
 from hpo.decide import FAILURES, MOVES, NODE, REPORTS
-from hpo.results import is_exported
+from hpo.record import Record
+from hpo.results import decisions, is_exported
 from model.config import ConfigError
 
 # Trials of a few seconds each, on Fashion-MNIST; none is stopped early, so that there is work for all hosts.
-SMALL = ("--epochs=5", "--images-per-epoch=1000", "--set=width=8", "--scheduler=none", "--wandb=disabled")
+SMALL = ("--epochs=5", "--images-per-epoch=2000", "--set=width=8", "--scheduler=none", "--wandb=disabled")
 
 
 class Search:
@@ -33,10 +36,14 @@ class Search:
     def launch(self, *options: str) -> None:
         self.cluster.laptop.hpo("launch", str(self.cluster.file), self.name, *SMALL, *options)
 
+    def _record(self) -> AbstractContextManager[Record]:
+        """As the storage has it now."""
+        return looking(Path("runs"), self.name, opened(self.storage, looks=True))
+
     def trials(self) -> list[FrozenTrial]:
         """None before the first copy of the record."""
         try:
-            with looking(Path("runs"), self.name, opened(self.storage, looks=True)) as record:
+            with self._record() as record:
                 trials = record.trials()
                 self.is_exported = is_exported(record)
         except ConfigError:
@@ -61,7 +68,10 @@ class Search:
         return self.cluster.on_head("tail -n 40 /tmp/ray/session_latest/logs/job-driver-*.log 2>&1 || true")
 
     def check(self, trials: int) -> None:
-        """Of a search that is over: every trial ended and counts, nothing was done twice, nothing has a hole."""
+        """Of a search that is over: every trial ended and counts, nothing was done twice, nothing has a hole, decisions
+        are those that all the evidence leads to, and ten seconds after its driver no process is left."""
+        wait_for(lambda: self.cluster.processes("hpo search") == [], 60, "the driver's end")
+        wait_for(lambda: self.cluster.processes("Pix2PixTrial|ray::measure") == [], 10, "the end of its processes")
         found = self.trials()
         assert [trial.number for trial in found] == list(range(trials))
         assert {trial.state.name for trial in found} <= {"COMPLETE", "PRUNED"}
@@ -69,6 +79,8 @@ class Search:
         for trial in found:
             assert [report["epoch"] for report in reports(trial)] == list(range(1, len(reports(trial)) + 1))
             assert trial.state.name == "PRUNED" or len(reports(trial)) == 5
+        with self._record() as record:
+            assert all(trial["agrees"] for trial in decisions(record)["trials"])
 
     def pull(self, to: Path) -> None:
         """Bring the winner, which is verified, and measure it once more on the test images."""
@@ -90,14 +102,16 @@ def nodes(trials: list[FrozenTrial]) -> set[str]:
 
 
 def node_of_running(trials: list[FrozenTrial]) -> dict[str, int]:
-    """Host: the number of a trial that has reported from there and runs."""
-    running = [trial for trial in trials if not trial.state.is_finished() and reports(trial)]
+    """Host: the number of a trial that last reported from there, and has two epochs or more to go."""
+    running = [trial for trial in trials if not trial.state.is_finished() and 1 <= len(reports(trial)) <= 3]
     return {reports(trial)[-1][NODE]: trial.number for trial in running if NODE in reports(trial)[-1]}
 
 
 def failures(trials: list[FrozenTrial]) -> dict[int, list[Any]]:
+    """By trial, those that have any: what was charged."""
     return {trial.number: trial.user_attrs[FAILURES] for trial in trials if trial.user_attrs.get(FAILURES)}
 
 
 def moves(trials: list[FrozenTrial]) -> dict[int, list[Any]]:
+    """What was not, since the node was drained."""
     return {trial.number: trial.user_attrs[MOVES] for trial in trials if trial.user_attrs.get(MOVES)}

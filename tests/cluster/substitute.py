@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
 _STORE_BYTES = 200_000_000  # of a host's /dev/shm of 512 MB
 _CPUS = 1  # that a host at hand says it has: this machine's are shared by all of them
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from substitute import ROOT, StandIns, substituted
+from laptop import ROOT
+from substitute import StandIns, substituted
 
 from hpo import cluster_file
 
