@@ -15,14 +15,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from curves import conductor, report, run_all, story, train
+from optuna.artifacts.exceptions import ArtifactNotFound
 from storages import KINDS, Place, place
 
 from hpo import copies, lease, results, workplace
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.copies import Copies, held, looking
+from hpo.dashboard import Strips
 from hpo.deaths import death_of
+from hpo.follow import _Life
 from hpo.lease import Lease, LeaseLostError
+from hpo.progress import Status
 from hpo.record import Record
 from hpo.retention import Retention
 from hpo.storage import NotSharedError, Storage, StorageError
@@ -149,6 +153,23 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
                 time.sleep(0.05)
     with looking(tmp_path, "first", storage) as record:
         assert [trial.intermediate_values for trial in record.trials()] == [{1: 0.5}]
+
+
+def test_who_looks_from_elsewhere_sees_it_run_and_end(storage, runs, search, tmp_path):
+    with driving(runs, storage, search) as driver:
+        conductor(driver.record, driver).next_trial()
+        driver.record.storage.put("trials/00000/epoch-0001.png", b"picture")
+        Status(seconds=1.0).write(driver.record.folder)
+        end = time.monotonic() + 10
+        while not storage.exists("first/status.json"):
+            assert time.monotonic() < end
+        with looking(tmp_path, "first", storage) as record:
+            assert _Life(record).status() == (Status(seconds=1.0), "")
+            assert Strips(record).open_reader("00000-0001").read() == b"picture"
+            with pytest.raises(ArtifactNotFound):
+                Strips(record).open_reader("00000-0002")
+    with looking(tmp_path, "first", storage) as record:
+        assert _Life(record).status() == (Status(phase="ended"), "first is not running")
 
 
 def test_a_search_that_began_without_a_storage_moves_into_it(storage, runs, done, tmp_path, undisturbed):
