@@ -193,7 +193,7 @@ class Storage:
         """content: the file's, or a file of this machine."""
 
         def write(system: Any, path: Callable[[str], str]) -> None:
-            with _Uninterrupted() as thread:
+            with ThreadPoolExecutor(1) as thread:
                 thread.submit(self._write, system, path(name), content).result()
 
         self._patiently(write, writes=True)
@@ -313,13 +313,6 @@ class Storage:
             _to_disk(target.parent)
         finally:
             part.unlink(missing_ok=True)
-
-
-class _Uninterrupted(ThreadPoolExecutor):
-    """A thread whose work is finished, whatever signal the waiting one gets."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
 
 
 def _download(system: Any, source: str, to: Path) -> None:
