@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import secrets
 import threading
 import time
@@ -83,7 +84,7 @@ class Storage:
         self, address: str, *, patience: float = PATIENCE, below: str = "", guard: Callable[[], None] | None = None
     ) -> None:
         """Raises ConfigError for what is no address."""
-        if "://" in address and not address.startswith("s3://"):
+        if re.match(r"[a-z0-9]+:/", address) and not address.startswith("s3://"):
             raise ConfigError(f"storage={address}: neither a folder nor s3://BUCKET/PREFIX")
         self.is_s3 = address.startswith("s3://")
         self.address = address if self.is_s3 else os.path.abspath(address)

@@ -168,6 +168,7 @@ def test_away_for_longer_than_the_patience_is_an_error_that_names_it(storage, th
 @pytest.mark.parametrize(
     ("address", "words"),
     [
+        ("s3:/bucket/prefix", "neither a folder nor s3://"),
         ("gs://bucket/prefix", "neither a folder nor s3://"),
         ("s3://key:hush@bucket/prefix", "keys belong into the environment"),
         ("s3://bucket/prefix?endpoint=x", "Did you mean endpoint_override?"),
