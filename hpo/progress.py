@@ -293,7 +293,7 @@ class Progress:
 
     def training(self, number: int, reports: Sequence[EvalReport], epochs: int) -> None:
         """The final training of a trial's configuration: all reports so far."""
-        begins = self._status.phase != "final training"
+        begins = (self._status.phase, self._status.trial) != ("final training", number)
         self._final_seconds = sum(report.seconds + report.eval_seconds for report in reports)
         last = reports[-1].as_dict() if reports else None
         self._enter(Status(phase="final training", trial=number, done=len(reports), of=epochs, report=last))

@@ -75,13 +75,20 @@ def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
     return [r["number"] for r in rows[:NUM_FINALISTS]]
 
 
-def winner(record: Record) -> int | None:
-    """The trial with the best checkpoint: among finalists once they were measured, else by its own reports."""
+def ranked(record: Record) -> list[int]:
+    """The finalists, best first: by all validation images once they were measured, else by their own reports."""
     candidates = finalists(record.trials(), record.search.objective)
     measured: dict[str, dict[str, float]] = record.notes().get(FINALISTS, {})
     if {int(number) for number in measured} == set(candidates):  # else they are those of an earlier end
         candidates.sort(key=lambda number: -measured[str(number)]["value"])
-    return candidates[0] if candidates else None
+    return candidates
+
+
+def winner(record: Record) -> int | None:
+    """The trial with the best checkpoint, or with the configuration that the final training made the best of."""
+    if final_wins(record):
+        return int(record.notes()[FINAL]["trial"])
+    return next(iter(ranked(record)), None)
 
 
 def document(record: Record) -> dict[str, Any]:
@@ -129,12 +136,13 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
 
 
 def final_wins(record: Record) -> bool:
-    """Whether the winner's configuration, trained longer, is better: on all validation images, like the finalists."""
-    notes = record.notes()
-    final, measured = notes.get(FINAL), notes.get(FINALISTS, {})
-    if not final or not record.search.final_epochs or final["trial"] != winner(record):
+    """Whether a finalist's configuration, trained longer, beats them all: on all validation images, like them."""
+    notes, numbers = record.notes(), ranked(record)
+    final = notes.get(FINAL)
+    if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False
-    return bool(final["value"] >= measured[str(final["trial"])]["value"])
+    best = notes.get(FINALISTS, {}).get(str(numbers[0]))
+    return best is not None and bool(final["value"] >= best["value"])
 
 
 def is_over(record: Record) -> bool:

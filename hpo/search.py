@@ -469,9 +469,19 @@ def _with_value(record: Record, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _train_final(context: _Context) -> None:
+    """The best finalist's configuration; where that collapses the next one's: rates that are right for few epochs may
+    be too high for many."""
+    context.record.note(results.FINAL, None)  # the checkpoint of an earlier one is about to go
+    for number in results.ranked(context.record):
+        reason = _train_longer(context, number)
+        if reason is None:
+            return
+        context.console.print(f"The final training of trial {number}'s configuration has {reason}")
+
+
+def _train_longer(context: _Context, number: int) -> str | None:
+    """And measure it; gives why it was given up."""
     record, progress, alone = context.record, context.progress, context.cluster.whole_node
-    number = results.winner(record)
-    assert number is not None
     config = TrainConfig.from_dict(record.trial(number).user_attrs[decide.CONFIG])
     config = replace(config, epochs=record.search.final_epochs)
     folder = record.folder / results.FINAL
@@ -498,14 +508,12 @@ def _train_final(context: _Context) -> None:
         if board:
             board.final(reports)
         progress.training(number, reports, config.epochs)
-    if reason := stop_reason(reports):  # rates that are right for few epochs may be too high for many
-        context.console.print(f"The final training {reason} after epoch {len(reports)}; its best epoch counts")
     if board:
         board.close()
-    if not reports or (reason == "diverged" and len(reports) == 1):
-        ray.kill(training)
-        return  # no epoch left a checkpoint
-    metrics = ray.get(training.measured.remote())
+    reason = stop_reason(reports)
+    if reports and reason is None:
+        metrics = ray.get(training.measured.remote())
+        record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})
+        context.copies.now()
     ray.kill(training)
-    record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})
-    context.copies.now()
+    return reason

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from curves import SPACE, report
 from optuna.trial import TrialState
+from rich.console import Console
 
-from hpo import results
+from hpo import results, search
 from hpo.config import SearchConfig
 from hpo.decide import DECISION, Decision, suggest
 from hpo.record import Record
@@ -96,17 +99,35 @@ def test_finalists_that_were_measured_before_a_better_trial_came_decide_nothing(
     [
         ({"trial": 1, "value": 0.73}, True),
         ({"trial": 1, "value": 0.71}, False),
-        ({"trial": 4, "value": 0.99}, False),  # of an earlier winner
+        ({"trial": 4, "value": 0.73}, True),  # the configuration of the best had collapsed
+        ({"trial": 0, "value": 0.99}, False),  # of an earlier end: no finalist any more
         (None, False),
     ],
 )
-def test_the_final_training_wins_where_it_is_better_than_its_own_trial(record, final, wins):
+def test_the_final_training_wins_where_it_is_better_than_every_finalist(record, final, wins):
     record.note(results.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
     if final:
         record.note(results.FINAL, final)
     assert results.final_wins(record) == wins
+    assert results.winner(record) == (final["trial"] if wins else 1)
     record.change({"final_epochs": 0})
     assert not results.final_wins(record)
+
+
+def test_where_a_final_training_collapses_the_next_finalists_configuration_is_trained(record, monkeypatch):
+    record.note(results.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.note(results.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
+    trained = []
+
+    def train(_, number: int) -> str | None:
+        trained.append(number)
+        assert results.winner(record) == 1
+        assert not results.final_wins(record)
+        return "collapsed" if number == 1 else None
+
+    monkeypatch.setattr(search, "_train_longer", train)
+    search._train_final(SimpleNamespace(record=record, console=Console(file=io.StringIO())))
+    assert trained == [1, 4]
 
 
 def test_a_search_is_over_when_all_that_was_asked_for_has_ended(record):
