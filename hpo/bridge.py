@@ -39,19 +39,25 @@ class Bridge:
         """Places for trials on on-demand nodes."""
         return (self._asked or {}).get(ON_DEMAND, 0)
 
-    def look(self, running: Mapping[int, str], waiting: int) -> str | None:
-        """running: trials and their nodes; waiting: trials that have none. Gives a node that trials are to leave."""
+    def look(self, running: Mapping[int, str], waiting: int, starting: int = 0) -> str | None:
+        """As hpo.capacity.drought. Gives a node that trials are to leave."""
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
         growth, sight = self._cluster.growth, self._cluster.lookout.sight
         with self._lock:
             if self._closed or not growth.falls_back:
                 return None
             self._state = drought(
-                self._state, sight, running=running, waiting=waiting, now=self._clock(), after=self._patience
+                self._state,
+                sight,
+                running=running,
+                waiting=waiting,
+                starting=starting,
+                now=self._clock(),
+                after=self._patience,
             )
             node = to_return(self._state, sight, running, sight.free(cpus, gpus, SPOT))
             try:
-                self._ask(growth.places(self._state.wants(len(running) + waiting), cpus, gpus))
+                self._ask(growth.places(self._state.wants(len(running) + waiting + starting), cpus, gpus))
                 if node is not None:
                     gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
                     gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, SPOT_IS_BACK, 0)

@@ -27,9 +27,10 @@ class Drought:
 
 
 def drought(
-    before: Drought, sight: Sight, *, running: Mapping[int, str], waiting: int, now: float, after: float
+    before: Drought, sight: Sight, *, running: Mapping[int, str], waiting: int, starting: int, now: float, after: float
 ) -> Drought:
-    """What there is now. running: trials and their nodes; waiting: trials that have none; after: seconds of patience.
+    """What there is now. running: trials and their nodes; waiting: trials that have none; starting: those that have one
+    and no process yet; after: seconds of patience.
 
     A spot node that comes ends it, also where it is too small for all: a new drought must last as long again.
     """
@@ -40,7 +41,7 @@ def drought(
     since = None if not waiting else now if is_back or before.since is None else before.since
     lent = sum(node in borrowed for node in running.values())
     lasts = before.asked > 0 or (since is not None and now - since >= after)
-    asked = waiting + lent if lasts and not is_back else 0
+    asked = waiting + starting + lent if lasts and not is_back else 0
     return Drought(
         since=since,
         spot=spot,

@@ -30,7 +30,8 @@ _NOISES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
-    75 Ray's head or the study's database is gone, 130 interrupted, 143 terminated (the same command continues)."""
+    75 Ray's head, the study's database or the storage is gone, 130 interrupted, 143 terminated (the same command
+    continues)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:

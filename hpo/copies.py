@@ -119,6 +119,8 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
         taken.keep(when_over)
         guarded = inside.inside("", taken.check)
         if not inside.exists(SEARCH_FILE):
+            if own:
+                raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
             _take_in(guarded, folder, taken)
         elif _id(folder) not in (None, json.loads(inside.get(SEARCH_FILE))["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
@@ -229,23 +231,13 @@ class Copies:
         """The trials are over; the search is not."""
 
     def now(self) -> None:
-        """The study as it is, and then gone what by it is not needed any more."""
-        storage = self._storage
-        if storage is None:
-            return
-        with self._copying:
-            doomed, self._doomed = self._doomed, []
-            if self.record.study_file:
-                storage.put(self._name, _study(self.record.folder))
-            names = [path.relative_to(self.record.folder).as_posix() for path in doomed]
-            if len(names) > _MANY:
-                there = storage.names("trials/")
-                names = [name for name in names if name in there]
-            for name in names:
-                storage.delete(name)
+        """The study as it is."""
+        if self._storage and self.record.study_file:
+            with self._copying:  # an older copy does not take the place of a newer one
+                self._storage.put(self._name, _study(self.record.folder))
 
     def remove(self, path: Path) -> None:
-        """From the storage, once it knows that the trial has ended."""
+        """From the storage, soon: once it knows that the trial has ended."""
         if self._storage:
             self._doomed.append(path)
             self._changed.set()
@@ -263,6 +255,18 @@ class Copies:
         else:
             storage.put(name, path)
 
+    def _update(self) -> None:
+        """The study, and then gone is what by it is not needed any more."""
+        assert self._storage
+        doomed, self._doomed = self._doomed, []
+        self.now()
+        names = [path.relative_to(self.record.folder).as_posix() for path in doomed]
+        if len(names) > _MANY:
+            there = self._storage.names("trials/")
+            names = [name for name in names if name in there]
+        for name in names:
+            self._storage.delete(name)
+
     def _work(self) -> None:
         assert self._storage
         try:
@@ -276,7 +280,7 @@ class Copies:
                         self._status = status
                 if closing or self._changed.is_set():
                     self._changed.clear()
-                    self.now()
+                    self._update()
         except StorageError as error:
             if not self._closing.is_set():
                 self._when_over(error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.lease import newest, take
-from hpo.record import LOCK_FILE, Record, locked, missing
+from hpo.record import LOCK_FILE, SEARCH_FILE, Record, locked, missing
 from hpo.stopping import command_to_continue
 from hpo.storage import Storage
 from model.config import ConfigError, MachineError
@@ -71,7 +71,7 @@ def _has_open(pid: int, path: Path) -> bool:
 def stop(runs: Path, name: str, patience: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
     """End a search of this machine so that it can be continued; gives what there is to say. Raises ConfigError where it
     cannot be ended from here, MachineError where it does not end."""
-    if not Record.exists(runs, name) and storage is None:
+    if not Record.exists(runs, name) and not (storage and storage.exists(f"{name}/{SEARCH_FILE}")):
         raise missing(runs, name)
     now = holder(runs / name)
     if storage and (now is None or not now.alive):

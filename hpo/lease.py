@@ -8,6 +8,7 @@ that of a lower one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import secrets
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 
 from hpo.storage import Storage, StorageError
 from model.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0  # between two raises of the counter
 DEAD_SECONDS = 30.0  # of a counter that stands still: six beats
@@ -60,7 +63,7 @@ class Lease:
     def __init__(self, storage: Storage, claim: Claim, before: Claim | None) -> None:
         self._storage, self._claim = storage, claim
         self.before = before  # the claim that it ended
-        self._over = threading.Event()
+        self._over, self._beats = threading.Event(), threading.Thread()
 
     @property
     def name(self) -> str:
@@ -95,7 +98,8 @@ class Lease:
                 if not self._over.is_set():
                     when_over(error)
 
-        threading.Thread(target=beat, name="lease", daemon=True).start()
+        self._beats = threading.Thread(target=beat, name="lease", daemon=True)
+        self._beats.start()
 
     @property
     def _held(self) -> Storage:
@@ -105,6 +109,8 @@ class Lease:
         """The next driver need not wait. Where the lease is lost, or the storage away, he waits."""
         self._over.set()
         if not self._storage.is_away:
+            if self._beats.is_alive():
+                self._beats.join(BEAT_SECONDS)  # what it writes late would take the release back
             with suppress(StorageError):
                 _write(self._held, replace(self._claim, released=True))
 
@@ -115,6 +121,7 @@ def take(storage: Storage, own: str | None = None) -> Lease:
     while True:
         before = newest(storage)
         if before and not before.released and before.name != own:
+            log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, DEAD_SECONDS)
             _wait_for_its_end(storage, before)
         claim = Claim(
             name=f"{(before.generation if before else 0) + 1:06}-{secrets.token_hex(4)}",

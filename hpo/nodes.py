@@ -23,7 +23,7 @@ PRICE = "hpo/usd-per-hour"  # a label
 CONFIG_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` writes it on the head
 _HEAD = "node:__internal_head__"  # a resource that Ray gives it
 _LOOK_SECONDS = 2.0
-_REFUSED_SECONDS = 180.0  # for so long a refusal is worth telling
+_REFUSED_SECONDS = 30.0  # for so long a refusal is worth telling: the autoscaler asks again every five
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,7 +80,8 @@ class Placement(tune.Callback):  # type: ignore[misc]
         self._pending = {number: self._pending.get(number, now) for number in pending}
         waiting = [number for number, since in self._pending.items() if now - since >= _WAIT_SECONDS]
         waiting = waiting[len(waiting) - min(len(waiting), _num_unplaced()) :] if waiting else []
-        if left := self._bridge.look({number: node for number, (_, node) in self._running.items()}, len(waiting)):
+        running = {number: node for number, (_, node) in self._running.items()}
+        if left := self._bridge.look(running, len(waiting), len(pending) - len(waiting)):
             self._drained.setdefault(left, SPOT_IS_BACK)
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
         self._waits(waits(waiting, cpus, gpus, sight, self._bridge.asked))

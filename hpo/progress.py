@@ -343,7 +343,7 @@ class Progress:
             seconds_left=self._seconds_left(),
             images_per_second=self._images / trained if trained > 0 else None,
             overhead=self._overhead(),
-            waits=self._waits,
+            waits=self._waits if self._status.phase == "trials" else "",
             cost_usd=self._cost(),
             running={trial.number: self._done(trial, now) for trial in trials if decide.is_open(trial)},
         )

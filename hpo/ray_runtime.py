@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -157,10 +157,15 @@ _MISSED = 3  # seconds in a row, and connections refused
 
 
 @contextmanager
-def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: None) -> Iterator[Cluster]:
+def started(
+    search: SearchConfig,
+    head_is_gone: Callable[[], None] = lambda: None,
+    on_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[Cluster]:
     """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError.
 
-    head_is_gone: called in another thread; what waits for Ray may wait for ever.
+    head_is_gone: called in another thread; what waits for Ray may wait for ever. on_signals: handlers, in the place of
+    Ray's own.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -188,7 +193,7 @@ def started(search: SearchConfig, head_is_gone: Callable[[], None] = lambda: Non
         scratch = tempfile.mkdtemp(prefix="pix2pix-search-")  # Tune must write somewhere; nothing reads it
         reaper.removes(scratch)
         try:
-            with head.watched(head_is_gone):
+            with on_signals(), head.watched(head_is_gone):
                 lookout = Lookout()
                 grows = growth() if not local and head.is_here else _NO_GROWTH
                 with lookout.looking():

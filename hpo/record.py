@@ -59,7 +59,6 @@ class Record:
         self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
         self._open = partial(self._open_study, read_only, waits)
         self._study, self._trials = self._open()
-        self._lock: IO[str] | None = None
 
     def _read_search(self) -> None:
         path, name, runs = self.folder / SEARCH_FILE, self.name, self.folder.parent
@@ -153,14 +152,6 @@ class Record:
             self._trials = self._study.trials()
         except (DatabaseError, StorageInternalError) as error:
             raise self._unreadable(error) from error
-
-    def lock(self) -> None:
-        """One driver at a time. The kernel lets go of it when the driver dies, however it dies.
-
-        Raises ConfigError, naming the holder.
-        """
-        self._lock = locked(self.folder, self.name)
-        self._trials = self._study.trials()  # its last holder may have written
 
     # --- trials ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from hpo.deaths import DRAINED, Death, death_of, kernel_oom_kills
 from hpo.hooks import hook
 from hpo.placement import Placement
 from hpo.ray_runtime import Cluster, HeadGoneError
+from hpo.storage import StorageError
 from hpo.watch import HangWatch
 from model.config import MachineError
 from model.metrics import EvalReport
@@ -66,7 +67,8 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
             if death.then == "again" and self._placement.was_drained(number):
                 death = Death(error=DRAINED, then="move")
         if death.then == "stop":
-            raise MachineError(death.error)
+            storage = self._conductor.record.storage
+            raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
         self._conductor.stumbled(number, death)
 
     def __getstate__(self) -> dict[str, Any]:

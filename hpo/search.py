@@ -120,7 +120,13 @@ def run_search(
         with PixelFiles(runs, name) as store:
             return _held(name, runs, asked, store, storage=storage, stopping=stopping, quiet=quiet)
     except (StorageError, StudyAwayError) as error:
-        return stopping.end(Stop(str(error), TO_BE_CONTINUED))
+        return stopping.end(_left(error))
+
+
+def _left(error: Exception) -> Stop:
+    """The storage or the database is away, or the search is somebody else's."""
+    from_ray = getattr(error, "cause", None)  # the final training's
+    return Stop(death_of(error).error if from_ray else str(error), TO_BE_CONTINUED)
 
 
 def _held(
@@ -140,7 +146,7 @@ def _held(
         Record.create(runs, name, search)
 
     def over(error: StorageError) -> None:
-        stopping.now(Stop(str(error), TO_BE_CONTINUED))
+        stopping.now(_left(error))
 
     with held(runs, name, storage, over) as copies:
         record = copies.record
@@ -173,8 +179,6 @@ def _searched(copies: Copies, space: search_spaces.Space, images: Images, consol
 
     try:
         code = _until_its_end(copies, space, images, console, stopping)
-    except (StorageError, StudyAwayError):
-        raise
     except (MachineError, OSError) as error:
         _finish(record, EXIT_MACHINE, str(error))
         raise
@@ -198,11 +202,13 @@ def _until_its_end(
         return stopping.end(TERMINATED)
     except ray_runtime.HeadGoneError:
         return stopping.end(HEAD_GONE)
+    except (StorageError, StudyAwayError) as error:
+        return stopping.end(_left(error))
     except (StorageInternalError, SQLAlchemyError) as error:
         raise RecordError(f"{record.study_place}: cannot be written or read ({told(error)})") from error
     except (RayError, TuneError) as error:
-        if isinstance(getattr(error, "cause", None), StorageError):  # the final training's
-            raise StorageError(death_of(error).error) from error
+        if isinstance(getattr(error, "cause", None), StorageError):
+            return stopping.end(_left(error))
         raise MachineError(f"Ray failed: {death_of(error).error}") from error
 
 
@@ -229,7 +235,7 @@ def _run(
 ) -> int:
     record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
-        with ray_runtime.started(record.search, stopping.head_is_gone) as cluster, stopping.on_signals():
+        with ray_runtime.started(record.search, stopping.head_is_gone, stopping.on_signals) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
             spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
@@ -324,7 +330,8 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
             f"  the head has {cluster.head_takes_trials:g} CPUs, so trials run there, too, and may take it down; "
             "`ray start --head --num-cpus=0` keeps them off"
         )
-    return "\n".join([*lines, f"  folder {record.folder}"])
+    where = f", a copy of what is in {record.storage}" if record.storage else ""
+    return "\n".join([*lines, f"  folder {record.folder}{where}"])
 
 
 def _spending(record: Record, cluster: ray_runtime.Cluster) -> Spending | None:

@@ -77,7 +77,7 @@ class Stopping:
 
     def end(self, stop: Stop | None = None) -> int:
         """Say how the search is continued; gives the exit code. Without its head Ray cannot be shut down: leaves."""
-        self._stop = self._stop or stop
+        self._unwinding, self._stop = True, self._stop or stop  # other reasons come too late
         if self._stop is HEAD_GONE:
             self.leave()
         stop, message = self._told()

@@ -4,6 +4,7 @@ who asks waits while it is away."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 300.0  # seconds that a search waits for its storage
 LOOKING = 20.0  # and who only looks
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, doubled each time
+_TOLD_SECONDS = 30.0  # between two words about it: one that can be read and not written is away and back all the time
 _CHUNK = 1 << 24  # bytes of a request
 _ATTEMPTS = 2  # pyarrow's own, in each of ours
 
@@ -49,21 +51,25 @@ class Outage:
 
     def __init__(self) -> None:
         self.since: float | None = None
+        self._told = -math.inf
         self._lock = threading.Lock()
 
     def began(self, where: str, error: Exception) -> None:
         """An attempt failed."""
         with self._lock:
+            now = time.monotonic()
             if self.since is None:
-                self.since = time.monotonic()
-                log.warning("Storage %s: %s. Waiting", where, _line(error))
+                self.since = now
+                if now - self._told > _TOLD_SECONDS:
+                    self._told = now
+                    log.warning("Storage %s: %s. Waiting", where, _line(error))
 
     def over(self, where: str) -> None:
         """One succeeded."""
         with self._lock:
-            if self.since is not None:
+            if self.since is not None and self._told >= self.since:
                 log.warning("Storage %s: is back after %.0f s", where, time.monotonic() - self.since)
-                self.since = None
+            self.since = None
 
 
 class Storage:
@@ -84,7 +90,7 @@ class Storage:
         self.patience, self.guard = patience, guard
         self._below = below
         self._opened: tuple[Any, str] | None = None
-        self._outage = Outage()
+        self._outage, self._expected = Outage(), False
 
     def __str__(self) -> str:
         return f"{self.address.partition('?')[0].rstrip('/')}/{self._below}".rstrip("/")
@@ -97,7 +103,7 @@ class Storage:
             below=f"{self._below}/{name}".strip("/"),
             guard=guard or self.guard,
         )
-        other._opened, other._outage = self._opened, self._outage
+        other._opened, other._outage, other._expected = self._opened, self._outage, self._expected
         return other
 
     @property
@@ -147,13 +153,11 @@ class Storage:
 
         def read(system: Any, path: Callable[[str], str]) -> bytes:
             while True:
-                before = self._names(system, path(""), path(name)).get(name)
-                if before is None:
-                    raise FileNotFoundError(name)
                 with system.open_input_stream(path(name)) as stream:
                     content: bytes = stream.read()
-                # A longer file that took its place meanwhile would be read up to the length of the old one.
-                if self._names(system, path(""), path(name)).get(name) == before:
+                # Of a longer file that took its place meanwhile, S3 gives as much as the old one had.
+                stored = self._names(system, path(""), path(name)).get(name)
+                if stored is None or stored.size == len(content):
                     return content
 
         return self._patiently(read)
@@ -221,9 +225,15 @@ class Storage:
         self._patiently(lambda system, path: system.delete_dir(path("")), writes=True)
 
     def create(self) -> None:
-        """Its folder, where it is one: from now on it must be there, or the storage counts as away."""
+        """Where it is a folder, that."""
         if not self.is_s3:
             self._patiently(lambda system, path: system.create_dir(path(""), recursive=True))
+        self.expect()
+
+    def expect(self) -> None:
+        """From now on the search's folder must be there, or the storage counts as away: of a mount that went away, the
+        mount point is left, and would be read and written."""
+        self._expected = not self.is_s3
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
@@ -252,6 +262,8 @@ class Storage:
         if self._opened is None:
             self._opened = self._open()
         system, root = self._opened
+        if self._expected and not os.path.isdir(search := os.path.join(root, self._below.partition("/")[0])):
+            raise OSError(f"{search} is not there")
         base = f"{root}/{self._below}".rstrip("/")
         return operation(system, lambda name: f"{base}/{name}" if name else base)
 
@@ -283,14 +295,12 @@ class Storage:
 
         # pyarrow completes the upload of a stream that is closed, or dropped, before all was written: one write, in a
         # thread that no signal interrupts.
-        data = content if isinstance(content, bytes) else pa.memory_map(str(content)).read_buffer()
+        is_file = isinstance(content, Path) and content.stat().st_size > 0  # nothing cannot be mapped
+        data = pa.memory_map(str(content)).read_buffer() if is_file else content if isinstance(content, bytes) else b""
         if self.is_s3:
             with system.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        search = os.path.join(self.address, self._below.partition("/")[0])
-        if not os.path.isdir(search):  # a mount that went away: its mount point would be written to
-            raise OSError(f"{search} is not there")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")

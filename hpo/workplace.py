@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import TrainConfig
 from model.run import BEST, LAST, strip_name
 
+_GRACE_SECONDS = 10.0  # for a folder that is just being mounted
 OWNER = "owner"  # file in the storage: generation and token of the attempt that may write beside it
 
 
@@ -39,7 +41,7 @@ class Workplace:
         if self._storage is None:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         other = self._owner_now()
         if other and generation_of(other) > generation_of(self._owner):
             raise StorageError(f"{self._storage}: another driver has taken this search over")
@@ -78,10 +80,15 @@ class Workplace:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check_shared(self) -> None:
-        if self._storage is None and not Path(self._needs).exists():
-            raise NotSharedError(f"{self._needs} is not there on node {platform.node()}: --storage names what all see")
-        if self._storage and not self._search.exists(Path(self._needs).name):
-            raise NotSharedError(f"{self._search} is not there on node {platform.node()}: --storage names what all see")
+        needs, end = Path(self._needs), time.monotonic() + _GRACE_SECONDS
+        while not (self._search.exists(needs.name) if self._storage else needs.exists()):
+            if time.monotonic() > end:
+                what = self._search if self._storage else needs.parent
+                raise NotSharedError(f"{what} is not there on node {platform.node()}: --storage names what all see")
+            time.sleep(_GRACE_SECONDS / 10)
+        if self._storage:
+            self._search.expect()
+            self._storage.expect()
 
     def _owner_now(self) -> str:
         assert self._storage is not None

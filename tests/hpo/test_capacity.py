@@ -25,6 +25,7 @@ class Cluster:
     trials: dict[int, str] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)
     waiting: int = 0
+    starting: int = 0
     now: float = 0.0
     state: Drought = field(default_factory=Drought)
 
@@ -42,9 +43,15 @@ class Cluster:
         for _ in range(minutes):
             self.now += MINUTE
             self.state = drought(
-                self.state, self.sight, running=self.trials, waiting=self.waiting, now=self.now, after=10 * MINUTE
+                self.state,
+                self.sight,
+                running=self.trials,
+                waiting=self.waiting,
+                starting=self.starting,
+                now=self.now,
+                after=10 * MINUTE,
             )
-        wants = self.state.wants(len(self.trials) + self.waiting)
+        wants = self.state.wants(len(self.trials) + self.waiting + self.starting)
         return {market: places for market, places in wants.items() if places}
 
     def leaves(self) -> str | None:
@@ -126,6 +133,16 @@ def test_a_search_that_runs_out_of_trials_holds_no_node(bridged):
     assert bridged.look() == {ON_DEMAND: 1, SPOT: 1}
     bridged.trials = {}
     assert bridged.look() == {}
+
+
+def test_a_drought_is_not_over_while_trials_start_on_the_nodes_that_came():
+    cluster = Cluster(waiting=2)
+    cluster.look(11)
+    cluster.of_market |= {"d1": ON_DEMAND, "d2": ON_DEMAND}
+    cluster.waiting, cluster.starting = 0, 2
+    assert cluster.look() == {ON_DEMAND: 2, SPOT: 2}
+    cluster.starting, cluster.trials = 0, {0: "d1", 1: "d2"}
+    assert cluster.look() == {ON_DEMAND: 2, SPOT: 2}
 
 
 def test_on_demand_nodes_that_were_there_before_are_nobodys_bridge():

@@ -15,14 +15,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from curves import conductor, report, run_all, story, train
+from optuna.artifacts.exceptions import ArtifactNotFound
 from storages import KINDS, Place, place
 
-from hpo import copies, lease, results
+from hpo import copies, lease, results, workplace
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.copies import Copies, held, looking
+from hpo.dashboard import Strips
 from hpo.deaths import death_of
+from hpo.follow import _Life
 from hpo.lease import Lease, LeaseLostError
+from hpo.progress import Status
 from hpo.record import Record
 from hpo.retention import Retention
 from hpo.storage import NotSharedError, Storage, StorageError
@@ -60,7 +64,7 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
     with ExitStack() as stack:
         if dies:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(Lease, "release", lambda of: of._over.set())
+            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
             patch.setattr(Copies, "_work", lambda _: None)
         driver = stack.enter_context(held(runs, "first", storage, fail))
         yield stack.enter_context(driver)
@@ -112,7 +116,7 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
         inside.put("trials/00000/best.safetensors", b"1")
         loop.hear(0, [report(epoch, 0.5) for epoch in range(1, search.epochs + 1)])
         assert inside.exists("trials/00000/last.safetensors")
-        driver.now()
+        driver._update()
         assert inside.names("trials/").keys() == {"trials/00000/best.safetensors"}
 
 
@@ -149,6 +153,23 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
                 time.sleep(0.05)
     with looking(tmp_path, "first", storage) as record:
         assert [trial.intermediate_values for trial in record.trials()] == [{1: 0.5}]
+
+
+def test_who_looks_from_elsewhere_sees_it_run_and_end(storage, runs, search, tmp_path):
+    with driving(runs, storage, search) as driver:
+        conductor(driver.record, driver).next_trial()
+        driver.record.storage.put("trials/00000/epoch-0001.png", b"picture")
+        Status(seconds=1.0).write(driver.record.folder)
+        end = time.monotonic() + 10
+        while not storage.exists("first/status.json"):
+            assert time.monotonic() < end
+        with looking(tmp_path, "first", storage) as record:
+            assert _Life(record).status() == (Status(seconds=1.0), "")
+            assert Strips(record).open_reader("00000-0001").read() == b"picture"
+            with pytest.raises(ArtifactNotFound):
+                Strips(record).open_reader("00000-0002")
+    with looking(tmp_path, "first", storage) as record:
+        assert _Life(record).status() == (Status(phase="ended"), "first is not running")
 
 
 def test_a_search_that_began_without_a_storage_moves_into_it(storage, runs, done, tmp_path, undisturbed):
@@ -316,16 +337,18 @@ def test_a_damaged_checkpoint_falls_back_on_the_best(nodes, storage, monkeypatch
     assert len(nodes[1].begins().run.reports) == 1
 
 
-def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, tmp_path):
+def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, monkeypatch):
+    monkeypatch.setattr(workplace, "_GRACE_SECONDS", 0.5)
     nodes[0].storage.delete("first/search.json")
     with pytest.raises(NotSharedError, match=r"first is not there on node \S+: --storage") as told:
         nodes[0].begins()
     assert death_of(SimpleNamespace(cause=told.value)).then == "stop"
 
 
-def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path):
+def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):
+    monkeypatch.setattr(workplace, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
-    with pytest.raises(NotSharedError, match=r"search.json is not there on node \S+: --storage"):
+    with pytest.raises(NotSharedError, match=rf"{tmp_path} is not there on node \S+: --storage"):
         Workplace(about).take_up(CONFIG)
     (tmp_path / "search.json").write_text("{}")
     Workplace(about).take_up(CONFIG)

@@ -211,11 +211,12 @@ class Watched:
 
     monkeypatch: pytest.MonkeyPatch
     now: float = 0.0
+    is_away: bool = False
     killed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.monkeypatch.setattr(watch.ray, "kill", self.killed.append)
-        self.watch = HangWatch(clock=lambda: self.now)
+        self.watch = HangWatch(clock=lambda: self.now, is_away=lambda: self.is_away)
         self.trials = [self.trial(0), self.trial(1)]
 
     def trial(self, number: int) -> Any:
@@ -227,8 +228,8 @@ class Watched:
             self.now += 1
             self.watch.on_step_end(0, self.trials)
 
-    def reports(self, number: int, *reports: Any) -> None:
-        result = {"reports": [report.as_dict() for report in reports]}
+    def reports(self, number: int, *reports: Any, step_seconds: float = 0.0) -> None:
+        result = {"reports": [report.as_dict() for report in reports], "step_seconds": step_seconds}
         self.watch.on_trial_result(0, self.trials, self.trials[number], result)
 
 
@@ -268,6 +269,19 @@ def test_a_driver_that_was_stopped_itself_blames_nobody(watched):
     watched.look(until=watched.now + 50)
     assert watched.killed == []
     watched.look(until=watched.now + 12)
+    assert watched.killed == ["actor of 0"]
+
+
+def test_what_an_epochs_files_take_on_their_way_is_of_its_time_and_nobody_hangs_while_the_storage_is_away(watched):
+    watched.watch.on_trial_start(0, watched.trials, watched.trials[0])
+    watched.reports(0, report(1, 0.5), step_seconds=30.0)
+    watched.look(until=299)
+    watched.is_away = True
+    watched.look(until=1_000)
+    watched.is_away = False
+    watched.look(until=1_001)
+    assert watched.killed == []
+    watched.look(until=1_003)
     assert watched.killed == ["actor of 0"]
 
 

@@ -18,7 +18,7 @@ from hpo import follow, results
 from hpo.cli import main
 from hpo.follow import watch
 from hpo.progress import STATUS_FILE, Progress, Status
-from hpo.record import LOCK_FILE, STUDY_FILE, Record
+from hpo.record import LOCK_FILE, STUDY_FILE, Record, locked
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -29,7 +29,7 @@ class Elsewhere:
     """In place of waiting: a driver goes on by a trial, and at the end exports. Nothing but that changes the folder."""
 
     def __init__(self, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-        record.lock()
+        self.lock = locked(record.folder, "first")
         self.record, self.exported, self.waits = record, False, 0
         self.progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
         self.progress._over.set()  # its thread would write, too

@@ -14,12 +14,12 @@ import pytest
 
 from hpo.cli import main
 from hpo.holder import holder, stop
-from hpo.record import LOCK_FILE, Record
+from hpo.record import LOCK_FILE, Record, locked
 from model.config import MachineError
 
 HOLDS = (
-    "import sys, time; from pathlib import Path; from hpo.record import Record\n"
-    "record = Record(Path(sys.argv[1]), 'first'); record.lock()\n"
+    "import sys, time; from pathlib import Path; from hpo.record import locked\n"
+    "lock = locked(Path(sys.argv[1]) / 'first', 'first')\n"
     "print('locked', flush=True); time.sleep(600)"
 )
 
@@ -43,17 +43,18 @@ def test_a_running_search_is_not_deleted_but_stopped_and_the_command_that_contin
         assert process.wait(timeout=10) != 0
     assert f"first is stopped; the search can be continued: hpo search first --runs {runs}" in capsys.readouterr().err
     assert holder(record.folder).alive is False
-    record.lock()  # it is free
+    locked(record.folder, "first").close()  # it is free
 
 
 def test_a_search_that_does_not_end_is_told(record, runs, monkeypatch):
-    record.lock()
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    with pytest.raises(MachineError, match="has not ended within 0 s; again"):
+    with locked(record.folder, "first"), pytest.raises(MachineError, match="has not ended within 0 s; again"):
         stop(runs, "first", patience=0.2)
 
 
-@pytest.mark.parametrize("written", [f"process {os.getpid()} on {socket.gethostname()}", "", None])
+@pytest.mark.parametrize(
+    "written", [f"process {os.getpid()} on {socket.gethostname()}", "", None], ids=["ours", "empty", "none"]
+)
 def test_a_process_that_has_the_number_of_a_dead_driver_is_left_alone(record, runs, monkeypatch, capsys, written):
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("it was signalled"))  # it is this one
     if written is not None:

@@ -214,3 +214,27 @@ def test_the_picture_fits_any_terminal(done, width, height):
 def test_the_next_rung_is_the_next_epoch_that_is_judged(scheduler, rungs):
     search = SearchConfig(scheduler=scheduler, epochs=9, grace=2, reduction=3)
     assert [next_rung(epochs, search) for epochs in range(9)] == rungs
+
+
+def test_what_trials_wait_for_is_told_once_a_minute_and_stands_in_the_status_while_they_do(record, tmp_path):
+    now = [0.0]
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress(record.search, "first", 1, console, folder=tmp_path, clock=lambda: now[0])
+    for now[0] in range(0, 150, 10):
+        progress.waits("trial 5 waits for 1 GPU: none free")
+    progress.exporting()
+    status = Status.read(tmp_path)
+    progress.close()
+    assert console.file.getvalue().count("trial 5 waits for 1 GPU: none free\n") == 3
+    assert status
+    assert status.waits == ""
+
+
+def test_the_cost_and_what_trials_wait_for_are_in_the_table(search):
+    status = Status(seconds=60, cost_usd=3.214, waits="trial 5 waits for 1 GPU: none free")
+    for limit, told in ((None, "3.21 USD"), (5.0, "3.21 of 5.00 USD")):
+        console = Console(width=80, file=io.StringIO())
+        asked = replace(search, address="auto", max_cost=limit)
+        console.print(picture("first", asked, [], status, width=80, height=30))
+        assert f"01:00   {told}" in console.file.getvalue()
+        assert "trial 5 waits for 1 GPU: none free" in console.file.getvalue()

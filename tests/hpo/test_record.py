@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.decide import ASKED, BY, CONFIG, DECISION, HEARD, REPORTS, suggest
-from hpo.record import Record, RecordError
+from hpo.record import Record, RecordError, locked
 from model.config import ConfigError, TrainConfig
 from model.metrics import EvalReport
 
@@ -134,21 +134,22 @@ def test_how_much_and_where_may_change(record, runs):
 
 def test_the_lock_names_its_holder_and_dies_with_it(record, runs, capsys):
     code = (
-        "import sys, time; from pathlib import Path; from hpo.record import Record\n"
-        "record = Record(Path(sys.argv[1]), 'first'); record.lock(); print('locked', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from hpo.record import locked\n"
+        "lock = locked(Path(sys.argv[1]) / 'first', 'first'); print('locked', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(runs)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(ConfigError, match=f"first: is being run by process {holder.pid} on {socket.gethostname()}"):
-            record.lock()
+            locked(record.folder, "first")
         assert main(["search", "first", "--runs", str(runs)]) == 2
         assert str(holder.pid) in capsys.readouterr().err
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    record.lock()
+    lock = locked(record.folder, "first")
     assert (runs / "first" / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    lock.close()
 
 
 @pytest.mark.parametrize("damage", [lambda t: t[:-20], lambda _: "", lambda _: "[]", lambda t: t.replace("id", "di")])
@@ -193,11 +194,3 @@ def test_the_search_file_says_what_was_asked_and_with_what_it_was_made(record, r
     assert SearchConfig(**about["search"]) == search
     assert about["versions"]["optuna"] == optuna.__version__
     assert about["id"] == Record(runs, "first").id != Record.create(runs, "second", search).id
-
-
-def test_who_gets_the_lock_knows_what_its_last_holder_wrote(record, runs, search):
-    waiting = Record(runs, "first")
-    record.add(suggest([], SPACE, search))
-    assert waiting.trials() == []
-    waiting.lock()
-    assert [trial.number for trial in waiting.trials()] == [0]
