@@ -23,6 +23,7 @@ def test_a_search_on_three_workers_outlives_a_power_cut_and_a_pulled_cable(hosts
         victims = {"hpo-host-3", "hpo-host-4"}
         search.wait_until(lambda trials: victims <= node_of_running(trials).keys(), 60, "trials on hosts 3 and 4")
         lost = {number for host, number in node_of_running(search.trials()).items() if host in victims}
+        assert lost, "trials that end too soon"
         hosts.unplug(3)  # before the power: nobody is told
         hosts.stop(3)
         hosts.unplug(4)
