@@ -43,7 +43,13 @@ class Cluster:
     def processes(self, pattern: str) -> list[str]:
         """Of all hosts, those whose command line fits; without the zombies."""
         find = f"ps -eo stat,args | grep -v '^Z' | grep -E '{pattern}' | grep -v grep || true"
-        return [line for number in self.hosts.numbers() for line in self.hosts.run(number, find).splitlines()]
+        found = []
+        for number in self.hosts.numbers():
+            try:
+                found += self.hosts.run(number, find).splitlines()
+            except (RuntimeError, subprocess.TimeoutExpired):  # the autoscaler was just taking it
+                wait_for(lambda number=number: number not in self.hosts.numbers(), 10, f"the end of host {number}")
+        return found
 
     @contextmanager
     def tunnel(self, port: int) -> Iterator[str]:
