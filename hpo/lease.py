@@ -122,7 +122,8 @@ def take(storage: Storage, own: str | None = None) -> Lease:
         before = newest(storage)
         if before and not before.released and before.name != own:
             log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, DEAD_SECONDS)
-            _wait_for_its_end(storage, before)
+            if not _has_died(storage, before):
+                continue
         claim = Claim(
             name=f"{(before.generation if before else 0) + 1:06}-{secrets.token_hex(4)}",
             pid=os.getpid(),
@@ -148,19 +149,21 @@ def newest(storage: Storage) -> Claim | None:
     return None
 
 
-def _wait_for_its_end(storage: Storage, claim: Claim) -> None:
-    """Until its counter has stood still for so long, all the while that the storage answered."""
+def _has_died(storage: Storage, claim: Claim) -> bool:
+    """Whether its counter stands still for so long, all the while that the storage answers; not where another claim
+    counts meanwhile: it was one of two at once, and was taken back. Raises ConfigError while its holder lives."""
     last, since = claim, time.monotonic()
     while time.monotonic() - since < DEAD_SECONDS:
         asked = time.monotonic()
         time.sleep(min(BEAT_SECONDS, DEAD_SECONDS) / 5)
         now = newest(storage)
         if now is None or now.name != claim.name or now.released:
-            return  # `take` looks again
+            return False
         if now.counter != last.counter:
             raise ConfigError(f"{storage}: is being run by {now}")
         if time.monotonic() - asked > DEAD_SECONDS / 3:  # away: its holder could not raise it either
             since = time.monotonic()
+    return True
 
 
 def _names(storage: Storage) -> list[str]:

@@ -264,6 +264,19 @@ def test_of_many_that_come_at_once_one_gets_it(storage):
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_claim_that_was_taken_back_is_not_succeeded(storage, monkeypatch):
+    holder = take(storage)
+    holder.keep(lambda _: None)
+    newest = lease.newest
+    seen = [lease.Claim(name="000001-ffffffff", pid=1, host="elsewhere")]
+    monkeypatch.setattr(lease, "newest", lambda where: seen.pop() if seen else newest(where))
+    with pytest.raises(ConfigError, match="is being run by"):
+        take(storage)
+    holder.check()
+    holder.release()
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_holder_is_not_dead_while_the_storage_is_away(storage, there):
     holder = take(storage)
     holder.keep(lambda _: None)
