@@ -236,7 +236,6 @@ def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Rec
     return record
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3 * GUARD_SECONDS)
 def test_a_search_that_is_killed_four_times_is_the_undisturbed_one(tmp_path, one_thread):
     """While it starts, twice while it trains, and after the last trial."""

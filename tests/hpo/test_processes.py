@@ -87,7 +87,6 @@ def test_a_dead_head_ends_the_search_with_75(folder):
         assert_stopped(ended, 75, "Ray's head is gone")
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(folder, tmp_path):
     """The first one would: for W&B's process, which hangs."""
     with searching(tmp_path, [*OPTIONS, "--wandb", "offline"]) as search:
@@ -102,7 +101,6 @@ def test_a_second_ctrl_c_does_not_wait(folder, tmp_path):
         assert_stopped(search.end(), 130, "Interrupted")
 
 
-@pytest.mark.slow
 def test_hpo_stop_saves_and_ends_it_with_143(folder):
     with searching(folder, SEARCH) as search:
         subprocess.run([HPO, "stop", "first"], check=True, cwd=folder)  # by SIGTERM
@@ -143,7 +141,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(tmp_path / "runs")], check=True)
 
 
-@pytest.mark.slow
 def test_a_full_disk_ends_the_search_with_4_and_costs_no_trial(small_disk):
     filler = small_disk / "runs" / "filler"
     with searching(small_disk, SEARCH) as search:
