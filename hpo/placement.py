@@ -110,7 +110,7 @@ def _num_unplaced() -> int:
     """Of the places that Tune asked Ray for; the others have theirs, and their processes start."""
     try:
         return sum(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
-    except Exception:  # as above
+    except Exception:  # Ray's head is busy, or gone: others see that
         return 0
 
 

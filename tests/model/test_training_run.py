@@ -8,7 +8,7 @@ from PIL import Image
 from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
 from model.data import DeviceImages, Images
-from model.run import BEST, LAST, TrainingRun
+from model.run import BEST, LAST, TrainingRun, is_shown
 
 CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, precision="float32")
 
@@ -72,3 +72,7 @@ def test_a_run_that_diverges_still_has_its_picture_and_checkpoint(few, tmp_path)
     run.run_epoch()
     assert (tmp_path / "epoch-0001.png").exists()
     assert epochs_in(tmp_path / LAST) == 1
+
+
+def test_where_pictures_cost_those_of_a_few_epochs_and_of_the_last_are_shown():
+    assert [epoch for epoch in range(1, 8) if is_shown(epoch, last=epoch == 7)] == [1, 2, 4, 7]
