@@ -330,11 +330,15 @@ def _final_training(record: Record) -> dict[str, Any] | None:
         return None
     reports = [EvalReport.from_dict(report) for report in state["reports"]]
     values = [objective_value(report.ssim, report.psnr_db, record.search.objective) for report in reports]
-    is_constant = TrainConfig.from_dict(state["config"]).lr_schedule == "constant"
+    config = TrainConfig.from_dict(state["config"])
+    is_constant = config.lr_schedule == "constant"
     verdict = longer(values, record.search.final_epochs, record.search.objective, is_constant=is_constant)
     if reason := stop_reason(reports):
         verdict = f"It {reason} by epoch {len(values)}, and ended there: these settings do not bear a longer one."
+    same = {**config.as_dict(), "epochs": record.search.epochs}
+    of = (trial.number for trial in record.trials() if trial.user_attrs[decide.CONFIG] == same)
     return {
+        "trial": next(of, results.winner(record)),  # not always the winner's: that may have collapsed
         "epochs": record.search.final_epochs,
         "verdict": verdict,
         "best_epoch": len(values) - int(np.argmax(values[::-1])),  # of equal ones the last

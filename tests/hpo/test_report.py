@@ -24,7 +24,7 @@ from hpo import decide
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.copies import Copies
-from hpo.decide import Suggestion, suggest
+from hpo.decide import CONFIG, Suggestion, suggest
 from hpo.record import Record
 from hpo.report import REPORT, contents, importance, longer, page, pareto, write_report
 from hpo.results import reports_of
@@ -190,10 +190,16 @@ def test_whether_a_longer_training_would_help_is_said_no_surer_than_the_curve_is
 
 def test_a_final_training_that_collapsed_is_over(runs):
     record = Record.create(runs, "first", SearchConfig(final_epochs=32))
+    for ssim in (0.9, 0.8):
+        record.hear(record.add(suggest(record.trials(), SPACE, record.search)).number, report(1, ssim))
+    config = {**record.trial(1).user_attrs[CONFIG], "epochs": 32}
     reports = [report(epoch, 0.1, psnr_db=8.7, images=20_000 * epoch) for epoch in (1, 2, 3)]
-    state = {"config": TrainConfig().as_dict(), "reports": [told.as_dict() for told in reports]}
-    save_checkpoint(record.folder / "final" / LAST, {}, state)
-    assert contents(record)["final_training"]["verdict"].startswith("It collapsed by epoch 3, and ended there")
+    save_checkpoint(
+        record.folder / "final" / LAST, {}, {"config": config, "reports": [told.as_dict() for told in reports]}
+    )
+    final = contents(record)["final_training"]
+    assert final["trial"] == 1  # not the winner: its own had collapsed before
+    assert final["verdict"].startswith("It collapsed by epoch 3, and ended there")
 
 
 @needs_chromium
