@@ -20,9 +20,9 @@ from optuna.trial import FrozenTrial
 
 from hpo import lease
 from hpo.config import check_name
-from hpo.lease import Lease, generation_of
+from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
-from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in
+from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in, read_about
 from hpo.results import EXPORT, FINAL
 from hpo.storage import LOOKING, PATIENCE, Storage, StorageError
 from model.checkpoint import write_atomically
@@ -88,7 +88,8 @@ def bring(storage: Storage, folder: Path) -> None:
 
 def _studies(storage: Storage) -> list[str]:
     """Oldest first."""
-    return sorted(storage.names(_STUDY), key=lambda name: generation_of(name.removeprefix(_STUDY)))
+    claims = [name.removeprefix(_STUDY).removesuffix(".db") for name in storage.names(_STUDY)]
+    return [_name_of_study(of) for of in sorted(filter(is_claim, claims), key=generation_of)]
 
 
 # --- a driver's ------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
             if own:
                 raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
             _take_in(guarded, folder, taken)
-        elif _id(folder) not in (None, json.loads(inside.get(SEARCH_FILE))["id"]):
+        elif _id(folder) not in (None, read_about(inside.get(SEARCH_FILE), f"{inside}/{SEARCH_FILE}")["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
         elif own is None or taken.before is None or taken.before.name != own:
             bring(inside, folder)
@@ -132,26 +133,32 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
 
 def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     """The last claim of a driver that had this folder. Raises ConfigError where it belongs to another storage."""
+    path = folder / _OF
     try:
-        of = json.loads((folder / _OF).read_text())
+        of = json.loads(path.read_bytes())
+        claim, address = str(of["claim"]), str(of["address"])
     except FileNotFoundError:
         return None
-    if storage is None or of["address"] != storage.address:
-        raise ConfigError(f"{folder}: this search lives in a storage: --storage {of['address']}")
-    claim: str = of["claim"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path}: damaged ({error!r})") from error
+    if storage is None or address != storage.address:
+        raise ConfigError(f"{folder}: this search lives in a storage: --storage {address}")
     return claim
 
 
 def _id(folder: Path) -> str | None:
     with suppress(FileNotFoundError):
-        found: str = json.loads((folder / SEARCH_FILE).read_text())["id"]
-        return found
+        return str(_about(folder)["id"])
     return None
 
 
 def _is_served(folder: Path) -> bool:
     """Whether the study is in a database of its own."""
-    return bool(json.loads((folder / SEARCH_FILE).read_text())["search"].get("study_url"))
+    return bool(_about(folder)["search"].get("study_url"))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
 
 
 def _take_in(storage: Storage, folder: Path, taken: Lease) -> None:

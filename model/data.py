@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import http.client
+import io
 import logging
 import os
 import urllib.request
@@ -13,11 +15,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from model.config import ConfigError, nearest
+from model.config import ConfigError, nearest, wrong_fields
 from model.folders import CLEAN, CROPS, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
@@ -44,6 +47,8 @@ class DataConfig:
     crop: int | None = None  # pixels a side that are trained on, of a folder's images; None: 64
 
     def __post_init__(self) -> None:
+        if wrong := wrong_fields(DataConfig, dataclasses.asdict(self)):
+            raise ConfigError("\n".join(wrong))
         mistakes = []
         if not self.is_folder and self.data != FASHION_MNIST:
             mistakes.append(f"data={self.data}: neither a data set nor a folder. {nearest(self.data, [FASHION_MNIST])}")
@@ -61,10 +66,17 @@ class DataConfig:
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 
+    @classmethod
+    def from_dict(cls, values: Any) -> DataConfig:
+        """Out of a manifest. Raises ConfigError."""
+        if wrong := wrong_fields(cls, values):
+            raise ConfigError("\n".join(wrong))
+        return cls(**values)
+
     @property
     def is_folder(self) -> bool:
         """Not a data set that is known by its name."""
-        return self.data != FASHION_MNIST and ("/" in self.data or Path(self.data).is_dir())
+        return self.data != FASHION_MNIST and ("/" in self.data or os.path.isdir(self.data))
 
     def load(self, store: PixelFiles | None = None) -> Images:
         """The images that a search may look at. store: for more than memory has room for; while it is open, trainings
@@ -345,7 +357,8 @@ def _fashion_mnist(split: str) -> np.ndarray:
 
 def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
     try:
-        content = gzip.decompress(packed)
+        with gzip.open(io.BytesIO(packed)) as file_inside:
+            content = file_inside.read(_IDX_HEADER_BYTES + file.count * _SIDE**2 + 1)  # it may unpack to gigabytes
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{where}: damaged ({error}). Delete it and run again.") from error
     digest = hashlib.sha256(content).hexdigest()

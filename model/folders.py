@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ SPLITS = ("train", "validation", "test")
 CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
 NOISY, CLEAN = "noisy", "clean"
+_MOST_BYTES = 1_000_000_000  # of an image file: 100 megapixels of four channels, and more
 _SHOWN = 5  # names in a message
 _S3_ATTEMPTS = 5  # a request of a server that hangs takes a minute in all
 
@@ -119,7 +121,7 @@ _Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image f
 
 
 def _local(folder: Path) -> _Files:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
     root, files, leaving = folder.resolve(), {}, []
     for parent, folders, names in os.walk(folder):
@@ -130,10 +132,24 @@ def _local(folder: Path) -> _Files:
                 continue
             if not path.resolve().is_relative_to(root):
                 leaving.append(str(path))
-            files[path.relative_to(folder).as_posix()] = path.read_bytes
+            files[path.relative_to(folder).as_posix()] = functools.partial(_read, path)
     if leaving:
         raise DataError(f"data={folder}: links that leave the folder: {', '.join(leaving[:_SHOWN])}")
     return files
+
+
+def _read(path: Path) -> bytes:
+    """Raises OSError."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("no file")  # a pipe would be waited for
+    return _whole(found.st_size, path.read_bytes)
+
+
+def _whole(size: int, read: Callable[[], bytes]) -> bytes:
+    if size > _MOST_BYTES:
+        raise OSError(f"{size / 1e9:.1f} GB; an image file has at most {_MOST_BYTES / 1e9:.0f}")
+    return read()
 
 
 def _s3(address: str) -> _Files:
@@ -146,8 +162,7 @@ def _s3(address: str) -> _Files:
     def reader(path: str) -> Callable[[], bytes]:
         def read() -> bytes:
             with _asked(address), system.open_input_file(path) as file:
-                content: bytes = file.read()
-                return content
+                return _whole(file.size(), file.read)
 
         return read
 
