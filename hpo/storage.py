@@ -3,6 +3,7 @@ who asks waits while it is away."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -118,6 +119,9 @@ class Storage:
         """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
         StorageError."""
         from pyarrow import fs  # noqa: PLC0415
+
+        if why := "" if self.is_s3 else _no_folder(Path(self.address)):
+            raise ConfigError(f"storage={self.address}: {why}")
 
         def look(system: Any, path: Callable[[str], str]) -> None:
             self._listed(system, path(""), recursive=False)
@@ -315,6 +319,19 @@ class Storage:
             _to_disk(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _no_folder(path: Path) -> str:
+    """Why a path is no folder and can be none, where no waiting helps."""
+    for each in (path, *path.parents):
+        try:
+            if each.exists():
+                return "" if each.is_dir() else f"{each} is no folder"
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                return str(error.strerror)
+            return ""
+    return ""
 
 
 def _download(system: Any, source: str, to: Path) -> None:

@@ -48,6 +48,8 @@ def options_of(address: str) -> dict[str, str]:
         raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
     if "@" in url.netloc:  # it would be written into search.json
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+    if "#" in address:  # what follows would be ignored
+        raise ConfigError(f"{address}: has a #, which no address has; what follows a ? are its options")
     if not url.netloc:
         raise ConfigError(f"{address}: names no bucket: s3://BUCKET/PREFIX")
     options = dict(parse_qsl(url.query))
