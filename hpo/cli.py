@@ -87,14 +87,14 @@ def _resolve(arguments: argparse.Namespace) -> None:
     if hasattr(arguments, "set"):
         arguments.set = _settings(arguments.set)
     if getattr(arguments, "space", "").endswith(".py"):
-        arguments.space = str(Path(arguments.space).resolve())
+        arguments.space = os.path.realpath(arguments.space)
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
 
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
-    return str(Path(data).resolve()) if os.path.exists(data) else data
+    return os.path.realpath(data) if os.path.exists(data) else data
 
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -120,7 +121,7 @@ class Storage:
         StorageError."""
         from pyarrow import fs  # noqa: PLC0415
 
-        if why := "" if self.is_s3 else _no_folder(Path(self.address)):
+        if "\0" not in self.address and (why := "" if self.is_s3 else _no_folder(Path(self.address))):
             raise ConfigError(f"storage={self.address}: {why}")
 
         def look(system: Any, path: Callable[[str], str]) -> None:
@@ -325,12 +326,12 @@ def _no_folder(path: Path) -> str:
     """Why a path is no folder and can be none, where no waiting helps."""
     for each in (path, *path.parents):
         try:
-            if each.exists():
-                return "" if each.is_dir() else f"{each} is no folder"
-        except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                return str(error.strerror)
-            return ""
+            mode = each.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # others are of a mount that may come back
+            return str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
+        return "" if stat.S_ISDIR(mode) else f"{each} is no folder"
     return ""
 
 

@@ -94,7 +94,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(found)
 
 
-def few(share: int) -> settings:
+def fewer(share: int) -> settings:
     """For what takes long: so much fewer examples."""
     return settings(max_examples=max(5, settings.default.max_examples // share))
 

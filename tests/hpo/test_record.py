@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 import pytest
 from curves import SPACE, learned, report
-from fuzzing import SCALARS, assert_told, few, json_near
+from fuzzing import SCALARS, assert_told, fewer, json_near
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import Killed, killed_at_write
@@ -270,7 +270,7 @@ NOTES = {
 
 
 @given(data=st.data())
-@few(2)
+@fewer(2)
 def test_a_study_with_any_row_exchanged_is_shown_or_told_as_damaged(undisturbed, data):
     table = data.draw(st.sampled_from(sorted(ROWS)), "table")
     column = data.draw(st.sampled_from(ROWS[table]), "column")

@@ -1,6 +1,7 @@
 import gzip
 import io
 import logging
+import resource
 import urllib.error
 import urllib.request
 import warnings
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fuzzing import assert_told
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from model import data
 from model.config import ConfigError
@@ -156,3 +160,18 @@ def test_images_on_the_device_are_those_of_the_arrays_even_read_only_ones(images
     assert np.array_equal(placed.validation.numpy(), to_unit(images.validation.clean[:50]))
     assert placed.validation_noisy.shape == (50, 1, 32, 32)
     assert 0.1 < (placed.validation_noisy - placed.validation).std().item() < 30 / 127.5
+
+
+BOMB = gzip.compress(bytes(20_000_000)) * 200  # 4 GB
+
+
+@given(content=st.binary() | st.binary().map(gzip.compress))
+@example(BOMB)
+def test_any_bytes_in_the_cache_are_told_as_damaged_and_not_unpacked_without_end(cache, content):
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / TEST_FILE).write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError) as refused:
+        DataConfig().load_test()
+    assert_told(refused.value, f"{cache / TEST_FILE}: damaged")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kB
