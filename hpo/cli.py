@@ -415,8 +415,8 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
     config = cluster_file.checked(arguments.file)
     for line in cluster_file.warnings(config):
-        print(f"Mind: {line}", file=sys.stderr)
-    print(cluster_file.summary(config))
+        print(printable(f"Mind: {line}"), file=sys.stderr)
+    print(printable(cluster_file.summary(config)))
     return 0
 
 

@@ -46,7 +46,7 @@ def options_of(address: str) -> dict[str, str]:
         url = urlsplit(address)
     except ValueError as error:
         raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
-    if "@" in url.netloc:  # it would be written into search.json
+    if {"@", ":"} & set(url.netloc):  # they would be written into search.json; a secret may have a / in it
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
     if "#" in address:  # what follows would be ignored
         raise ConfigError(f"{address}: has a #, which no address has; what follows a ? are its options")

@@ -363,6 +363,7 @@ def test_any_text_is_a_folder_to_be_made_or_refused_at_once(tmp_path_factory, ad
 @given(query=st.text(st.sampled_from("abregionschmdpoit_v=&%#?@[]:/.0é\x1b ")), bucket=st.text(max_size=5))
 @example(query="b?region=x", bucket="a#")
 @example(query="", bucket="[")
+@example(query="", bucket="KEY:sec/ret@bucket")
 def test_any_s3_address_has_options_that_are_known_or_is_refused(bucket, query):
     try:
         options = s3.options_of(f"s3://{bucket}?{query}")
@@ -370,4 +371,4 @@ def test_any_s3_address_has_options_that_are_known_or_is_refused(bucket, query):
         assert_told(error)
     else:
         assert options.keys() <= {"region", "scheme", "endpoint_override"}
-        assert "@" not in bucket
+        assert not {"@", ":", "["} & set(bucket.partition("/")[0])
