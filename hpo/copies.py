@@ -8,6 +8,7 @@ who looks, can be lost.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import tempfile
 import threading
@@ -19,7 +20,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo import lease
-from hpo.config import check_name
+from hpo.config import check_name, is_name
+from hpo.lease import NAME as CLAIM
 from hpo.lease import Lease, generation_of
 from hpo.progress import STATUS_FILE
 from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in
@@ -70,7 +72,7 @@ def looking(
 
 def names_in(storage: Storage) -> list[str]:
     """The searches in a storage."""
-    return [name for name in storage.folders() if storage.exists(f"{name}/{SEARCH_FILE}")]
+    return [name for name in storage.folders() if is_name(name) and storage.exists(f"{name}/{SEARCH_FILE}")]
 
 
 def bring(storage: Storage, folder: Path) -> None:
@@ -88,7 +90,8 @@ def bring(storage: Storage, folder: Path) -> None:
 
 def _studies(storage: Storage) -> list[str]:
     """Oldest first."""
-    return sorted(storage.names(_STUDY), key=lambda name: generation_of(name.removeprefix(_STUDY)))
+    found = [name for name in storage.names(_STUDY) if re.fullmatch(rf"{_STUDY}{CLAIM}\.db", name)]
+    return sorted(found, key=lambda name: generation_of(name.removeprefix(_STUDY)))
 
 
 # --- a driver's ------------------------------------------------------------------------------------------------------
@@ -134,11 +137,13 @@ def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     """The last claim of a driver that had this folder. Raises ConfigError where it belongs to another storage."""
     try:
         of = json.loads((folder / _OF).read_text())
+        address, claim = str(of["address"]), str(of["claim"])
     except FileNotFoundError:
         return None
-    if storage is None or of["address"] != storage.address:
-        raise ConfigError(f"{folder}: this search lives in a storage: --storage {of['address']}")
-    claim: str = of["claim"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{folder / _OF}: damaged ({error})") from error
+    if storage is None or address != storage.address:
+        raise ConfigError(f"{folder}: this search lives in a storage: --storage {address}")
     return claim
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import threading
@@ -20,13 +21,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from hpo.storage import Storage, StorageError
-from model.config import ConfigError
+from model.config import ConfigError, MachineError
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0  # between two raises of the counter
 DEAD_SECONDS = 30.0  # of a counter that stands still: six beats
 _FOLDER = "lease/"
+NAME = r"\d{6,}-[0-9a-f]{8}"  # of a claim
 
 
 class LeaseLostError(StorageError):
@@ -167,7 +169,8 @@ def _has_died(storage: Storage, claim: Claim) -> bool:
 
 
 def _names(storage: Storage) -> list[str]:
-    return [name.removeprefix(_FOLDER).removesuffix(".json") for name in storage.names(_FOLDER)]
+    found = (re.fullmatch(rf"{_FOLDER}({NAME})\.json", name) for name in storage.names(_FOLDER))
+    return [match[1] for match in found if match]  # whatever else is there is nobody's claim
 
 
 def _read(storage: Storage, name: str) -> Claim | None:
@@ -175,6 +178,8 @@ def _read(storage: Storage, name: str) -> Claim | None:
         return Claim(**json.loads(storage.get(f"{_FOLDER}{name}.json")))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise MachineError(f"{storage}/{_FOLDER}{name}.json: damaged ({error}); delete it if no driver runs") from error
 
 
 def _write(storage: Storage, claim: Claim) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -157,13 +157,20 @@ class Head:
             over.set()
 
 
+def _scratch() -> str:
+    """A folder of this user's alone, for Tune, which must write somewhere and which nobody reads, and for a Ray of our
+    own: its sockets let in whoever can reach them, and it opens its own folders, /tmp/ray, to all."""
+    made = tempfile.mkdtemp(prefix="hpo-")
+    if len(made) > _LONGEST_SCRATCH:
+        os.rmdir(made)
+        made = tempfile.mkdtemp(prefix="hpo-", dir="/tmp")
+    return made
+
+
+_OF_RAY = ".ray"  # no search, and so no folder of Tune's, is called that
+_LONGEST_SCRATCH = 35  # the path of a socket has 107 bytes at most, of which Ray's own names take 72
 _WORKER_SECONDS = 300.0  # for the first one, after `ray up`
 _MISSED = 3  # seconds in a row, and connections refused
-
-
-def _session_folders() -> Iterable[Path]:
-    """Where a Ray that this process has started writes. It does not say so itself, if it was interrupted."""
-    return Path(ray._common.utils.get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}")
 
 
 @contextmanager
@@ -180,9 +187,13 @@ def started(
         os.environ.setdefault(name, value)
     for secret in ("WANDB_API_KEY", "PGPASSWORD"):  # all that Ray starts would inherit them, and has no use for them
         os.environ.pop(secret, None)
+    scratch = _scratch()
     local: dict[str, Any] = {}
     if search.address == "local":
-        local = {"include_dashboard": False}
+        local = {"include_dashboard": False, "_temp_dir": f"{scratch}/{_OF_RAY}"}
+        # Its ports let in who has the token, of all users of this machine. Ray's own lies in ~/.ray, for all to read.
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray's only way to loopback, meant for laptops. Its processes read it at their start, `import ray` has read it.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
@@ -194,6 +205,7 @@ def started(
     ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # as do our attempts that ended with an error
     reaper = Reaper()
+    reaper.removes(scratch)
     with reaper.marking():
         try:
             ray.init(address=search.address, log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -201,12 +213,7 @@ def started(
             raise RayError(f"address={search.address}: Ray does not start there ({error})") from error
         except KeyboardInterrupt as error:
             raise HalfStartedError from error
-        finally:
-            for folder in _session_folders() if local else []:
-                reaper.removes(str(folder))
         head = Head()
-        scratch = tempfile.mkdtemp(prefix="pix2pix-search-")  # Tune must write somewhere; nothing reads it
-        reaper.removes(scratch)
         try:
             with head.watched(head_is_gone):
                 lookout = Lookout()

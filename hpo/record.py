@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 import search_spaces
-from hpo.config import CHANGEABLE, SearchConfig, check_name
+from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
 from hpo.study import Study, told
@@ -256,13 +256,13 @@ class Record:
 
 
 def list_names(runs: Path) -> list[str]:
-    """The searches in a folder."""
-    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
+    """The searches in a folder; what has no search's name is somebody else's."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}") if is_name(path.parent.name))
 
 
 def locked(folder: Path, name: str) -> IO[str]:
     """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
-    lock = (folder / LOCK_FILE).open("a+")
+    lock = (folder / LOCK_FILE).open("a+", errors="replace")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

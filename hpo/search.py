@@ -41,6 +41,7 @@ from hpo.searcher import ConductorSearcher
 from hpo.stopping import HEAD_GONE, TO_BE_CONTINUED, Stop, Stopping
 from hpo.storage import Storage, StorageError
 from hpo.study import StudyAwayError, told
+from hpo.tables import Terminal
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
 from hpo.workplace import was_trained_with
@@ -160,7 +161,7 @@ def _held(
         store.remove_others()
         record.note(IMAGES, digest)
         with copies:
-            return _searched(copies, space, images, Console(stderr=True, quiet=quiet, markup=False), stopping)
+            return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
 
 
 def _searched(copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:

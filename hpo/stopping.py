@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from model.config import visible
+
 _UNWIND_SECONDS = 5.0  # for tables and trackers; without its head Ray itself can only be left
 
 
@@ -81,7 +83,7 @@ class Stopping:
         if self._stop is HEAD_GONE:
             self.leave()
         stop, message = self._told()
-        print(message, file=sys.stderr)
+        print(visible(message), file=sys.stderr)
         return stop.code
 
     def leave(self) -> NoReturn:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and keep what it tells below ~/.cache
+
+import onnxruntime
 
 from model.config import ConfigError
 
@@ -122,20 +126,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         model = manifest["model"]
         _ = model["file"], model["channels"], model["image_size"], model["padding"], manifest["files"][model["file"]]
+        outside = [name for name in manifest["files"] if Path(name).name != name or name in ("", "..", MANIFEST)]
     except FileNotFoundError:
         raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
+    if outside:
+        raise DenoiseError(f"{path}: damaged or not ours (a file named {outside[0]!r})")
     return manifest
 
 
 def verify_files(folder: Path) -> dict[str, Any]:
-    """The manifest, if all that it names is there and undamaged. Raises DenoiseError."""
+    """The manifest, if all that it names is there and undamaged, and nothing else. Raises DenoiseError."""
     manifest = read_manifest(folder)
     for name, digest in manifest["files"].items():
-        if Path(name).name != name:
-            raise DenoiseError(f"{folder / MANIFEST}: damaged or not ours (a file named {name!r})")
         _verified(folder / name, digest)
+    for path in sorted(folder.iterdir()):
+        if path.name not in {MANIFEST, *manifest["files"]}:
+            raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
     return manifest
 
 
