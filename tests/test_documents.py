@@ -1,5 +1,6 @@
 """What the README and the docs show is what the program takes."""
 
+import itertools
 import json
 import re
 import shlex
@@ -92,6 +93,23 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_row_about_a_fault_names_a_test_that_exists():
+    modules = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    tests = {name for text in modules for name in re.findall(r"^def (test_\w+)", text, re.M)}
+    texts = "\n".join(modules)
+    for page, rows_at_least in (("faults.md", 60), ("search.md", 15)):
+        lines = (ROOT / "docs" / page).read_text().splitlines()
+        headings = [number for number, line in enumerate(lines) if re.match(r"\|.*\| tests? \|$", line)]
+        rows = [line for number in headings for line in itertools.takewhile(lambda l: l[:1] == "|", lines[number + 2 :])]
+        assert len(rows) >= rows_at_least
+        for row in rows:
+            named = re.findall(r"`(test_\w+)(?:\[(.+?)\])?`", row.rpartition(" | ")[2])
+            assert named, f"{page}: no test: {row}"
+            for name, case in named:
+                assert name in tests, f"{page}: {name}"
+                assert f'"{case}"' in texts or not case, f"{page}: {name}[{case}]"
 
 
 def test_the_tree_in_the_readme_names_every_module():
