@@ -101,7 +101,7 @@ def complaints(
         "trials lost": sum(epoch not in ENDS and key not in excused for key, epoch in last.items()),
         "trials never run": stock.TRIALS - len(last),
         "finished trials forgotten": len(set(before) - set(after)),
-        "finished trials trained again": len(again),
+        "finished trials trained twice": len(again),
         "epochs repeated": sum(n for key, n in repeats.items() if n > 1 and key not in again),
         "processes left": sum(ending.left for ending in endings),
     }
@@ -110,7 +110,7 @@ def complaints(
         *(["not exit 0, though done"] if any(e.code and e.done for e in endings) else []),
         *(["does not go on"] if endings[-1].code and not endings[-1].done else []),
         *(["hangs"] if any(e.code is None for e in endings) else []),
-        *(f"{number} {what}" for what, number in counted.items() if number > 0),
+        *(f"{what}: {number}" for what, number in counted.items() if number > 0),
     ]
 
 
@@ -287,8 +287,9 @@ class Scene:
         self.end(self.start(attempt, command), attempt)
         return self.endings[-1]
 
-    def until_struck(self, strike: Strike) -> set[str]:
-        """The first driver, to its end. Gives what had finished by then."""
+    def until_struck(self, strike: Strike, settled: float = SETTLED_SECONDS) -> set[str]:
+        """The first driver, to its end. Gives what had finished by then. settled: seconds in which nothing happens but
+        that state is written."""
         self.settings["HELD"] = str(HELD_SECONDS)
         driver, since = self.start(0), time.monotonic()
 
@@ -298,7 +299,7 @@ class Scene:
         while not (victim := second_epoch()) and driver.poll() is None and time.monotonic() < since + self.limit:
             time.sleep(0.1)
         if victim and driver.poll() is None:
-            time.sleep(SETTLED_SECONDS)
+            time.sleep(settled)
             strike(self, driver, victim)
         self.end(driver)
         return self.finished()
@@ -338,9 +339,11 @@ def undisturbed(scene: Scene) -> Outcome:
     return scene.outcome(scene.complaints())
 
 
-def struck(scene: Scene, strike: Strike, mend: Callable[[], None] = lambda: None) -> Outcome:
+def struck(
+    scene: Scene, strike: Strike, mend: Callable[[], None] = lambda: None, settled: float = SETTLED_SECONDS
+) -> Outcome:
     """And continued, unless all is done, or it hangs."""
-    before = scene.until_struck(strike)
+    before = scene.until_struck(strike, settled)
     mend()
     last = scene.endings[-1]
     if last.code or (last.code == 0 and not last.done):
@@ -348,7 +351,7 @@ def struck(scene: Scene, strike: Strike, mend: Callable[[], None] = lambda: None
     return scene.outcome(scene.complaints(before))
 
 
-def sent(scene: Scene, *, number: signal.Signals, to: str) -> Outcome:
+def sent(scene: Scene, *, number: signal.Signals, to: str, settled: float = SETTLED_SECONDS) -> Outcome:
     """A signal, to the third trial's process, the driver, or its whole group, as a terminal sends it."""
 
     def strike(_: Scene, driver: Driver, victim: Line) -> None:
@@ -357,7 +360,7 @@ def sent(scene: Scene, *, number: signal.Signals, to: str) -> Outcome:
         else:
             os.kill(victim.pid if to == "trial" else driver.pid, number)
 
-    return struck(scene, strike)
+    return struck(scene, strike, settled=settled)
 
 
 def started_twice(scene: Scene) -> Outcome:
@@ -435,7 +438,7 @@ def not_a_number(scene: Scene) -> Outcome:
     scene.excused = {line.key for line in scene.third()}
     scene.end(driver)
     wasted, told = max(line.epoch for line in scene.third()) - 1, scene.side.states()
-    found = [f"{wasted} more epochs of NaN trained"] * (wasted > 0)
+    found = [f"epochs of NaN trained after the first: {wasted}"] * (wasted > 0)
     found += ["Optuna is never told that it ended"] * ("RUNNING" in told)
     return scene.outcome([*found, *scene.complaints()], "ended at once")
 
@@ -482,7 +485,7 @@ def no_cuda(scene: Scene) -> Outcome:
         scene.options["gpus"] = 1
         ending = scene.run()
     trained = len([line for line in scene.lines() if line.event == "ended"])
-    found = [f"{trained} epochs trained on the CPU without a word"] * (trained > 0)
+    found = [f"epochs trained on the CPU without a word: {trained}"] * (trained > 0)
     return scene.outcome(
         found + ["not refused"] * (not ending.code) + ["processes left"] * bool(ending.left), "refused"
     )
@@ -492,7 +495,14 @@ FAULTS: dict[str, tuple[str, Callable[[Scene], Outcome]]] = {
     "none": ("none", undisturbed),
     "trial-killed": ("a trial's process is killed", partial(sent, number=signal.SIGKILL, to="trial")),
     "trial-hangs": ("a trial's process is stopped (SIGSTOP)", partial(sent, number=signal.SIGSTOP, to="trial")),
-    "driver-killed": ("the driver is killed", partial(sent, number=signal.SIGKILL, to="driver")),
+    "driver-killed": (
+        "the driver is killed in the middle of an epoch",
+        partial(sent, number=signal.SIGKILL, to="driver"),
+    ),
+    "driver-killed-early": (
+        "the driver is killed as an epoch begins",
+        partial(sent, number=signal.SIGKILL, to="driver", settled=0),
+    ),
     "ctrl-c": ("Ctrl-C", partial(sent, number=signal.SIGINT, to="group")),
     "sigterm": ("SIGTERM", partial(sent, number=signal.SIGTERM, to="driver")),
     "twice": ("the same command again, while it runs", started_twice),

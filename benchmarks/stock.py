@@ -14,9 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Its default of 10 s suits epochs of minutes; here they take a second.
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-
 import ray
 import torch
 from ray import tune
@@ -70,7 +67,9 @@ def train(config: dict[str, Any], images: Images) -> None:
 
 def search(folder: Path, address: str, gpus: int) -> None:
     """Begin it, or go on with it."""
-    ray.init(address=address, log_to_driver=False)
+    # Seconds between snapshots of the experiment; the default of 10 suits epochs of minutes, here they take a second.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    ray.init(address=address, log_to_driver=False, **({"include_dashboard": False} if address == "local" else {}))
     with_images = tune.with_parameters(train, images=DataConfig().load())
     trainable = tune.with_resources(with_images, {"cpu": 1, "gpu": gpus})
     if tune.Tuner.can_restore(folder / NAME):
