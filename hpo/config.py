@@ -164,9 +164,14 @@ def _is_study_url(url: str) -> bool:
     return bool(found) and not any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
 
 
+def is_name(name: str) -> bool:
+    """Whether a search can be called that."""
+    return bool(_NAME.fullmatch(name))
+
+
 def check_name(name: str) -> str:
     """A search's name is a folder's, a study's and a W&B group's. Raises ConfigError."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
             f"name={name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "

@@ -19,7 +19,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo import lease
-from hpo.config import check_name
+from hpo.config import check_name, is_name
 from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
 from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in, read_about
@@ -71,7 +71,7 @@ def looking(
 
 def names_in(storage: Storage) -> list[str]:
     """The searches in a storage."""
-    return [name for name in storage.folders() if storage.exists(f"{name}/{SEARCH_FILE}")]
+    return [name for name in storage.folders() if is_name(name) and storage.exists(f"{name}/{SEARCH_FILE}")]
 
 
 def bring(storage: Storage, folder: Path) -> None:

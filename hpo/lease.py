@@ -189,7 +189,7 @@ def _read(storage: Storage, name: str) -> Claim | None:
     except (ValueError, RecursionError) as error:
         wrong = [str(error)]
     if wrong:
-        raise StorageError(f"{storage}/{_FOLDER}{name}.json: damaged ({', '.join(wrong)})")
+        raise StorageError(f"{storage}/{_FOLDER}{name}.json: damaged ({', '.join(wrong)}); delete it if no driver runs")
     return Claim(**values)
 
 

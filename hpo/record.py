@@ -24,7 +24,7 @@ from sqlalchemy.exc import DatabaseError
 
 import search_spaces
 from hpo import damage
-from hpo.config import CHANGEABLE, SearchConfig, check_name
+from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
 from hpo.study import Study, told
@@ -277,8 +277,8 @@ class Record:
 
 
 def list_names(runs: Path) -> list[str]:
-    """The searches in a folder."""
-    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
+    """The searches in a folder; what has no search's name is somebody else's."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}") if is_name(path.parent.name))
 
 
 def locked(folder: Path, name: str) -> IO[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +18,23 @@ from hpo import decide, results
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.results import best_report, reports_of, row
+from model.config import visible
 from model.metrics import EvalReport
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
 _BAR_FROM, _SPEED_FROM = 64, 100  # columns of the terminal from which there is room for them
+
+
+class Terminal(Console):
+    """Colours and cursor are ours alone: no name, parameter or error is markup, nor a command to the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            Segment(text if control else visible(text), style, control) for text, style, control in buffer
+        )
 
 
 def trial_table(

@@ -122,6 +122,17 @@ class TrainConfig:
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 
+# ESC and its like are commands to a terminal, a carriage return overwrites what stands there, and the marks for
+# right-to-left text show one text as another. In their place a picture of each, as wide as one letter.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= dict.fromkeys([*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+
+
+def visible(text: object) -> str:
+    """For a terminal, which no name or error of others is to steer: the same in letters and line ends alone."""
+    return str(text).translate(_PICTURES)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A sentence with the choice that looks most like the word, or with all of them."""
     choices = list(choices)

@@ -9,6 +9,7 @@ import http.client
 import io
 import logging
 import os
+import urllib.error
 import urllib.request
 import warnings
 import zlib
@@ -356,9 +357,10 @@ def _fashion_mnist(split: str) -> np.ndarray:
 
 
 def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
+    size = _IDX_HEADER_BYTES + file.count * _SIDE**2
     try:
-        with gzip.open(io.BytesIO(packed)) as file_inside:
-            content = file_inside.read(_IDX_HEADER_BYTES + file.count * _SIDE**2 + 1)  # it may unpack to gigabytes
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            content = stream.read(size + 1)  # 40 MB can unpack to 40 GB
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{where}: damaged ({error}). Delete it and run again.") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -369,12 +371,23 @@ def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
     return content
 
 
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *given: Any) -> urllib.request.Request | None:
+        """See HTTPRedirectHandler; the last argument is where it leads."""
+        if not given[-1].startswith("https://"):
+            raise urllib.error.URLError(f"it leads to {given[-1]}, which is not https")
+        return super().redirect_request(*given)
+
+
+_HTTPS = urllib.request.build_opener(_OnlyHttps)
+
+
 def _download(file: _IdxFile) -> Path:
     """Fetch from upstream into the cache; written only after its checksum matched."""
     url = _UPSTREAM + file.name
     log.warning("Fetching %s", url)
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with _HTTPS.open(url, timeout=60) as response:
             packed = response.read(_MAX_DOWNLOAD_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and keep what it tells below ~/.cache
+
+import onnxruntime
 
 from model.config import ConfigError, is_a, shown
 
@@ -149,7 +153,7 @@ def _wrong_parts(manifest: Any) -> list[str]:
     files: Any = manifest.get("files")
     model, strip = manifest.get("model"), manifest.get("strip")
     parts = {
-        "files": isinstance(files, dict) and all(Path(n).name == n and isinstance(d, str) for n, d in files.items()),
+        "files": isinstance(files, dict) and all(_is_name(n) and isinstance(d, str) for n, d in files.items()),
         "model": isinstance(model, dict) and _is_model(**{name: model.get(name) for name in _MODEL}),
         "origin": isinstance(manifest.get("origin", {}), dict),
         "data": isinstance(manifest.get("data", {}), dict),
@@ -159,6 +163,10 @@ def _wrong_parts(manifest: Any) -> list[str]:
     wrong = [name for name, is_right in parts.items() if not is_right]
     named = [model["file"], *([strip.get("file")] if strip else [])] if not wrong else []  # type: ignore[index]
     return wrong + [f"file {shown(name)}" for name in named if not isinstance(name, str) or name not in files]
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..", MANIFEST)
 
 
 _MODEL = ("file", "channels", "image_size", "padding")
@@ -186,10 +194,13 @@ def _is_row(row: Any) -> bool:
 
 
 def verify_files(folder: Path) -> dict[str, Any]:
-    """The manifest, if all that it names is there and undamaged. Raises DenoiseError."""
+    """The manifest, if all that it names is there and undamaged, and nothing else. Raises DenoiseError."""
     manifest = read_manifest(folder)
     for name, digest in manifest["files"].items():
         _verified(folder / name, digest)
+    for path in sorted(folder.iterdir()):
+        if path.name not in {MANIFEST, *manifest["files"]}:
+            raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
     return manifest
 
 

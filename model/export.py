@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -64,9 +64,9 @@ def export(
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
 
     to.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    folder = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
+    folder.mkdir()  # readable by whom the umask lets
     try:
-        folder.chmod(0o755)
         weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
         (folder / WEIGHTS_FILE).write_bytes(save(weights))
         _write_onnx(generator, folder / ONNX_FILE, images.shape)

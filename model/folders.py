@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import numpy as np
 
 from model import s3
 from model.config import ConfigError, MachineError
-from model.pictures import IMAGE_SUFFIXES, ImageError, open_image
+from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, open_image
 from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
@@ -31,7 +30,6 @@ SPLITS = ("train", "validation", "test")
 CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
 NOISY, CLEAN = "noisy", "clean"
-_MOST_BYTES = 1_000_000_000  # of an image file: 100 megapixels of four channels, and more
 _SHOWN = 5  # names in a message
 _S3_ATTEMPTS = 5  # a request of a server that hangs takes a minute in all
 
@@ -139,17 +137,17 @@ def _local(folder: Path) -> _Files:
 
 
 def _read(path: Path) -> bytes:
-    """Raises OSError."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError("no file")  # a pipe would be waited for
-    return _whole(found.st_size, path.read_bytes)
+    if not path.is_file():  # a pipe would be waited for, a device be read for ever
+        raise ImageError(f"{path}: is no file")
+    _check_size(path, path.stat().st_size)
+    return path.read_bytes()
 
 
-def _whole(size: int, read: Callable[[], bytes]) -> bytes:
-    if size > _MOST_BYTES:
-        raise OSError(f"{size / 1e9:.1f} GB; an image file has at most {_MOST_BYTES / 1e9:.0f}")
-    return read()
+def _check_size(path: object, size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{path}: has {size:,} bytes, above {MAX_BYTES:,}: no image of up to {MAX_PIXELS:,} pixels has"
+        )
 
 
 def _s3(address: str) -> _Files:
@@ -159,15 +157,17 @@ def _s3(address: str) -> _Files:
         system, root = s3.connect(address, _S3_ATTEMPTS)
         listed = system.get_file_info(fs.FileSelector(root, recursive=True))
 
-    def reader(path: str) -> Callable[[], bytes]:
+    def reader(path: str, size: int) -> Callable[[], bytes]:
         def read() -> bytes:
+            _check_size(path, size)
             with _asked(address), system.open_input_file(path) as file:
-                return _whole(file.size(), file.read)
+                content: bytes = file.read()
+                return content
 
         return read
 
-    names = {info.path[len(root) :].lstrip("/"): info.path for info in listed if info.is_file}
-    return {name: reader(path) for name, path in sorted(names.items()) if _is_image(name)}
+    found = {info.path[len(root) :].lstrip("/"): info for info in listed if info.is_file}
+    return {name: reader(info.path, info.size) for name, info in sorted(found.items()) if _is_image(name)}
 
 
 def _is_image(name: str) -> bool:

@@ -46,18 +46,18 @@ def options_of(address: str) -> dict[str, str]:
         url = urlsplit(address)
     except ValueError as error:
         raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
-    if {"@", ":"} & set(url.netloc):  # they would be written into search.json; a secret may have a / in it
+    options = dict(parse_qsl(url.query))
+    # They would be written into search.json; a secret may have a / in it.
+    if {"@", ":"} & set(url.netloc) or any("@" in value for value in options.values()):
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
     if "#" in address:  # what follows would be ignored
         raise ConfigError(f"{address}: has a #, which no address has; what follows a ? are its options")
     if not url.netloc:
         raise ConfigError(f"{address}: names no bucket: s3://BUCKET/PREFIX")
-    options = dict(parse_qsl(url.query))
     unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise ConfigError(
-            "\n".join(f"{address}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown)
-        )
+    if unknown:  # without its value, which is perhaps a key
+        where = address.partition("?")[0]
+        raise ConfigError("\n".join(f"{where}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown))
     return options
 
 

@@ -80,6 +80,19 @@ def test_a_hole_between_reports_is_refused(record):
         record.hear(0, report(3, 0.5))
 
 
+def test_a_driver_that_dies_while_it_makes_a_search_leaves_none(runs, search, monkeypatch):
+    def die(*_: object) -> None:
+        raise Killed
+
+    for step in ("Study.create", "write_atomically"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hpo.record.{step}", die)
+            with pytest.raises(Killed):
+                Record.create(runs, "first", search)
+        assert not Record.exists(runs, "first")
+    assert Record.create(runs, "first", search).trials() == []
+
+
 @pytest.mark.parametrize("ssim", [0.5, math.nan])
 def test_a_report_is_written_with_what_becomes_of_its_trial_or_not_at_all(record, runs, ssim):
     with_trials(record, 1)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pickle
+import stat
 import struct
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 
 def test_tensors_and_state_come_back_bit_for_bit(tmp_path):
-    path, saved = tmp_path / "new" / "checkpoint.safetensors", some_tensors()
+    path, saved = tmp_path / "new" / "deep" / "checkpoint.safetensors", some_tensors()
     save_checkpoint(path, saved, STATE)
     loaded, state = load_checkpoint(path)
     assert state == STATE
@@ -69,6 +70,8 @@ def test_a_checkpoint_is_replaced_as_one_file(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, some_tensors(), {"epoch": 1})
     save_checkpoint(path, some_tensors(), {"epoch": 2})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_checkpoint(path, some_tensors(), {"epoch": float("nan")})
     assert load_checkpoint(path)[1] == {"epoch": 2}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -151,16 +154,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
 
 
 def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    path, synced = tmp_path / "file", []
+    path, synced, descriptors = tmp_path / "file", [], len(os.listdir("/proc/self/fd"))
     sync = os.fsync
 
     def record(descriptor: int) -> None:
-        synced.append(path.exists())
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((path.exists(), "folder" if is_folder else os.fstat(descriptor).st_size))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
     write_atomically(path, b"new")
-    assert synced == [False, True]  # the content, then the folder with the name
+    assert synced == [(False, 3), (True, "folder")]  # the whole content, then the folder with the name
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 # --- whatever is in the file -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import skimage.data
-from fuzzing import assert_told, damaged
+from fuzzing import assert_told, damaged, fewer
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -473,6 +473,7 @@ def test_a_network_that_denoises_nothing_is_refused_with_the_reason(name, export
 
 
 @given(data=st.data())
+@fewer(3)
 def test_any_network_denoises_or_is_refused(exported, tmp_path_factory, data):
     right = (exported.folder / "generator.onnx").read_bytes()
     content = data.draw(st.sampled_from([right, *(content for content, _ in NETWORKS.values())]).flatmap(damaged))
