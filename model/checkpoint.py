@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from model.config import MachineError
+from model.disk import writing
 
 _DIGEST, _STATE = "sha256", "state"
 
@@ -55,7 +56,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with part.open("wb") as file:
+        with writing(path), part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
