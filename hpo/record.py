@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import errno
 import fcntl
 import json
 import os
 import platform
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -20,24 +23,46 @@ from urllib.parse import quote
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
+from hpo.decide import (
+    ASKED,
+    BY,
+    CONFIG,
+    DECISION,
+    ERROR,
+    FAILURES,
+    HEARD,
+    MOVES,
+    NODE,
+    REPORTS,
+    Decision,
+    Suggestion,
+    judge,
+)
 from hpo.storage import Storage
-from hpo.study import Study, told
+from hpo.study import Study, check_file, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
+from model.disk import check_writable, in_words
 from model.export import git_commit
-from model.metrics import EvalReport, objective_value
+from model.metrics import EvalReport, Objective, objective_value
 
 SEARCH_FILE, STUDY_FILE, LOCK_FILE = "search.json", "study.db", "lock"
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
+_ID = "search_id"  # note on the study: whose it is
+_DATABASE_ERRORS = (sqlite3.Error, SQLAlchemyError, StorageInternalError)
+_DAMAGED = ("malformed", "not a database", "no such table", "no such column", "file format")
 
 
 class RecordError(MachineError):
     """A record that cannot be read, or that somebody else is writing."""
+
+
+class DamagedError(RecordError):
+    """One that is not what was written; another copy of it may be."""
 
 
 class Record:
@@ -57,6 +82,7 @@ class Record:
         self.bring: Callable[[], None] = lambda: None  # what is newer in the storage
         self._read_search()
         self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
+        self._read_only = read_only
         self._open = partial(self._open_study, read_only, waits)
         self._study, self._trials = self._open()
 
@@ -69,25 +95,48 @@ class Record:
         except FileNotFoundError:
             raise missing(runs, name) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}: damaged ({error})") from error
+            raise DamagedError(f"{path}: damaged ({error})") from error
 
     def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
         """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
         if self.study_file and not self.study_file.exists():
-            raise RecordError(f"{self.study_file}: is gone, and with it the trials; delete {self.folder} to start anew")
+            raise DamagedError(f"{self.study_file}: is gone, and with it the trials; {self._remedy}")
         url, name = _study_of(self.folder, self.about, read_only)
-        try:
-            study = Study(url, name, read_only=read_only, waits=waits)
-            return study, study.trials()
-        except KeyError:
-            raise RecordError(f"{self.study_place}: has no study {name}; delete {self.folder} to start anew") from None
-        except (DatabaseError, StorageInternalError) as error:
-            raise self._unreadable(error) from error
+        with self._telling():
+            if self.study_file:
+                check_file(self.study_file, read_only=read_only)
+            try:
+                study = Study(url, name, read_only=read_only, waits=waits)
+            except KeyError:
+                raise DamagedError(f"{self.study_place}: has no study {name}; {self._remedy}") from None
+            of, trials = study.notes().get(_ID, self.id), study.trials()
+        if of != self.id:
+            raise DamagedError(f"{self.study_place}: is another search's, {of} and not {self.id}; {self._remedy}")
+        for number, trial in enumerate(trials):
+            if not _is_sound(trial, number, self.search.objective):
+                raise DamagedError(f"{self.study_place}: damaged (trial {number} contradicts itself); {self._remedy}")
+        return study, trials
 
-    def _unreadable(self, error: Exception) -> RecordError:
-        if "readonly database" in told(error):  # a journal is left, and who only reads must not play it back
-            return RecordError(f"{self.study_file}: its driver died while it wrote; `hpo show {self.name}` mends that")
-        return RecordError(f"{self.study_place}: damaged, or held by another process ({told(error)})")
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What goes wrong with the database, as RecordError."""
+        try:
+            yield
+        except ConfigError:  # a ValueError
+            raise
+        except (*_DATABASE_ERRORS, LookupError, ValueError) as error:
+            why = told(error)
+            if "readonly database" in why and self._read_only:  # a journal is left, and must not be played back
+                raise RecordError(
+                    f"{self.study_place}: its driver died while it wrote; `hpo show {self.name}` mends that"
+                ) from error
+            if isinstance(error, LookupError | ValueError) or any(sign in why for sign in _DAMAGED):
+                raise DamagedError(f"{self.study_place}: damaged ({why}); {self._remedy}") from error
+            raise _unusable(self.study_place, error) from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"{'put a copy of it in its place, or ' * bool(self.study_file)}delete {self.folder} to start anew"
 
     @property
     def study_place(self) -> str:
@@ -103,6 +152,7 @@ class Record:
     def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
         """Raises ConfigError for a space that cannot be searched, and where the folder cannot be made."""
         folder = runs / check_name(name)
+        check_writable(folder, "--runs")
         about = {
             "format": 1,
             "name": name,
@@ -116,10 +166,10 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-            Study.create(*_study_of(folder, about))
+            Study.create(*_study_of(folder, about), {} if search.study_url else {_ID: about["id"]})
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
+        except _DATABASE_ERRORS as error:
+            raise _unusable(str(folder / STUDY_FILE), error) from error
         return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:
@@ -146,12 +196,10 @@ class Record:
         """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
         self.bring()
         self._read_search()
-        try:
+        with self._telling():
             if self.storage and self.study_file:  # another file than before
                 self._study, _ = self._open()
             self._trials = self._study.trials()
-        except (DatabaseError, StorageInternalError) as error:
-            raise self._unreadable(error) from error
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +236,8 @@ class Record:
             user_attrs=suggestion.user_attrs(self._reports_heard()),
         )
         trial.number = len(self._trials)
-        self._study.write(trial, None)
+        with self._telling():
+            self._study.write(trial, None)
         self._trials.append(trial)
         return trial
 
@@ -210,7 +259,7 @@ class Record:
         decision = judge(trials, number, report.epoch, self.search)
         if decision.action != "go on":
             trial.user_attrs[DECISION] = asdict(decision)
-            trial.values, trial.datetime_complete = [decision.value], datetime.now()
+            trial.values, trial.datetime_complete = [decision.value], _end_of(trial)
             trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
         self._write(trial)
         return decision
@@ -234,25 +283,59 @@ class Record:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
         trial = copy.copy(self._trials[number])
         trial.user_attrs = {**trial.user_attrs, ERROR: {"text": error, "trials": len(self._trials)}}
-        trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()
+        trial.state, trial.datetime_complete = TrialState.FAIL, _end_of(trial)
         self._write(trial)
 
     def note(self, key: str, value: Any) -> None:
         """A JSON-ready fact about the whole search."""
-        self._study.note(key, value)
+        with self._telling():
+            self._study.note(key, value)
 
     def notes(self) -> dict[str, Any]:
         """All such facts."""
-        return self._study.notes()
+        with self._telling():
+            return self._study.notes()
 
     def _write(self, trial: FrozenTrial) -> None:
         """A changed copy, in the place of what it was: who was given the trial before, in whatever thread, keeps what
         was true then."""
-        self._study.write(trial, self._trials[trial.number])
+        with self._telling():
+            self._study.write(trial, self._trials[trial.number])
         self._trials[trial.number] = trial
 
     def _reports_heard(self) -> int:
         return sum(len(trial.user_attrs[REPORTS]) for trial in self._trials)
+
+
+def _end_of(trial: FrozenTrial) -> datetime:
+    """Now; but a clock that was set back meanwhile makes no negative durations, here or in Optuna's tools."""
+    return max(datetime.now(), trial.datetime_start or datetime.min)
+
+
+def _unusable(place: str, error: Exception) -> RecordError:
+    """For reasons that are not in the study itself."""
+    why = told(error)
+    if "disk is full" in why:
+        return RecordError(in_words(OSError(errno.ENOSPC, "", place)))
+    if "locked" in why:
+        return RecordError(f"{place}: held by another process ({why})")
+    return RecordError(f"{place}: cannot be written or read ({why})")
+
+
+def _is_sound(trial: FrozenTrial, number: int, objective: Objective) -> bool:
+    """Whether what is written twice agrees: SQLite has no digests."""
+    attrs, values = trial.user_attrs, trial.intermediate_values
+    try:
+        told = [(r["epoch"], objective_value(float(r["ssim"]), float(r["psnr_db"]), objective)) for r in attrs[REPORTS]]
+        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        return (
+            trial.number == number
+            and told == sorted(values.items()) == list(zip(range(1, len(told) + 1), values.values(), strict=True))
+            and (DECISION in attrs) == (trial.value is not None) == ended
+            and {CONFIG, BY, ASKED} <= attrs.keys()
+        )
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def list_names(runs: Path) -> list[str]:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from curves import conductor, train
-from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
 from hpo import follow, results
 from hpo.cli import main
 from hpo.follow import watch
 from hpo.progress import STATUS_FILE, Progress, Status
-from hpo.record import LOCK_FILE, STUDY_FILE, Record, locked
+from hpo.record import LOCK_FILE, STUDY_FILE, Record, RecordError, locked
+from hpo.study import told
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -119,9 +119,9 @@ def test_a_status_comes_back_as_it_was(tmp_path):
 
 def test_a_record_that_is_watched_cannot_be_written(done, runs):
     watched = Record(runs, "first", read_only=True)
-    with pytest.raises(StorageInternalError) as refused:
+    with pytest.raises(RecordError) as refused:
         watched.note("a", 1)
-    assert "readonly database" in str(refused.value.__cause__)
+    assert "readonly database" in told(refused.value.__cause__)
     with sqlite3.connect(done.folder / STUDY_FILE) as other:  # and its driver is not in its way, nor it in the driver's
         other.execute("BEGIN IMMEDIATE")
         watched.refresh()

@@ -442,7 +442,7 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
 
     monkeypatch.setattr("hpo.search.write_report", full)
     _write_report(Copies(done, None, lambda _: None), Console(stderr=True))
-    assert "No space left on device" in capsys.readouterr().err
+    assert "No report: disk full" in capsys.readouterr().err
 
 
 def test_the_node_is_kept_of_the_epoch_that_it_trained_alone(record):
