@@ -26,29 +26,16 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
-from hpo.config import CHANGEABLE, SearchConfig, check_name
-from hpo.decide import (
-    ASKED,
-    BY,
-    CONFIG,
-    DECISION,
-    ERROR,
-    FAILURES,
-    HEARD,
-    MOVES,
-    NODE,
-    REPORTS,
-    Decision,
-    Suggestion,
-    judge,
-)
+from hpo import damage
+from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
 from hpo.study import Study, check_file, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.disk import check_writable, in_words
 from model.export import git_commit
-from model.metrics import EvalReport, Objective, objective_value
+from model.metrics import EvalReport, objective_value
 
 SEARCH_FILE, STUDY_FILE, LOCK_FILE = "search.json", "study.db", "lock"
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
@@ -89,12 +76,13 @@ class Record:
     def _read_search(self) -> None:
         path, name, runs = self.folder / SEARCH_FILE, self.name, self.folder.parent
         try:
-            self.about: dict[str, Any] = json.loads(path.read_text())
-            self.id: str = self.about["id"]
-            self.search = SearchConfig(**self.about["search"])
+            self.about = read_about(path.read_bytes(), path)
         except FileNotFoundError:
             raise missing(runs, name) from None
-        except (ValueError, KeyError, TypeError) as error:
+        self.id: str = self.about["id"]
+        try:
+            self.search = SearchConfig(**self.about["search"])
+        except (ConfigError, TypeError) as error:  # TypeError: fields of another version
             raise DamagedError(f"{path}: damaged ({error})") from error
 
     def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
@@ -102,35 +90,43 @@ class Record:
         if self.study_file and not self.study_file.exists():
             raise DamagedError(f"{self.study_file}: is gone, and with it the trials; {self._remedy}")
         url, name = _study_of(self.folder, self.about, read_only)
-        with self._telling():
+        with self._telling(Exception):  # json's too, of a damaged row; RuntimeError: tables of another Optuna
             if self.study_file:
                 check_file(self.study_file, read_only=read_only)
             try:
                 study = Study(url, name, read_only=read_only, waits=waits)
             except KeyError:
                 raise DamagedError(f"{self.study_place}: has no study {name}; {self._remedy}") from None
-            of, trials = study.notes().get(_ID, self.id), study.trials()
+            of = study.notes().get(_ID, self.id)
         if of != self.id:
             raise DamagedError(f"{self.study_place}: is another search's, {of} and not {self.id}; {self._remedy}")
-        for number, trial in enumerate(trials):
-            if not _is_sound(trial, number, self.search.objective):
-                raise DamagedError(f"{self.study_place}: damaged (trial {number} contradicts itself); {self._remedy}")
-        return study, trials
+        return study, self._read_trials(study)
+
+    def _read_trials(self, study: Study) -> list[FrozenTrial]:
+        """Whole ones. Raises RecordError, StudyAwayError."""
+        with self._telling(Exception):
+            trials = study.trials()
+        for place, trial in enumerate(trials):
+            if wrong := "number" if trial.number != place else damage.of_trial(trial, self.search.objective):
+                raise DamagedError(f"{self.study_place}: damaged (trial {place}: its {wrong}); {self._remedy}")
+        return trials
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """What goes wrong with the database, as RecordError."""
+    def _telling(self, *others: type[Exception]) -> Iterator[None]:
+        """What goes wrong with the database, as RecordError; others: are signs of damage, too."""
         try:
             yield
-        except ConfigError:  # a ValueError
+        except (ConfigError, MachineError):  # they say all there is to say
             raise
-        except (*_DATABASE_ERRORS, LookupError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, (*_DATABASE_ERRORS, *others)):
+                raise
             why = told(error)
             if "readonly database" in why and self._read_only:  # a journal is left, and must not be played back
                 raise RecordError(
                     f"{self.study_place}: its driver died while it wrote; `hpo show {self.name}` mends that"
                 ) from error
-            if isinstance(error, LookupError | ValueError) or any(sign in why for sign in _DAMAGED):
+            if not isinstance(error, _DATABASE_ERRORS) or any(sign in why for sign in _DAMAGED):
                 raise DamagedError(f"{self.study_place}: damaged ({why}); {self._remedy}") from error
             raise _unusable(self.study_place, error) from error
 
@@ -196,10 +192,10 @@ class Record:
         """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
         self.bring()
         self._read_search()
-        with self._telling():
-            if self.storage and self.study_file:  # another file than before
-                self._study, _ = self._open()
-            self._trials = self._study.trials()
+        if self.storage and self.study_file:  # another file than before
+            self._study, self._trials = self._open()
+        else:
+            self._trials = self._read_trials(self._study)
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
@@ -292,8 +288,8 @@ class Record:
             self._study.note(key, value)
 
     def notes(self) -> dict[str, Any]:
-        """All such facts."""
-        with self._telling():
+        """All such facts. Raises RecordError."""
+        with self._telling(ValueError):
             return self._study.notes()
 
     def _write(self, trial: FrozenTrial) -> None:
@@ -322,30 +318,14 @@ def _unusable(place: str, error: Exception) -> RecordError:
     return RecordError(f"{place}: cannot be written or read ({why})")
 
 
-def _is_sound(trial: FrozenTrial, number: int, objective: Objective) -> bool:
-    """Whether what is written twice agrees: SQLite has no digests."""
-    attrs, values = trial.user_attrs, trial.intermediate_values
-    try:
-        told = [(r["epoch"], objective_value(float(r["ssim"]), float(r["psnr_db"]), objective)) for r in attrs[REPORTS]]
-        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        return (
-            trial.number == number
-            and told == sorted(values.items()) == list(zip(range(1, len(told) + 1), values.values(), strict=True))
-            and (DECISION in attrs) == (trial.value is not None) == ended
-            and {CONFIG, BY, ASKED} <= attrs.keys()
-        )
-    except (LookupError, TypeError, ValueError):
-        return False
-
-
 def list_names(runs: Path) -> list[str]:
-    """The searches in a folder."""
-    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
+    """The searches in a folder; what has no search's name is somebody else's."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}") if is_name(path.parent.name))
 
 
 def locked(folder: Path, name: str) -> IO[str]:
     """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
-    lock = (folder / LOCK_FILE).open("a+")
+    lock = (folder / LOCK_FILE).open("a+", errors="replace")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -355,6 +335,17 @@ def locked(folder: Path, name: str) -> IO[str]:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
+
+
+def read_about(content: bytes, where: object) -> dict[str, Any]:
+    """What a search.json has, its search not yet looked at. Raises DamagedError."""
+    try:
+        about: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where}: damaged ({error})") from error
+    if wrong := damage.of_search(about):
+        raise DamagedError(f"{where}: damaged ({wrong})")
+    return about
 
 
 def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:

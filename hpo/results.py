@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import decide
+from hpo import damage, decide
 from hpo.config import SearchConfig
 from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, MOVES, REPORTS
-from hpo.record import Record
+from hpo.record import Record, RecordError
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.config import ConfigError
+from model.config import ConfigError, is_a
 from model.data import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export import export
@@ -84,17 +84,41 @@ def candidates(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]
 def ranked(record: Record) -> list[int]:
     """The finalists, best first: by all validation images once they were measured, else by their own reports."""
     notes = record.notes()
-    numbers = finalists(record.trials(), record.search.objective, notes.get(LOST, []))
-    measured: dict[str, dict[str, float]] = notes.get(FINALISTS, {})
-    if {int(number) for number in measured} == set(numbers):  # else they are those of an earlier end
+    numbers = finalists(record.trials(), record.search.objective, lost(notes))
+    measured = _finalists(notes)
+    if measured.keys() == set(map(str, numbers)):  # else they are those of an earlier end
         numbers.sort(key=lambda number: -measured[str(number)]["value"])
     return numbers
+
+
+def lost(notes: Mapping[str, Any]) -> list[int]:
+    """Trials that cannot win. Raises RecordError."""
+    found = notes.get(LOST, [])
+    if not isinstance(found, list) or not all(is_a(number, int) for number in found):
+        raise RecordError(f"the search's note {LOST}: damaged")
+    return found
+
+
+def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By the number of the trial. Raises RecordError."""
+    measured = notes.get(FINALISTS, {})
+    if not isinstance(measured, dict) or any(map(damage.of_measured, measured.values())):
+        raise RecordError(f"the search's note {FINALISTS}: damaged")
+    return measured
+
+
+def final_of(record: Record) -> dict[str, Any] | None:
+    """What the final training came to, and of which trial's configuration. Raises RecordError."""
+    final: dict[str, Any] | None = record.notes().get(FINAL)
+    if final and (damage.of_measured(final) or not is_a(final.get("trial"), int)):
+        raise RecordError(f"the search's note {FINAL}: damaged")
+    return final or None
 
 
 def winner(record: Record) -> int | None:
     """The trial with the best checkpoint, or with the configuration that the final training made the best of."""
     if final_wins(record):
-        return int(record.notes()[FINAL]["trial"])
+        return int((final_of(record) or {})["trial"])
     return next(iter(ranked(record)), None)
 
 
@@ -106,9 +130,9 @@ def document(record: Record) -> dict[str, Any]:
         "id": record.id,
         "search": record.search.as_dict(),
         "winner": winner(record),
-        FINALISTS: notes.get(FINALISTS, {}),
-        FINAL: notes.get(FINAL),
-        LOST: notes.get(LOST, []),
+        FINALISTS: _finalists(notes),
+        FINAL: final_of(record),
+        LOST: lost(notes),
         "trials": leaderboard(record.trials(), record.search.objective),
     }
 
@@ -145,11 +169,10 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
 
 def final_wins(record: Record) -> bool:
     """Whether a finalist's configuration, trained longer, beats them all: on all validation images, like them."""
-    notes, numbers = record.notes(), ranked(record)
-    final = notes.get(FINAL)
+    final, numbers = final_of(record), ranked(record)
     if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False
-    best = notes.get(FINALISTS, {}).get(str(numbers[0]))
+    best = _finalists(record.notes()).get(str(numbers[0]))
     return best is not None and bool(final["value"] >= best["value"])
 
 

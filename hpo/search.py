@@ -36,9 +36,10 @@ from hpo.report import write_report
 from hpo.retention import Retention, kept
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
 from hpo.searcher import ConductorSearcher
-from hpo.stopping import HEAD_GONE, TERMINATED, TO_BE_CONTINUED, Stop, Stopping
+from hpo.stopping import HEAD_GONE, TO_BE_CONTINUED, Stop, Stopping
 from hpo.storage import Storage, StorageError
 from hpo.study import StudyAwayError
+from hpo.tables import Terminal
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
 from hpo.workplace import was_trained_with
@@ -161,7 +162,7 @@ def _held(
         store.remove_others()
         record.note(IMAGES, digest)
         with copies:
-            return _searched(copies, space, images, Console(stderr=True, quiet=quiet, markup=False), stopping)
+            return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
 
 
 def _searched(copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
@@ -197,10 +198,10 @@ def _until_its_end(
             code = _run(copies, space, images, console, stopping, tracker=tracker)
             _write_report(copies, console)
             return code
+    except ray_runtime.HalfStartedError:
+        stopping.leave()
     except KeyboardInterrupt:
         return stopping.end()
-    except SystemExit:  # by Ray's handler of SIGTERM, while Ray starts
-        return stopping.end(TERMINATED)
     except ray_runtime.HeadGoneError:
         return stopping.end(HEAD_GONE)
     except (StorageError, StudyAwayError) as error:
@@ -235,7 +236,7 @@ def _run(
 ) -> int:
     record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
-        with ray_runtime.started(record.search, stopping.head_is_gone, stopping.on_signals) as cluster:
+        with ray_runtime.started(record.search, stopping.head_is_gone) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
             spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)

@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,9 +112,9 @@ def _beside(to: Path) -> Iterator[Path]:
     """A folder that is to take its place; gone at the end, if it has not."""
     with writing(to):
         to.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+        folder = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
+        folder.mkdir()  # readable by whom the umask lets
         try:
-            folder.chmod(0o755)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)

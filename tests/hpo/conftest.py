@@ -49,18 +49,18 @@ def done(runs: Path, undisturbed: Record) -> Record:
 
 
 @pytest.fixture(scope="session")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a few images."""
     return photographs(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="session")
-def searched_plainly(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched_plainly(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of an undisturbed search of them, without Ray, exported. To be read, not to be changed."""
     runs = tmp_path_factory.mktemp("searched") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch, exports=True)
-        assert main(command(few, runs)) == 0
+        assert main(command(pictures, runs)) == 0
     return runs
 
 

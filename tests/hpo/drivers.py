@@ -51,7 +51,7 @@ class Driver:
     def ray_folders(self) -> set[str]:
         """Ray's own, in use now."""
         lines = [" ".join(process.cmdline()) for process in self.processes()]
-        return {found for line in lines for found in re.findall(r"/tmp/ray/session_[\w-]+(?=/)", line)}
+        return {found for line in lines for found in re.findall(r"[^\s=]+/\.ray/session_[\w-]+(?=/)", line)}
 
     def left_after(self, seconds: float) -> list[psutil.Process]:
         """Those that live so long after now."""

@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     ("which", "damage"), [({LAST}, middle_flipped), ({LAST, BEST}, middle_flipped), ({LAST, BEST}, cut)]
 )
 def test_a_trial_whose_last_checkpoint_is_damaged_trains_again_and_says_so(  # noqa: PLR0917
-    which, damage, few, searched_plainly, tmp_path, monkeypatch, caplog
+    which, damage, pictures, searched_plainly, tmp_path, monkeypatch, caplog
 ):
     """From the best, or from its beginning: and ends as the undisturbed one."""
     run_epoch = plain_search.TrainingRun.run_epoch
@@ -70,7 +70,7 @@ def test_a_trial_whose_last_checkpoint_is_damaged_trains_again_and_says_so(  # n
 
     with monkeypatch.context() as patch:
         patch.setattr(plain_search.TrainingRun, "run_epoch", killed)
-        assert main(command(few, tmp_path)) == 4
+        assert main(command(pictures, tmp_path)) == 4
     folder = tmp_path / "first" / "trials" / "00000"
     content = (folder / LAST).read_bytes()
     for name in which:
@@ -78,7 +78,7 @@ def test_a_trial_whose_last_checkpoint_is_damaged_trains_again_and_says_so(  # n
         (folder / name).write_bytes(content)
         damage(folder / name)
     with caplog.at_level(logging.WARNING):
-        assert main(command(few, tmp_path)) == 0
+        assert main(command(pictures, tmp_path)) == 0
     said = "trial 0: its last checkpoint was damaged or gone; it is back at epoch 1, and trains again up to the 2 that"
     assert sum(said in message for message in caplog.messages) == (which == {LAST, BEST})
     record = Record(tmp_path, "first")
@@ -89,7 +89,7 @@ def test_a_trial_whose_last_checkpoint_is_damaged_trains_again_and_says_so(  # n
 @pytest.mark.usefixtures("plainly")
 @pytest.mark.parametrize("damage", [middle_flipped, Path.unlink])
 def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noqa: PLR0917
-    damage, few, searched_plainly, tmp_path, monkeypatch, capsys
+    damage, pictures, searched_plainly, tmp_path, monkeypatch, capsys
 ):
     """At the search's end; `hpo show` tells why the best on the leaderboard has not won."""
     by_rank = results.candidates(Record(searched_plainly, "first").trials(), "balanced")
@@ -100,7 +100,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
         measure(context)
 
     monkeypatch.setattr(search, "_measure_finalists", damaged_before)
-    assert main(command(few, tmp_path)) == 0
+    assert main(command(pictures, tmp_path)) == 0
     record = Record(tmp_path, "first")
     path = record.trial_folder(by_rank[0]) / BEST
     assert re.search(rf"^Trial {by_rank[0]} cannot win: {path}: (damaged|there is no)", capsys.readouterr().err, re.M)
@@ -110,13 +110,13 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert f"cannot win, their checkpoints being damaged or gone: trials {by_rank[0]}\n" in capsys.readouterr().out
     monkeypatch.setattr(search, "_measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
-    assert main(command(few, tmp_path)) == 0
+    assert main(command(pictures, tmp_path)) == 0
     assert record.notes()[results.LOST] == []  # it was brought back
     assert results.winner(record) == results.winner(Record(searched_plainly, "first"))
 
 
 @pytest.mark.usefixtures("plainly")
-def test_where_no_checkpoint_is_whole_the_search_ends_with_4_and_no_export(few, tmp_path, monkeypatch, capsys):
+def test_where_no_checkpoint_is_whole_the_search_ends_with_4_and_no_export(pictures, tmp_path, monkeypatch, capsys):
     measure = search._measure_finalists
 
     def damaged_before(context: search._Context) -> None:
@@ -125,7 +125,7 @@ def test_where_no_checkpoint_is_whole_the_search_ends_with_4_and_no_export(few, 
         measure(context)
 
     monkeypatch.setattr(search, "_measure_finalists", damaged_before)
-    assert main(command(few, tmp_path)) == 4
+    assert main(command(pictures, tmp_path)) == 4
     assert "hpo: first: no checkpoint of its best trials is whole" in capsys.readouterr().err
 
 
@@ -197,14 +197,14 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("damage", [cut, overwritten, emptied, Path.unlink, exchanged, of_another_name, without_tables])
 def test_a_search_with_a_damaged_study_is_an_error_and_nothing_is_overwritten(
-    damage, few, searched_plainly, tmp_path, capsys
+    damage, pictures, searched_plainly, tmp_path, capsys
 ):
     shutil.copytree(searched_plainly, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "first" / STUDY_FILE)
     before = contents(tmp_path)
     for each in (
-        command(few, tmp_path),
-        command(few, tmp_path, "--trials", "9"),
+        command(pictures, tmp_path),
+        command(pictures, tmp_path, "--trials", "9"),
         ["show", "first", "--runs", str(tmp_path)],
     ):
         assert main(each) == 4

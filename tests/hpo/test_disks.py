@@ -48,7 +48,7 @@ def ended(runs: Path) -> dict[int, object]:
 
 
 def test_a_search_whose_disk_is_full_again_and_again_is_the_search_that_had_room(
-    few, searched_plainly, small, plainly, capsys
+    pictures, searched_plainly, small, plainly, capsys
 ):
     """At any of its writes: the room that is left is drawn."""
     rng, places, code, rounds = random.Random(5), set(), 4, 0
@@ -59,7 +59,7 @@ def test_a_search_whose_disk_is_full_again_and_again_is_the_search_that_had_room
         assert rounds < 100
         pages = rng.choice([rng.randrange(5), checkpoint + rng.randrange(6), rng.randrange(400)])
         with full(small, but_for=pages << 12):
-            code = main(command(few, small))
+            code = main(command(pictures, small))
             if code:
                 places.add(Path(told_where(capsys)).name)
         after = ended(small)
@@ -72,7 +72,7 @@ def test_a_search_whose_disk_is_full_again_and_again_is_the_search_that_had_room
     assert not list(small.rglob(".*"))
 
 
-def test_a_full_disk_under_a_remote_training_is_told_as_one(few, small, monkeypatch, capsys):
+def test_a_full_disk_under_a_remote_training_is_told_as_one(pictures, small, monkeypatch, capsys):
     """The final training's: its error comes through Ray."""
     full_disk = OSError(28, "No space left on device", "runs/first/final/last.safetensors")
 
@@ -81,7 +81,7 @@ def test_a_full_disk_under_a_remote_training_is_told_as_one(few, small, monkeypa
 
     monkeypatch.setattr(search, "_run", run)
     finish = ["--on-finish", f"cat > {small}/told"]
-    assert main(command(few, small, *finish)) == 4
+    assert main(command(pictures, small, *finish)) == 4
     assert told_where(capsys) == "runs/first/final/last.safetensors"
     told = json.loads((small / "told").read_text())
     assert (told["exit_code"], re.search(FULL, told["reason"])[1]) == (4, "runs/first/final/last.safetensors")
@@ -101,7 +101,7 @@ def test_an_export_that_has_no_room_leaves_the_one_that_was_there(after, searche
 
 
 def test_a_report_or_denoised_images_without_room_are_told_and_no_half_image_is_left(
-    searched_plainly, few, small, capsys
+    searched_plainly, pictures, small, capsys
 ):
     without = shutil.ignore_patterns("report.html", "*.safetensors")
     shutil.copytree(searched_plainly / "first", small / "first", ignore=without)
@@ -109,15 +109,17 @@ def test_a_report_or_denoised_images_without_room_are_told_and_no_half_image_is_
         assert main(["report", "first", "--runs", str(small)]) == 4
         assert told_where(capsys) == str(small / "first" / "report.html")
         (small / "clean").mkdir()
-        assert main(["denoise", str(searched_plainly / "first/export"), str(few), "--to", str(small / "clean")]) == 4
+        assert (
+            main(["denoise", str(searched_plainly / "first/export"), str(pictures), "--to", str(small / "clean")]) == 4
+        )
         assert told_where(capsys) == str(small / "clean" / "chelsea.png")
         assert list((small / "clean").iterdir()) == []
     assert main(["report", "first", "--runs", str(small)]) == 0
-    assert main(["denoise", str(searched_plainly / "first/export"), str(few), "--to", str(small / "clean")]) == 0
+    assert main(["denoise", str(searched_plainly / "first/export"), str(pictures), "--to", str(small / "clean")]) == 0
 
 
-def test_a_training_by_hand_goes_on_once_there_is_room(few, small, tmp_path, capsys):
-    training = ["train", "--data", str(few), "--crop", "16", "--images-per-epoch", "8", "--epochs", "3"]
+def test_a_training_by_hand_goes_on_once_there_is_room(pictures, small, tmp_path, capsys):
+    training = ["train", "--data", str(pictures), "--crop", "16", "--images-per-epoch", "8", "--epochs", "3"]
     training += ["--set", "width=4", "--set", "batch_size=2", "--json", "--to"]
     assert main([*training, str(tmp_path / "with room")]) == 0
     places = []
@@ -133,18 +135,18 @@ def test_a_training_by_hand_goes_on_once_there_is_room(few, small, tmp_path, cap
 
 
 def test_where_nothing_can_be_written_it_is_told_before_anything_is_computed(
-    searched_plainly, few, small, monkeypatch, capsys
+    searched_plainly, pictures, small, monkeypatch, capsys
 ):
     shutil.copytree(searched_plainly, small, dirs_exist_ok=True)
     monkeypatch.setattr(search, "_check", None)  # nor are images read
     monkeypatch.setattr("model.data.DataConfig.load", None)
     commands = [
-        command(few, small),
+        command(pictures, small),
         ["search", "second", "--runs", str(small)],
         ["train", "--to", str(small / "train")],
         ["export", "first", "--runs", str(small)],
         ["export", "first", "--runs", str(searched_plainly), "--to", str(small / "new" / "export")],
-        ["denoise", str(searched_plainly / "first/export"), str(few), "--to", str(small / "clean")],
+        ["denoise", str(searched_plainly / "first/export"), str(pictures), "--to", str(small / "clean")],
         ["report", "first", "--runs", str(small)],
     ]
     with read_only(small):
