@@ -125,7 +125,7 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
             if own:
                 raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
             _take_in(guarded, folder, taken)
-        elif _id(folder) not in (None, json.loads(inside.get(SEARCH_FILE))["id"]):
+        elif _id(folder) not in (None, _about(inside.get(SEARCH_FILE), f"{inside}/{SEARCH_FILE}")["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
         elif own is None or taken.before is None or taken.before.name != own:
             bring(inside, folder)
@@ -149,14 +149,24 @@ def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
 
 def _id(folder: Path) -> str | None:
     with suppress(FileNotFoundError):
-        found: str = json.loads((folder / SEARCH_FILE).read_text())["id"]
-        return found
+        return str(_about((folder / SEARCH_FILE).read_bytes(), str(folder / SEARCH_FILE))["id"])
     return None
 
 
 def _is_served(folder: Path) -> bool:
     """Whether the study is in a database of its own."""
-    return bool(json.loads((folder / SEARCH_FILE).read_text())["search"].get("study_url"))
+    about = _about((folder / SEARCH_FILE).read_bytes(), str(folder / SEARCH_FILE))
+    return bool(about["search"].get("study_url"))
+
+
+def _about(content: bytes, where: str) -> dict[str, Any]:
+    """What search.json says, as far as it is needed here. Raises RecordError."""
+    try:
+        about: dict[str, Any] = json.loads(content)
+        _ = about["id"], about["search"].get("study_url")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordError(f"{where}: damaged ({error})") from error
+    return about
 
 
 def _take_in(storage: Storage, folder: Path, taken: Lease) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +62,16 @@ class Driver:
 
 
 @contextmanager
-def driver(folder: Path, options: list[str], command: tuple[str, ...] = (HPO, "search", "first")) -> Iterator[Driver]:
-    """In a process group of its own, as a shell would start it."""
+def driver(
+    folder: Path,
+    options: list[str],
+    command: tuple[str, ...] = (HPO, "search", "first"),
+    added: Mapping[str, str] | None = None,
+) -> Iterator[Driver]:
+    """In a process group of its own, as a shell would start it. added: to the environment."""
     # W&B's process of this one would be shared; Ray must not see the tests' GPUs or none.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= added or {}
     environment["SEARCH_UNDER_TEST"] = mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [*command, *options],

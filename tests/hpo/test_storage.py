@@ -185,6 +185,8 @@ def test_away_for_longer_than_the_patience_is_an_error_that_names_it(storage, th
         ("s3:/bucket/prefix", "neither a folder nor s3://"),
         ("gs://bucket/prefix", "neither a folder nor s3://"),
         ("s3://key:hush@bucket/prefix", "keys belong into the environment"),
+        ("s3://bucket/prefix?access_key=AKIA&secret_key=hush", "access_key: no such option"),
+        ("s3://bucket/prefix?scheme=http&endpoint_override=key:hush@localhost:1", "keys belong into the environment"),
         ("s3://bucket/prefix?endpoint=x", "Did you mean endpoint_override?"),
         ("s3://no-such-bucket/prefix", "is not there, or refused"),
     ],
