@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,3 +103,14 @@ def num_reports(folder: Path) -> int:
     if "first" not in list_names(folder / "runs"):
         return 0
     return sum(len(trial.intermediate_values) for trial in Record(folder / "runs", "first").trials())
+
+
+def leaked(secrets: Mapping[str, str], *folders: Path) -> set[str]:
+    """NAME in FILE, of all files there."""
+    found = set()
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        if path.is_file():
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                found |= {f"{name} in {path}" for name, secret in secrets.items() if secret.encode() in content}
+    return found

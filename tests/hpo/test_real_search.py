@@ -9,8 +9,7 @@ import platform
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import pytest
 import ray
 import torch
 from chromium import chromium, needs_chromium
-from drivers import GUARD_SECONDS, driver, finished, num_reports
+from drivers import GUARD_SECONDS, driver, finished, leaked, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
 from tensorboard_files import assert_all_there as tensorboard_has_all
@@ -86,17 +85,6 @@ class Searched:
 
 SECRETS = ("WANDB_API_KEY", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "SOME_SECRET")
 HANDED_ON = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "SOME_SECRET")  # trials read images and storage
-
-
-def leaked(secrets: Mapping[str, str], *folders: Path) -> set[str]:
-    """NAME in FILE, of all files there; W&B's also as its own reader has them."""
-    found = set()
-    for path in (path for folder in folders for path in folder.rglob("*")):
-        if path.is_file():
-            with suppress(FileNotFoundError):
-                content = path.read_bytes()
-                found |= {f"{name} in {path}" for name, secret in secrets.items() if secret.encode() in content}
-    return found
 
 
 def asked_without_token(port: int) -> str:

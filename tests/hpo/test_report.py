@@ -339,8 +339,7 @@ def test_hostile_texts_stay_texts(runs, browser):
     record = Record.create(runs, "first", asked)
     record.search = replace(asked, space=HOSTILE)
     record.about |= {"versions": {HOSTILE: HOSTILE}, "git_commit": HOSTILE, "created": HOSTILE}
-    record.home = record.folder = record.folder.rename(runs / HOSTILE.replace("/", ":"))
-    record.study_file = record.folder / "study.db"
+    record.home = runs / HOSTILE.replace("/", ":")  # of which the command to denoise with is made
     params = {HOSTILE: HOSTILE, "__proto__": "constructor"}
     distributions = {name: CategoricalDistribution([value, "x"]) for name, value in params.items()}
     for number in range(3):
