@@ -92,7 +92,7 @@ def _resolve(arguments: argparse.Namespace) -> None:
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
+    return str(Path(data).resolve()) if os.path.exists(data) else data
 
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
@@ -276,7 +276,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.stream import PixelFiles
 
     denoiser = Denoiser(arguments.model)
-    data = DataConfig(**denoiser.manifest["data"])
+    data = DataConfig.from_dict(denoiser.manifest.get("data"))
     if arguments.data is not None:
         data = replace(data, data=_absolute(arguments.data))
     with PixelFiles() as store:

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -43,6 +43,10 @@ _NO_GROWTH = Growth()
 
 class RayError(MachineError):
     """Ray does not start, or has no room for a single trial."""
+
+
+class HalfStartedError(KeyboardInterrupt):
+    """Interrupted while Ray starts, which can then only be left: Python's orderly end crashes in it."""
 
 
 class HeadGoneError(MachineError):
@@ -175,12 +179,11 @@ _MISSED = 3  # seconds in a row, and connections refused
 def started(
     search: SearchConfig,
     head_is_gone: Callable[[], None] = lambda: None,
-    on_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Cluster]:
-    """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError.
+    """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError,
+    HalfStartedError.
 
-    head_is_gone: called in another thread; what waits for Ray may wait for ever. on_signals: handlers, in the place of
-    Ray's own.
+    head_is_gone: called in another thread; what waits for Ray may wait for ever.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -201,6 +204,9 @@ def started(
     ray._private.serialization.OutOfMemoryError = ActorOutOfMemoryError
     # It prints pages of Ray's log on stdout for each process that dies; the listeners tell it in a line.
     ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
+    # This process has handlers of its own; Ray's would end it, that of its C++ part by an abort.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # as do our attempts that ended with an error
     reaper = Reaper()
     reaper.removes(scratch)
@@ -209,9 +215,11 @@ def started(
             ray.init(address=search.address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RayError(f"address={search.address}: Ray does not start there ({error})") from error
+        except KeyboardInterrupt as error:
+            raise HalfStartedError from error
         head = Head()
         try:
-            with on_signals(), head.watched(head_is_gone):
+            with head.watched(head_is_gone):
                 lookout = Lookout()
                 grows = growth() if not local and head.is_here else _NO_GROWTH
                 with lookout.looking():

@@ -38,7 +38,7 @@ from hpo.report import write_report
 from hpo.retention import Retention
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
 from hpo.searcher import ConductorSearcher
-from hpo.stopping import HEAD_GONE, TERMINATED, TO_BE_CONTINUED, Stop, Stopping
+from hpo.stopping import HEAD_GONE, TO_BE_CONTINUED, Stop, Stopping
 from hpo.storage import Storage, StorageError
 from hpo.study import StudyAwayError, told
 from hpo.tables import Terminal
@@ -197,10 +197,10 @@ def _until_its_end(
             code = _run(copies, space, images, console, stopping, tracker=tracker)
             _write_report(copies, console)
             return code
+    except ray_runtime.HalfStartedError:
+        stopping.leave()
     except KeyboardInterrupt:
         return stopping.end()
-    except SystemExit:  # by Ray's handler of SIGTERM, while Ray starts
-        return stopping.end(TERMINATED)
     except ray_runtime.HeadGoneError:
         return stopping.end(HEAD_GONE)
     except (StorageError, StudyAwayError) as error:
@@ -236,7 +236,7 @@ def _run(
 ) -> int:
     record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
-        with ray_runtime.started(record.search, stopping.head_is_gone, stopping.on_signals) as cluster:
+        with ray_runtime.started(record.search, stopping.head_is_gone) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
             spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)

@@ -52,7 +52,7 @@ class Stopping:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Entered again after ray.init, which puts handlers of its own in place. They stay while a search unwinds."""
+        """They stay while a search unwinds."""
         self._listening = True
         before = {number: signal.signal(number, self._signalled) for number in _SIGNALLED}
         try:

@@ -119,7 +119,7 @@ _Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image f
 
 
 def _local(folder: Path) -> _Files:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
     root, files, leaving = folder.resolve(), {}, []
     for parent, folders, names in os.walk(folder):
