@@ -42,6 +42,7 @@ class StandIn:
     asked: list[str] = field(default_factory=list)  # METHOD /path of each request
     unknown: list[str] = field(default_factory=list)  # those that were answered with 501
     markers: set[str] = field(default_factory=set)  # BUCKET/KEY/: pyarrow's folders
+    also_listed: dict[str, Path] = field(default_factory=dict)  # BUCKET/KEY that no file is called, and its content
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)  # begun and not completed: parts by number
     lock: threading.Lock = field(default_factory=threading.Lock)
     ids: Iterator[int] = field(default_factory=itertools.count)
@@ -203,6 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         entries: dict[str, Path | None] = {}  # None: a common prefix
         keys = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         keys |= {marker.partition("/")[2]: Path("/dev/null") for marker in self.stand_in.markers}
+        named = self.stand_in.also_listed.items()
+        keys |= {name.removeprefix(f"{bucket}/"): path for name, path in named if name.startswith(f"{bucket}/")}
         for key, path in sorted(keys.items()):
             if key.startswith(prefix):
                 head, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from contextlib import suppress
 
@@ -153,6 +154,19 @@ def test_an_export_replaces_an_older_one_and_can_carry_the_checkpoint(exported, 
     assert list(copied.parent.iterdir()) == [copied]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700)])
+def test_an_export_is_readable_by_whom_the_umask_lets(umask, mode, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.export, "_write_onnx", lambda generator, path, shape: copy_onnx(exported, path))
+    before = os.umask(umask)
+    try:
+        export(exported.checkpoint, tmp_path / "model", **{**exported.arguments, "test": None})
+    finally:
+        os.umask(before)
+    folder = tmp_path / "model"
+    assert folder.stat().st_mode & 0o777 == mode
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode & 0o666}
+
+
 @pytest.mark.parametrize("foreign", [{"notes.txt": "mine"}, {"manifest.json": '{"name": "a web app"}', "app.js": ""}])
 def test_an_export_never_overwrites_a_folder_with_other_files(foreign, exported, tmp_path):
     for name, text in foreign.items():
@@ -214,6 +228,12 @@ def test_the_figures_of_the_strip_are_those_of_its_own_pictures(exported):
 
 def test_an_export_that_arrived_as_it_left_is_verified(copied, exported):
     assert verified(copied) == exported.manifest
+
+
+def test_a_folder_with_more_in_it_than_was_exported_is_noticed(copied, tmp_path):
+    (copied / "more").symlink_to(tmp_path)
+    with pytest.raises(DenoiseError, match="more: is not in the manifest"):
+        verified(copied)
 
 
 def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_digest_is_right(copied):
