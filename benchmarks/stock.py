@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune import Checkpoint
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from survival import EPOCHS, GRACE, REDUCTION, TRIALS
 
 from model.config import TrainConfig
 from model.data import DataConfig, DeviceImages, Images
@@ -28,8 +29,7 @@ from model.metrics import EvalReport
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 from search_spaces import losses_and_rates
 
-NAME, FILE = "first", "model.pt"
-TRIALS, EPOCHS, GRACE, REDUCTION, IMAGES = 5, 5, 3, 2, 256
+NAME, FILE, IMAGES = "first", "model.pt", 256
 SMALL = {"width": 4, "dropout": 0.0, "batch_size": 16}  # TrainConfig fields
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faults import Ending, Line, complaints, is_done
+from survival import Ending, Line, complaints, is_done
 
 KEYS = ("a", "b", "c", "d", "e")
 DONE, CUT = Ending(0, True), Ending(130, False)
