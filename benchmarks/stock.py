@@ -127,7 +127,6 @@ def measured(generator: Generator) -> dict[str, float]:
 def states(folder: Path) -> list[str]:
     """Of the trials, as Optuna has them."""
     searcher = OptunaSearch()
-    sys.modules["__main__"].suggest = suggest  # where the searcher's pickle looks for it
     searcher.restore(str(max((folder / NAME).glob("searcher-state-*.pkl"))))
     return [trial.state.name for trial in searcher._ot_study.trials]
 
@@ -147,4 +146,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from stock import main  # Ray pickles a function of __main__ by its value, which OptunaSearch can then not save
+
     main()
