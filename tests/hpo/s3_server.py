@@ -38,6 +38,7 @@ class StandIn:
     failures: int = 0  # of the next requests: 503 SlowDown
     hang_seconds: float = 0.0
     refused_part: str = ""  # of uploads, its number: 403
+    has_expired: bool = False  # the keys: 403 ExpiredToken
     is_away: bool = False  # every connection is closed without a word
     asked: list[str] = field(default_factory=list)  # METHOD /path of each request
     unknown: list[str] = field(default_factory=list)  # those that were answered with 501
@@ -72,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stand_in.failures:
             stand_in.failures -= 1
             return self._error(503, "SlowDown")
-        refusal = self._refusal()
+        refusal = "ExpiredToken" if stand_in.has_expired else self._refusal()
         if refusal:
             return self._error(403, refusal)
         bucket, _, key = unquote(url.path).lstrip("/").partition("/")

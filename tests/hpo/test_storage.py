@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from storages import KINDS, Place, place
+from storages import EXPIRING, KINDS, Place, place
 
 from hpo import lease
 from hpo.lease import LeaseLostError, take
@@ -206,6 +206,23 @@ def test_refused_keys_are_bad_input_at_once_and_waited_for_later(tmp_path, monke
             Storage(there.address).check()
         with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
             Storage(there.address, patience=0.5).names()
+
+
+def test_keys_that_expire_meanwhile_are_waited_for(tmp_path, caplog):
+    with place(EXPIRING, tmp_path) as there:
+        storage = Storage(there.address, patience=10).inside("first")
+        storage.put("file", b"1")
+        there.goes_away()
+        timer = threading.Timer(1.0, there.comes_back)
+        timer.start()
+        storage.put("file", b"2")
+        timer.join()
+        assert "ExpiredToken" in caplog.text
+        assert storage.get("file") == b"2"
+        storage.patience = 0.5
+        there.goes_away()
+        with pytest.raises(StorageError, match=r"first: away for .*ExpiredToken"):
+            storage.put("file", b"3")
 
 
 def test_a_server_that_hangs_is_away(tmp_path, monkeypatch):

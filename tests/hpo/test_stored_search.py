@@ -15,7 +15,7 @@ import pytest
 import s3_server
 import stored_search
 from drivers import GUARD_SECONDS, Driver, driver, leaked
-from storages import KINDS, Place, place
+from storages import EXPIRING, KINDS, Place, place
 from test_kill import Killed, one_thread, placed, traced, undisturbed
 from test_real_search import essence
 
@@ -127,6 +127,7 @@ def test_a_search_goes_on_from_the_storage_alone_when_its_host_is_lost(search, t
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("search", [*KINDS, EXPIRING], indirect=True)
 def test_a_storage_that_is_away_is_waited_for_and_then_left_with_75(search, tmp_path):
     with search.on("host") as running:
         running.wait_for(search.begun(2))
