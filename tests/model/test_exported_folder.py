@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import shutil
 from contextlib import suppress
@@ -192,12 +193,13 @@ def test_an_export_never_overwrites_a_file(exported, tmp_path):
     assert path.read_text() == "mine"
 
 
-def test_an_export_that_is_not_what_was_trained_leaves_the_old_one_and_no_part(exported, copied, monkeypatch):
+@pytest.mark.parametrize("mistake", [1.0, math.nan])
+def test_an_export_that_is_not_what_was_trained_leaves_the_old_one_and_no_part(mistake, exported, copied, monkeypatch):
     before = contents(copied)
 
     def mistaken(generator, path, shape):
         copy_onnx(exported, path)
-        generator.last.bias.data.add_(1)  # what the file should be now
+        generator.last.bias.data.add_(mistake)  # what the file should be now
 
     monkeypatch.setattr(model.export, "_write_onnx", mistaken)
     with pytest.raises(ExportError, match="differs from torch's"):
@@ -233,6 +235,28 @@ def test_an_export_that_arrived_as_it_left_is_verified(copied, exported):
 def test_a_folder_with_more_in_it_than_was_exported_is_noticed(copied, tmp_path):
     (copied / "more").symlink_to(tmp_path)
     with pytest.raises(DenoiseError, match="more: is not in the manifest"):
+        verified(copied)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {MANIFEST}))
+def test_every_file_is_held_to_its_digest(name, copied):
+    content, manifest = (copied / name).read_bytes(), read_manifest(copied)
+    (copied / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 is not the manifest's"):
+        verified(copied)
+    (copied / name).write_bytes(content)
+    for no_digest in ("", manifest["files"][name][:8]):
+        changed = {**manifest, "files": {**manifest["files"], name: no_digest}}
+        (copied / MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 is not the manifest's"):
+            verified(copied)
+
+
+def test_figures_that_are_no_numbers_are_not_borne_out(copied):
+    manifest = read_manifest(copied)
+    manifest["strip"]["psnr_db"] = "nan"
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match="does not do here what it did where it was exported: psnr_db"):
         verified(copied)
 
 
