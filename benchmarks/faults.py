@@ -30,7 +30,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -44,6 +43,7 @@ import torch
 from machine import processor
 from ray import tune
 from ray.cluster_utils import Cluster
+from survival import ENDS, EPOCHS, GRACE, REDUCTION, TRIALS, Ending, Line, complaints, is_done
 
 from hpo import decide, results
 from hpo.record import SEARCH_FILE, STUDY_FILE, Record
@@ -55,79 +55,9 @@ import psutil  # isort: skip - found once Ray is imported
 
 HERE = Path(__file__).absolute().parent
 MARK = "FAULTS_BENCHMARK"  # environment variable of everything that a driver starts
-ENDS = (stock.GRACE, stock.EPOCHS)  # where a trial may end: at ASHA's rung, and after all epochs
 HELD_SECONDS, SETTLED_SECONDS = 8.0, 4.0  # epochs are held when it is time, and the fault strikes amid them
 FLIPS = 20
 Outcome = dict[str, Any]
-
-# --- the rules ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Line:
-    """Of the trace (benchmarks/traced). key: of the trial's configuration; attempt: of the driver, from 0."""
-
-    attempt: int
-    pid: int
-    event: str
-    key: str
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Of a driver. code: None if it hung; done: whether every trial had come to its end by then."""
-
-    code: int | None
-    done: bool
-    left: int = 0  # processes, ten seconds later
-    last_words: str = ""
-
-
-def complaints(
-    lines: Sequence[Line],
-    endings: Sequence[Ending],
-    finished: tuple[Collection[str], Collection[str]],
-    excused: Collection[str] = (),
-) -> list[str]:
-    """Every rule that was broken, but the second. finished: trials that the record has as such, at the fault and at
-    last; excused: who may end before their time."""
-    before, after = finished
-    last = last_epochs(lines)
-    begun = Counter((line.key, line.epoch) for line in lines if line.event == "began")
-    repeats = Counter(key for key, _ in begun.elements()) - Counter(key for key, _ in begun)
-    again = {line.key for line in lines if line.attempt and line.key in before}
-    counted = {
-        "trials lost": sum(epoch not in ENDS and key not in excused for key, epoch in last.items()),
-        "trials never run": stock.TRIALS - len(last),
-        "finished trials forgotten": len(set(before) - set(after)),
-        "finished trials trained twice": len(again),
-        "epochs repeated": sum(n for key, n in repeats.items() if n > 1 and key not in again),
-        "processes left": sum(ending.left for ending in endings),
-    }
-    return [
-        *(["exit 0, though not done"] if any(e.code == 0 and not e.done for e in endings) else []),
-        *(["not exit 0, though done"] if any(e.code and e.done for e in endings) else []),
-        *(["does not go on"] if endings[-1].code and not endings[-1].done else []),
-        *(["hangs"] if any(e.code is None for e in endings) else []),
-        *(f"{what}: {number}" for what, number in counted.items() if number > 0),
-    ]
-
-
-def last_epochs(lines: Sequence[Line]) -> dict[str, int]:
-    """Of each trial that began: the last one that it trained to its end."""
-    ended = dict.fromkeys((line.key for line in lines), 0)
-    for line in lines:
-        if line.event == "ended":
-            ended[line.key] = max(ended[line.key], line.epoch)
-    return ended
-
-
-def is_done(lines: Sequence[Line], excused: Collection[str] = ()) -> bool:
-    """Whether all trials came to an end."""
-    last = last_epochs(lines)
-    return len(last) >= stock.TRIALS and all(epoch in ENDS or key in excused for key, epoch in last.items())
-
 
 # --- the two sides --------------------------------------------------------------------------------------------------
 
@@ -174,8 +104,8 @@ class Ours:
         self.use = ["-m", "hpo.cli", "export", stock.NAME, f"--runs={runs}"]
 
     def command(self, address: str = "local", gpus: int = 0) -> list[str]:
-        options = {"trials": stock.TRIALS, "epochs": stock.EPOCHS, "images-per-epoch": stock.IMAGES}
-        options |= {"scheduler": "asha", "grace": stock.GRACE, "reduction": stock.REDUCTION, "objective": "ssim"}
+        options = {"trials": TRIALS, "epochs": EPOCHS, "images-per-epoch": stock.IMAGES}
+        options |= {"scheduler": "asha", "grace": GRACE, "reduction": REDUCTION, "objective": "ssim"}
         options |= {"concurrent": 2, "wandb": "disabled", "address": address, "gpus-per-trial": gpus}
         asked = [f"--{name}={value}" for name, value in {**options, "runs": self.runs}.items()]
         return ["-m", "hpo.cli", "search", stock.NAME, *asked, *(f"--set={n}={v}" for n, v in stock.SMALL.items())]
@@ -323,7 +253,7 @@ class Scene:
     def outcome(self, found: Sequence[str], fine: str = "nothing lost") -> Outcome:
         """One cell of the table."""
         codes = [e.code for e in self.endings]
-        told = ["hangs" if c is None else f"signal {-c}" if c < 0 else f"exit {c}" for c in codes]
+        told = ["no end" if c is None else f"signal {-c}" if c < 0 else f"exit {c}" for c in codes]
         happened = "; ".join([", then ".join(told), *(found or [fine])])
         return {"happened": happened, "survived": not found, "last_words": [e.last_words for e in self.endings]}
 

@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune import Checkpoint
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from survival import EPOCHS, GRACE, REDUCTION, TRIALS
 
 from model.config import TrainConfig
 from model.data import DataConfig, DeviceImages, Images
@@ -28,8 +29,7 @@ from model.metrics import EvalReport
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 from search_spaces import losses_and_rates
 
-NAME, FILE = "first", "model.pt"
-TRIALS, EPOCHS, GRACE, REDUCTION, IMAGES = 5, 5, 3, 2, 256
+NAME, FILE, IMAGES = "first", "model.pt", 256
 SMALL = {"width": 4, "dropout": 0.0, "batch_size": 16}  # TrainConfig fields
 
 
@@ -127,7 +127,6 @@ def measured(generator: Generator) -> dict[str, float]:
 def states(folder: Path) -> list[str]:
     """Of the trials, as Optuna has them."""
     searcher = OptunaSearch()
-    sys.modules["__main__"].suggest = suggest  # where the searcher's pickle looks for it
     searcher.restore(str(max((folder / NAME).glob("searcher-state-*.pkl"))))
     return [trial.state.name for trial in searcher._ot_study.trials]
 
@@ -147,4 +146,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from stock import main  # Ray pickles a function of __main__ by its value, which OptunaSearch can then not save
+
     main()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting, printable, visible
+from model.disk import check_writable, in_words, replacing
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -48,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped("Interrupted. The same command continues.", EXIT_INTERRUPTED)
     except ConfigError as error:
         return _stopped(f"hpo: {error}", EXIT_BAD_INPUT)
-    except (MachineError, OSError) as error:
+    except MachineError as error:
         return _stopped(f"hpo: {error}", EXIT_MACHINE)
+    except OSError as error:
+        return _stopped(f"hpo: {in_words(error)}", EXIT_MACHINE)
     return code
 
 
@@ -230,6 +233,7 @@ def _report(arguments: argparse.Namespace) -> int:
     with _looking(arguments) as record:
         if arguments.to is not None and arguments.to.is_dir():
             raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
+        check_writable(arguments.to.parent if arguments.to else record.home, "--to")
         print(write_report(record, arguments.to))
     return 0
 
@@ -237,9 +241,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from hpo import results
     from model.evaluate import table
+    from model.export import check_target
     from model.stream import PixelFiles
 
     with _looking(arguments) as record:
+        check_target(arguments.to or record.home / results.EXPORT)
         with PixelFiles(arguments.runs, arguments.name) as store:
             images = record.search.data_config().load(store)
         manifest = results.export_winner(
@@ -308,13 +314,16 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from model.pictures import ImageError, open_image
 
     targets = _targets(arguments.images, arguments.to)
+    check_writable(arguments.to, "--to")
     denoiser = Denoiser(arguments.model)
     arguments.to.mkdir(parents=True, exist_ok=True)
     refused = []
     with Progress(console=Console(stderr=True)) as progress:
         for source, target in progress.track(list(targets.items()), description="Denoising"):
             try:
-                denoise_image(denoiser, open_image(source)).save(target)
+                denoised = denoise_image(denoiser, open_image(source))
+                with replacing(target) as part:
+                    denoised.save(part)
             except (ImageError, DenoiseError) as error:
                 refused.append(str(error))
     if refused:
@@ -357,6 +366,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
     if arguments.to.exists() and not arguments.to.is_dir():
         raise ConfigError(f"{arguments.to}: is a file; --to names a folder")
+    check_writable(arguments.to, "--to")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
     import torch

@@ -8,6 +8,7 @@ who looks, can be lost.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import tempfile
 import threading
@@ -22,12 +23,14 @@ from hpo import lease
 from hpo.config import check_name, is_name
 from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
-from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in, read_about
+from hpo.record import SEARCH_FILE, STUDY_FILE, DamagedError, Record, RecordError, locked, missing, not_in, read_about
 from hpo.results import EXPORT, FINAL
 from hpo.storage import LOOKING, PATIENCE, Storage, StorageError
 from model.checkpoint import write_atomically
 from model.config import ConfigError
 from model.denoise import MANIFEST
+
+log = logging.getLogger(__name__)
 
 COPY_SECONDS = 2.0  # between two copies of the study, but for those that a new trial waits for
 _OF = "storage.json"  # in a driver's folder: which storage it belongs to, and the last claim from here
@@ -128,8 +131,25 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
         elif own is None or taken.before is None or taken.before.name != own:
             bring(inside, folder)
+        else:
+            _replace_damaged(inside, folder)
         write_atomically(folder / _OF, json.dumps({"address": storage.address, "claim": taken.name}).encode())
         yield Copies(Record(runs, name, waits=True, storage=guarded), taken, when_over)
+
+
+def _replace_damaged(storage: Storage, folder: Path) -> None:
+    """The study of a driver's own folder by the storage's copy, where it cannot be read. That is seconds older; what is
+    younger is in the trials' checkpoints."""
+    study = folder / STUDY_FILE
+    try:
+        Record(folder.parent, folder.name)
+    except DamagedError as error:
+        if not _studies(storage):  # it is in a database, or gone there too
+            raise
+        log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", error, study, storage)
+        if study.exists():
+            study.replace(f"{study}.damaged")
+        bring(storage, folder)
 
 
 def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
@@ -141,14 +161,14 @@ def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RecordError(f"{path}: damaged ({error!r})") from error
+        raise RecordError(f"{path}: damaged ({error!r}); delete {folder}, of which the storage has all") from error
     if storage is None or address != storage.address:
         raise ConfigError(f"{folder}: this search lives in a storage: --storage {address}")
     return claim
 
 
 def _id(folder: Path) -> str | None:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, DamagedError):  # who reads the record says so, or mends it
         return str(_about(folder)["id"])
     return None
 

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.decide import ASKED, BY, CONFIG, DECISION, ERROR, FAILURES, HEARD, MOVES, REPORTS, Decision
 from model.config import is_a, wrong_fields
-from model.metrics import EvalReport
+from model.metrics import EvalReport, Objective, objective_value
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _EVENTS = {FAILURES: "error", MOVES: "why"}
@@ -41,13 +41,13 @@ def _is_space(space: Any) -> bool:
     )
 
 
-def of_trial(trial: FrozenTrial) -> str:
-    """Which parts of a trial; empty: none."""
+def of_trial(trial: FrozenTrial, objective: Objective) -> str:
+    """Which parts of a trial; empty: none. SQLite has no digests: what is written twice must agree."""
     found, values = trial.user_attrs, trial.intermediate_values
     epochs = _epochs(found.get(REPORTS))
     wrong = [key for key, of in {CONFIG: dict, BY: str, ASKED: int}.items() if not is_a(found.get(key), of)]
     wrong += [] if epochs is not None else [REPORTS]
-    wrong += [] if {*values} == {*(epochs or [])} and all(map(_is_finite, values.values())) else ["values"]
+    wrong += [] if epochs is None or _are_of(values, found[REPORTS], objective) else ["values"]
     wrong += [key for key, told in _EVENTS.items() if not _are_events(found.get(key, []), told)]
     if trial.state == TrialState.FAIL:
         wrong += [] if _has(found.get(ERROR), text=str, trials=int) else [ERROR]
@@ -56,6 +56,12 @@ def of_trial(trial: FrozenTrial) -> str:
         is_right = has_value and not wrong_fields(Decision, found.get(DECISION))
         wrong += [] if is_right else [DECISION]
     return ", ".join(wrong)
+
+
+def _are_of(values: Mapping[int, Any], reports: Any, objective: Objective) -> bool:
+    of = (EvalReport.from_dict(report) for report in reports)
+    told = {report.epoch: objective_value(report.ssim, report.psnr_db, objective) for report in of}
+    return all(map(_is_finite, values.values())) and told == values
 
 
 def _is_finite(value: Any) -> bool:

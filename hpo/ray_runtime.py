@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import class_cache
 
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, growth, room_for
@@ -36,6 +37,7 @@ _ENVIRONMENT = {
 }
 
 
+_AWS_KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 _NO_GROWTH = Growth()
 
 
@@ -197,6 +199,8 @@ def started(
         # Ray's only way to loopback, meant for laptops. Its processes read it at their start, `import ray` has read it.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    # Tune would write them into the trials' job specs, and so into Ray's logs on every node. Nodes have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_AWS_KEYS)
     ray._private.serialization.OutOfMemoryError = ActorOutOfMemoryError
     # It prints pages of Ray's log on stdout for each process that dies; the listeners tell it in a line.
     ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None

@@ -98,6 +98,8 @@ def headline(record: Record) -> Text:
     ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     took = f", {duration(max(ends) - min(starts))} from the first start to the last end" if ends else ""
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
+    if lost := results.lost(record.notes()):
+        lines.append(Text(f"cannot win, their checkpoints being damaged or gone: trials {', '.join(map(str, lost))}"))
     number = results.winner(record)
     if number is None:
         lines.append(Text("no trial has a valid result yet"))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from model.config import MachineError
+from model.disk import writing
 
 _DIGEST, _STATE = "sha256", "state"
 
@@ -61,7 +62,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # in /tmp nobody can be there first, with a link
     try:
-        with part.open("xb") as file:
+        with writing(path), part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

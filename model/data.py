@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from model.config import ConfigError, nearest, wrong_fields
+from model.disk import writing
 from model.folders import CLEAN, CROPS, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
@@ -84,6 +85,7 @@ class DataConfig:
         can read. Raises DataError, MachineError."""
         if not self.is_folder:
             train = _fashion_mnist("train")
+            _fashion_mnist("test")  # nobody looks at it yet, but if it is damaged, that is told now
             return Images(train=train[:-NUM_VALIDATION], validation=Pairs(train[-NUM_VALIDATION:]), padding=PADDING)
         pictures = self._pictures(store)
         validation = Pairs(*grid(pictures["validation"], self._side))
@@ -400,7 +402,8 @@ def _download(file: _IdxFile) -> Path:
     target = _cache() / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}")
-    part.write_bytes(packed)
+    with writing(target):
+        part.write_bytes(packed)
     part.replace(target)
     return target
 

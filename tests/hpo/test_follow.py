@@ -17,7 +17,6 @@ from curves import conductor, report, train
 from fuzzing import as_json, assert_told, damaged, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
-from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
 from hpo import follow, results
@@ -25,7 +24,8 @@ from hpo.cli import main
 from hpo.follow import watch
 from hpo.holder import holder
 from hpo.progress import STATUS_FILE, Progress, Status, picture
-from hpo.record import LOCK_FILE, STUDY_FILE, Record, locked
+from hpo.record import LOCK_FILE, STUDY_FILE, Record, RecordError, locked
+from hpo.study import told
 from model.config import ConfigError
 
 
@@ -127,9 +127,9 @@ def test_a_status_comes_back_as_it_was(tmp_path):
 
 def test_a_record_that_is_watched_cannot_be_written(done, runs):
     watched = Record(runs, "first", read_only=True)
-    with pytest.raises(StorageInternalError) as refused:
+    with pytest.raises(RecordError) as refused:
         watched.note("a", 1)
-    assert "readonly database" in str(refused.value.__cause__)
+    assert "readonly database" in told(refused.value.__cause__)
     with sqlite3.connect(done.folder / STUDY_FILE) as other:  # and its driver is not in its way, nor it in the driver's
         other.execute("BEGIN IMMEDIATE")
         watched.refresh()

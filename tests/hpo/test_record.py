@@ -14,13 +14,14 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import optuna
 import pytest
-from curves import SPACE, learned, report
+from curves import SPACE, conductor, learned, report, run_all, story, train
 from fuzzing import SCALARS, assert_told, fewer, json_near
 from hypothesis import given
 from hypothesis import strategies as st
@@ -308,3 +309,42 @@ def test_a_study_with_any_row_exchanged_is_shown_or_told_as_damaged(undisturbed,
         study.commit()
         study.close()
         assert exit_codes(runs) <= {0, 4}
+
+
+HOLDS = (
+    "import sqlite3, sys, time; study = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    "study.execute('BEGIN EXCLUSIVE'); print('held', flush=True); time.sleep(float(sys.argv[2]))"
+)
+
+
+@contextmanager
+def held(study: Path, seconds: float) -> Iterator[None]:
+    """By another process."""
+    with subprocess.Popen([sys.executable, "-c", HOLDS, study, str(seconds)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        yield
+        other.kill()
+
+
+def test_a_study_that_another_process_holds_is_waited_for_and_nothing_is_lost(record, runs, undisturbed):
+    """Half a second longer than SQLite waits by itself."""
+    loop, began = conductor(record), time.monotonic()
+    first = loop.next_trial()
+    with held(record.study_file, seconds=5.5):
+        train(loop, first.number, [])
+        assert time.monotonic() - began > 5
+    run_all(loop)
+    assert story(Record(runs, "first").trials()) == story(undisturbed.trials())
+
+
+def test_a_study_that_is_held_for_too_long_ends_the_search_which_then_goes_on(record, runs, undisturbed, monkeypatch):
+    """What could not be told is in the checkpoint."""
+    monkeypatch.setattr("hpo.study._LOCKED_SECONDS", 0.2)
+    loop, checkpoints = conductor(Record(runs, "first")), {0: []}
+    number = loop.next_trial().number
+    told = pytest.raises(RecordError, match=r"study\.db: held by another process \(database is locked\)")
+    with held(record.study_file, seconds=60), told:
+        train(loop, number, checkpoints[number])
+    assert len(checkpoints[number]) == 1
+    run_all(conductor(Record(runs, "first")), checkpoints)
+    assert story(Record(runs, "first").trials()) == story(undisturbed.trials())

@@ -153,6 +153,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_that_waits_in_a_folder_of_everybodys_is_not_followed(tmp_path, monkeypatch):
+    """As /tmp is: whoever knows the name that a file has while it is written could be there first."""
+    mine, there = tmp_path / "mine", tmp_path / "everybodys"
+    mine.write_bytes(b"mine")
+    there.mkdir()
+    for name in (f".report.html.{os.getpid()}", ".report.html.00000000"):
+        (there / name).symlink_to(mine)
+    (there / "report.html").symlink_to(mine)
+    write_atomically(there / "report.html", b"new")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "00000000")  # and if it were guessed
+    with pytest.raises(FileExistsError):
+        write_atomically(there / "report.html", b"newer")
+    assert mine.read_bytes() == b"mine"
+    assert (there / "report.html").read_bytes() == b"new"
+
+
 def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     path, synced, descriptors = tmp_path / "file", [], len(os.listdir("/proc/self/fd"))
     sync = os.fsync

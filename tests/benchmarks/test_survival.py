@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faults import Ending, Line, complaints, is_done
+from survival import Ending, Line, complaints, is_done
 
 KEYS = ("a", "b", "c", "d", "e")
 DONE, CUT = Ending(0, True), Ending(130, False)
@@ -23,6 +23,7 @@ FINISHED = ({"a", "b"}, set(KEYS))
 
 def test_a_search_that_was_cut_and_went_on_lost_nothing_if_one_epoch_was_repeated():
     assert not is_done(CUT_LINES)
+    assert not is_done([*CUT_LINES, *LATER[:-6]])  # the fifth has not begun
     assert is_done([*CUT_LINES, *LATER])
     assert complaints([*CUT_LINES, *LATER], [CUT, DONE], FINISHED) == []
 
