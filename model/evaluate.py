@@ -99,10 +99,11 @@ def verified(folder: Path) -> dict[str, Any]:
     if there is None:
         raise DenoiseError(f"{folder}: its manifest has no figures of a few images; export it anew with this version")
     here = on_strip(Denoiser(folder), folder / there["file"])
+    figures = {name: (float(here[name]), float(there[name])) for name in _TOLERANCES}  # "inf" and "nan" are strings
     wrong = [
-        f"{name} {here[name]:.4f} instead of {there[name]:.4f}"
-        for name, tolerance in _TOLERANCES.items()
-        if not abs(float(here[name]) - float(there[name])) <= tolerance
+        f"{name} {mine:.4f} instead of {theirs:.4f}"
+        for name, (mine, theirs) in figures.items()
+        if not abs(mine - theirs) <= _TOLERANCES[name]
     ]
     if wrong:
         raise DenoiseError(

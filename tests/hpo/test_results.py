@@ -7,6 +7,7 @@ import io
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,11 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from hpo import results, search
+from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.decide import DECISION, Decision, suggest
 from hpo.record import Record
+from model.run import BEST
 
 OBJECTIVE = "ssim"
 
@@ -137,6 +140,37 @@ def test_a_search_is_over_when_all_that_was_asked_for_has_ended(record):
     assert results.is_over(record)
     record.change({"trials": 8})
     assert not results.is_over(record)
+
+
+def test_an_export_looks_at_the_test_images_only_once_the_search_is_over(record, runs, monkeypatch, tmp_path):
+    """And is of the winner so far, or of its configuration's final training."""
+    given: list[dict[str, Any]] = []
+
+    def export(checkpoint: Path, to: Path, **rest: Any) -> dict[str, Any]:
+        given.append({"checkpoint": checkpoint, "to": to, **rest})
+        return {"metrics": {"validation": None, "test": None}}
+
+    def asked(*options: str) -> dict[str, Any]:
+        assert main(["export", "first", "--runs", str(runs), *options]) == 0
+        return given[-1]
+
+    monkeypatch.setattr(results, "export", export)
+    of = {"search": "first", "search_id": record.id, "final_training": False, "trials": 7, "final_epochs": 2}
+    early = asked()
+    assert (early["test"], early["origin"]) == (None, {**of, "trial": 6})
+    for number in (5, 6):
+        record.fail(number, "gone")
+    late = asked("--to", str(tmp_path / "model"))
+    assert (len(late["test"]), late["origin"]) == (10_000, {**of, "trial": 1})
+    assert (late["checkpoint"], late["to"]) == (record.trial_folder(1) / BEST, tmp_path / "model")
+    record.note(results.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.6}, "0": {"value": 0.5}})
+    record.note(results.FINAL, {"trial": 1, "value": 0.73})
+    final = asked()
+    assert final["origin"] == {**of, "trial": 1, "final_training": True}
+    assert (final["checkpoint"], final["to"]) == (record.folder / results.FINAL / BEST, record.folder / results.EXPORT)
+    (record.trial_folder(1)).mkdir(parents=True)
+    (record.trial_folder(1) / BEST).write_bytes(b"")
+    assert asked("--trial", "1")["checkpoint"] == record.trial_folder(1) / BEST  # its own, not the final training's
 
 
 def test_decisions_taken_again_are_those_on_record(done):

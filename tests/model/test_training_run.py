@@ -40,16 +40,16 @@ def test_a_killed_run_goes_on_and_ends_as_the_undisturbed_one(few, tmp_path):
     assert len(list((tmp_path / "b").iterdir())) == 5  # no parts are left
 
 
-def test_the_best_checkpoint_is_that_of_the_best_epoch(few, tmp_path, monkeypatch):
-    run = TrainingRun(CONFIG, few, tmp_path, "ssim")
-    evaluate, ssims = run.trainer._evaluate, iter([0.2, 0.5, 0.4, float("nan")])
+def test_the_best_checkpoint_is_that_of_the_best_epoch_and_of_equals_the_last(few, tmp_path, monkeypatch):
+    run = TrainingRun(replace(CONFIG, epochs=5), few, tmp_path, "ssim")
+    evaluate, ssims = run.trainer._evaluate, iter([0.5, 0.2, 0.4, 0.5, float("nan")])
     monkeypatch.setattr(run.trainer, "_evaluate", lambda: {**evaluate(), "ssim": next(ssims)})
     best = []
-    for _ in range(4):
+    for _ in range(5):
         run.run_epoch()
         best.append(epochs_in(tmp_path / BEST))
-    assert best == [1, 2, 2, 2]
-    assert epochs_in(tmp_path / LAST) == 4
+    assert best == [1, 1, 1, 4, 4]
+    assert epochs_in(tmp_path / LAST) == 5
 
 
 def test_a_damaged_last_checkpoint_falls_back_on_the_best_and_says_so(few, tmp_path, monkeypatch, caplog):
