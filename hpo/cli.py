@@ -14,7 +14,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting
+from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting, visible
+from model.disk import check_writable, in_words, replacing
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     75 Ray's head, the study's database or the storage is gone, 130 interrupted, 143 terminated (the same command
     continues)."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         code: int = arguments.run(arguments)
     except BrokenPipeError:  # `hpo show NAME | head`
@@ -43,14 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped("Interrupted. The same command continues.", EXIT_INTERRUPTED)
     except ConfigError as error:
         return _stopped(f"hpo: {error}", EXIT_BAD_INPUT)
-    except (MachineError, OSError) as error:
+    except MachineError as error:
         return _stopped(f"hpo: {error}", EXIT_MACHINE)
+    except OSError as error:
+        return _stopped(f"hpo: {in_words(error)}", EXIT_MACHINE)
     return code
 
 
 def _stopped(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(visible(message), file=sys.stderr)
     return code
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return visible(super().format(record))
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -84,7 +95,7 @@ def _resolve(arguments: argparse.Namespace) -> None:
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
+    return str(Path(data).resolve()) if os.path.exists(data) else data
 
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
@@ -127,22 +138,21 @@ def _list(arguments: argparse.Namespace) -> int:
             f"SSIM {row['ssim']:.4f}  PSNR {row['psnr_db']:.2f} dB" if row["ssim"] is not None else "no result"
         )
         state = "exported" if row["exported"] else "can be continued"
-        print(f"{row['name']:20} {row['created']}  {row['trials']}/{row['asked']} trials  {best_so_far}  {state}")
+        line = f"{row['name']:20} {row['created']}  {row['trials']}/{row['asked']} trials  {best_so_far}  {state}"
+        print(visible(line))
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from hpo import results
-    from hpo.tables import decision_table, headline, trial_table
+    from hpo.tables import Terminal, decision_table, headline, trial_table
 
     with _looking(arguments) as record:
         document = results.decisions(record) if arguments.decisions else results.document(record)
         if arguments.json:
             print(json.dumps(document, indent=2))
             return 0
-        console = Console()
+        console = Terminal()
         if arguments.decisions:
             console.print(decision_table(document["trials"]))
             return 0
@@ -155,14 +165,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from hpo.copies import opened
     from hpo.follow import watch
+    from hpo.tables import Terminal
 
     storage = opened(arguments.storage, looks=True)
     try:
-        watch(arguments.runs, arguments.name, Console(stderr=True, markup=False), storage=storage)
+        watch(arguments.runs, arguments.name, Terminal(stderr=True), storage=storage)
     except KeyboardInterrupt:
         return _stopped("No longer watched; the search is not affected.", EXIT_INTERRUPTED)
     return 0
@@ -173,7 +182,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     from hpo.holder import stop
 
     storage = opened(arguments.storage, looks=True)
-    print(stop(arguments.runs, arguments.name, storage=storage), file=sys.stderr)
+    print(visible(stop(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
     return 0
 
 
@@ -220,6 +229,7 @@ def _report(arguments: argparse.Namespace) -> int:
     with _looking(arguments) as record:
         if arguments.to is not None and arguments.to.is_dir():
             raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
+        check_writable(arguments.to.parent if arguments.to else record.home, "--to")
         print(write_report(record, arguments.to))
     return 0
 
@@ -227,9 +237,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from hpo import results
     from model.evaluate import table
+    from model.export import check_target
     from model.stream import PixelFiles
 
     with _looking(arguments) as record:
+        check_target(arguments.to or record.home / results.EXPORT)
         with PixelFiles(arguments.runs, arguments.name) as store:
             images = record.search.data_config().load(store)
         manifest = results.export_winner(
@@ -254,12 +266,12 @@ def _sync(arguments: argparse.Namespace) -> int:
     from hpo.wandb_runs import log_in
 
     def over(error: Exception) -> None:
-        print(f"hpo: {error}", file=sys.stderr)
+        print(visible(f"hpo: {error}"), file=sys.stderr)
 
     with held(arguments.runs, arguments.name, opened(arguments.storage, looks=True), over) as copies:
         log_in()
         sent, where = sync(copies.record, exported=results.is_exported(copies.record))
-    print(f"Sent the rest of {sent} ended runs: {where}" if where else "W&B has all of it already")
+    print(f"Sent the rest of {sent} ended runs: {visible(where)}" if where else "W&B has all of it already")
     return 0
 
 
@@ -270,7 +282,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.stream import PixelFiles
 
     denoiser = Denoiser(arguments.model)
-    data = DataConfig(**denoiser.manifest["data"])
+    data = DataConfig.from_dict(denoiser.manifest.get("data"))
     if arguments.data is not None:
         data = replace(data, data=_absolute(arguments.data))
     with PixelFiles() as store:
@@ -298,13 +310,16 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from model.pictures import ImageError, open_image
 
     targets = _targets(arguments.images, arguments.to)
+    check_writable(arguments.to, "--to")
     denoiser = Denoiser(arguments.model)
     arguments.to.mkdir(parents=True, exist_ok=True)
     refused = []
     with Progress(console=Console(stderr=True)) as progress:
         for source, target in progress.track(list(targets.items()), description="Denoising"):
             try:
-                denoise_image(denoiser, open_image(source)).save(target)
+                denoised = denoise_image(denoiser, open_image(source))
+                with replacing(target) as part:
+                    denoised.save(part)
             except (ImageError, DenoiseError) as error:
                 refused.append(str(error))
     if refused:
@@ -347,6 +362,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
     if arguments.to.exists() and not arguments.to.is_dir():
         raise ConfigError(f"{arguments.to}: is a file; --to names a folder")
+    check_writable(arguments.to, "--to")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
     import torch
@@ -481,7 +497,7 @@ class _Parser(argparse.ArgumentParser):
             option, _, value = word.partition("=")
             word = option if "://" in value else word  # a database's URL may have a password
             message = f"{word}: no such option. {nearest(option, own)}"
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}\n")
+        self.exit(EXIT_BAD_INPUT, visible(f"{self.prog}: {message}\n"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are answered by the command that was meant, which knows its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -15,6 +16,8 @@ from hpo.record import Record
 from model.config import MachineError
 from model.metrics import EvalReport
 from search_spaces import Space
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of a trial whose process or node dies
 MOVES = 20  # of a trial whose nodes are taken: none of them counts, but they shall not go on for ever
@@ -47,6 +50,7 @@ class Conductor:
         self.record, self._space, self._listeners = record, space, listeners
         self._time_is_up, self._money_is_up = time_is_up, money_is_up
         self._running: set[int] = set()
+        self._fell_back: set[int] = set()
         self._exhausted = False
         trials = record.trials()
         self._unfinished = deque(trial.number for trial in trials if decide.is_open(trial))
@@ -93,7 +97,17 @@ class Conductor:
         trial = self.record.trial(number)
         if trial.state.is_finished():
             return Decision(**trial.user_attrs[decide.DECISION])
-        new = reports[len(trial.intermediate_values) :]
+        heard = len(trial.intermediate_values)
+        if len(reports) < heard and number not in self._fell_back:
+            self._fell_back.add(number)
+            log.warning(
+                "trial %d: its last checkpoint was damaged or gone; it is back at epoch %d, and trains again up to the "
+                "%d that are on record",
+                number,
+                len(reports),
+                heard,
+            )
+        new = reports[heard:]
         if not new:  # the last one was heard, by a driver that died: it went on, or the trial would have ended
             return decide.judge(self.record.trials(), number, len(reports), self.record.search)
         for report in new:

@@ -7,16 +7,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import parse_qs
 
-from model.config import ConfigError, TrainConfig
+from model.config import MOST_EPOCHS, ConfigError, TrainConfig, is_a, kinds, rule_of
 from model.data import DataConfig
 from model.metrics import Objective
 
 Sampler = Literal["surrogate", "tpe", "random"]
 Scheduler = Literal["leaders", "asha", "none"]
 Wandb = Literal["offline", "online", "disabled"]
+_MOST_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -54,6 +55,8 @@ class SearchConfig:
     study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
+        if wrong := self._wrong_types():  # the rules take them for granted
+            raise ConfigError("\n".join(wrong))
         mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
         if self.study_url is not None and not _is_study_url(self.study_url):
             mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
@@ -65,14 +68,22 @@ class SearchConfig:
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
+    def _wrong_types(self) -> list[str]:
+        """Of a search.json that was edited; a command line has none."""
+        return [
+            f"{name}: must be {rule_of(kind)}"  # without its value: of study_url it has perhaps a password
+            for name, kind in kinds(SearchConfig).items()
+            if get_origin(kind) is not Literal and not is_a(getattr(self, name), kind)
+        ]
+
     def _rules(self) -> list[tuple[str, bool, str]]:
         def positive(value: float | None) -> bool:
             return value is None or (math.isfinite(value) and value > 0)
 
         gpus = self.gpus_per_trial
         return [
-            ("trials", self.trials >= 1, "at least 1"),
-            ("epochs", self.epochs >= 1, "at least 1"),
+            ("trials", 1 <= self.trials <= _MOST_TRIALS, f"at least 1 and at most {_MOST_TRIALS}"),
+            ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
             ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
             ("reduction", self.reduction >= 2, "at least 2"),
             ("sampler", self.sampler in get_args(Sampler), f"one of {', '.join(get_args(Sampler))}"),
@@ -80,7 +91,7 @@ class SearchConfig:
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
             ("keep", self.keep >= 3, "at least 3, the finalists"),
-            ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
+            ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
             (
                 "max_cost",
@@ -88,7 +99,7 @@ class SearchConfig:
                 "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
             ),
             ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
-            ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
+            ("concurrent", self.concurrent is None or 1 <= self.concurrent <= _MOST_TRIALS, "at least 1"),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
                 "gpus_per_trial",
@@ -139,7 +150,9 @@ CHANGEABLE = frozenset(
 
 
 # A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.
-_STUDY_URL = re.compile(r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?")
+_STUDY_URL = re.compile(
+    r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:[0-9]{1,5})?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?"
+)
 _STUDY_URL_RULE = (
     "study_url: must be postgresql://USER@HOST/DB, without a password, which would be kept in search.json; it is taken "
     "from PGPASSWORD or from ~/.pgpass"
@@ -148,12 +161,17 @@ _STUDY_URL_RULE = (
 
 def _is_study_url(url: str) -> bool:
     found = _STUDY_URL.fullmatch(url)
-    return bool(found) and not any("password" in key.lower() for key in parse_qs(urlsplit(url).query))
+    return bool(found) and not any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
+
+
+def is_name(name: str) -> bool:
+    """Whether a search can be called that."""
+    return bool(_NAME.fullmatch(name))
 
 
 def check_name(name: str) -> str:
     """A search's name is a folder's, a study's and a W&B group's. Raises ConfigError."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
             f"name={name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "

@@ -8,6 +8,7 @@ who looks, can be lost.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import tempfile
 import threading
@@ -19,15 +20,17 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo import lease
-from hpo.config import check_name
-from hpo.lease import Lease, generation_of
+from hpo.config import check_name, is_name
+from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
-from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in
+from hpo.record import SEARCH_FILE, STUDY_FILE, DamagedError, Record, RecordError, locked, missing, not_in, read_about
 from hpo.results import EXPORT, FINAL
 from hpo.storage import LOOKING, PATIENCE, Storage, StorageError
 from model.checkpoint import write_atomically
 from model.config import ConfigError
 from model.denoise import MANIFEST
+
+log = logging.getLogger(__name__)
 
 COPY_SECONDS = 2.0  # between two copies of the study, but for those that a new trial waits for
 _OF = "storage.json"  # in a driver's folder: which storage it belongs to, and the last claim from here
@@ -70,7 +73,7 @@ def looking(
 
 def names_in(storage: Storage) -> list[str]:
     """The searches in a storage."""
-    return [name for name in storage.folders() if storage.exists(f"{name}/{SEARCH_FILE}")]
+    return [name for name in storage.folders() if is_name(name) and storage.exists(f"{name}/{SEARCH_FILE}")]
 
 
 def bring(storage: Storage, folder: Path) -> None:
@@ -88,7 +91,8 @@ def bring(storage: Storage, folder: Path) -> None:
 
 def _studies(storage: Storage) -> list[str]:
     """Oldest first."""
-    return sorted(storage.names(_STUDY), key=lambda name: generation_of(name.removeprefix(_STUDY)))
+    claims = [name.removeprefix(_STUDY).removesuffix(".db") for name in storage.names(_STUDY)]
+    return [_name_of_study(of) for of in sorted(filter(is_claim, claims), key=generation_of)]
 
 
 # --- a driver's ------------------------------------------------------------------------------------------------------
@@ -122,36 +126,59 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
             if own:
                 raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
             _take_in(guarded, folder, taken)
-        elif _id(folder) not in (None, json.loads(inside.get(SEARCH_FILE))["id"]):
+        elif _id(folder) not in (None, read_about(inside.get(SEARCH_FILE), f"{inside}/{SEARCH_FILE}")["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
         elif own is None or taken.before is None or taken.before.name != own:
             bring(inside, folder)
+        else:
+            _replace_damaged(inside, folder)
         write_atomically(folder / _OF, json.dumps({"address": storage.address, "claim": taken.name}).encode())
         yield Copies(Record(runs, name, waits=True, storage=guarded), taken, when_over)
 
 
+def _replace_damaged(storage: Storage, folder: Path) -> None:
+    """The study of a driver's own folder by the storage's copy, where it cannot be read. That is seconds older; what is
+    younger is in the trials' checkpoints."""
+    study = folder / STUDY_FILE
+    try:
+        Record(folder.parent, folder.name)
+    except DamagedError as error:
+        if not _studies(storage):  # it is in a database, or gone there too
+            raise
+        log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", error, study, storage)
+        if study.exists():
+            study.replace(f"{study}.damaged")
+        bring(storage, folder)
+
+
 def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     """The last claim of a driver that had this folder. Raises ConfigError where it belongs to another storage."""
+    path = folder / _OF
     try:
-        of = json.loads((folder / _OF).read_text())
+        of = json.loads(path.read_bytes())
+        claim, address = str(of["claim"]), str(of["address"])
     except FileNotFoundError:
         return None
-    if storage is None or of["address"] != storage.address:
-        raise ConfigError(f"{folder}: this search lives in a storage: --storage {of['address']}")
-    claim: str = of["claim"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path}: damaged ({error!r}); delete {folder}, of which the storage has all") from error
+    if storage is None or address != storage.address:
+        raise ConfigError(f"{folder}: this search lives in a storage: --storage {address}")
     return claim
 
 
 def _id(folder: Path) -> str | None:
-    with suppress(FileNotFoundError):
-        found: str = json.loads((folder / SEARCH_FILE).read_text())["id"]
-        return found
+    with suppress(FileNotFoundError, DamagedError):  # who reads the record says so, or mends it
+        return str(_about(folder)["id"])
     return None
 
 
 def _is_served(folder: Path) -> bool:
     """Whether the study is in a database of its own."""
-    return bool(json.loads((folder / SEARCH_FILE).read_text())["search"].get("study_url"))
+    return bool(_about(folder)["search"].get("study_url"))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
 
 
 def _take_in(storage: Storage, folder: Path, taken: Lease) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from hpo.storage import NotSharedError
 from model.config import ConfigError
+from model.disk import FULL, in_words
 
 FLOOR_SECONDS = 60.0  # no trial hangs before
 FACTOR = 10.0  # times the slowest epoch
@@ -21,7 +22,7 @@ DRAINED = "its node was drained and is gone"
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "low on memory", "can't allocate memory")
 _REMEDY = "a smaller batch or width, or fewer trials at a time, leave it more"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_ROOM = (*FULL, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +40,10 @@ def death_of(error: BaseException | str, *, oom_kills: int = 0) -> Death:
     line = _line(error, cause)
     if getattr(error, "preempted", False):  # of a RayActorError: its node was drained, and is gone
         return Death(error=DRAINED, then="move")
-    if isinstance(cause, NotSharedError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
+    if isinstance(cause, NotSharedError):
         return Death(error=line, then="stop")
+    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        return Death(error=in_words(cause), then="stop")
     if cause is None and oom_kills:
         return Death(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")
     if any(sign in line for sign in _OUT_OF_MEMORY):

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import threading
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from hpo.storage import Storage, StorageError
-from model.config import ConfigError
+from model.config import ConfigError, wrong_fields
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,14 @@ class Claim:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+_NAME = re.compile(r"[0-9]{6,12}-[0-9a-f]{8}")
+
+
+def is_claim(name: str) -> bool:
+    """Whether a file of that name is one of ours."""
+    return bool(_NAME.fullmatch(name))
 
 
 def generation_of(name: str) -> int:
@@ -167,14 +176,21 @@ def _has_died(storage: Storage, claim: Claim) -> bool:
 
 
 def _names(storage: Storage) -> list[str]:
-    return [name.removeprefix(_FOLDER).removesuffix(".json") for name in storage.names(_FOLDER)]
+    names = (name.removeprefix(_FOLDER).removesuffix(".json") for name in storage.names(_FOLDER))
+    return [name for name in names if is_claim(name)]
 
 
 def _read(storage: Storage, name: str) -> Claim | None:
     try:
-        return Claim(**json.loads(storage.get(f"{_FOLDER}{name}.json")))
+        values = json.loads(storage.get(f"{_FOLDER}{name}.json"))
+        wrong = wrong_fields(Claim, values) or ([] if values["name"] == name else ["its name is another"])
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise StorageError(f"{storage}/{_FOLDER}{name}.json: damaged ({', '.join(wrong)}); delete it if no driver runs")
+    return Claim(**values)
 
 
 def _write(storage: Storage, claim: Claim) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import class_cache
 
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, growth, room_for
@@ -35,11 +37,16 @@ _ENVIRONMENT = {
 }
 
 
+_AWS_KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 _NO_GROWTH = Growth()
 
 
 class RayError(MachineError):
     """Ray does not start, or has no room for a single trial."""
+
+
+class HalfStartedError(KeyboardInterrupt):
+    """Interrupted while Ray starts, which can then only be left: Python's orderly end crashes in it."""
 
 
 class HeadGoneError(MachineError):
@@ -152,6 +159,18 @@ class Head:
             over.set()
 
 
+def _scratch() -> str:
+    """A folder of this user's alone, for Tune, which must write somewhere and which nobody reads, and for a Ray of our
+    own: its sockets let in whoever can reach them, and it opens its own folders, /tmp/ray, to all."""
+    made = tempfile.mkdtemp(prefix="hpo-")
+    if len(made) > _LONGEST_SCRATCH:
+        os.rmdir(made)
+        made = tempfile.mkdtemp(prefix="hpo-", dir="/tmp")
+    return made
+
+
+_OF_RAY = ".ray"  # no search, and so no folder of Tune's, is called that
+_LONGEST_SCRATCH = 35  # the path of a socket has 107 bytes at most, of which Ray's own names take 72
 _WORKER_SECONDS = 300.0  # for the first one, after `ray up`
 _MISSED = 3  # seconds in a row, and connections refused
 
@@ -160,40 +179,47 @@ _MISSED = 3  # seconds in a row, and connections refused
 def started(
     search: SearchConfig,
     head_is_gone: Callable[[], None] = lambda: None,
-    on_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Cluster]:
-    """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError.
+    """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError,
+    HalfStartedError.
 
-    head_is_gone: called in another thread; what waits for Ray may wait for ever. on_signals: handlers, in the place of
-    Ray's own.
+    head_is_gone: called in another thread; what waits for Ray may wait for ever.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for secret in ("WANDB_API_KEY", "PGPASSWORD"):  # all that Ray starts would inherit them, and has no use for them
         os.environ.pop(secret, None)
+    scratch = _scratch()
     local: dict[str, Any] = {}
     if search.address == "local":
-        local = {"include_dashboard": False}
+        local = {"include_dashboard": False, "_temp_dir": f"{scratch}/{_OF_RAY}"}
+        # Its ports let in who has the token, of all users of this machine. Ray's own lies in ~/.ray, for all to read.
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray's only way to loopback, meant for laptops. Its processes read it at their start, `import ray` has read it.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    # Tune would write them into the trials' job specs, and so into Ray's logs on every node. Nodes have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_AWS_KEYS)
     ray._private.serialization.OutOfMemoryError = ActorOutOfMemoryError
     # It prints pages of Ray's log on stdout for each process that dies; the listeners tell it in a line.
     ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
+    # This process has handlers of its own; Ray's would end it, that of its C++ part by an abort.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # as do our attempts that ended with an error
     reaper = Reaper()
+    reaper.removes(scratch)
     with reaper.marking():
         try:
             ray.init(address=search.address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RayError(f"address={search.address}: Ray does not start there ({error})") from error
+        except KeyboardInterrupt as error:
+            raise HalfStartedError from error
         head = Head()
-        if local:
-            reaper.removes(ray._private.worker._global_node.get_session_dir_path())
-        scratch = tempfile.mkdtemp(prefix="pix2pix-search-")  # Tune must write somewhere; nothing reads it
-        reaper.removes(scratch)
         try:
-            with on_signals(), head.watched(head_is_gone):
+            with head.watched(head_is_gone):
                 lookout = Lookout()
                 grows = growth() if not local and head.is_here else _NO_GROWTH
                 with lookout.looking():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import errno
 import fcntl
 import json
 import os
 import platform
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -20,24 +23,33 @@ from urllib.parse import quote
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
-from hpo.config import CHANGEABLE, SearchConfig, check_name
+from hpo import damage
+from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
-from hpo.study import Study, told
+from hpo.study import Study, check_file, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
+from model.disk import check_writable, in_words
 from model.export import git_commit
 from model.metrics import EvalReport, objective_value
 
 SEARCH_FILE, STUDY_FILE, LOCK_FILE = "search.json", "study.db", "lock"
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
+_ID = "search_id"  # note on the study: whose it is
+_DATABASE_ERRORS = (sqlite3.Error, SQLAlchemyError, StorageInternalError)
+_DAMAGED = ("malformed", "not a database", "no such table", "no such column", "file format")
 
 
 class RecordError(MachineError):
     """A record that cannot be read, or that somebody else is writing."""
+
+
+class DamagedError(RecordError):
+    """One that is not what was written; another copy of it may be."""
 
 
 class Record:
@@ -57,37 +69,70 @@ class Record:
         self.bring: Callable[[], None] = lambda: None  # what is newer in the storage
         self._read_search()
         self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
+        self._read_only = read_only
         self._open = partial(self._open_study, read_only, waits)
         self._study, self._trials = self._open()
 
     def _read_search(self) -> None:
         path, name, runs = self.folder / SEARCH_FILE, self.name, self.folder.parent
         try:
-            self.about: dict[str, Any] = json.loads(path.read_text())
-            self.id: str = self.about["id"]
-            self.search = SearchConfig(**self.about["search"])
+            self.about = read_about(path.read_bytes(), path)
         except FileNotFoundError:
             raise missing(runs, name) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}: damaged ({error})") from error
+        self.id: str = self.about["id"]
+        try:
+            self.search = SearchConfig(**self.about["search"])
+        except (ConfigError, TypeError) as error:  # TypeError: fields of another version
+            raise DamagedError(f"{path}: damaged ({error})") from error
 
     def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
         """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
         if self.study_file and not self.study_file.exists():
-            raise RecordError(f"{self.study_file}: is gone, and with it the trials; delete {self.folder} to start anew")
+            raise DamagedError(f"{self.study_file}: is gone, and with it the trials; {self._remedy}")
         url, name = _study_of(self.folder, self.about, read_only)
-        try:
-            study = Study(url, name, read_only=read_only, waits=waits)
-            return study, study.trials()
-        except KeyError:
-            raise RecordError(f"{self.study_place}: has no study {name}; delete {self.folder} to start anew") from None
-        except (DatabaseError, StorageInternalError) as error:
-            raise self._unreadable(error) from error
+        with self._telling(Exception):  # json's too, of a damaged row; RuntimeError: tables of another Optuna
+            if self.study_file:
+                check_file(self.study_file, read_only=read_only)
+            try:
+                study = Study(url, name, read_only=read_only, waits=waits)
+            except KeyError:
+                raise DamagedError(f"{self.study_place}: has no study {name}; {self._remedy}") from None
+            of = study.notes().get(_ID, self.id)
+        if of != self.id:
+            raise DamagedError(f"{self.study_place}: is another search's, {of} and not {self.id}; {self._remedy}")
+        return study, self._read_trials(study)
 
-    def _unreadable(self, error: Exception) -> RecordError:
-        if "readonly database" in told(error):  # a journal is left, and who only reads must not play it back
-            return RecordError(f"{self.study_file}: its driver died while it wrote; `hpo show {self.name}` mends that")
-        return RecordError(f"{self.study_place}: damaged, or held by another process ({told(error)})")
+    def _read_trials(self, study: Study) -> list[FrozenTrial]:
+        """Whole ones. Raises RecordError, StudyAwayError."""
+        with self._telling(Exception):
+            trials = study.trials()
+        for place, trial in enumerate(trials):
+            if wrong := "number" if trial.number != place else damage.of_trial(trial, self.search.objective):
+                raise DamagedError(f"{self.study_place}: damaged (trial {place}: its {wrong}); {self._remedy}")
+        return trials
+
+    @contextmanager
+    def _telling(self, *others: type[Exception]) -> Iterator[None]:
+        """What goes wrong with the database, as RecordError; others: are signs of damage, too."""
+        try:
+            yield
+        except (ConfigError, MachineError):  # they say all there is to say
+            raise
+        except Exception as error:
+            if not isinstance(error, (*_DATABASE_ERRORS, *others)):
+                raise
+            why = told(error)
+            if "readonly database" in why and self._read_only:  # a journal is left, and must not be played back
+                raise RecordError(
+                    f"{self.study_place}: its driver died while it wrote; `hpo show {self.name}` mends that"
+                ) from error
+            if not isinstance(error, _DATABASE_ERRORS) or any(sign in why for sign in _DAMAGED):
+                raise DamagedError(f"{self.study_place}: damaged ({why}); {self._remedy}") from error
+            raise _unusable(self.study_place, error) from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"{'put a copy of it in its place, or ' * bool(self.study_file)}delete {self.folder} to start anew"
 
     @property
     def study_place(self) -> str:
@@ -103,6 +148,7 @@ class Record:
     def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
         """Raises ConfigError for a space that cannot be searched, and where the folder cannot be made."""
         folder = runs / check_name(name)
+        check_writable(folder, "--runs")
         about = {
             "format": 1,
             "name": name,
@@ -116,10 +162,10 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-            Study.create(*_study_of(folder, about))
+            Study.create(*_study_of(folder, about), {} if search.study_url else {_ID: about["id"]})
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
+        except _DATABASE_ERRORS as error:
+            raise _unusable(str(folder / STUDY_FILE), error) from error
         return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:
@@ -146,12 +192,10 @@ class Record:
         """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
         self.bring()
         self._read_search()
-        try:
-            if self.storage and self.study_file:  # another file than before
-                self._study, _ = self._open()
-            self._trials = self._study.trials()
-        except (DatabaseError, StorageInternalError) as error:
-            raise self._unreadable(error) from error
+        if self.storage and self.study_file:  # another file than before
+            self._study, self._trials = self._open()
+        else:
+            self._trials = self._read_trials(self._study)
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +232,8 @@ class Record:
             user_attrs=suggestion.user_attrs(self._reports_heard()),
         )
         trial.number = len(self._trials)
-        self._study.write(trial, None)
+        with self._telling():
+            self._study.write(trial, None)
         self._trials.append(trial)
         return trial
 
@@ -210,7 +255,7 @@ class Record:
         decision = judge(trials, number, report.epoch, self.search)
         if decision.action != "go on":
             trial.user_attrs[DECISION] = asdict(decision)
-            trial.values, trial.datetime_complete = [decision.value], datetime.now()
+            trial.values, trial.datetime_complete = [decision.value], _end_of(trial)
             trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
         self._write(trial)
         return decision
@@ -234,35 +279,53 @@ class Record:
         """FAIL: the machine's fault, no evidence for or against its configuration."""
         trial = copy.copy(self._trials[number])
         trial.user_attrs = {**trial.user_attrs, ERROR: {"text": error, "trials": len(self._trials)}}
-        trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()
+        trial.state, trial.datetime_complete = TrialState.FAIL, _end_of(trial)
         self._write(trial)
 
     def note(self, key: str, value: Any) -> None:
         """A JSON-ready fact about the whole search."""
-        self._study.note(key, value)
+        with self._telling():
+            self._study.note(key, value)
 
     def notes(self) -> dict[str, Any]:
-        """All such facts."""
-        return self._study.notes()
+        """All such facts. Raises RecordError."""
+        with self._telling(ValueError):
+            return self._study.notes()
 
     def _write(self, trial: FrozenTrial) -> None:
         """A changed copy, in the place of what it was: who was given the trial before, in whatever thread, keeps what
         was true then."""
-        self._study.write(trial, self._trials[trial.number])
+        with self._telling():
+            self._study.write(trial, self._trials[trial.number])
         self._trials[trial.number] = trial
 
     def _reports_heard(self) -> int:
         return sum(len(trial.user_attrs[REPORTS]) for trial in self._trials)
 
 
+def _end_of(trial: FrozenTrial) -> datetime:
+    """Now; but a clock that was set back meanwhile makes no negative durations, here or in Optuna's tools."""
+    return max(datetime.now(), trial.datetime_start or datetime.min)
+
+
+def _unusable(place: str, error: Exception) -> RecordError:
+    """For reasons that are not in the study itself."""
+    why = told(error)
+    if "disk is full" in why:
+        return RecordError(in_words(OSError(errno.ENOSPC, "", place)))
+    if "locked" in why:
+        return RecordError(f"{place}: held by another process ({why})")
+    return RecordError(f"{place}: cannot be written or read ({why})")
+
+
 def list_names(runs: Path) -> list[str]:
-    """The searches in a folder."""
-    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}"))
+    """The searches in a folder; what has no search's name is somebody else's."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}") if is_name(path.parent.name))
 
 
 def locked(folder: Path, name: str) -> IO[str]:
     """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
-    lock = (folder / LOCK_FILE).open("a+")
+    lock = (folder / LOCK_FILE).open("a+", errors="replace")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -272,6 +335,17 @@ def locked(folder: Path, name: str) -> IO[str]:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
+
+
+def read_about(content: bytes, where: object) -> dict[str, Any]:
+    """What a search.json has, its search not yet looked at. Raises DamagedError."""
+    try:
+        about: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where}: damaged ({error})") from error
+    if wrong := damage.of_search(about):
+        raise DamagedError(f"{where}: damaged ({wrong})")
+    return about
 
 
 def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from typing import Any
 from hpo import cluster_file
 from hpo.cluster_file import Config
 from hpo.config import SearchConfig, check_name
-from model.config import ConfigError, MachineError
+from model.config import ConfigError, MachineError, visible
 
 _DASHBOARD_PORT = "8265"  # Ray's default
 _ENVIRONMENT = "cd && . ~/.hpo/environment"  # what the set-up wrote there: PATH, HPO_STORAGE, RAY_AUTH_MODE
@@ -68,14 +68,14 @@ class Head:
 
     def send(self, source: str, to: str) -> None:
         """rsync; a source that ends in / is the folder's content. Raises HeadError."""
-        self._rsync("--delete", "--", source, f"{self.address}:{to}")
+        self._rsync("--archive", "--delete", "--", source, f"{self.address}:{to}")
 
     def fetch(self, source: str, to: Path) -> None:
-        """Raises HeadError."""
-        self._rsync("--", f"{self.address}:{source}", str(to))
+        """Files and folders alone: a link might lead to files of this machine. Raises HeadError."""
+        self._rsync("--recursive", "--times", "--", f"{self.address}:{source}", str(to))
 
     def _rsync(self, *arguments: str) -> None:
-        done = _execute(["rsync", "-a", "-e", shlex.join(["ssh", "-F", str(self.config)]), *arguments])
+        done = _execute(["rsync", "-e", shlex.join(["ssh", "-F", str(self.config)]), *arguments])
         if done.returncode:
             raise HeadError(f"{self.address}: rsync: {done.stderr.strip()}")
 
@@ -279,7 +279,7 @@ def _waited(path: Path, config: Config, job: str) -> int:
         else:
             seen = time.monotonic()
             if state["status"] not in _UNENDED:
-                print(f"{job}: {state['message']}", file=sys.stderr)
+                print(visible(f"{job}: {state['message']}"), file=sys.stderr)
                 code = state.get("driver_exit_code")
                 return int(code) if code is not None else {"SUCCEEDED": 0}.get(state["status"], 4)
         time.sleep(_POLL_SECONDS)

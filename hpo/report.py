@@ -95,6 +95,7 @@ def contents(record: Record) -> dict[str, Any]:
     export, final = _export(record, len(trials)), _final_training(record)
     told = {
         **document,
+        "search": {name: value for name, value in document["search"].items() if name != "on_finish"},  # nobody's affair
         "trials": rows,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "created": record.about["created"],

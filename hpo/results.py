@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import decide
+from hpo import damage, decide
 from hpo.config import SearchConfig
 from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, MOVES, REPORTS
-from hpo.record import Record
-from model.config import ConfigError
+from hpo.record import Record, RecordError
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.config import ConfigError, is_a
 from model.data import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export import export
@@ -22,6 +23,7 @@ from model.run import BEST
 from model.stream import PixelFiles
 
 FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
+LOST = "lost"  # as those: numbers of the trials whose best checkpoint was damaged or gone when the search ended
 EXPORT = "export"  # the folder of the winner's export
 NUM_FINALISTS = 3
 
@@ -69,25 +71,54 @@ def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dic
     return sorted(rows, key=lambda r: (r["value"] is None, -(r["value"] or 0.0), r["number"]))
 
 
-def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
-    """Numbers of the trials that are worth measuring on all validation images."""
-    rows = leaderboard([trial for trial in trials if is_candidate(trial)], objective)
-    return [r["number"] for r in rows[:NUM_FINALISTS]]
+def finalists(trials: Sequence[FrozenTrial], objective: Objective, lost: Collection[int] = ()) -> list[int]:
+    """Numbers of the trials that are worth measuring on all validation images. lost: those that cannot be."""
+    return candidates([trial for trial in trials if trial.number not in lost], objective)[:NUM_FINALISTS]
+
+
+def candidates(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
+    """Numbers of the trials that can win, best first by their own reports."""
+    return [row["number"] for row in leaderboard([trial for trial in trials if is_candidate(trial)], objective)]
 
 
 def ranked(record: Record) -> list[int]:
     """The finalists, best first: by all validation images once they were measured, else by their own reports."""
-    candidates = finalists(record.trials(), record.search.objective)
-    measured: dict[str, dict[str, float]] = record.notes().get(FINALISTS, {})
-    if {int(number) for number in measured} == set(candidates):  # else they are those of an earlier end
-        candidates.sort(key=lambda number: -measured[str(number)]["value"])
-    return candidates
+    notes = record.notes()
+    numbers = finalists(record.trials(), record.search.objective, lost(notes))
+    measured = _finalists(notes)
+    if measured.keys() == set(map(str, numbers)):  # else they are those of an earlier end
+        numbers.sort(key=lambda number: -measured[str(number)]["value"])
+    return numbers
+
+
+def lost(notes: Mapping[str, Any]) -> list[int]:
+    """Trials that cannot win. Raises RecordError."""
+    found = notes.get(LOST, [])
+    if not isinstance(found, list) or not all(is_a(number, int) for number in found):
+        raise RecordError(f"the search's note {LOST}: damaged")
+    return found
+
+
+def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By the number of the trial. Raises RecordError."""
+    measured = notes.get(FINALISTS, {})
+    if not isinstance(measured, dict) or any(map(damage.of_measured, measured.values())):
+        raise RecordError(f"the search's note {FINALISTS}: damaged")
+    return measured
+
+
+def final_of(record: Record) -> dict[str, Any] | None:
+    """What the final training came to, and of which trial's configuration. Raises RecordError."""
+    final: dict[str, Any] | None = record.notes().get(FINAL)
+    if final and (damage.of_measured(final) or not is_a(final.get("trial"), int)):
+        raise RecordError(f"the search's note {FINAL}: damaged")
+    return final or None
 
 
 def winner(record: Record) -> int | None:
     """The trial with the best checkpoint, or with the configuration that the final training made the best of."""
     if final_wins(record):
-        return int(record.notes()[FINAL]["trial"])
+        return int((final_of(record) or {})["trial"])
     return next(iter(ranked(record)), None)
 
 
@@ -99,8 +130,9 @@ def document(record: Record) -> dict[str, Any]:
         "id": record.id,
         "search": record.search.as_dict(),
         "winner": winner(record),
-        FINALISTS: notes.get(FINALISTS, {}),
-        FINAL: notes.get(FINAL),
+        FINALISTS: _finalists(notes),
+        FINAL: final_of(record),
+        LOST: lost(notes),
         "trials": leaderboard(record.trials(), record.search.objective),
     }
 
@@ -137,11 +169,10 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
 
 def final_wins(record: Record) -> bool:
     """Whether a finalist's configuration, trained longer, beats them all: on all validation images, like them."""
-    notes, numbers = record.notes(), ranked(record)
-    final = notes.get(FINAL)
+    final, numbers = final_of(record), ranked(record)
     if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False
-    best = notes.get(FINALISTS, {}).get(str(numbers[0]))
+    best = _finalists(record.notes()).get(str(numbers[0]))
     return best is not None and bool(final["value"] >= best["value"])
 
 
@@ -185,15 +216,37 @@ def export_winner(
     origin = {"search": record.name, "search_id": record.id, "trial": number, "final_training": final}
     with PixelFiles(record.folder.parent, record.name) as store:
         test = data.load_test(store) if over else None
-    return export(
-        record.here(folder / BEST),
-        to or record.home / EXPORT,
-        data=data,
-        images=images,
-        test=test,
-        origin={**origin, **_extent(record)},
-        trainable=trainable,
-    )
+    try:
+        return export(
+            record.here(folder / BEST),
+            to or record.home / EXPORT,
+            data=data,
+            images=images,
+            test=test,
+            origin={**origin, **_extent(record)},
+            trainable=trainable,
+        )
+    except CheckpointError as error:
+        best = next((n for n in _by_rank(record) if (final or n != number) and _is_whole(record, n)), None)
+        other = "no other trial has one that is whole" if best is None else f"the next best: --trial {best}"
+        raise CheckpointError(f"{error}; {other}") from error
+
+
+def _by_rank(record: Record) -> list[int]:
+    """All candidates, the finalists first."""
+    return list(dict.fromkeys([*ranked(record), *candidates(record.trials(), record.search.objective)]))
+
+
+def _is_whole(record: Record, number: int) -> bool:
+    """Whether a trial's best checkpoint is there and undamaged."""
+    path = record.trial_folder(number) / BEST
+    if not record.has(path):
+        return False
+    try:
+        load_checkpoint(record.here(path))
+    except CheckpointError:
+        return False
+    return True
 
 
 def check_kept(record: Record, number: int) -> None:

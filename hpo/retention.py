@@ -46,7 +46,7 @@ class Retention:
         folder = self._record.trial_folder(trial.number)
         self._remove(folder / LAST)
         self._also(folder / OWNER)
-        for part in folder.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
+        for part in folder.glob(".*"):  # of a process that was killed while it wrote
             _remove(part)
         place = rank(trial)
         if place is None:

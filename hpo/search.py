@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo import decide, on_finish, ray_runtime, results
 from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
-from hpo.config import SearchConfig
+from hpo.config import SearchConfig, check_name
 from hpo.copies import Copies, held
 from hpo.cost import COST, Spending, Verdict, check, unpriced
 from hpo.deaths import death_of
@@ -33,19 +31,22 @@ from hpo.hooks import DriverError
 from hpo.placement import Placement
 from hpo.progress import Progress, cost, expected_epochs
 from hpo.purse import Purse
-from hpo.record import SEARCH_FILE, Record, RecordError
+from hpo.record import SEARCH_FILE, Record
 from hpo.report import write_report
-from hpo.retention import Retention
+from hpo.retention import Retention, kept
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
 from hpo.searcher import ConductorSearcher
-from hpo.stopping import HEAD_GONE, TERMINATED, TO_BE_CONTINUED, Stop, Stopping
+from hpo.stopping import HEAD_GONE, TO_BE_CONTINUED, Stop, Stopping
 from hpo.storage import Storage, StorageError
-from hpo.study import StudyAwayError, told
+from hpo.study import StudyAwayError
+from hpo.tables import Terminal
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
 from hpo.workplace import was_trained_with
+from model.checkpoint import CheckpointError
 from model.config import ConfigError, MachineError, TrainConfig
 from model.data import Images
+from model.disk import check_writable, in_words
 from model.evaluate import against_slides, table
 from model.generator import Generator
 from model.metrics import EvalReport, objective_value, stop_reason
@@ -114,6 +115,7 @@ def run_search(
 
     Gives the exit code. Raises ConfigError before anything is started; MachineError, OSError.
     """
+    check_writable(runs / check_name(name), "--runs")
     stopping = Stopping(name, runs, storage.address if storage else None)
     try:
         # Beside the search's folder, which is there only once the images have been found good.
@@ -160,7 +162,7 @@ def _held(
         store.remove_others()
         record.note(IMAGES, digest)
         with copies:
-            return _searched(copies, space, images, Console(stderr=True, quiet=quiet, markup=False), stopping)
+            return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
 
 
 def _searched(copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
@@ -180,7 +182,7 @@ def _searched(copies: Copies, space: search_spaces.Space, images: Images, consol
     try:
         code = _until_its_end(copies, space, images, console, stopping)
     except (MachineError, OSError) as error:
-        _finish(record, EXIT_MACHINE, str(error))
+        _finish(record, EXIT_MACHINE, in_words(error) if isinstance(error, OSError) else str(error))
         raise
     if code in (EXIT_DONE, EXIT_NOTHING_VALID):  # else somebody ended it, and it goes on some day
         _finish(record, code, "exported" if code == EXIT_DONE else NOTHING_VALID)
@@ -196,20 +198,19 @@ def _until_its_end(
             code = _run(copies, space, images, console, stopping, tracker=tracker)
             _write_report(copies, console)
             return code
+    except ray_runtime.HalfStartedError:
+        stopping.leave()
     except KeyboardInterrupt:
         return stopping.end()
-    except SystemExit:  # by Ray's handler of SIGTERM, while Ray starts
-        return stopping.end(TERMINATED)
     except ray_runtime.HeadGoneError:
         return stopping.end(HEAD_GONE)
     except (StorageError, StudyAwayError) as error:
         return stopping.end(_left(error))
-    except (StorageInternalError, SQLAlchemyError) as error:
-        raise RecordError(f"{record.study_place}: cannot be written or read ({told(error)})") from error
     except (RayError, TuneError) as error:
         if isinstance(getattr(error, "cause", None), StorageError):
             return stopping.end(_left(error))
-        raise MachineError(f"Ray failed: {death_of(error).error}") from error
+        death = death_of(error)
+        raise MachineError(death.error if death.then == "stop" else f"Ray failed: {death.error}") from error
 
 
 def _finish(record: Record, code: int, reason: str) -> None:
@@ -219,7 +220,7 @@ def _finish(record: Record, code: int, reason: str) -> None:
     try:
         result = results.document(record)
         export = results.export_document(record) if code == EXIT_DONE else None
-    except (MachineError, OSError, StorageInternalError, SQLAlchemyError):  # perhaps what ended the search
+    except (MachineError, OSError):  # perhaps what ended the search
         result, export = {"name": record.name, "id": record.id}, None
     on_finish.run(record.search.on_finish, {**result, "exit_code": code, "reason": reason, "export": export})
 
@@ -235,7 +236,7 @@ def _run(
 ) -> int:
     record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
-        with ray_runtime.started(record.search, stopping.head_is_gone, stopping.on_signals) as cluster:
+        with ray_runtime.started(record.search, stopping.head_is_gone) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
             spending = _spending(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
@@ -285,7 +286,8 @@ def _write_report(copies: Copies, console: Console) -> None:
         copies.send(path := write_report(copies.record))
         told = f"Report: {path}"
     except Exception as error:
-        told = f"No report: {error}. `hpo report {copies.record.name}` tries again"
+        why = in_words(error) if isinstance(error, OSError) else error
+        told = f"No report: {why}. `hpo report {copies.record.name}` tries again"
     console.print(told, highlight=False, soft_wrap=True)
 
 
@@ -451,16 +453,40 @@ def _tensorboard(record: Record) -> TensorBoard | None:
 
 def _measure_finalists(context: _Context) -> None:
     """The best trials' checkpoints on all validation images: 1,000 of them choose less surely than 5,000."""
-    record = context.record
-    numbers = results.finalists(record.trials(), record.search.objective)
-    alone, measured = context.cluster.whole_node, {}
-    for done, number in enumerate(numbers):
-        context.progress.measuring(number, done, len(numbers))
-        config = context.ray_config(number, {}, record.trial_folder(number), alone["num_cpus"])
-        metrics = ray.get(measure.options(**alone).remote(config, context.images_ref))
-        measured[str(number)] = _with_value(record, metrics)
+    record, trials, search = context.record, context.record.trials(), context.record.search
+    there = kept(trials, search.keep) | {trial.number for trial in trials if decide.is_open(trial)}
+    measured: dict[str, dict[str, float]] = {}
+    lost: list[int] = []
+    while True:
+        numbers = results.finalists(trials, search.objective, lost)
+        number = next((number for number in numbers if str(number) not in measured), None)
+        if number is None or number not in there:
+            break
+        context.progress.measuring(number, len(measured), len(numbers))
+        try:
+            measured[str(number)] = _with_value(record, _measured(context, number))
+        except CheckpointError as error:
+            lost.append(number)
+            context.console.print(f"Trial {number} cannot win: {error}", highlight=False, soft_wrap=True)
+    if not measured:
+        raise MachineError(f"{record.name}: no checkpoint of its best trials is whole; more --trials bring others")
     record.note(results.FINALISTS, measured)
+    if lost or results.LOST in record.notes():
+        record.note(results.LOST, lost)
     context.copies.now()
+
+
+def _measured(context: _Context, number: int) -> dict[str, float]:
+    """Raises CheckpointError."""
+    alone = context.cluster.whole_node
+    config = context.ray_config(number, {}, context.record.trial_folder(number), alone["num_cpus"])
+    try:
+        metrics: dict[str, float] = ray.get(measure.options(**alone).remote(config, context.images_ref))
+    except RayTaskError as error:
+        if isinstance(error.cause, CheckpointError):
+            raise error.cause from None
+        raise
+    return metrics
 
 
 def _with_value(record: Record, metrics: dict[str, float]) -> dict[str, float]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from model.config import visible
+
 _UNWIND_SECONDS = 5.0  # for tables and trackers; without its head Ray itself can only be left
 
 
@@ -50,7 +52,7 @@ class Stopping:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Entered again after ray.init, which puts handlers of its own in place. They stay while a search unwinds."""
+        """They stay while a search unwinds."""
         self._listening = True
         before = {number: signal.signal(number, self._signalled) for number in _SIGNALLED}
         try:
@@ -81,7 +83,7 @@ class Stopping:
         if self._stop is HEAD_GONE:
             self.leave()
         stop, message = self._told()
-        print(message, file=sys.stderr)
+        print(visible(message), file=sys.stderr)
         return stop.code
 
     def leave(self) -> NoReturn:

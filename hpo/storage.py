@@ -282,7 +282,9 @@ class Storage:
         if not found or found[0].type == fs.FileType.Directory:
             found = self._listed(system, path.rstrip("/"))
         files = [info for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")]
-        return {info.path.removeprefix(f"{base}/"): Stored(info.size, info.mtime_ns) for info in files}
+        named = {info.path.removeprefix(f"{base}/"): Stored(info.size, info.mtime_ns) for info in files}
+        # S3 has names that lead out of a folder; none is ours, and whoever wrote them chooses no place here.
+        return {name: stored for name, stored in named.items() if not {"", ".", ".."} & set(name.split("/"))}
 
     def _listed(self, system: Any, path: str, *, recursive: bool = True) -> list[Any]:
         from pyarrow import fs  # noqa: PLC0415

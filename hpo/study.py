@@ -12,9 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
@@ -77,10 +80,14 @@ class Study:
         self._id = self._answered(lambda _: self._storage.get_study_id_from_name(name))
 
     @staticmethod
-    def create(url: str, name: str) -> None:
+    def create(url: str, name: str, notes: Mapping[str, Any]) -> None:
         """Or leave the one that is there. Objectives are to be maximised. Raises ConfigError where a server refuses."""
         try:
-            optuna.create_study(study_name=name, storage=_storage(url), direction="maximize", load_if_exists=True)
+            study = optuna.create_study(
+                study_name=name, storage=_storage(url), direction="maximize", load_if_exists=True
+            )
+            for key, value in notes.items():
+                study.set_user_attr(key, value)
         except (SQLAlchemyError, StorageInternalError) as error:
             if not url.startswith(_SERVER):
                 raise
@@ -182,6 +189,17 @@ class Study:
         return result
 
 
+def check_file(path: Path, *, read_only: bool) -> None:
+    """That it is SQLite's, whole, and a study's; what a driver that died left half written is undone, unless read_only.
+    Optuna would make its tables anew in any file that lacks them. Raises sqlite3.Error, ValueError."""
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    with closing(sqlite3.connect(uri, timeout=_LOCKED_SECONDS, uri=True)) as connection:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise ValueError(found.splitlines()[-1])
+        connection.execute("SELECT 1 FROM studies")
+
+
 def _is_away(error: BaseException) -> bool:
     """Whether it can be hoped that the same works later."""
     cause = _of_the_driver(error)
@@ -193,7 +211,8 @@ def _is_away(error: BaseException) -> bool:
 def told(error: BaseException) -> str:
     """An error of SQLAlchemy or of Optuna's storage in a line, in the database's own words."""
     cause = _of_the_driver(error)
-    return str(cause.orig if isinstance(cause, DBAPIError) else cause).strip().partition("\n")[0]
+    said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip().partition("\n")[0]
+    return said or type(cause).__name__
 
 
 def _of_the_driver(error: BaseException) -> BaseException:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -15,10 +18,23 @@ from hpo import decide, results
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.results import best_report, reports_of, row
+from model.config import visible
 from model.metrics import EvalReport
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
 _BAR_FROM, _SPEED_FROM = 64, 100  # columns of the terminal from which there is room for them
+
+
+class Terminal(Console):
+    """Colours and cursor are ours alone: no name, parameter or error is markup, nor a command to the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            Segment(text if control else visible(text), style, control) for text, style, control in buffer
+        )
 
 
 def trial_table(
@@ -82,6 +98,8 @@ def headline(record: Record) -> Text:
     ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     took = f", {duration(max(ends) - min(starts))} from the first start to the last end" if ends else ""
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
+    if lost := results.lost(record.notes()):
+        lines.append(Text(f"cannot win, their checkpoints being damaged or gone: trials {', '.join(map(str, lost))}"))
     number = results.winner(record)
     if number is None:
         lines.append(Text("no trial has a valid result yet"))
@@ -90,7 +108,7 @@ def headline(record: Record) -> Text:
         assert best is not None
         found = f", {metrics(best)}"
         if results.final_wins(record):
-            final = record.notes()[results.FINAL]
+            final = {"ssim": math.nan, "psnr_db": math.nan, **(results.final_of(record) or {})}
             found = (
                 f" (the final training of its configuration), SSIM {final['ssim']:.4f}, PSNR {final['psnr_db']:.2f} dB "
                 f"on all validation images; as a trial SSIM {best.ssim:.4f}, PSNR {best.psnr_db:.2f} dB on some"

@@ -28,9 +28,10 @@ from hpo.record import Record
 from hpo.results import EXPORT, FINAL, best_report, reports_of
 from model.checkpoint import load_checkpoint
 from model.config import ConfigError
-from model.denoise import read_manifest
+from model.denoise import verify_files
 from model.export import STRIP_FILE
 from model.metrics import EvalReport
+from model.pictures import ImageError, open_image
 from model.run import LAST, is_shown, strip_name
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ def log_in() -> tuple[str, str | None]:
     return url, key
 
 
+class _Straight(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """See HTTPRedirectHandler. Not followed: the key would go along."""
+
+
 def _is_refused(url: str, key: str) -> bool:
     """By the server; one that is slow, away or failing has not refused anything."""
     request = urllib.request.Request(
@@ -87,13 +93,22 @@ def _is_refused(url: str, key: str) -> bool:
         },
     )
     try:
-        with urllib.request.urlopen(request, timeout=INIT_SECONDS / 2) as answer:
+        with urllib.request.build_opener(_Straight).open(request, timeout=INIT_SECONDS / 2) as answer:
             told = json.load(answer)
         return told["data"]["viewer"] is None
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _picture(path: Path) -> str | None:
+    """One that W&B may open, which knows more formats than we trust; None where there is none."""
+    try:
+        open_image(path)
+    except ImageError:
+        return None
+    return str(path)
 
 
 @dataclass
@@ -144,12 +159,13 @@ class Runs:
     def log_export(self) -> None:
         """The run of the export: the final training's curve, the leaderboard, pictures, the exported generator."""
         record = self.record
-        manifest = read_manifest(record.here(record.folder / EXPORT))
+        manifest = verify_files(record.here(record.folder / EXPORT))  # all that lies there is uploaded
         origin = manifest["origin"]
         run_id = f"{record.id}-export-{origin['trials']}-{origin['final_epochs']}"  # a search may be extended
         if self._is_done(run_id):
             return
-        opened = self._begin(run_id, EXPORT, EXPORT, {**record.search.as_dict(), "export": origin})
+        asked = {name: value for name, value in record.search.as_dict().items() if name != "on_finish"}
+        opened = self._begin(run_id, EXPORT, EXPORT, {**asked, "export": origin})
         finals = self._final_reports()
         self._write(opened, finals, record.folder / FINAL, ended=True)
         if opened.rows == len(finals):
@@ -216,6 +232,7 @@ class Runs:
                 console="off",
                 silent=True,
                 x_disable_stats=True,
+                x_disable_meta=True,  # command lines may have secrets in them: --on-finish
                 disable_git=True,
                 disable_code=True,
                 x_save_requirements=False,  # 0.1 s of CPU a run; search.json has the versions
@@ -233,7 +250,7 @@ class Runs:
         """Made once for a search; the page of the group where that fails."""
         kept = self.record.folder / "wandb" / "workspace.url"
         if kept.exists():
-            return kept.read_text()
+            return kept.read_text(errors="replace")
         try:
             from hpo import workspace  # noqa: PLC0415
 
@@ -256,9 +273,9 @@ class Runs:
                 **report.curves(),
             }
             if is_shown(report.epoch, last=ended and report is reports[-1]):
-                strip = self.record.here(folder / strip_name(report.epoch))
-                if strip.exists():
-                    row["val/strip"] = wandb.Image(str(strip), caption=_STRIP)
+                strip = _picture(self.record.here(folder / strip_name(report.epoch)))
+                if strip:
+                    row["val/strip"] = wandb.Image(strip, caption=_STRIP)
             opened.run.log(row)
             opened.rows += 1
 
@@ -334,9 +351,9 @@ class Runs:
         psnr_db = float(measured["psnr_db"])
         table.add_data(f"exported, {split}", measured["ssim"], psnr_db, "noisy | clean | denoised", exported)
         for row in rows:
-            strip = self.record.here(self.record.trial_folder(row["number"]) / strip_name(row["epochs"]))
-            if strip.exists():
-                picture = wandb.Image(str(strip))
+            strip = _picture(self.record.here(self.record.trial_folder(row["number"]) / strip_name(row["epochs"])))
+            if strip:
+                picture = wandb.Image(strip)
                 table.add_data(f"trial {row['number']}", row["ssim"], row["psnr_db"], _STRIP, picture)
         return table
 

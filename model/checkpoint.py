@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from model.config import MachineError
+from model.disk import writing
 
 _DIGEST, _STATE = "sha256", "state"
 
@@ -38,24 +39,30 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     """Tensors (on the CPU) and state. Nothing is unpickled. Raises CheckpointError."""
     try:
         content = path.read_bytes()
-        tensors, metadata = load(content), _metadata(content)
-        text, digest = metadata[_STATE], metadata[_DIGEST]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no checkpoint") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        tensors, metadata = load(content), _metadata(content)
+        text, digest = metadata[_STATE], metadata[_DIGEST]
+        is_whole = _digest(tensors, text) == digest
+        state = json.loads(text) if is_whole else {}
+    except Exception as error:  # safetensors', json's, and torch's of tensors that cannot be
         raise CheckpointError(f"{path}: damaged ({error})") from error
-    if _digest(tensors, text) != digest:
+    if not is_whole:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
-    state: dict[str, Any] = json.loads(text)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not ours (its state is no mapping)")
     return tensors, state
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the target, fsync, rename, fsync the folder. Raises OSError and leaves no part behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # in /tmp nobody can be there first, with a link
     try:
-        with part.open("wb") as file:
+        with writing(path), part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import http.client
+import io
 import logging
 import os
+import urllib.error
 import urllib.request
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from model.config import ConfigError, nearest
+from model.config import ConfigError, nearest, wrong_fields
+from model.disk import writing
 from model.folders import CLEAN, CROPS, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
@@ -44,6 +49,8 @@ class DataConfig:
     crop: int | None = None  # pixels a side that are trained on, of a folder's images; None: 64
 
     def __post_init__(self) -> None:
+        if wrong := wrong_fields(DataConfig, dataclasses.asdict(self)):
+            raise ConfigError("\n".join(wrong))
         mistakes = []
         if not self.is_folder and self.data != FASHION_MNIST:
             mistakes.append(f"data={self.data}: neither a data set nor a folder. {nearest(self.data, [FASHION_MNIST])}")
@@ -61,16 +68,24 @@ class DataConfig:
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 
+    @classmethod
+    def from_dict(cls, values: Any) -> DataConfig:
+        """Out of a manifest. Raises ConfigError."""
+        if wrong := wrong_fields(cls, values):
+            raise ConfigError("\n".join(wrong))
+        return cls(**values)
+
     @property
     def is_folder(self) -> bool:
         """Not a data set that is known by its name."""
-        return self.data != FASHION_MNIST and ("/" in self.data or Path(self.data).is_dir())
+        return self.data != FASHION_MNIST and ("/" in self.data or os.path.isdir(self.data))
 
     def load(self, store: PixelFiles | None = None) -> Images:
         """The images that a search may look at. store: for more than memory has room for; while it is open, trainings
         can read. Raises DataError, MachineError."""
         if not self.is_folder:
             train = _fashion_mnist("train")
+            _fashion_mnist("test")  # nobody looks at it yet, but if it is damaged, that is told now
             return Images(train=train[:-NUM_VALIDATION], validation=Pairs(train[-NUM_VALIDATION:]), padding=PADDING)
         pictures = self._pictures(store)
         validation = Pairs(*grid(pictures["validation"], self._side))
@@ -344,8 +359,10 @@ def _fashion_mnist(split: str) -> np.ndarray:
 
 
 def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
+    size = _IDX_HEADER_BYTES + file.count * _SIDE**2
     try:
-        content = gzip.decompress(packed)
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            content = stream.read(size + 1)  # 40 MB can unpack to 40 GB
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{where}: damaged ({error}). Delete it and run again.") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -356,12 +373,23 @@ def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
     return content
 
 
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *given: Any) -> urllib.request.Request | None:
+        """See HTTPRedirectHandler; the last argument is where it leads."""
+        if not given[-1].startswith("https://"):
+            raise urllib.error.URLError(f"it leads to {given[-1]}, which is not https")
+        return super().redirect_request(*given)
+
+
+_HTTPS = urllib.request.build_opener(_OnlyHttps)
+
+
 def _download(file: _IdxFile) -> Path:
     """Fetch from upstream into the cache; written only after its checksum matched."""
     url = _UPSTREAM + file.name
     log.warning("Fetching %s", url)
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with _HTTPS.open(url, timeout=60) as response:
             packed = response.read(_MAX_DOWNLOAD_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
@@ -374,7 +402,8 @@ def _download(file: _IdxFile) -> Path:
     target = _cache() / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}")
-    part.write_bytes(packed)
+    with writing(target):
+        part.write_bytes(packed)
     part.replace(target)
     return target
 

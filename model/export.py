@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError
 from model.data import REAL, DataConfig, Images, Pairs
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
+from model.disk import check_writable, writing
 from model.evaluate import against_slides, evaluate, on_strip, table
 from model.generator import Generator
 from model.noise import parse_noise
@@ -63,10 +65,7 @@ def export(
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
 
-    to.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
-    try:
-        folder.chmod(0o755)
+    with _beside(to) as folder:
         weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
         (folder / WEIGHTS_FILE).write_bytes(save(weights))
         _write_onnx(generator, folder / ONNX_FILE, images.shape)
@@ -105,13 +104,25 @@ def export(
         manifest["files"] = _digests(folder)
         _write_manifest(folder, manifest)
         put_in_place(to, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
+@contextmanager
+def _beside(to: Path) -> Iterator[Path]:
+    """A folder that is to take its place; gone at the end, if it has not."""
+    with writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        folder = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
+        folder.mkdir()  # readable by whom the umask lets
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_target(to: Path) -> None:
-    """Raises ConfigError where an export may not stand."""
+    """Raises ConfigError where an export may not stand, or cannot be written."""
+    check_writable(to, "--to")
     if to.exists() and not _is_replaceable(to):
         raise ConfigError(f"{to}: there is something else; name another folder, or an empty one, with --to")
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from model import s3
 from model.config import ConfigError, MachineError
-from model.pictures import IMAGE_SUFFIXES, ImageError, open_image
+from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, open_image
 from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
@@ -119,7 +119,7 @@ _Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image f
 
 
 def _local(folder: Path) -> _Files:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
     root, files, leaving = folder.resolve(), {}, []
     for parent, folders, names in os.walk(folder):
@@ -130,10 +130,24 @@ def _local(folder: Path) -> _Files:
                 continue
             if not path.resolve().is_relative_to(root):
                 leaving.append(str(path))
-            files[path.relative_to(folder).as_posix()] = path.read_bytes
+            files[path.relative_to(folder).as_posix()] = functools.partial(_read, path)
     if leaving:
         raise DataError(f"data={folder}: links that leave the folder: {', '.join(leaving[:_SHOWN])}")
     return files
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be waited for, a device be read for ever
+        raise ImageError(f"{path}: is no file")
+    _check_size(path, path.stat().st_size)
+    return path.read_bytes()
+
+
+def _check_size(path: object, size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{path}: has {size:,} bytes, above {MAX_BYTES:,}: no image of up to {MAX_PIXELS:,} pixels has"
+        )
 
 
 def _s3(address: str) -> _Files:
@@ -143,16 +157,17 @@ def _s3(address: str) -> _Files:
         system, root = s3.connect(address, _S3_ATTEMPTS)
         listed = system.get_file_info(fs.FileSelector(root, recursive=True))
 
-    def reader(path: str) -> Callable[[], bytes]:
+    def reader(path: str, size: int) -> Callable[[], bytes]:
         def read() -> bytes:
+            _check_size(path, size)
             with _asked(address), system.open_input_file(path) as file:
                 content: bytes = file.read()
                 return content
 
         return read
 
-    names = {info.path[len(root) :].lstrip("/"): info.path for info in listed if info.is_file}
-    return {name: reader(path) for name, path in sorted(names.items()) if _is_image(name)}
+    found = {info.path[len(root) :].lstrip("/"): info for info in listed if info.is_file}
+    return {name: reader(info.path, info.size) for name, info in sorted(found.items()) if _is_image(name)}
 
 
 def _is_image(name: str) -> bool:

@@ -311,7 +311,7 @@ def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
     """(C, H, W) uint8, and gives the same."""
     file = io.BytesIO()
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
-    with Image.open(file) as image:
+    with Image.open(file, formats=("JPEG",)) as image:
         decoded = np.asarray(image)
     return decoded[None] if decoded.ndim == 2 else decoded.transpose(2, 0, 1)
 

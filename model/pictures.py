@@ -13,6 +13,7 @@ from model.config import ConfigError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # read off the header: a file of 100 kB can unpack to gigabytes
+MAX_BYTES = 5 * MAX_PIXELS  # of a file: RGBA as it is, and room for what else lies in it
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 SCALE = 3  # of a strip's pixels, for the eye
 _GAP = 2  # white pixels between pictures
@@ -32,7 +33,7 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
         with Image.open(content or path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{path}: {image.width}x{image.height} is above {MAX_PIXELS} pixels")
-            if getattr(image, "n_frames", 1) > 1:
+            if _has_frames(image):
                 raise ImageError(f"{path}: has several frames; split it into single images")
             if image.mode in ("L", "RGB", "LA", "RGBA"):
                 return image.copy()
@@ -45,8 +46,17 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
         raise ImageError(f"{path}: no image of the formats {', '.join(_FORMATS)} ({error})") from error
     except ImageError:
         raise
-    except (OSError, SyntaxError, EOFError, ValueError, TypeError) as error:  # Pillow's, for damaged files
+    except Exception as error:  # Pillow's, for damaged files: of OSError and SyntaxError to struct.error
         raise ImageError(f"{path}: cannot be read ({error})") from error
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Without counting them: of a TIFF each would be read."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:

@@ -13,6 +13,7 @@ import torch
 from model.checkpoint import CheckpointError
 from model.config import TrainConfig
 from model.data import DeviceImages
+from model.disk import replacing
 from model.metrics import EvalReport, Objective, objective_value
 from model.pictures import strip
 from model.trainer import Trainer
@@ -67,7 +68,8 @@ class TrainingRun:
         self.trainer.save(self.folder / LAST, **self.notes)
         if self._is_best():
             self._last_is_best()
-        self._strip().save(self.folder / strip_name(report.epoch))
+        with replacing(self.folder / strip_name(report.epoch)) as part:
+            self._strip().save(part)
         return report
 
     def _is_best(self) -> bool:

@@ -42,17 +42,19 @@ def connect(address: str, attempts: int) -> tuple[Any, str]:
 
 def options_of(address: str) -> dict[str, str]:
     """What follows the question mark. Raises ConfigError for what is no address; nobody is asked."""
-    url = urlsplit(address)
-    if "@" in url.netloc:  # it would be written into search.json
+    try:
+        url = urlsplit(address)
+    except ValueError as error:
+        raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
+    options = dict(parse_qsl(url.query))
+    if "@" in url.netloc or any("@" in value for value in options.values()):  # it would be written into search.json
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
     if not url.netloc:
         raise ConfigError(f"{address}: names no bucket: s3://BUCKET/PREFIX")
-    options = dict(parse_qsl(url.query))
     unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise ConfigError(
-            "\n".join(f"{address}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown)
-        )
+    if unknown:  # without its value, which is perhaps a key
+        where = address.partition("?")[0]
+        raise ConfigError("\n".join(f"{where}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown))
     return options
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from model.config import ConfigError, MachineError
+from model.disk import writing
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class PixelFiles:
             log.warning("More than %.0f MB of pixels: streamed from %s", self.in_memory / 1e6, self._path(kind))
             self._folder.mkdir(parents=True, exist_ok=True)
         begin = self._sizes.setdefault(kind, 0)  # before it is written: it is deleted, too, if the disk is full
-        with self._path(kind).open("ab") as file:
+        with writing(self._path(kind)), open(self._path(kind), "ab", opener=_private) as file:
             for array in arrays:
                 file.write(array.data)
         pixels = np.asarray(np.memmap(self._path(kind), np.uint8, "r", begin))
@@ -92,6 +93,11 @@ class PixelFiles:
 
     def _path(self, kind: str) -> Path:
         return self._folder / f".{self._name}~{self._token}~{kind}.pixels"
+
+
+def _private(path: str, flags: int) -> int:
+    """Pictures are their owner's, and the system's folder for temporary files is everybody's."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def memory(what: str) -> float:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from curves import conductor, run_all
+from plain_search import command, photographs, without_ray
 
+from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
 
@@ -44,3 +46,25 @@ def done(runs: Path, undisturbed: Record) -> Record:
     """A copy of it."""
     shutil.copytree(undisturbed.folder, runs / "first")
     return Record(runs, "first")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a few images."""
+    return photographs(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="session")
+def searched_plainly(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of an undisturbed search of them, without Ray, exported. To be read, not to be changed."""
+    runs = tmp_path_factory.mktemp("searched") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch, exports=True)
+        assert main(command(pictures, runs)) == 0
+    return runs
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hpo search` without Ray and export."""
+    without_ray(monkeypatch)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Driver:
     def ray_folders(self) -> set[str]:
         """Ray's own, in use now."""
         lines = [" ".join(process.cmdline()) for process in self.processes()]
-        return {found for line in lines for found in re.findall(r"/tmp/ray/session_[\w-]+(?=/)", line)}
+        return {found for line in lines for found in re.findall(r"[^\s=]+/\.ray/session_[\w-]+(?=/)", line)}
 
     def left_after(self, seconds: float) -> list[psutil.Process]:
         """Those that live so long after now."""
@@ -62,10 +62,16 @@ class Driver:
 
 
 @contextmanager
-def driver(folder: Path, options: list[str], command: tuple[str, ...] = (HPO, "search", "first")) -> Iterator[Driver]:
-    """In a process group of its own, as a shell would start it."""
+def driver(
+    folder: Path,
+    options: list[str],
+    command: tuple[str, ...] = (HPO, "search", "first"),
+    added: Mapping[str, str] | None = None,
+) -> Iterator[Driver]:
+    """In a process group of its own, as a shell would start it. added: to the environment."""
     # W&B's process of this one would be shared; Ray must not see the tests' GPUs or none.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= added or {}
     environment["SEARCH_UNDER_TEST"] = mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [*command, *options],
@@ -97,3 +103,14 @@ def num_reports(folder: Path) -> int:
     if "first" not in list_names(folder / "runs"):
         return 0
     return sum(len(trial.intermediate_values) for trial in Record(folder / "runs", "first").trials())
+
+
+def leaked(secrets: Mapping[str, str], *folders: Path) -> set[str]:
+    """NAME in FILE, of all files there."""
+    found = set()
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        if path.is_file():
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                found |= {f"{name} in {path}" for name, secret in secrets.items() if secret.encode() in content}
+    return found

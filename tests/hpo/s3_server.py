@@ -38,10 +38,12 @@ class StandIn:
     failures: int = 0  # of the next requests: 503 SlowDown
     hang_seconds: float = 0.0
     refused_part: str = ""  # of uploads, its number: 403
+    has_expired: bool = False  # the keys: 403 ExpiredToken
     is_away: bool = False  # every connection is closed without a word
     asked: list[str] = field(default_factory=list)  # METHOD /path of each request
     unknown: list[str] = field(default_factory=list)  # those that were answered with 501
     markers: set[str] = field(default_factory=set)  # BUCKET/KEY/: pyarrow's folders
+    also_listed: dict[str, Path] = field(default_factory=dict)  # BUCKET/KEY that no file is called, and its content
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)  # begun and not completed: parts by number
     lock: threading.Lock = field(default_factory=threading.Lock)
     ids: Iterator[int] = field(default_factory=itertools.count)
@@ -71,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stand_in.failures:
             stand_in.failures -= 1
             return self._error(503, "SlowDown")
-        refusal = self._refusal()
+        refusal = "ExpiredToken" if stand_in.has_expired else self._refusal()
         if refusal:
             return self._error(403, refusal)
         bucket, _, key = unquote(url.path).lstrip("/").partition("/")
@@ -203,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         entries: dict[str, Path | None] = {}  # None: a common prefix
         keys = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         keys |= {marker.partition("/")[2]: Path("/dev/null") for marker in self.stand_in.markers}
+        named = self.stand_in.also_listed.items()
+        keys |= {name.removeprefix(f"{bucket}/"): path for name, path in named if name.startswith(f"{bucket}/")}
         for key, path in sorted(keys.items()):
             if key.startswith(prefix):
                 head, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")

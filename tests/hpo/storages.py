@@ -11,6 +11,7 @@ import pytest
 import s3_server
 
 KINDS = ["folder", "s3"]
+EXPIRING = "s3, its keys expire"
 
 
 @dataclass
@@ -20,18 +21,19 @@ class Place:
     address: str
     root: Path  # where its files are, on this disk
     server: s3_server.StandIn | None = None
+    expires: bool = False
 
     def goes_away(self) -> None:
-        """A file server's folder is not there, S3 closes every connection."""
+        """A file server's folder is not there, S3 closes every connection, or refuses the keys."""
         if self.server:
-            self.server.is_away = True
+            self.server.is_away, self.server.has_expired = not self.expires, self.expires
         else:
             self.root.rename(self.root.with_name("unmounted"))
 
     def comes_back(self) -> None:
         """With all that it had."""
         if self.server:
-            self.server.is_away = False
+            self.server.is_away = self.server.has_expired = False
         else:
             self.root.with_name("unmounted").rename(self.root)
 
@@ -48,5 +50,6 @@ def place(kind: str, folder: Path) -> Iterator[Place]:
         patch.setenv("AWS_ACCESS_KEY_ID", s3_server.KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.SECRET)
         query = f"scheme=http&endpoint_override={server.url.removeprefix('http://')}"
-        yield Place(f"s3://bucket/some/prefix?{query}", folder / "buckets" / "bucket" / "some" / "prefix", server)
+        root = folder / "buckets" / "bucket" / "some" / "prefix"
+        yield Place(f"s3://bucket/some/prefix?{query}", root, server, expires=kind == EXPIRING)
         assert server.unknown == []

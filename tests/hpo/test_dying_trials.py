@@ -172,10 +172,10 @@ MONITOR = "1 worker(s) were killed due to the node running low on memory. Memory
         ),
         (RaisedError(ValueError("a\nb"), "ValueError: a\nb"), 0, "again", "ValueError: a"),
         (
-            RaisedError(OSError(errno.ENOSPC, ""), "OSError: [Errno 28] No space left on device: '/runs/x'"),
+            RaisedError(OSError(errno.ENOSPC, "No space left on device", "/runs/x"), "OSError: [Errno 28] No space"),
             0,
             "stop",
-            "OSError: [Errno 28] No space left on device: '/runs/x'",
+            "disk full at /runs/x; ",
         ),
         (
             RaisedError(OSError(errno.EIO, ""), "OSError: [Errno 5] Input/output error"),

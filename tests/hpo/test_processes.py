@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from drivers import GUARD_SECONDS, HPO, Driver, driver, num_reports
 
 from hpo.record import Record
 
-OPTIONS = ["--trials", "9", "--epochs", "9", "--images-per-epoch", "256", "--scheduler", "none", "--concurrent", "1"]
+OPTIONS = ["--trials", "99", "--epochs", "9", "--images-per-epoch", "256", "--scheduler", "none", "--concurrent", "1"]
 OPTIONS += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 SEARCH = [*OPTIONS, "--wandb", "disabled"]
 CONTINUED = r"; the search can be continued: hpo search first\n"
@@ -109,15 +110,38 @@ def test_hpo_stop_saves_and_ends_it_with_143(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 4.0, 7.0])
-def test_signals_while_ray_starts(folder, seconds):
+def test_signals_while_ray_starts(tmp_path, seconds):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        with driver(folder, SEARCH) as running:
+        with driver(tmp_path, SEARCH) as running:
             running.wait_for(lambda: any(process.name() == "gcs_server" for process in running.processes()))
+            folders = running.ray_folders()
             time.sleep(seconds)
             running.process.send_signal(number)
             _, errors = running.process.communicate(timeout=GUARD_SECONDS)
             assert (running.process.returncode, "Traceback" in errors) == (code, False), errors
             assert running.left_after(seconds=10) == []
+            assert not any(Path(folder).exists() for folder in folders)
+
+
+TERMINATES_ITSELF = """
+import os, signal, sys, ray
+make = ray._raylet.CoreWorker
+def made_and_terminated(*args, **options):
+    made = make(*args, **options)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return made
+ray._raylet.CoreWorker = made_and_terminated
+from hpo.cli import main
+sys.exit(main(["search", "first", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_inside_rays_start_is_answered_by_us(tmp_path):
+    with driver(tmp_path, SEARCH, (sys.executable, "-c", TERMINATES_ITSELF)) as running:
+        _, errors = running.process.communicate(timeout=GUARD_SECONDS)
+        assert_stopped((running.process.returncode, errors), 143, "Terminated")
+        assert running.left_after(seconds=10) == []
 
 
 @pytest.mark.slow

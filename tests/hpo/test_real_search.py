@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import platform
 import shutil
 import signal
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import optuna
 import pytest
 import ray
 import torch
 from chromium import chromium, needs_chromium
-from drivers import GUARD_SECONDS, driver, finished, num_reports
+from drivers import GUARD_SECONDS, driver, finished, leaked, num_reports
 from optuna.trial import FrozenTrial
 from PIL import Image
 from tensorboard_files import assert_all_there as tensorboard_has_all
-from wandb_files import assert_all_there, export_fragment
+from wandb_files import assert_all_there, everything_in, export_fragment, fragments
 from wandb_files import read as read_wandb
 
 from hpo import decide, results
 from hpo.cli import main
 from hpo.record import Record
 from hpo.report import REPORT
+from model import data
 from model.checkpoint import load_checkpoint
 from model.data import DataConfig, DeviceImages, Images
 from model.denoise import Denoiser
@@ -65,6 +69,10 @@ class Searched:
     runs: Path
     listening: set[str]  # addresses that a process of the search listened on
     output: str  # on stdout
+    secrets: dict[str, str]  # what its environment had of them, by name
+    leaks: set[str]  # what of them was found in files while it ran, or where no other process needs them
+    modes: set[int]  # of the folder that Ray and Tune have, and all that lies in it
+    answer: str  # of Ray's head to somebody without the token
 
     @property
     def record(self) -> Record:
@@ -75,16 +83,58 @@ class Searched:
         return self.record.folder / results.EXPORT
 
 
+SECRETS = ("WANDB_API_KEY", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "SOME_SECRET")
+HANDED_ON = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "SOME_SECRET")  # trials read images and storage
+
+
+def asked_without_token(port: int) -> str:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=30)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """Left alone. What becomes of one that is killed: test_kill.py."""
+    """Left alone, with secrets in its environment. What becomes of one that is killed: test_kill.py."""
     folder = tmp_path_factory.mktemp("searched")
-    with driver(folder, ONE_SLOT) as running:
+    secrets = {name: f"canary{uuid.uuid4().hex}" for name in SECRETS}
+    home, temporary = folder / "home", folder / "tmp"
+    (home / ".cache").mkdir(parents=True)
+    temporary.mkdir()
+    (home / ".cache" / "pix2pix-search").symlink_to(data._cache().parent)  # the images, where they are not Debian's
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "TMPDIR": str(temporary)}
+    options = [*ONE_SLOT, "--on-finish", 'test -n "$SOME_SECRET"']
+    with driver(folder, options, added={**secrets, **places}) as running:
         running.wait_for(lambda: num_reports(folder) > 0)
-        sockets = [s for process in running.processes() for s in process.net_connections("inet")]
+        processes = running.processes()
+        sockets = [s for process in processes for s in process.net_connections("inet")]
+        (ray_folder,) = map(Path, running.ray_folders())
+        (token,) = {process.environ()["RAY_AUTH_TOKEN"] for process in processes if process.name() == "raylet"}
+        secrets["RAY_AUTH_TOKEN"] = token
+        (port,) = (int(path.read_text()) for path in ray_folder.glob("gcs_server_port_*"))
+        answer = asked_without_token(port)
+        leaks = leaked(secrets, ray_folder.parents[1], temporary, Path("/dev/shm"))
+        for process in processes:
+            if process.pid != running.process.pid:
+                inherited = {name for name in SECRETS if secrets[name] in process.environ().values()}
+                leaks |= {f"{name} in {process.name()}'s environment" for name in inherited - {*HANDED_ON}}
+        modes = {ray_folder.parents[1].stat().st_mode & 0o777}
         out, errors = running.process.communicate(timeout=GUARD_SECONDS)
         assert running.process.returncode == 0, errors
-    return Searched(folder, folder / "runs", {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}, out)
+        leaks |= {f"{name} in its output" for name, secret in secrets.items() if secret in out + errors}
+    return Searched(
+        folder=folder,
+        runs=folder / "runs",
+        listening={s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN},
+        output=out,
+        secrets=secrets,
+        leaks=leaks,
+        modes=modes,
+        answer=answer,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +173,36 @@ def test_no_process_listens_beyond_this_machine(searched):
     assert searched.listening
     addresses = [ipaddress.ip_address(address.removeprefix("::ffff:")) for address in searched.listening]
     assert all(address.is_loopback for address in addresses), addresses
+
+
+def test_secrets_of_the_environment_are_in_no_byte_that_is_written(searched):
+    """W&B's files are searched as they are, too, and as W&B's own reader has them: it may cut texts in two."""
+    assert searched.leaks == set()
+    assert leaked(searched.secrets, searched.folder) == set()
+    for fragment in (*fragments(searched.record), export_fragment(searched.record)):
+        read_out = everything_in(fragment)
+        assert '"config"' in read_out
+        assert [name for name, secret in searched.secrets.items() if secret in read_out] == []
+        for private in ("SOME_SECRET", "on_finish", "--images-per-epoch"):  # the user's command, the command line
+            assert private not in read_out
+    assert "SOME_SECRET" not in (searched.record.folder / REPORT).read_text()
+    assert searched.record.search.on_finish == 'test -n "$SOME_SECRET"'  # it stays in search.json alone
+
+
+def test_rays_folder_and_ports_are_this_users_alone(searched):
+    """Others on the machine reach loopback, and /tmp; Ray's own folder there is open to them."""
+    assert searched.modes == {0o700}
+    assert searched.answer == "UNAUTHENTICATED"
+    assert not (searched.folder / "home" / ".ray").exists()  # where Ray would keep a token, for all to read
+
+
+def test_results_are_readable_by_whom_the_umask_lets(searched):
+    """A group that shares a folder shares the searches in it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in searched.record.folder.rglob("*"):
+        if not path.is_symlink() and "staging" not in path.parts:  # W&B's own
+            assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 # --- its results ----------------------------------------------------------------------------------------------------

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import optuna
 import pytest
-from curves import SPACE, learned, report
+from curves import SPACE, conductor, learned, report, run_all, story, train
+from fuzzing import SCALARS, assert_told, few, json_near
+from hypothesis import given
+from hypothesis import strategies as st
 from killed import Killed, killed_at_write
 from optuna.trial import FrozenTrial, TrialState
 
@@ -207,3 +217,133 @@ def test_the_search_file_says_what_was_asked_and_with_what_it_was_made(record, r
     assert SearchConfig(**about["search"]) == search
     assert about["versions"]["optuna"] == optuna.__version__
     assert about["id"] == Record(runs, "first").id != Record.create(runs, "second", search).id
+
+
+# --- whatever is in its files ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def copy_of(record: Record) -> Iterator[Path]:
+    """The folder of searches with a copy of it, which must be left as it was found in the `with`."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(record.folder, Path(folder) / "first")
+        yield Path(folder)
+
+
+def exit_codes(runs: Path) -> set[int]:
+    """Of all that only looks; what it says is printable, and nothing is written."""
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    codes = set()
+    for command in (["show", "first"], ["show", "first", "--decisions", "--json"], ["list"]):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as told:
+            codes.add(main([*command, "--runs", str(runs)]))
+        assert all(line.isprintable() for line in told.getvalue().splitlines())
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+    return codes
+
+
+@given(data=st.data())
+def test_any_search_file_is_a_search_or_told_as_damaged(undisturbed, data):
+    content = data.draw(json_near(undisturbed.about), "search.json")
+    with copy_of(undisturbed) as runs:
+        (runs / "first" / "search.json").write_bytes(content)
+        try:
+            record = Record(runs, "first")
+        except RecordError as error:
+            assert_told(error, "search.json: damaged")
+            return
+        except ConfigError as error:  # it says of its study that it is in a database
+            assert json.loads(content)["search"]["study_url"]
+            assert_told(error)
+            return
+        assert len(record.trials()) == 8
+        assert record.id == json.loads(content)["id"]
+        try:
+            record.change({"trials": 9})
+        except ConfigError as error:
+            assert_told(error)
+
+
+ROWS = {
+    "trial_user_attributes": ["key", "value_json", "trial_id"],
+    "trial_intermediate_values": ["step", "intermediate_value", "intermediate_value_type", "trial_id"],
+    "trial_values": ["value", "value_type", "objective"],
+    "trial_params": ["param_name", "param_value", "distribution_json"],
+    "trials": ["number", "state", "datetime_start", "datetime_complete", "study_id"],
+    "study_user_attributes": ["key", "value_json"],
+    "studies": ["study_name"],
+    "study_directions": ["direction"],
+    "version_info": ["schema_version"],
+    "alembic_version": ["version_num"],
+}
+NUMBERS = {"value": 0.5, "ssim": 0.5, "psnr_db": 20.0}
+NOTES = {
+    key: json.dumps(value)
+    for key, value in {"finalists": {"3": NUMBERS, "5": NUMBERS}, "final": {"trial": 5, **NUMBERS}, "cost": 1.5}.items()
+}
+
+
+@given(data=st.data())
+@few(2)
+def test_a_study_with_any_row_exchanged_is_shown_or_told_as_damaged(undisturbed, data):
+    table = data.draw(st.sampled_from(sorted(ROWS)), "table")
+    column = data.draw(st.sampled_from(ROWS[table]), "column")
+    with copy_of(undisturbed) as runs, closing(sqlite3.connect(runs / "first" / "study.db")) as study:
+        for key, value in NOTES.items():
+            study.execute(
+                "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, ?)",
+                (key, json.dumps(value)),
+            )
+        rows = study.execute(f"SELECT rowid, {column} FROM {table}").fetchall()
+        row, was = data.draw(st.sampled_from(rows), "row")
+        if column.endswith("_json"):
+            value = data.draw(json_near(json.loads(was)).map(lambda b: b.decode(errors="replace")))
+        else:
+            value = data.draw(SCALARS.filter(lambda v: not isinstance(v, int) or abs(v) < 2**63), "value")
+            value = value.encode(errors="replace").decode() if isinstance(value, str) else value
+        try:
+            study.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (value, row))
+        except sqlite3.IntegrityError:
+            return
+        study.commit()
+        study.close()
+        assert exit_codes(runs) <= {0, 4}
+
+
+HOLDS = (
+    "import sqlite3, sys, time; study = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    "study.execute('BEGIN EXCLUSIVE'); print('held', flush=True); time.sleep(float(sys.argv[2]))"
+)
+
+
+@contextmanager
+def held(study: Path, seconds: float) -> Iterator[None]:
+    """By another process."""
+    with subprocess.Popen([sys.executable, "-c", HOLDS, study, str(seconds)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        yield
+        other.kill()
+
+
+def test_a_study_that_another_process_holds_is_waited_for_and_nothing_is_lost(record, runs, undisturbed):
+    """Half a second longer than SQLite waits by itself."""
+    loop, began = conductor(record), time.monotonic()
+    first = loop.next_trial()
+    with held(record.study_file, seconds=5.5):
+        train(loop, first.number, [])
+        assert time.monotonic() - began > 5
+    run_all(loop)
+    assert story(Record(runs, "first").trials()) == story(undisturbed.trials())
+
+
+def test_a_study_that_is_held_for_too_long_ends_the_search_which_then_goes_on(record, runs, undisturbed, monkeypatch):
+    """What could not be told is in the checkpoint."""
+    monkeypatch.setattr("hpo.study._LOCKED_SECONDS", 0.2)
+    loop, checkpoints = conductor(Record(runs, "first")), {0: []}
+    number = loop.next_trial().number
+    told = pytest.raises(RecordError, match=r"study\.db: held by another process \(database is locked\)")
+    with held(record.study_file, seconds=60), told:
+        train(loop, number, checkpoints[number])
+    assert len(checkpoints[number]) == 1
+    run_all(conductor(Record(runs, "first")), checkpoints)
+    assert story(Record(runs, "first").trials()) == story(undisturbed.trials())

@@ -291,9 +291,21 @@ def lead_out_of_the_folder(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
+def link_a_file(folder: Path) -> None:
+    """With the right content, here as there: it would be a link on this machine, too."""
+    content = (folder / "strip.png").rename(folder.parent / "elsewhere.png")
+    (folder / "strip.png").symlink_to(content)
+
+
+def add_a_file(folder: Path) -> None:
+    (folder / "more.sh").write_text("#!/bin/sh")
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
+        (link_a_file, "strip.png: cannot be read"),
+        (add_a_file, "more.sh: is not in the manifest"),
         (damage_a_file, "generator.safetensors: its SHA-256 is not the manifest's"),
         (lose_a_file, "strip.png: cannot be read"),
         (improve_the_figures, "the model does not do here what it did where it was exported: ssim"),

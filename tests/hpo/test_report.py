@@ -8,6 +8,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,8 +334,12 @@ HOSTILE = (
 
 @needs_chromium
 def test_hostile_texts_stay_texts(runs, browser):
-    record = Record.create(runs, "first", SearchConfig(trials=3, scheduler="none"))
-    record.about["versions"] = {HOSTILE: HOSTILE}
+    (folder := runs.parent / HOSTILE.replace("/", ":")).mkdir()
+    asked = SearchConfig(trials=3, scheduler="none", data=str(folder), on_finish=HOSTILE)
+    record = Record.create(runs, "first", asked)
+    record.search = replace(asked, space=HOSTILE)
+    record.about |= {"versions": {HOSTILE: HOSTILE}, "git_commit": HOSTILE, "created": HOSTILE}
+    record.home = runs / HOSTILE.replace("/", ":")  # of which the command to denoise with is made
     params = {HOSTILE: HOSTILE, "__proto__": "constructor"}
     distributions = {name: CategoricalDistribution([value, "x"]) for name, value in params.items()}
     for number in range(3):
@@ -347,11 +352,12 @@ def test_hostile_texts_stay_texts(runs, browser):
     assert browser.run("document.querySelectorAll('img, iframe, object, [onerror]').length") == 0
     assert browser.run("document.querySelectorAll('script').length") == 2
     seen = browser.run("document.body.textContent")
-    for place in ("#board th", "#board td", "#failures", "#made-with", "#timeline", "#parallel"):
+    for place in ("#board th", "#board td", "#failures", "#made-with", "#timeline", "#parallel", "#asked-table"):
         assert browser.run(f"[...document.querySelectorAll('{place}')].some(e => e.textContent.includes('pwned'))"), (
             place
         )
     assert HOSTILE in seen
+    assert "on_finish" not in text(browser, "#asked-table")  # a command is nobody's affair
 
 
 @needs_chromium
@@ -442,7 +448,7 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
 
     monkeypatch.setattr("hpo.search.write_report", full)
     _write_report(Copies(done, None, lambda _: None), Console(stderr=True))
-    assert "No space left on device" in capsys.readouterr().err
+    assert "No report: disk full" in capsys.readouterr().err
 
 
 def test_the_node_is_kept_of_the_epoch_that_it_trained_alone(record):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hpo.cli import main
 from model import folders, s3
-from model.data import DataConfig
+from model.data import DataConfig, DataError
 
 SMALL = ["--set", "width=4", "--set", "batch_size=4", "--crop", "32", "--images-per-epoch", "4", "--epochs", "1"]
 
@@ -65,6 +65,13 @@ def test_a_prefix_gives_the_images_of_the_folder(server, buckets, prefix, noise)
     assert there.load().digest == here.load().digest
     assert np.array_equal(there.load_test().clean, here.load_test().clean)
     assert sum(asked == f"GET /{prefix.split('/')[0]}" for asked in server.asked) >= 2  # its listing comes in parts
+
+
+def test_what_is_too_large_for_an_image_is_not_even_fetched(server, monkeypatch):
+    monkeypatch.setattr(folders, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match=r"bytes, above 1,000: no image"):
+        DataConfig(data="s3://photos/some/set", crop=32).load()
+    assert [asked for asked in server.asked if asked.endswith(".png")] == []
 
 
 def test_an_endpoint_can_be_named_in_the_address(server, buckets, monkeypatch):

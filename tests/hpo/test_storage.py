@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from storages import KINDS, Place, place
+from storages import EXPIRING, KINDS, Place, place
 
 from hpo import lease
 from hpo.lease import LeaseLostError, take
@@ -94,6 +94,20 @@ def test_a_folder_is_brought_as_it_is_there_and_nothing_twice(storage, tmp_path,
     assert (tmp_path / "here" / "one").read_bytes() == b"another one"
 
 
+def test_a_name_that_leads_out_of_the_folder_is_nobodys(tmp_path):
+    """S3 takes any name, also from somebody who may write there and wants a file in our home."""
+    with place("s3", tmp_path) as there:
+        storage = Storage(there.address, patience=1).inside("first")
+        storage.put("export/README.md", b"ours")
+        storage.put("evil", b"evil")
+        for leads in ("export/../../evil", "export/../evil", f"export/{tmp_path}/evil", "export/a/../../evil"):
+            there.server.also_listed[f"bucket/some/prefix/first/{leads}"] = there.root / "first" / "evil"
+        storage.fetch("export", tmp_path / "home" / "export")
+        assert storage.names("export").keys() == {"export/README.md"}
+    assert [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()] == ["README.md"]
+    assert not (tmp_path / "evil").exists()
+
+
 def test_a_reader_sees_a_file_whole_while_it_is_replaced(storage):
     contents = [bytes([65 + n]) * (200_000 + 100_000 * n) for n in range(3)]
     storage.put("file", contents[0])
@@ -171,6 +185,8 @@ def test_away_for_longer_than_the_patience_is_an_error_that_names_it(storage, th
         ("s3:/bucket/prefix", "neither a folder nor s3://"),
         ("gs://bucket/prefix", "neither a folder nor s3://"),
         ("s3://key:hush@bucket/prefix", "keys belong into the environment"),
+        ("s3://bucket/prefix?access_key=AKIA&secret_key=hush", "access_key: no such option"),
+        ("s3://bucket/prefix?scheme=http&endpoint_override=key:hush@localhost:1", "keys belong into the environment"),
         ("s3://bucket/prefix?endpoint=x", "Did you mean endpoint_override?"),
         ("s3://no-such-bucket/prefix", "is not there, or refused"),
     ],
@@ -190,6 +206,23 @@ def test_refused_keys_are_bad_input_at_once_and_waited_for_later(tmp_path, monke
             Storage(there.address).check()
         with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
             Storage(there.address, patience=0.5).names()
+
+
+def test_keys_that_expire_meanwhile_are_waited_for(tmp_path, caplog):
+    with place(EXPIRING, tmp_path) as there:
+        storage = Storage(there.address, patience=10).inside("first")
+        storage.put("file", b"1")
+        there.goes_away()
+        timer = threading.Timer(1.0, there.comes_back)
+        timer.start()
+        storage.put("file", b"2")
+        timer.join()
+        assert "ExpiredToken" in caplog.text
+        assert storage.get("file") == b"2"
+        storage.patience = 0.5
+        there.goes_away()
+        with pytest.raises(StorageError, match=r"first: away for .*ExpiredToken"):
+            storage.put("file", b"3")
 
 
 def test_a_server_that_hangs_is_away(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import s3_server
 import stored_search
-from drivers import GUARD_SECONDS, Driver, driver
-from storages import KINDS, Place, place
+from drivers import GUARD_SECONDS, Driver, driver, leaked
+from storages import EXPIRING, KINDS, Place, place
 from test_kill import Killed, one_thread, placed, traced, undisturbed
 from test_real_search import essence
 
@@ -31,6 +32,7 @@ from model.trainer import load_generator, validate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * GUARD_SECONDS)]
 __all__ = ["one_thread"]  # a fixture
+CANARY = "canary5f0c9e3b7a"
 
 
 @dataclass
@@ -80,6 +82,7 @@ def search(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Search]:
     what = Killed(folder=tmp_path, kills=2, slots=1, trials=5, epochs=3, images=256, scheduler="leaders")
     with place(request.param, tmp_path) as there, traced(tmp_path), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTEMPT", "0")
+        patch.setenv("SOME_SECRET", CANARY)
         yield Search(there, tmp_path, what)
 
 
@@ -118,11 +121,13 @@ def test_a_search_goes_on_from_the_storage_alone_when_its_host_is_lost(search, t
             running.left_after(seconds=10)
     search.ends("third")
     assert_as_undisturbed(search, tmp_path)
+    assert leaked({"SOME_SECRET": CANARY, "the storage's key": s3_server.SECRET}, tmp_path) == set()
     times = Counter((line.trial, line.epoch) for line in search.what.began())
     assert sum(times.values()) - len(times) <= 2  # an epoch was under way each time
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("search", [*KINDS, EXPIRING], indirect=True)
 def test_a_storage_that_is_away_is_waited_for_and_then_left_with_75(search, tmp_path):
     with search.on("host") as running:
         running.wait_for(search.begun(2))

@@ -30,7 +30,7 @@ from hpo.config import SearchConfig
 from hpo.copies import Copies
 from hpo.dashboard import Snapshot
 from hpo.decide import suggest
-from hpo.record import Record
+from hpo.record import Record, RecordError
 from model.config import ConfigError, MachineError
 
 
@@ -171,9 +171,8 @@ def test_who_reads_while_another_writes_sees_whole_events(runs, url):
     assert reader.trials() == before
     reader.refresh()
     assert reader.trials() == writer.trials()
-    with pytest.raises(optuna.exceptions.StorageInternalError) as refused:
+    with pytest.raises(RecordError, match="read-only transaction"):
         reader.note("a", 1)
-    assert "read-only transaction" in study.told(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -205,7 +204,7 @@ def test_a_second_driver_is_found_out_before_it_does_harm(runs, url):
         mine.add(suggest([], SPACE, SEARCH))
     mine = Record(runs, "first")
     theirs.hear(0, report(1, 0.5))
-    with pytest.raises(sqlalchemy.exc.IntegrityError):
+    with pytest.raises(RecordError, match="duplicate key"):
         mine.hear(0, report(1, 0.6))
     assert Record(runs, "first").trials() == theirs.trials()
 

@@ -14,13 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
 import wandb_server
-from curves import conductor, run_all, story
+from curves import conductor, report, run_all, story
 from drivers import GUARD_SECONDS, HPO, driver, num_reports
+from loopback import listening
 from PIL import Image
 from wandb_files import fragments
 
@@ -29,7 +32,7 @@ from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.tracking import Tracker, sync
-from model.denoise import MANIFEST
+from model.denoise import MANIFEST, DenoiseError
 from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
 from model.run import strip_name
 
@@ -373,6 +376,43 @@ def test_without_a_key_that_holds_nothing_is_started(key, server, runs, record, 
             assert "wandb login" in told
             assert "--wandb offline" in told
     assert not Record.exists(runs, "new")
+
+
+def test_the_key_goes_to_the_server_that_was_named_and_to_no_other(server):
+    """Not even where that one leads to."""
+    asked = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(302)
+            self.send_header("Location", f"{address}/other")
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815
+
+    with listening(Other, None) as port:
+        address = f"http://127.0.0.1:{port}"
+        assert not wandb_runs._is_refused(address, wandb_server.KEY)  # it has not said so
+    assert [path for path, _ in asked] == ["/graphql"]
+    assert asked[0][1].startswith("Basic ")
+
+
+def test_only_pictures_of_formats_that_are_trusted_are_opened_for_wandb(record, export_folder, monkeypatch):
+    """W&B opens whatever Pillow can, for which PostScript is run. And nothing that the export does not name is sent."""
+    made = []
+    monkeypatch.setattr(wandb, "Image", lambda *given, **_: made.append(given))
+    runs = wandb_runs.Runs(record, online=False, finish_seconds=1)
+    opened = wandb_runs._Run(SimpleNamespace(log=lambda _: None), 0)
+    folder = record.trial_folder(0)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (24, 8)).save(folder / strip_name(1), "EPS")
+    Image.new("RGB", (24, 8)).save(folder / strip_name(2), "PNG")
+    runs._write(opened, [report(1, 0.5), report(2, 0.5)], folder, ended=True)
+    assert made == [(str(folder / strip_name(2)),)]
+    (export_folder / "id_rsa").symlink_to(record.folder / "search.json")
+    with pytest.raises(DenoiseError, match="id_rsa: is not in the manifest"):
+        runs.log_export()
 
 
 @pytest.mark.slow

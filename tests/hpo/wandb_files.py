@@ -41,6 +41,13 @@ def read(fragment: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return json.loads(summary), history
 
 
+def everything_in(fragment: Path) -> str:
+    """Every record, as JSON lines."""
+    (file,) = fragment.glob("run-*.wandb")
+    command = [*_LEET, "--run-file", str(file), str(fragment.parent)]
+    return subprocess.run(command, capture_output=True, check=True, timeout=60, text=True).stdout
+
+
 def assert_all_there(record: Record) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """One run for each trial, with every epoch once. Gives what was read."""
     trials, everything = record.trials(), []

@@ -1,9 +1,11 @@
 import gzip
 import io
 import logging
+import threading
+import tracemalloc
 import urllib.error
-import urllib.request
 import warnings
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +41,11 @@ def serve(monkeypatch, content: bytes) -> list[str]:
     """Answer every request with the content; gives the addresses asked for."""
     asked: list[str] = []
 
-    def urlopen(url: str, timeout: float) -> io.BytesIO:
+    def answer(url: str, timeout: float) -> io.BytesIO:
         asked.append(url)
         return io.BytesIO(content)
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(data._HTTPS, "open", answer)
     return asked
 
 
@@ -104,12 +106,13 @@ def test_a_damaged_file_is_named(damage, packed, cache):
 
 
 def test_without_data_and_network_the_message_says_what_to_do(cache, monkeypatch):
-    def urlopen(url: str, timeout: float) -> io.BytesIO:
+    def answer(url: str, timeout: float) -> io.BytesIO:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(data._HTTPS, "open", answer)
     with pytest.raises(DataError) as caught:
         DataConfig().load_test()
+    assert data._UPSTREAM.startswith("https://")
     for words in ("apt-get install dataset-fashion-mnist", TEST_FILE, str(cache), "no network"):
         assert words in str(caught.value)
 
@@ -141,6 +144,46 @@ def test_an_endless_download_is_refused(packed, cache, monkeypatch):
     monkeypatch.setattr(data, "_MAX_DOWNLOAD_BYTES", len(packed) - 1)
     with pytest.raises(DataError, match="larger than"):
         DataConfig().load_test()
+    assert not cache.exists()
+
+
+def test_a_download_that_unpacks_to_far_too_much_is_refused_before_it_does(packed, cache, monkeypatch):
+    """2 GB of zeros in 2 MB; each read is at most what the file should have, and a byte."""
+    zeros = gzip.compress(bytes(1 << 20), 9)
+    serve(monkeypatch, zeros * 2_000)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="damaged"):
+        DataConfig().load_test()
+    assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    tracemalloc.stop()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:{port}/secret", "file:///etc/hostname", "ftp://127.0.0.1:{port}/x"]
+)
+def test_a_download_is_not_led_away_from_https(target, packed, cache, monkeypatch):
+    asked = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            leads = len(asked) == 1
+            self.send_response(302 if leads else 200)
+            self.send_header("Location", target.format(port=server.server_port))
+            self.end_headers()
+            self.wfile.write(b"" if leads else packed)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is told."""
+
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data, "_UPSTREAM", f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(DataError, match=r"not https|not allowed"):
+            DataConfig().load_test()
+        server.shutdown()
+    assert asked == [f"/{TEST_FILE}"]
     assert not cache.exists()
 
 

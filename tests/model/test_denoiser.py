@@ -6,11 +6,12 @@ import struct
 import zlib
 
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from skimage.metrics import peak_signal_noise_ratio
 
 from model import denoise, pictures
@@ -80,6 +81,31 @@ def test_a_folder_without_a_manifest_is_no_export(tmp_path):
         Denoiser(tmp_path)
     with pytest.raises(DenoiseError, match="no export there"):
         Denoiser(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/dev/zero", "a/generator.onnx", "..", ""])
+def test_a_network_outside_the_folder_is_not_even_looked_at(name, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["file"], manifest["files"][name] = name, "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match=r"manifest\.json: damaged or not ours \(a file named"):
+        Denoiser(folder)
+
+
+def test_weights_outside_the_network_are_not_read(folder, tmp_path, monkeypatch):
+    """ONNX may name other files for them; with the digest of such a network in the manifest, too."""
+    network = onnx.load(folder / "generator.onnx")
+    onnx.save(network, tmp_path / "generator.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "weights").exists()
+    content = (tmp_path / "generator.onnx").read_bytes()
+    (folder / "generator.onnx").write_bytes(content)
+    (folder / "weights").write_bytes((tmp_path / "weights").read_bytes())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["generator.onnx"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match="onnxruntime cannot load it"):
+        Denoiser(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"not JSON", b"\xff\xfe", b"[]", b"{}", b'{"model": 3}', b'{"model": {}}'])
@@ -253,6 +279,24 @@ def test_several_frames_are_refused(suffix, picture, tmp_path):
     path = tmp_path / f"moving{suffix}"
     picture.save(path, save_all=True, append_images=[picture.rotate(90)])
     assert "several frames" in refused(path)
+
+
+def test_the_frames_of_a_tiff_are_not_all_read_to_count_them(picture, tmp_path, monkeypatch):
+    path, read = tmp_path / "long.tif", []
+    picture.save(path, save_all=True, append_images=[picture] * 50)
+    load = TiffImagePlugin.ImageFileDirectory_v2.load
+    monkeypatch.setattr(
+        TiffImagePlugin.ImageFileDirectory_v2, "load", lambda directory, file: read.append(1) or load(directory, file)
+    )
+    assert "several frames" in refused(path)
+    assert len(read) < 10
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".bmp", ".eps", ".ico", ".ppm", ".pdf", ".tga"])
+def test_a_format_that_is_not_trusted_is_refused_whatever_it_is_called(suffix, picture, tmp_path):
+    picture.convert("RGB").save(tmp_path / f"image{suffix}")
+    path = (tmp_path / f"image{suffix}").rename(tmp_path / "image.png")
+    assert "no image of the formats" in refused(path)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])

@@ -1,12 +1,17 @@
 import hashlib
 import json
 import math
+import os
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from fuzzing import assert_told, json_near
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio
@@ -14,10 +19,10 @@ from skimage.metrics import peak_signal_noise_ratio
 import model.export
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, TrainConfig
-from model.data import NOISE_SEEDS, Pairs, to_unit
+from model.data import NOISE_SEEDS, DataConfig, Pairs, to_unit
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
-from model.evaluate import evaluate, verified
-from model.export import ExportError, export
+from model.evaluate import evaluate, table, verified
+from model.export import ExportError, check_target, export
 from model.generator import Generator
 from model.noise import parse_noise
 from model.pictures import strip, to_uint8
@@ -150,6 +155,19 @@ def test_an_export_replaces_an_older_one_and_can_carry_the_checkpoint(exported, 
     assert list(copied.parent.iterdir()) == [copied]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700)])
+def test_an_export_is_readable_by_whom_the_umask_lets(umask, mode, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.export, "_write_onnx", lambda generator, path, shape: copy_onnx(exported, path))
+    before = os.umask(umask)
+    try:
+        export(exported.checkpoint, tmp_path / "model", **{**exported.arguments, "test": None})
+    finally:
+        os.umask(before)
+    folder = tmp_path / "model"
+    assert folder.stat().st_mode & 0o777 == mode
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode & 0o666}
+
+
 @pytest.mark.parametrize("foreign", [{"notes.txt": "mine"}, {"manifest.json": '{"name": "a web app"}', "app.js": ""}])
 def test_an_export_never_overwrites_a_folder_with_other_files(foreign, exported, tmp_path):
     for name, text in foreign.items():
@@ -214,6 +232,12 @@ def test_an_export_that_arrived_as_it_left_is_verified(copied, exported):
     assert verified(copied) == exported.manifest
 
 
+def test_a_folder_with_more_in_it_than_was_exported_is_noticed(copied, tmp_path):
+    (copied / "more").symlink_to(tmp_path)
+    with pytest.raises(DenoiseError, match="more: is not in the manifest"):
+        verified(copied)
+
+
 @pytest.mark.parametrize("name", sorted(FILES - {MANIFEST}))
 def test_every_file_is_held_to_its_digest(name, copied):
     content, manifest = (copied / name).read_bytes(), read_manifest(copied)
@@ -246,3 +270,24 @@ def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_di
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match="does not do here what it did where it was exported"):
         verified(copied)
+
+
+# --- whatever is in it -----------------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+def test_any_manifest_is_one_that_can_be_used_or_a_named_mistake(exported, tmp_path_factory, data):
+    content = data.draw(json_near(exported.manifest), "manifest")
+    folder = tmp_path_factory.mktemp("fuzzed") / "model"
+    shutil.copytree(exported.folder, folder)
+    (folder / MANIFEST).write_bytes(content)
+    try:
+        manifest = verified(folder)
+        assert Denoiser(folder)(np.zeros((40, 33), np.uint8)).shape == (40, 33)
+        table(manifest.get("metrics", {}))
+        DataConfig.from_dict(manifest.get("data"))
+    except ConfigError as error:
+        assert_told(error)
+    with suppress(ConfigError):
+        check_target(folder)
+    assert {path.name for path in folder.iterdir()} == FILES

@@ -21,6 +21,7 @@ from model.denoise import Denoiser
 from model.evaluate import evaluate
 from model.export import export
 from model.folders import grid, read_pictures
+from model.pictures import MAX_BYTES
 from model.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -249,6 +250,17 @@ def _sixteen_bits(folder: Path) -> str:
     return "deep.png: I;16 pixels; convert it to 8 bits a channel"
 
 
+def _pipe(folder: Path) -> str:
+    os.mkfifo(folder / "pipe.png")  # who reads it waits for somebody to write
+    return "pipe.png: is no file"
+
+
+def _far_too_large(folder: Path) -> str:
+    with (folder / "large.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # of holes: it takes no room
+    return "large.png: has 500,000,001 bytes, above 500,000,000: no image of up to 100,000,000 pixels has"
+
+
 def _beside_the_split(folder: Path) -> str:
     for split, name in (("train", "chelsea"), ("train", "coffee"), ("test", "astronaut")):
         (folder / split).mkdir(exist_ok=True)
@@ -296,7 +308,8 @@ def _nothing(folder: Path) -> str:
 
 
 BAD: list[Callable[[Path], str]] = [
-    _cut_short, _empty_file, _text, _small, _mixed, _leaving, _sixteen_bits, _beside_the_split, _overlapping,
+    _cut_short, _empty_file, _text, _small, _mixed, _leaving, _sixteen_bits, _pipe, _far_too_large, _beside_the_split,
+    _overlapping,
     _no_partner, _sizes_differ, _too_few, _nothing,
 ]  # fmt: skip
 

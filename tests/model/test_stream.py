@@ -119,6 +119,15 @@ def test_only_what_a_killed_run_of_the_same_name_left_is_removed(tmp_path, folde
         assert [path.exists() for path in kept] == [False, True, True]
 
 
+def test_pixels_are_for_nobody_elses_eyes(data, tmp_path):
+    """`hpo evaluate` has them in the system's folder for temporary files."""
+    with PixelFiles(tmp_path) as store:
+        store.in_memory = 0
+        data.load(store)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*.pixels")} == {0o600}
+        assert list(tmp_path.glob(".images~*.pixels"))
+
+
 def test_a_limit_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setenv(IN_MEMORY, "4GB")
     with pytest.raises(ConfigError, match="PIX2PIX_IN_MEMORY_MB=4GB: must be a whole number of megabytes"):
