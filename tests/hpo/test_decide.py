@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import asdict, replace
 
+import numpy as np
 import optuna
 import pytest
 from curves import SPACE, report
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo import decide
 from hpo.config import SearchConfig
 from hpo.decide import HEARD, REPORTS, judge, suggest
+from hpo.surrogate import promising
 from model.config import TrainConfig
 from model.metrics import objective_value
 from search_spaces import Space
@@ -24,7 +26,12 @@ SEARCH = SearchConfig(epochs=12, reduction=3, objective="ssim", set={"width": 4}
 
 
 def finished(number: int, suggestion: decide.Suggestion, value: float) -> FrozenTrial:
-    trial = create_trial(params=dict(suggestion.params), distributions=dict(suggestion.distributions), value=value)
+    trial = create_trial(
+        params=dict(suggestion.params),
+        distributions=dict(suggestion.distributions),
+        value=value,
+        intermediate_values={1: value},
+    )
     trial.number = number
     return trial
 
@@ -56,8 +63,23 @@ def test_starting_points_come_first():
     assert trials[2].params not in SPACE.starting_points
 
 
+def test_after_six_trials_seven_in_ten_suggestions_are_the_surrogates():
+    trials = played(26)
+    found = [suggest(trials[:number], SPACE, SEARCH) for number in range(26)]
+    assert [s.by for s in found[:6]] == ["starting point"] * 2 + ["random"] * 4
+    assert {s.by for s in found[6:]} == {"surrogate", "random"}
+    assert 10 <= sum(s.by == "surrogate" for s in found[6:]) <= 18
+    number = next(number for number, s in enumerate(found) if s.by == "surrogate")
+    assert number == 6
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(b"0 6 0").digest()[:4], "little"))
+    rng.random()  # which decided that it is the surrogate's
+    assert found[6].params == promising(trials[:6], SEARCH.epochs, rng)
+
+
 def test_a_suggestion_is_what_plain_optuna_suggests():
     trials = played(15)  # more than the 10 that are drawn at random
+    for under_way in trials[-4:]:  # they keep others away
+        under_way.state, under_way.values, under_way.datetime_complete = TrialState.RUNNING, None, None
     # The seed of trial 15 of search 0: it must not change, or a continued search would go elsewhere.
     seed = int.from_bytes(hashlib.sha256(b"0 15 0").digest()[:4], "little")
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
@@ -124,19 +146,21 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
 
 def test_once_five_have_finished_who_is_worse_than_each_of_the_best_five_was_is_stopped():
     search = replace(SEARCH, epochs=3)
-    # 0.3 is where the slowest starter of the best five began, and 0.1 where the sixth did.
-    starts, ends = [0.3, 0.6, 0.5, 0.4, 0.7, 0.1], [0.95, 0.94, 0.93, 0.92, 0.91, 0.80]
-    order = [(n, v) for n in range(6) for v in (starts[n], 0.8 - starts[n] / 10, ends[n])]
+    # 0.3 is where the slowest starter of the best five began, and 0.1 where the sixth did: trial 0, the last to end.
+    starts, ends = [0.1, 0.3, 0.6, 0.5, 0.4, 0.7], [0.80, 0.95, 0.94, 0.93, 0.92, 0.91]
+    order = [(n, v) for n in (1, 2, 3, 4, 5, 0) for v in (starts[n], 0.8 - starts[n] / 10, ends[n])]
     trials = reported([*order, *((n, 0.9) for n in range(6, 20)), (20, 0.3), (21, 0.29), (20, 0.729)])
     for trial in trials[:6]:
         trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[3]]
-    expected = {"action": "go on", "cutoff": 0.3, "set_by": 0, "rivals": 5, "compared": 1}
+    expected = {"action": "go on", "cutoff": 0.3, "set_by": 1, "rivals": 5, "compared": 1}
     assert asdict(judge(trials, 20, 1, search)).items() >= expected.items()
     assert asdict(judge(trials, 21, 1, search)).items() >= {"action": "prune", "cutoff": 0.3}.items()
-    assert asdict(judge(trials, 20, 2, search)).items() >= {"action": "prune", "set_by": 4, "compared": 2}.items()
+    assert asdict(judge(trials, 20, 2, search)).items() >= {"action": "prune", "set_by": 5, "compared": 2}.items()
+    assert decide.finished_by(trials) == 14  # reports before the last one of the fifth that ended
     for trial in trials[:2]:
         trial.state, trial.values = TrialState.RUNNING, None
     assert judge(trials, 20, 1, search).cutoff == 0.9  # four are too few to go by
+    assert decide.finished_by(trials) == math.inf
 
 
 def test_equal_values_pass_together():

@@ -71,6 +71,8 @@ def test_the_leaderboard_is_in_the_order_of_the_best_epochs(record):
         (5, None, None),
     ]
     assert [r["stop_reason"] for r in board] == ["diverged", "error", None, "leaders", "finished", "finished", None]
+    trained = {r["number"]: (r["epochs"], r["images"], r["images_per_second"]) for r in board}
+    assert (trained[0], trained[1], trained[5]) == ((3, 3000, 500.0), (1, 1000, 500.0), (0, 0, None))
     json.dumps(results.document(record), allow_nan=False)
 
 

@@ -167,6 +167,7 @@ def test_training_speed_counts_one_epochs_images():
 
 WORSE = {"psnr_db": 20.54}  # than the noisy input
 DEAD = {"output_std": 0.009}
+NO_WORSE = {"psnr_db": 20.55, "output_std": 0.01}
 
 
 @pytest.mark.parametrize("name", ["ssim", "psnr_db", "l1", "gen_total", "disc_real", "disc_generated"])
@@ -184,6 +185,7 @@ def test_one_value_that_is_not_finite_is_divergence_at_once(name, value):
         ((30_000, WORSE), (60_000, WORSE), None),  # the first was still within its grace
         ((30_001, {}), (60_000, WORSE), None),  # one bad epoch is no reason
         ((30_001, WORSE), (60_000, {}), None),
+        ((30_001, NO_WORSE), (60_000, NO_WORSE), None),
     ],
 )
 def test_collapse_takes_two_bad_epochs_in_a_row_after_30000_images(first, second, reason):
