@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting, visible
+from model.config import ConfigError, MachineError, Mistakes, TrainConfig, nearest, parse_setting, shortened, visible
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -65,25 +67,24 @@ class _Visible(logging.Formatter):
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    _resolve(arguments)
+    _resolve(arguments, mistakes := Mistakes())
 
     # NumPy reads it when it is imported: on the surrogate's small matrices a second thread costs more than it gives.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from hpo.config import SearchConfig
-    from hpo.copies import opened
     from hpo.search import run_search
 
     given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
     options = {name: getattr(arguments, name) for name in given}
-    storage = opened(arguments.storage)
-    return run_search(arguments.name, arguments.runs, options, storage=storage, quiet=arguments.quiet)
+    place = {"address": arguments.storage, "quiet": arguments.quiet}
+    return run_search(arguments.name, arguments.runs, options, mistakes=mistakes, **place)
 
 
-def _resolve(arguments: argparse.Namespace) -> None:
+def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
     """What the options of a search stand for."""
     if hasattr(arguments, "set"):
-        arguments.set = _settings(arguments.set)
+        arguments.set = _settings(arguments.set, mistakes)
     if getattr(arguments, "space", "").endswith(".py"):
         arguments.space = str(Path(arguments.space).resolve())
     if hasattr(arguments, "data"):
@@ -92,14 +93,17 @@ def _resolve(arguments: argparse.Namespace) -> None:
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
+    try:
+        return str(Path(data).resolve()) if Path(data).exists() else data
+    except OSError:  # it is too long for a path
+        return data
 
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
     """The record that a command is about, for as long as it looks."""
     from hpo.copies import looking, opened
 
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     return looking(arguments.runs, arguments.name, storage, read_only=read_only)
 
 
@@ -109,7 +113,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from hpo.record import list_names
 
     rows = []
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     for name in names_in(storage) if storage else list_names(arguments.runs):
         with looking(arguments.runs, name, storage) as record:
             board = results.leaderboard(record.trials(), record.search.objective)
@@ -166,7 +170,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from hpo.follow import watch
     from hpo.tables import Terminal
 
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     try:
         watch(arguments.runs, arguments.name, Terminal(stderr=True), storage=storage)
     except KeyboardInterrupt:
@@ -178,7 +182,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     from hpo.copies import opened
     from hpo.holder import stop
 
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     print(visible(stop(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
     return 0
 
@@ -188,7 +192,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     from hpo.holder import remove
     from hpo.record import Record, missing
 
-    folder, storage = arguments.runs / arguments.name, opened(arguments.storage, looks=True)
+    folder, storage = arguments.runs / arguments.name, opened(arguments.storage, arguments.runs, looks=True)
     stored = storage.inside(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise missing(arguments.runs, arguments.name)
@@ -224,8 +228,6 @@ def _report(arguments: argparse.Namespace) -> int:
     from hpo.report import write_report
 
     with _looking(arguments) as record:
-        if arguments.to is not None and arguments.to.is_dir():
-            raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
         print(write_report(record, arguments.to))
     return 0
 
@@ -262,7 +264,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     def over(error: Exception) -> None:
         print(visible(f"hpo: {error}"), file=sys.stderr)
 
-    with held(arguments.runs, arguments.name, opened(arguments.storage, looks=True), over) as copies:
+    with held(arguments.runs, arguments.name, opened(arguments.storage, arguments.runs, looks=True), over) as copies:
         log_in()
         sent, where = sync(copies.record, exported=results.is_exported(copies.record))
     print(f"Sent the rest of {sent} ended runs: {visible(where)}" if where else "W&B has all of it already")
@@ -300,70 +302,70 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from model.denoise import DenoiseError, Denoiser, denoise_image
-    from model.pictures import ImageError, open_image
+    from model.denoise import Denoiser, denoise_image
+    from model.pictures import open_image
 
-    targets = _targets(arguments.images, arguments.to)
-    denoiser = Denoiser(arguments.model)
+    mistakes = Mistakes()
+    targets = _targets(arguments.images, arguments.to, mistakes)
+    with mistakes.collected():
+        denoiser = Denoiser(arguments.model)
+    for source in targets:  # each is read twice: one that is refused is told before the others are written
+        with mistakes.collected():
+            open_image(source)
+    mistakes.tell()
     arguments.to.mkdir(parents=True, exist_ok=True)
-    refused = []
     with Progress(console=Console(stderr=True)) as progress:
         for source, target in progress.track(list(targets.items()), description="Denoising"):
-            try:
-                denoise_image(denoiser, open_image(source)).save(target)
-            except (ImageError, DenoiseError) as error:
-                refused.append(str(error))
-    if refused:
-        raise ConfigError("\n".join([*refused, f"The other {len(targets) - len(refused)} are in {arguments.to}"]))
+            denoise_image(denoiser, open_image(source)).save(target)
     return 0
 
 
-def _targets(images: Sequence[Path], to: Path) -> dict[Path, Path]:
-    """Source to target. Raises ConfigError before anything is written."""
+def _targets(images: Sequence[Path], to: Path, mistakes: Mistakes) -> dict[Path, Path]:
+    """Source to target, of those that are right."""
     from model.pictures import IMAGE_SUFFIXES
 
-    mistakes: list[str] = []
     targets: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
     for given in images:
         files = sorted(p for p in given.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if given.is_dir() else [given]
         if not files:
-            mistakes.append(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
+            mistakes.add(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
         for source in files:
             target = to / source.name
             if not source.is_file():
-                mistakes.append(f"{source}: there is no such file")
+                mistakes.add(f"{source}: there is no such file")
             elif source.suffix.lower() not in IMAGE_SUFFIXES:
-                mistakes.append(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
+                mistakes.add(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
             elif target.resolve() == source.resolve():
-                mistakes.append(f"{source}: would be overwritten; name another folder with --to")
+                mistakes.add(f"{source}: would be overwritten; name another folder with --to")
             elif target in taken:
-                mistakes.append(f"{source}: has the same name as {taken[target]}")
-            targets[source], taken[target] = target, source
-    if to.exists() and not to.is_dir():
-        mistakes.append(f"{to}: is a file; --to names a folder")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+                mistakes.add(f"{source}: has the same name as {taken[target]}")
+            else:
+                targets[source], taken[target] = target, source
     return targets
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments.set)
-    config = TrainConfig.from_dict(settings)
-    config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
-    if arguments.to.exists() and not arguments.to.is_dir():
-        raise ConfigError(f"{arguments.to}: is a file; --to names a folder")
+    mistakes, own = Mistakes(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
+    settings = _settings(arguments.set, mistakes)
+    with mistakes.collected():
+        config = TrainConfig.from_dict({**settings, **own})
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
     import torch
 
     from model.data import DataConfig, DeviceImages
+    from model.folders import check_layout
     from model.metrics import stop_reason
     from model.run import TrainingRun
     from model.stream import PixelFiles
     from model.trainer import SEARCH_VALIDATION_IMAGES
 
-    data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
+    with mistakes.collected():
+        data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
+    with mistakes.collected():
+        check_layout(arguments.data)
+    mistakes.tell()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with PixelFiles(arguments.to) as store:
         store.remove_others()
@@ -419,14 +421,14 @@ def _launch(arguments: argparse.Namespace) -> int:
     given = {action.dest: action for action in arguments.parser._actions if action.dest in vars(arguments)}
     own = ("file", "name", "wait", "quiet")
     words = {name: _words(action, getattr(arguments, name)) for name, action in given.items() if name not in own}
-    _resolve(arguments)
+    _resolve(arguments, mistakes := Mistakes())
 
     from hpo.config import SearchConfig
     from hpo.remote import launch
 
     asked = {name: getattr(arguments, name) for name in {field.name for field in fields(SearchConfig)} & set(words)}
     try:
-        return launch(arguments.file, arguments.name, asked, words, wait=arguments.wait)
+        return launch(arguments.file, arguments.name, asked, words, mistakes=mistakes, wait=arguments.wait)
     except KeyboardInterrupt:
         return _stopped("No longer waited for; a job that was submitted goes on.", EXIT_INTERRUPTED)
 
@@ -454,20 +456,14 @@ def _pull(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """--set NAME=VALUE, repeated. Raises ConfigError with all mistakes."""
+def _settings(pairs: Sequence[str], mistakes: Mistakes) -> dict[str, Any]:
+    """--set NAME=VALUE, repeated: those that are right."""
     settings: dict[str, Any] = {}
-    mistakes: list[str] = []
     for pair in pairs:
-        try:
+        with mistakes.collected():
             name, value = parse_setting(pair)
-        except ConfigError as error:
-            mistakes.append(str(error))
-        else:
             if settings.setdefault(name, value) != value:
-                mistakes.append(f"{name}: set twice, to {settings[name]} and {value}")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+                mistakes.add(f"{name}: set twice, to {settings[name]} and {value}")
     return settings
 
 
@@ -481,20 +477,74 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the option that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        word = message.rpartition(": ")[2].split()[0] if "unrecognized arguments" in message else ""
-        if word.startswith("--"):
-            own = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            option, _, value = word.partition("=")
-            word = option if "://" in value else word  # a database's URL may have a password
-            message = f"{word}: no such option. {nearest(option, own)}"
         self.exit(EXIT_BAD_INPUT, visible(f"{self.prog}: {message}\n"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Unknown options are answered by the command that was meant, which knows its own."""
+        """Unknown options are answered by the command that was meant, which knows its own; all of them at once."""
         known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        own = [option for action in known.parser._actions for option in action.option_strings if option[:2] == "--"]
+        mistakes = [_unknown(word, own) for word in unknown if word.startswith("--")]
+        if unknown and not mistakes:
+            mistakes.append(f"unrecognized arguments: {' '.join(unknown)}")
+        mistakes += [mistake for name, value in vars(known).items() for mistake in _unusable(name, value, known.writes)]
+        if mistakes:
+            known.parser.error("\n".join(mistakes))
         return known
+
+
+def _unknown(word: str, own: Sequence[str]) -> str:
+    option, _, value = word.partition("=")
+    return f"{option if '://' in value else word}: no such option. {nearest(option, own)}"  # a URL may have a password
+
+
+# By command: which argument names the folder or the file that it makes.
+_WRITES = {
+    "search": {"runs": "folder"},
+    "report": {"to": "file"},
+    **{command: {"to": "folder"} for command in ("export", "denoise", "train", "pull")},
+}
+_PLACES = {"runs": "folder", "to": "folder", "storage": "folder", "model": "folder", "file": "file", "images": "image"}
+_NO_PATH = {
+    errno.ENAMETOOLONG: "is longer than a path may be",
+    errno.ENOTDIR: "lies inside a file",
+    errno.ELOOP: "is a link in a circle",
+    errno.EACCES: "may not be looked at",
+}
+
+
+def _unusable(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
+    """What is wrong with an argument as a name or a path. writes: see _WRITES."""
+    found = []
+    for word in value if isinstance(value, list) else [value]:
+        shown = f"{name}={shortened(word)!r}"
+        if not isinstance(word, str | Path) or name == "on_finish":
+            continue
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(word)):
+            found.append(f"{shown}: a name or path has letters alone, no line breaks and the like")
+        elif not word and name in _PLACES:
+            found.append(f"{name}='': is empty; it names a {_PLACES[name]}")
+        elif isinstance(word, Path) and (why := _no_place(word, writes.get(name), name == "runs")):
+            found.append(f"{shortened(word)}: {why}")
+    return found
+
+
+def _no_place(path: Path, to_write: str | None, is_folder: bool) -> str | None:
+    """Why a path names nothing that can be. to_write: a folder or a file, made with what is missing above it."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return _NO_PATH.get(error.errno or 0, f"cannot be looked at ({error.strerror})")
+    is_folder |= to_write == "folder"
+    if is_folder and path.exists() and not path.is_dir():
+        return "is a file, and not the folder that is wanted here"
+    if to_write == "file" and path.is_dir():
+        return f"is a folder; --to names a file, such as {path / 'report.html'}"
+    if to_write is None:
+        return None
+    above = next(place for place in [path, *path.absolute().parents] if place.exists())
+    return None if os.access(above, os.W_OK) else f"cannot be written ({above} is read-only); name another"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -511,13 +561,13 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        made.set_defaults(run=run, parser=made)
+        made.set_defaults(run=run, parser=made, writes=_WRITES.get(name, {}))
         return made
 
     def in_runs(made: argparse.ArgumentParser, *, named: bool = True) -> None:
         if named:
             made.add_argument("name", metavar="NAME", help="the search")
-        made.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches live")
+        made.add_argument("--runs", type=_path, default=Path("runs"), metavar="DIR", help="where searches live")
         made.add_argument(
             "--storage",
             default=os.environ.get(STORAGE) or None,
@@ -540,7 +590,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "Write what there is to see of a search as one HTML file; prints its path.")
     in_runs(report)
-    report.add_argument("--to", type=Path, metavar="FILE", help="the file (None: report.html of the search)")
+    report.add_argument("--to", type=_path, metavar="FILE", help="the file (None: report.html of the search)")
     in_runs(command("watch", _watch, "The live table of a search that another process, or another machine, runs."))
     in_runs(command("stop", _stop, "End a search of this machine, so that it can be continued."))
     remove = command("rm", _remove, "Delete a search; asks first.")
@@ -553,7 +603,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "Write the winner, or a trial's best, as a folder to deploy.")
     in_runs(export)
     export.add_argument("--trial", type=int, metavar="N", help="this trial instead of the winner")
-    export.add_argument("--to", type=Path, metavar="DIR", help="the folder (None: export/ of the search)")
+    export.add_argument("--to", type=_path, metavar="DIR", help="the folder (None: export/ of the search)")
     export.add_argument("--trainable", action="store_true", help="with the checkpoint to train on")
 
     in_runs(command("sync", _sync, "Send to W&B what it lacks of a search that was logged offline."))
@@ -561,14 +611,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "evaluate", _evaluate, "Measure an exported model: noisy, denoised, ground truth; train and test."
     )
-    evaluate.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
+    evaluate.add_argument("model", type=_path, metavar="DIR", help="an exported folder")
     evaluate.add_argument("--data", metavar="FOLDER", help="where its images are now (None: where they were)")
     as_json(evaluate)
 
     denoise = command("denoise", _denoise, "Denoise images of any size with an exported model.")
-    denoise.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
-    denoise.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images")
-    denoise.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the denoised ones go")
+    denoise.add_argument("model", type=_path, metavar="DIR", help="an exported folder")
+    denoise.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="images, or folders of images")
+    denoise.add_argument("--to", type=_path, required=True, metavar="DIR", help="where the denoised ones go")
 
     _add_cluster_commands(command)
 
@@ -581,30 +631,51 @@ def _parser() -> argparse.ArgumentParser:
 def _add_cluster_commands(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     cluster = command("cluster", _cluster, "Look at a file for `ray up`: refuse an unfilled or unsafe one.")
     cluster.add_argument("what", choices=["check"], help="all that is wrong with it, at once")
-    cluster.add_argument("file", type=Path, metavar="FILE", help="cluster.yaml, or yours")
+    cluster.add_argument("file", type=_path, metavar="FILE", help="cluster.yaml, or yours")
     launch = command("launch", _launch, "Submit a search as a job of a cluster's head; the same command continues it.")
     pull = command("pull", _pull, "Bring the winner so far from a cluster's head here, and verify it.")
     for made in (launch, pull):
-        made.add_argument("file", type=Path, metavar="CLUSTER.yaml", help="that `ray up` was given")
+        made.add_argument("file", type=_path, metavar="CLUSTER.yaml", help="that `ray up` was given")
         made.add_argument("name", metavar="NAME", help="the search")
     _add_search_options(launch)
     launch.add_argument("--wait", action="store_true", default=False, help="until its end; exits with its exit code")
-    pull.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to deploy")
+    pull.add_argument("--to", type=_path, required=True, metavar="DIR", help="the folder to deploy")
 
 
-def _money(text: str) -> float | None:
+def _path(text: str) -> Path | str:
+    return Path(text) if text else text  # Path("") is the folder where one is
+
+
+# What is no number is handed on: SearchConfig and TrainConfig tell it with all else that is wrong.
+
+
+def _whole(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _money(text: str) -> float | str | None:
     """USD; None: without end."""
-    usd = float(text)
+    usd = _number(text)
     return None if usd == math.inf else usd
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints and pictures")
+    train.add_argument("--to", type=_path, required=True, metavar="DIR", help="checkpoints and pictures")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
-    train.add_argument("--epochs", type=int, default=12)
-    train.add_argument("--images-per-epoch", type=int, metavar="N", help="(None: all training images)")
+    train.add_argument("--epochs", type=_whole, default=12)
+    train.add_argument("--images-per-epoch", type=_whole, metavar="N", help="(None: all training images)")
     train.add_argument("--data", default="fashion-mnist", metavar="NAME|FOLDER", help=_DATA)
-    train.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (None: 64)")
+    train.add_argument("--crop", type=_whole, metavar="PIXELS", help=f"{_CROP} (None: 64)")
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
     train.add_argument("--export", action="store_true", help="the best epoch, to DIR/export, measured on test images")
     train.add_argument("--tensorboard", action="store_true", help="losses and metrics, in tensorboard/ of the folder")
@@ -617,21 +688,21 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     add = search.add_argument
     what = search.add_argument_group("what is searched (fixed once the search exists)")
     what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, architecture, or a file")
-    what.add_argument("--epochs", type=int, metavar="N", help="of a trial that is never stopped (12)")
-    what.add_argument("--sampler", choices=["surrogate", "tpe", "random"], help="who suggests (surrogate)")
-    what.add_argument("--grace", type=int, metavar="N", help="epochs before a trial is compared with others (1)")
-    what.add_argument("--reduction", type=int, metavar="N", help="one trial in N goes on after grace (4)")
-    what.add_argument("--scheduler", choices=["leaders", "asha", "none"], help="who is stopped early (leaders)")
-    what.add_argument("--objective", choices=["balanced", "ssim", "psnr"], help="balanced: SSIM + PSNR/40")
-    what.add_argument("--seed", type=int, metavar="N", help="0")
+    what.add_argument("--epochs", type=_whole, metavar="N", help="of a trial that is never stopped (12)")
+    what.add_argument("--sampler", metavar="{surrogate,tpe,random}", help="who suggests (surrogate)")
+    what.add_argument("--grace", type=_whole, metavar="N", help="epochs before a trial is compared with others (1)")
+    what.add_argument("--reduction", type=_whole, metavar="N", help="one trial in N goes on after grace (4)")
+    what.add_argument("--scheduler", metavar="{leaders,asha,none}", help="who is stopped early (leaders)")
+    what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")
+    what.add_argument("--seed", type=_whole, metavar="N", help="0")
     what.add_argument("--data", metavar="NAME|FOLDER", help=_DATA)
-    what.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (64)")
+    what.add_argument("--crop", type=_whole, metavar="PIXELS", help=f"{_CROP} (64)")
     what.add_argument("--noise", metavar="SPEC", help=f"{_NOISES} (gaussian:30)")
-    what.add_argument("--images-per-epoch", type=int, metavar="N", help="(the whole training set)")
+    what.add_argument("--images-per-epoch", type=_whole, metavar="N", help="(the whole training set)")
     what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")
     much = search.add_argument_group("how much, and where")
-    much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
-    much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
+    much.add_argument("--trials", type=_whole, metavar="N", help="in all (24)")
+    much.add_argument("--time-budget", type=_number, metavar="MINUTES", help="no new trials after it")
     much.add_argument(
         "--max-cost",
         type=_money,
@@ -639,18 +710,20 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         help="end in time, by the nodes' labels hpo/usd-per-hour (inf)",
     )
     much.add_argument(
-        "--on-demand-after", type=float, metavar="MINUTES", help="so long trials wait for spot nodes alone (10)"
+        "--on-demand-after", type=_number, metavar="MINUTES", help="so long trials wait for spot nodes alone (10)"
     )
-    much.add_argument("--keep", type=int, metavar="N", help="checkpoints on disk: of the N best trials (10)")
-    much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")
-    much.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (as many as fit)")
-    much.add_argument("--cpus-per-trial", type=float, metavar="N", help="1; also its threads")
+    much.add_argument("--keep", type=_whole, metavar="N", help="checkpoints on disk: of the N best trials (10)")
     much.add_argument(
-        "--gpus-per-trial", type=float, metavar="N", help="1 where there is a GPU, else 0; 0.25 packs four"
+        "--final-epochs", type=_whole, metavar="N", help="train the winner's configuration anew (0: don't)"
+    )
+    much.add_argument("--concurrent", type=_whole, metavar="N", help="trials at a time (as many as fit)")
+    much.add_argument("--cpus-per-trial", type=_number, metavar="N", help="1; also its threads")
+    much.add_argument(
+        "--gpus-per-trial", type=_number, metavar="N", help="1 where there is a GPU, else 0; 0.25 packs four"
     )
     much.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is found")
     much.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto (local: start one here)")
-    much.add_argument("--wandb", choices=["offline", "online", "disabled"], help="offline; online needs a key")
+    much.add_argument("--wandb", metavar="{offline,online,disabled}", help="offline; online needs a key")
     much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
     much.add_argument(
         "--on-finish", metavar="COMMAND", help="for the shell, with the result as JSON on stdin; not when interrupted"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 from urllib.parse import parse_qs, urlsplit
 
-from model.config import ConfigError, TrainConfig
+from model.config import ConfigError, TrainConfig, shortened
 from model.data import DataConfig
 from model.metrics import Objective
 
@@ -54,7 +55,19 @@ class SearchConfig:
     study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
-        mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        wrong = self._of_wrong_kinds()
+        if wrong:  # the rules take numbers for granted
+            mistakes = [f"{name}={shortened(getattr(self, name))}: must be {rule}" for name, rule in wrong.items()]
+            try:
+                dataclasses.replace(self, **{name: _DEFAULTS[name] for name in wrong})
+            except ConfigError as error:
+                mistakes.append(str(error))
+            raise ConfigError("\n".join(mistakes))
+        mistakes = [
+            f"{name}={shortened(getattr(self, name))}: must be {rule}"
+            for name, holds, rule in self._rules()
+            if not holds
+        ]
         if self.study_url is not None and not _is_study_url(self.study_url):
             mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
         for part in (self.data_config, self.base_config):
@@ -65,22 +78,36 @@ class SearchConfig:
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
+    def _of_wrong_kinds(self) -> dict[str, str]:
+        """Numbers that are none, with what they must be; a command line hands on what it cannot read."""
+        found = {}
+        for name, kind in _numbers().items():
+            value, example = getattr(self, name), _EXAMPLES.get(name, _DEFAULTS[name])
+            is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+            if not is_number and not (value is None and _DEFAULTS[name] is None):
+                found[name] = f"a{' whole' if kind is int else ''} number, such as {example}"
+        return found
+
     def _rules(self) -> list[tuple[str, bool, str]]:
         def positive(value: float | None) -> bool:
             return value is None or (math.isfinite(value) and value > 0)
 
+        def counts(name: str, least: int = 1, why: str = "") -> tuple[str, bool, str]:
+            value = getattr(self, name)
+            return name, value is None or least <= value <= _MOST, f"at least {least}{why} and at most {_MOST:,}"
+
         gpus = self.gpus_per_trial
         return [
-            ("trials", self.trials >= 1, "at least 1"),
-            ("epochs", self.epochs >= 1, "at least 1"),
+            counts("trials"),
+            counts("epochs"),
             ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
-            ("reduction", self.reduction >= 2, "at least 2"),
+            counts("reduction", 2),
             ("sampler", self.sampler in get_args(Sampler), f"one of {', '.join(get_args(Sampler))}"),
             ("scheduler", self.scheduler in get_args(Scheduler), f"one of {', '.join(get_args(Scheduler))}"),
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
-            ("keep", self.keep >= 3, "at least 3, the finalists"),
-            ("final_epochs", self.final_epochs >= 0, "0 (no final training) or more"),
+            counts("keep", 3, ", the finalists,"),
+            counts("final_epochs", 0, " (no final training)"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
             (
                 "max_cost",
@@ -88,13 +115,15 @@ class SearchConfig:
                 "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
             ),
             ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
-            ("concurrent", self.concurrent is None or self.concurrent >= 1, "at least 1"),
+            counts("concurrent"),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
                 "gpus_per_trial",
                 gpus is None or (gpus >= 0 and math.isfinite(gpus) and (gpus <= 1 or gpus == int(gpus))),
                 "0, a fraction below 1, or a whole number: Ray has no 1.5 GPUs",
             ),
+            ("address", bool(_ADDRESS.fullmatch(self.address)), "local, auto, or HOST:PORT of a cluster's head"),
+            ("on_finish", "\0" not in (self.on_finish or ""), "a command for the shell"),
         ]
 
     def data_config(self) -> DataConfig:
@@ -113,6 +142,20 @@ class SearchConfig:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {**dataclasses.asdict(self), "set": dict(self.set)}
+
+
+_MOST = 1_000_000  # trials, epochs and the like: far beyond what is searched, and short of what overflows
+_EXAMPLES = {
+    "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
+}  # fmt: skip
+_ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
+
+
+@functools.cache
+def _numbers() -> dict[str, type]:
+    kinds = {name: {kind, *get_args(kind)} for name, kind in get_type_hints(SearchConfig).items()}
+    return {name: int if int in of else float for name, of in kinds.items() if of & {int, float}}
 
 
 # What may change when a search is continued: how much and where, never what is compared with what. Of the space

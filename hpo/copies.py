@@ -20,11 +20,11 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo import lease
-from hpo.config import check_name, is_name
+from hpo.config import SearchConfig, check_name, is_name
 from hpo.lease import NAME as CLAIM
 from hpo.lease import Lease, generation_of
 from hpo.progress import STATUS_FILE
-from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in
+from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in, understood
 from hpo.results import EXPORT, FINAL
 from hpo.storage import LOOKING, PATIENCE, Storage, StorageError
 from model.checkpoint import write_atomically
@@ -39,13 +39,32 @@ _LONGER = 60.0  # seconds: a trial's patience beyond the driver's
 _MANY = 20  # files to be deleted: a listing tells which are there at all
 
 
-def opened(address: str | None, *, looks: bool = False) -> Storage | None:
-    """The storage at an address, once it is known to be there. Raises ConfigError, StorageError."""
-    if not address:
+def named(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
+    """The storage at an address; nobody has been asked whether it is there. Raises ConfigError."""
+    if address is None:
         return None
     storage = Storage(address, patience=LOOKING if looks else PATIENCE)
-    storage.check()
+    if not storage.is_s3 and Path(storage.address).resolve() == runs.resolve():
+        raise ConfigError(f"storage={address}: is --runs itself; copies that outlive this folder belong elsewhere")
     return storage
+
+
+def opened(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
+    """The same, once it is known to be there. Raises ConfigError, StorageError."""
+    storage = named(address, runs, looks=looks)
+    if storage:
+        storage.check()
+    return storage
+
+
+def found_in(runs: Path, name: str, storage: Storage | None) -> tuple[dict[str, Any], SearchConfig] | None:
+    """The search.json of a search and what it asks for, as the next driver finds it; None: there is no such search.
+    Raises RecordError, StorageError."""
+    stored = f"{check_name(name)}/{SEARCH_FILE}"
+    if storage and storage.exists(stored):
+        return understood(storage.get(stored), f"{storage}/{stored}")
+    path = runs / name / SEARCH_FILE
+    return understood(path.read_bytes(), path) if path.exists() else None
 
 
 # --- from the storage -----------------------------------------------------------------------------------------------
@@ -57,11 +76,12 @@ def looking(
 ) -> Iterator[Record]:
     """The record, for who doesn't run the search: with a storage from there alone, into a folder that goes at the end.
     Raises ConfigError, RecordError, StorageError."""
+    check_name(name)
     if storage is None:
         _check_own(runs / name)
         yield Record(runs, name, read_only=read_only, waits=waits)
         return
-    if not storage.exists(f"{check_name(name)}/{SEARCH_FILE}"):
+    if not storage.exists(f"{name}/{SEARCH_FILE}"):
         raise not_in(storage.address, name, names_in(storage))
     with tempfile.TemporaryDirectory(prefix="pix2pix-search-") as folder:
         bring(inside := storage.inside(name), Path(folder) / name)
@@ -105,7 +125,7 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
     search that the storage has not gets into it. Raises ConfigError, RecordError, StorageError; when_over: called in
     another thread once the search is another's, or the storage was away for too long.
     """
-    folder = runs / name
+    folder = runs / check_name(name)
     own = _check_own(folder, storage)
     if not Record.exists(runs, name) and not (storage and storage.exists(f"{name}/{SEARCH_FILE}")):
         raise not_in(storage.address, name, names_in(storage)) if storage else missing(runs, name)
@@ -138,7 +158,7 @@ def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     try:
         of = json.loads((folder / _OF).read_text())
         address, claim = str(of["address"]), str(of["claim"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise RecordError(f"{folder / _OF}: damaged ({error})") from error

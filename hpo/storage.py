@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from model import s3
-from model.config import ConfigError, MachineError
+from model.config import ConfigError, MachineError, shortened
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,15 @@ class Storage:
     def __init__(
         self, address: str, *, patience: float = PATIENCE, below: str = "", guard: Callable[[], None] | None = None
     ) -> None:
-        """Raises ConfigError for what is no address."""
+        """Raises ConfigError for what is no address; nobody is asked."""
         if re.match(r"[a-z0-9]+:/", address) and not address.startswith("s3://"):
             raise ConfigError(f"storage={address}: neither a folder nor s3://BUCKET/PREFIX")
         self.is_s3 = address.startswith("s3://")
+        if self.is_s3:
+            try:
+                s3.options_of(address)
+            except ConfigError as error:
+                raise ConfigError(f"storage={error}") from None
         self.address = address if self.is_s3 else os.path.abspath(address)
         self.patience, self.guard = patience, guard
         self._below = below
@@ -118,6 +123,9 @@ class Storage:
         """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
         StorageError."""
         from pyarrow import fs  # noqa: PLC0415
+
+        if not self.is_s3:
+            _check_folder(Path(self.address))
 
         def look(system: Any, path: Callable[[str], str]) -> None:
             self._listed(system, path(""), recursive=False)
@@ -316,6 +324,18 @@ class Storage:
             _to_disk(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Waiting does not mend what is no folder. Raises ConfigError."""
+    try:
+        wrong = "is a file" if folder.exists() and not folder.is_dir() else ""
+        above = next(place for place in [folder, *folder.parents] if place.exists())
+        wrong = wrong or ("lies inside a file" if not above.is_dir() else "")
+    except OSError as error:
+        wrong = f"cannot be ({error.strerror})"
+    if wrong:
+        raise ConfigError(f"storage={shortened(folder)}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
 
 
 def _download(system: Any, source: str, to: Path) -> None:

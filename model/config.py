@@ -7,8 +7,10 @@ import difflib
 import functools
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -19,6 +21,37 @@ class ConfigError(ValueError):
 
 class MachineError(RuntimeError):
     """The machine, its disk or its cluster does not do what it must."""
+
+
+class Mistakes:
+    """Of one request, wherever they are found: collected, and told at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """What is refused inside is told later."""
+        try:
+            yield
+        except ConfigError as error:
+            self.add(str(error))
+
+    def add(self, *mistakes: str) -> None:
+        """Each in the words of a ConfigError."""
+        self._lines += mistakes
+
+    def include(self, others: Mistakes) -> None:
+        """Those of a part, after these."""
+        self._lines += others._lines
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def tell(self) -> None:
+        """Raises ConfigError, if there are any."""
+        if self._lines:
+            raise ConfigError("\n".join(dict.fromkeys(self._lines)))
 
 
 Loss = Literal["l1", "ssim", "both", "mse"]
@@ -108,6 +141,20 @@ def visible(text: object) -> str:
     return str(text).translate(_PICTURES)
 
 
+def shortened(value: object, most: int = 80) -> str:
+    """As a message shows it."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}... ({len(text)} characters)"
+
+
+def is_dir(path: Path | str) -> bool:
+    """Of whatever somebody wrote."""
+    try:
+        return Path(path).is_dir()
+    except OSError:  # it is too long for a path
+        return False
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A sentence with the choice that looks most like the word, or with all of them."""
     choices = list(choices)
@@ -173,17 +220,22 @@ def _wrong_types(config: TrainConfig) -> list[str]:
     return mistakes
 
 
+# Far beyond what trains, and short of what overflows, or builds layers for minutes.
+_MANY, _WIDEST, _MOST_BLOCKS = 1_000_000_000, 4_096, 64
+
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("l1_weight", "ssim_weight"), lambda v: v > 0, "above 0; to leave a loss out set loss=l1 or loss=ssim"),
     (("mse_weight",), lambda v: v > 0, "above 0; to leave it out set another loss, such as loss=l1"),
     (("adversarial_weight",), lambda v: v > 0, "above 0; to leave it out set adversarial=none"),
     (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),
-    (("epochs", "images_per_epoch", "width"), lambda v: v >= 1, "at least 1"),
+    (("batch_size",), lambda v: 2 <= v <= _MANY, f"at least 2 (BatchNorm needs two values) and at most {_MANY:,}"),
+    (("epochs", "images_per_epoch"), lambda v: 1 <= v <= _MANY, f"at least 1 and at most {_MANY:,}"),
+    (("width",), lambda v: 1 <= v <= _WIDEST, f"at least 1 and at most {_WIDEST:,}"),
     (("depth",), lambda v: 2 <= v <= 8, "from 2 to 8"),
     (("patch",), lambda v: v in (14, 34), "14 or 34"),
-    (("seed", "blocks"), lambda v: v >= 0, "0 or above"),
+    (("blocks",), lambda v: 0 <= v <= _MOST_BLOCKS, f"from 0 to {_MOST_BLOCKS}"),
+    (("seed",), lambda v: 0 <= v < 1 << 63, "0 or above, and below 2^63"),
 )
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.config import ConfigError, nearest
-from model.folders import CLEAN, CROPS, NOISY, DataError, Picture, grid, read_pictures
+from model.config import ConfigError, is_dir, nearest
+from model.folders import CLEAN, CROPS, FASHION_MNIST, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
 
@@ -31,7 +31,6 @@ NUM_VALIDATION = 5_000  # the last of the training images; test images choose no
 _CROP = 64
 _MEASURED = 10_000  # of the training images
 PADDING = 2  # pixels of black on each side, 28x28 to 32x32, before the noise
-FASHION_MNIST = "fashion-mnist"
 REAL = "real"  # in place of a noise: it is in the files
 
 # Where each split's noise starts: the same noisy images for every trial, report and export.
@@ -67,7 +66,7 @@ class DataConfig:
     @property
     def is_folder(self) -> bool:
         """Not a data set that is known by its name."""
-        return self.data != FASHION_MNIST and ("/" in self.data or Path(self.data).is_dir())
+        return self.data != FASHION_MNIST and ("/" in self.data or is_dir(self.data))
 
     def load(self, store: PixelFiles | None = None) -> Images:
         """The images that a search may look at. store: for more than memory has room for; while it is open, trainings

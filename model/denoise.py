@@ -48,6 +48,7 @@ class Denoiser:
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
         self._input = self._session.get_inputs()[0].name
+        self._try(path)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Denoise one image of any size: (H, W) or (H, W, C), uint8 or float in [-1, 1]; gives the same shape and type.
@@ -67,6 +68,18 @@ class Denoiser:
         step = max(1, _BATCH_PIXELS // (noisy.shape[2] * noisy.shape[3]))
         parts = [self._session.run(None, {self._input: noisy[i : i + step]})[0] for i in range(0, len(noisy), step)]
         return np.concatenate(parts)
+
+    def _try(self, path: Path) -> None:
+        """Once, on grey: a network of another architecture, or that is broken, is told before it denoises anything."""
+        grey = np.zeros((1, self.channels, self.image_size, self.image_size), np.float32)
+        try:
+            denoised = self.batch(grey)
+        except Exception as error:  # as above
+            raise DenoiseError(f"{path}: is no denoiser of {grey.shape[1:]} images: {error}") from error
+        if denoised.shape != grey.shape or denoised.dtype != grey.dtype:
+            raise DenoiseError(f"{path}: is no denoiser: it makes {denoised.shape[1:]} of {grey.shape[1:]} images")
+        if not np.isfinite(denoised).all():
+            raise DenoiseError(f"{path}: its weights are broken: what it makes of a grey image is not finite")
 
     def _planes(self, image: np.ndarray) -> np.ndarray:
         """(N, C, H, W) with C the model's channels."""

@@ -21,11 +21,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from model import s3
-from model.config import ConfigError, MachineError
+from model.config import ConfigError, MachineError, is_dir
 from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, open_image
 from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
+FASHION_MNIST = "fashion-mnist"
 SPLITS = ("train", "validation", "test")
 CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
@@ -83,13 +84,19 @@ def read_pictures(where: str, crop: int, store: PixelFiles | None = None) -> dic
     if store is not None and 0 < mapped < len(read):
         read[mapped:] = _mapped(read[mapped:], store)
     mistakes += _mixed_channels([picture for _, picture in read])
-    if mistakes:
-        shown = [*mistakes[:_SHOWN], *([f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else [])]
-        raise DataError("\n".join([f"data={where}: its images cannot be used:", *shown]))
+    _refuse(where, mistakes)
     pictures: dict[str, list[Picture]] = defaultdict(list)
     for split, picture in read:
         pictures[split].append(picture)
     return _complete(pictures, where)
+
+
+def check_layout(where: str) -> None:
+    """What a folder's names tell already; no image is read. Raises DataError."""
+    mistakes: list[str] = []
+    if is_dir(where) and where != FASHION_MNIST:
+        _grouped(_local(Path(where)), where, mistakes)
+    _refuse(where, mistakes)
 
 
 def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -112,6 +119,12 @@ def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray
     return cut(lambda p: p.clean), cut(lambda p: p.noisy) if pictures[0].noisy is not None else None
 
 
+def _refuse(where: str, mistakes: Sequence[str]) -> None:
+    if mistakes:
+        shown = [*mistakes[:_SHOWN], *([f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else [])]
+        raise DataError("\n".join([f"data={where}: its images cannot be used:", *shown]))
+
+
 # --- what lies where ------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +132,7 @@ _Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image f
 
 
 def _local(folder: Path) -> _Files:
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
     root, files, leaving = folder.resolve(), {}, []
     for parent, folders, names in os.walk(folder):

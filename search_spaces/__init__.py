@@ -37,7 +37,7 @@ class Space:
         """suggest, held to the rule that a parameter is a field of TrainConfig by name and value. Raises SpaceError."""
         try:
             config = self.suggest(trial, base)
-        except Exception as error:  # a user's code may raise anything
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise SpaceError(f"space {self.name}: {type(error).__name__}: {error}") from error
         if not isinstance(config, TrainConfig):
             raise SpaceError(f"space {self.name}: suggest returned {type(config).__name__}, not a TrainConfig")
@@ -132,7 +132,7 @@ def load(name: str) -> Space:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # a user's code may raise anything
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise SpaceError(f"space={name}: {type(error).__name__}: {error}") from error
     elif name in names():
         module = importlib.import_module(f"search_spaces.{name}")
@@ -141,5 +141,8 @@ def load(name: str) -> Space:
     suggest = getattr(module, "suggest", None)
     if not callable(suggest):
         raise SpaceError(f"space={name}: defines no suggest(trial, base)")
-    points = tuple(getattr(module, "STARTING_POINTS", ()))
+    points = getattr(module, "STARTING_POINTS", ())
+    if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
+        raise SpaceError(f"space={name}: STARTING_POINTS is a list of dicts, such as [{{'lr_g': 2e-4}}], not {points!r}")
+    points = tuple(points)
     return Space(name=name, suggest=suggest, starting_points=points)

@@ -26,7 +26,7 @@ from model.config import ConfigError
         ({"scheduler": "asah"}, "scheduler=asah: must be one of leaders, asha, none"),
         ({"objective": "loss"}, "objective=loss: must be one of balanced, ssim, psnr"),
         ({"wandb": "online!"}, "wandb=online!: must be one of"),
-        ({"final_epochs": -1}, "final_epochs=-1: must be 0"),
+        ({"final_epochs": -1}, "final_epochs=-1: must be at least 0 (no final training)"),
         ({"time_budget": 0.0}, "time_budget=0.0: must be minutes above 0"),
         ({"time_budget": float("nan")}, "time_budget=nan: must be minutes above 0"),
         ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be USD above 0"),
