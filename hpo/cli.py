@@ -16,7 +16,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.config import ConfigError, MachineError, Mistakes, TrainConfig, nearest, parse_setting, shortened, visible
+from model.config import (
+    ConfigError,
+    MachineError,
+    Mistakes,
+    TrainConfig,
+    check_not_twice,
+    nearest,
+    parse_setting,
+    shortened,
+    visible,
+)
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -94,7 +104,7 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
     try:
-        return str(Path(data).resolve()) if Path(data).exists() else data
+        return str(Path(data).resolve()) if data and Path(data).exists() else data
     except OSError:  # it is too long for a path
         return data
 
@@ -302,17 +312,21 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from model.denoise import Denoiser, denoise_image
+    from model.denoise import Denoiser, check_image, denoise_image
     from model.pictures import open_image
 
     mistakes = Mistakes()
     targets = _targets(arguments.images, arguments.to, mistakes)
+    denoiser = None
     with mistakes.collected():
         denoiser = Denoiser(arguments.model)
     for source in targets:  # each is read twice: one that is refused is told before the others are written
         with mistakes.collected():
-            open_image(source)
+            image = open_image(source)
+            if denoiser:
+                check_image(denoiser, image, source)
     mistakes.tell()
+    assert denoiser
     arguments.to.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
         for source, target in progress.track(list(targets.items()), description="Denoising"):
@@ -348,6 +362,8 @@ def _targets(images: Sequence[Path], to: Path, mistakes: Mistakes) -> dict[Path,
 def _train(arguments: argparse.Namespace) -> int:
     mistakes, own = Mistakes(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
     settings = _settings(arguments.set, mistakes)
+    with mistakes.collected():
+        check_not_twice(settings, own)
     with mistakes.collected():
         config = TrainConfig.from_dict({**settings, **own})
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
@@ -503,7 +519,10 @@ _WRITES = {
     "report": {"to": "file"},
     **{command: {"to": "folder"} for command in ("export", "denoise", "train", "pull")},
 }
-_PLACES = {"runs": "folder", "to": "folder", "storage": "folder", "model": "folder", "file": "file", "images": "image"}
+_PLACES = {
+    "runs": "a folder", "to": "where to write", "storage": "a folder or s3://BUCKET/PREFIX", "model": "an exported folder",
+    "file": "a cluster file", "images": "an image",
+}  # fmt: skip
 _NO_PATH = {
     errno.ENAMETOOLONG: "is longer than a path may be",
     errno.ENOTDIR: "lies inside a file",
@@ -522,7 +541,7 @@ def _unusable(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(word)):
             found.append(f"{shown}: a name or path has letters alone, no line breaks and the like")
         elif not word and name in _PLACES:
-            found.append(f"{name}='': is empty; it names a {_PLACES[name]}")
+            found.append(f"{name}='': is empty; it names {_PLACES[name]}")
         elif isinstance(word, Path) and (why := _no_place(word, writes.get(name), name == "runs")):
             found.append(f"{shortened(word)}: {why}")
     return found

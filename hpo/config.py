@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 from urllib.parse import parse_qs, urlsplit
 
-from model.config import ConfigError, TrainConfig, shortened
+from model.config import ConfigError, TrainConfig, check_not_twice, shortened
 from model.data import DataConfig
 from model.metrics import Objective
 
@@ -133,10 +133,7 @@ class SearchConfig:
     def base_config(self) -> TrainConfig:
         """What holds for all trials. Raises ConfigError."""
         own = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "seed": self.seed}
-        twice = sorted(set(own) & set(self.set))
-        if twice:
-            hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
-            raise ConfigError(f"set={', '.join(twice)}: has an option of its own: {hints}")
+        check_not_twice(self.set, own)
         return TrainConfig.from_dict({**self.set, **own})
 
     def as_dict(self) -> dict[str, Any]:
@@ -204,7 +201,7 @@ def check_name(name: str) -> str:
     if not is_name(name):
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
-            f"name={name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "
+            f"name={shortened(name)!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "
             f"such as {hint}"
         )
     return name

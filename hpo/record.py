@@ -110,6 +110,7 @@ class Record:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
         }
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
@@ -117,6 +118,10 @@ class Record:
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); name another with --runs") from error
+        except ConfigError:  # of a database
+            for place in made:
+                place.rmdir()
+            raise
         return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:

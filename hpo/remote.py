@@ -382,9 +382,14 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     from model.evaluate import verified  # noqa: PLC0415 - scikit-image
     from model.export import check_target, put_in_place  # noqa: PLC0415 - torch
 
-    check_name(name)
-    config = cluster_file.checked(path)
-    check_target(to)
+    mistakes = Mistakes()
+    with mistakes.collected():
+        check_name(name)
+    with mistakes.collected():
+        config = cluster_file.checked(path)
+    with mistakes.collected():
+        check_target(to)
+    mistakes.tell()
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as folder, head_of(path, config) as head:
         there = head.run("mktemp -d").strip()

@@ -345,21 +345,37 @@ def _write_report(copies: Copies, console: Console) -> None:
 
 def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """What a search needs, looked at before Ray starts. Raises ConfigError."""
-    mistakes, base = Mistakes(), search.base_config()
+    mistakes, base, space = Mistakes(), search.base_config(), search_spaces.load(search.space)
     with mistakes.collected():
         images = search.data_config().load(store)
-        if base.batch_size > len(images.train):
-            raise ConfigError(f"batch_size={base.batch_size}: above the {len(images.train):,} training images")
-        channels, size, _ = images.shape
-        with torch.device("meta"):  # costs no memory
-            Generator.of(base, channels=channels, image_size=size)
+        _check_fit(base, images)
+        for sample in space.check(base, search.set)["samples"]:
+            with _of_a_sample(sample["params"]):
+                _check_fit(TrainConfig.from_dict({**base.as_dict(), **sample["yields"]}), images)
     with mistakes.collected():
         if search.wandb == "online":
             from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
 
             log_in()
     mistakes.tell()
-    return search_spaces.load(search.space), images
+    return space, images
+
+
+def _check_fit(config: TrainConfig, images: Images) -> None:
+    """Of a training to its images. Raises ConfigError."""
+    if config.batch_size > len(images.train):
+        raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train):,} training images")
+    channels, size, _ = images.shape
+    with torch.device("meta"):  # costs no memory
+        Generator.of(replace(config, width=1), channels=channels, image_size=size)
+
+
+@contextmanager
+def _of_a_sample(params: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"the space suggests {dict(params)}, of which nothing can be trained: {error}") from None
 
 
 def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:

@@ -150,7 +150,7 @@ def shortened(value: object, most: int = 80) -> str:
 def is_dir(path: Path | str) -> bool:
     """Of whatever somebody wrote."""
     try:
-        return Path(path).is_dir()
+        return bool(str(path)) and Path(path).is_dir()
     except OSError:  # it is too long for a path
         return False
 
@@ -185,6 +185,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
     except ValueError:
         wanted = ("a whole number" if number is int else "a number") + " or none" * optional
         raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
+
+
+def check_not_twice(settings: Mapping[str, Any], own: Iterable[str]) -> None:
+    """own: fields that have an option of a command. Raises ConfigError."""
+    twice = sorted(set(own) & set(settings))
+    if twice:
+        hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+        raise ConfigError(f"set={', '.join(twice)}: has an option of its own: {hints}")
 
 
 _BOOLS = {"true": True, "false": False}

@@ -20,6 +20,8 @@ import onnxruntime
 from model.config import ConfigError
 
 MANIFEST = "manifest.json"
+_OUTSIDE = "session.model_external_initializers_file_folder_path"
+_LARGEST_SIDE = 1024  # of training images
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
@@ -44,7 +46,11 @@ class Denoiser:
         path = self.folder / model["file"]
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
-            self._session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+            options = onnxruntime.SessionOptions()
+            # Weights outside the file have no digest, and would be looked for in the folder that happens to be current.
+            options.add_session_config_entry(_OUTSIDE, "/dev/null/no-weights-outside-the-file")
+            providers = onnxruntime.get_available_providers()
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
         self._input = self._session.get_inputs()[0].name
@@ -140,6 +146,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         model = manifest["model"]
         _ = model["file"], model["channels"], model["image_size"], model["padding"], manifest["files"][model["file"]]
         outside = [name for name in manifest["files"] if Path(name).name != name or name in ("", "..", MANIFEST)]
+        size, padding = model["image_size"], model["padding"]
+        if model["channels"] not in (1, 3) or not (isinstance(size, int) and 4 <= size <= _LARGEST_SIDE):
+            raise ValueError(f"images of {model['channels']} channels, {size} pixels a side")
+        if not (isinstance(padding, int) and 0 <= 2 * padding < size):
+            raise ValueError(f"padding={padding}")
     except FileNotFoundError:
         raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -158,6 +169,13 @@ def verify_files(folder: Path) -> dict[str, Any]:
         if path.name not in {MANIFEST, *manifest["files"]}:
             raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
     return manifest
+
+
+def check_image(denoiser: Denoiser, image: Image.Image, name: object) -> None:
+    """Raises DenoiseError where the model takes no such images."""
+    channels = len(image.mode.removesuffix("A"))
+    if denoiser.channels not in (1, channels):
+        raise DenoiseError(f"{name}: has {channels} channels, and the model takes images of {denoiser.channels}")
 
 
 def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:

@@ -15,6 +15,7 @@ import optuna
 from model.config import FIELDS, ConfigError, TrainConfig, nearest
 
 _SAMPLES = 25  # of a space, before it is believed
+_OF_THE_SEARCH = ("epochs", "images_per_epoch")  # fields of TrainConfig that are its own options
 
 
 class SpaceError(ConfigError):
@@ -42,6 +43,11 @@ class Space:
         if not isinstance(config, TrainConfig):
             raise SpaceError(f"space {self.name}: suggest returned {type(config).__name__}, not a TrainConfig")
         for name, value in trial.params.items():
+            if name in _OF_THE_SEARCH:
+                option = f"--{name.replace('_', '-')}"
+                raise SpaceError(
+                    f"space {self.name}: {name} is the same for all trials, or they do not compare: {option}"
+                )
             if name not in FIELDS:
                 raise SpaceError(f"space {self.name}: {name} is no field of TrainConfig. {nearest(name, FIELDS)}")
             if getattr(config, name) != value:
@@ -82,6 +88,8 @@ class Space:
                 optuna.trial.create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
             except ValueError as error:
                 raise SpaceError(f"space {self.name}: starting point {index}: {error}") from error
+        if not distributions:
+            raise SpaceError(f"space {self.name}: suggests nothing, so all trials would be the same")
         return {
             "distributions": {name: sorted(found) for name, found in sorted(distributions.items())},
             "starting_points": [dict(point) for point in self.starting_points],
@@ -143,6 +151,8 @@ def load(name: str) -> Space:
         raise SpaceError(f"space={name}: defines no suggest(trial, base)")
     points = getattr(module, "STARTING_POINTS", ())
     if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
-        raise SpaceError(f"space={name}: STARTING_POINTS is a list of dicts, such as [{{'lr_g': 2e-4}}], not {points!r}")
+        raise SpaceError(
+            f"space={name}: STARTING_POINTS is a list of dicts, such as [{{'lr_g': 2e-4}}], not {points!r}"
+        )
     points = tuple(points)
     return Space(name=name, suggest=suggest, starting_points=points)
