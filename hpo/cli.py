@@ -520,8 +520,8 @@ _WRITES = {
     **{command: {"to": "folder"} for command in ("export", "denoise", "train", "pull")},
 }
 _PLACES = {
-    "runs": "a folder", "to": "where to write", "storage": "a folder or s3://BUCKET/PREFIX", "model": "an exported folder",
-    "file": "a cluster file", "images": "an image",
+    "runs": "a folder", "to": "where to write", "storage": "a folder or s3://BUCKET/PREFIX",
+    "model": "an exported folder", "file": "a cluster file", "images": "an image",
 }  # fmt: skip
 _NO_PATH = {
     errno.ENAMETOOLONG: "is longer than a path may be",

@@ -201,7 +201,7 @@ def check_name(name: str) -> str:
     if not is_name(name):
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
-            f"name={shortened(name)!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "
-            f"such as {hint}"
+            f"name={shortened(name)!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter "
+            f"or digit, such as {hint}"
         )
     return name

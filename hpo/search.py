@@ -144,13 +144,14 @@ def _checked(
         check_name(name)
     with place.collected():
         storage = named(address, runs)
-    if not place:
+    with place.collected():
         if storage:
-            storage.check()
+            storage.check(writes=True)
+    if not place:
         found = found_in(runs, name, storage)
-        with mistakes.collected():
-            if not found:
-                check_free(runs / name)
+    if not place and not found:
+        with place.collected():
+            check_free(runs / name)
     mistakes.include(place)
     was, search = found[1] if found else SearchConfig(), None
     with mistakes.collected():
@@ -348,10 +349,10 @@ def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Spac
     mistakes, base, space = Mistakes(), search.base_config(), search_spaces.load(search.space)
     with mistakes.collected():
         images = search.data_config().load(store)
-        _check_fit(base, images)
         for sample in space.check(base, search.set)["samples"]:
-            with _of_a_sample(sample["params"]):
-                _check_fit(TrainConfig.from_dict({**base.as_dict(), **sample["yields"]}), images)
+            config = TrainConfig.from_dict({**base.as_dict(), **sample["yields"]})
+            with _of_a_sample(sample):
+                _check_fit(config, images)
     with mistakes.collected():
         if search.wandb == "online":
             from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
@@ -371,11 +372,15 @@ def _check_fit(config: TrainConfig, images: Images) -> None:
 
 
 @contextmanager
-def _of_a_sample(params: Mapping[str, Any]) -> Iterator[None]:
+def _of_a_sample(sample: Mapping[str, Any]) -> Iterator[None]:
+    """Of a space, where what it suggests is to blame."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"the space suggests {dict(params)}, of which nothing can be trained: {error}") from None
+        if not sample["yields"].keys() & {"batch_size", "depth", "blocks"}:
+            raise
+        told = f"the space suggests {sample['params']}, of which nothing can be trained"
+        raise ConfigError(f"{told}: {error}") from None
 
 
 def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:

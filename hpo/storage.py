@@ -119,13 +119,13 @@ class Storage:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, *, writes: bool = False) -> None:
         """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
-        StorageError."""
+        StorageError. writes: who asks will."""
         from pyarrow import fs  # noqa: PLC0415
 
         if not self.is_s3:
-            _check_folder(Path(self.address))
+            _check_folder(Path(self.address), writes)
 
         def look(system: Any, path: Callable[[str], str]) -> None:
             self._listed(system, path(""), recursive=False)
@@ -326,12 +326,13 @@ class Storage:
             part.unlink(missing_ok=True)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, writes: bool) -> None:
     """Waiting does not mend what is no folder. Raises ConfigError."""
     try:
         wrong = "is a file" if folder.exists() and not folder.is_dir() else ""
         above = next(place for place in [folder, *folder.parents] if place.exists())
         wrong = wrong or ("lies inside a file" if not above.is_dir() else "")
+        wrong = wrong or ("cannot be written" if writes and not os.access(above, os.W_OK) else "")
     except OSError as error:
         wrong = f"cannot be ({error.strerror})"
     if wrong:

@@ -45,9 +45,7 @@ class Space:
         for name, value in trial.params.items():
             if name in _OF_THE_SEARCH:
                 option = f"--{name.replace('_', '-')}"
-                raise SpaceError(
-                    f"space {self.name}: {name} is the same for all trials, or they do not compare: {option}"
-                )
+                raise SpaceError(f"space {self.name}: {name} is one for all trials, which compare by it: {option}")
             if name not in FIELDS:
                 raise SpaceError(f"space {self.name}: {name} is no field of TrainConfig. {nearest(name, FIELDS)}")
             if getattr(config, name) != value:
@@ -152,7 +150,7 @@ def load(name: str) -> Space:
     points = getattr(module, "STARTING_POINTS", ())
     if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
         raise SpaceError(
-            f"space={name}: STARTING_POINTS is a list of dicts, such as [{{'lr_g': 2e-4}}], not {points!r}"
+            f"space={name}: STARTING_POINTS={points!r}: must be a list of dicts, such as [{{'lr_g': 2e-4}}]"
         )
     points = tuple(points)
     return Space(name=name, suggest=suggest, starting_points=points)
