@@ -40,8 +40,9 @@ test-all: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not cluster"
+	$(MAKE) test-cluster
 
-# Several hosts and a stand-in for EC2 on this machine: tests/cluster/hosts.py. It needs root.
+# Part of test-all: several hosts and a stand-in for EC2 on this machine: tests/cluster/hosts.py. It needs root.
 test-cluster: setup
 	@test "$$(id -u)" != 0 || (command -v sshd && command -v rsync && command -v ip) >/dev/null \
 		|| (apt-get update -qq; apt-get install -y -qq openssh-server rsync iproute2) >/dev/null

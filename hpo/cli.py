@@ -24,7 +24,8 @@ from model.config import (
     check_not_twice,
     nearest,
     parse_setting,
-    shortened,
+    printable,
+    shown,
     visible,
 )
 
@@ -103,10 +104,7 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
-    try:
-        return str(Path(data).resolve()) if data and Path(data).exists() else data
-    except OSError:  # it is too long for a path
-        return data
+    return str(Path(data).resolve()) if os.path.exists(data) else data
 
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
@@ -288,7 +286,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.stream import PixelFiles
 
     denoiser = Denoiser(arguments.model)
-    data = DataConfig(**denoiser.manifest["data"])
+    data = DataConfig.from_dict(denoiser.manifest.get("data"))
     if arguments.data is not None:
         data = replace(data, data=_absolute(arguments.data))
     with PixelFiles() as store:
@@ -535,15 +533,14 @@ def _unusable(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
     """What is wrong with an argument as a name or a path. writes: see _WRITES."""
     found = []
     for word in value if isinstance(value, list) else [value]:
-        shown = f"{name}={shortened(word)!r}"
         if not isinstance(word, str | Path) or name == "on_finish":
             continue
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(word)):
-            found.append(f"{shown}: a name or path has letters alone, no line breaks and the like")
+            found.append(f"{name}={shown(str(word))}: a name or path has letters alone, no line breaks and the like")
         elif not word and name in _PLACES:
             found.append(f"{name}='': is empty; it names {_PLACES[name]}")
         elif isinstance(word, Path) and (why := _no_place(word, writes.get(name), name == "runs")):
-            found.append(f"{shortened(word)}: {why}")
+            found.append(printable(f"{word}: {why}"))
     return found
 
 

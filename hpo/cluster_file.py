@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -45,14 +46,43 @@ Config = Mapping[str, Any]
 def read(path: Path) -> dict[str, Any]:
     """The parsed file. Raises ConfigError."""
     try:
-        config = yaml.safe_load(path.read_text())
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: above {_MOST_BYTES} bytes, so no cluster file")
+        content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    try:
+        config = _parsed(content)
+    except Exception as error:  # YAML's own, and Python's of numbers, dates and depths that it does not take
         raise ConfigError(f"{path}: no YAML ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: a cluster file is a mapping, such as cluster.yaml")
     return config
+
+
+_MOST_BYTES, _MOST_NODES = 200_000, 20_000
+
+
+def _parsed(content: bytes) -> Any:
+    """What anchors repeat is counted before it is made: nine lines can stand for a billion."""
+    loader = yaml.SafeLoader(content)
+    try:
+        node = loader.get_single_node()
+        if _size(node, {}) > _MOST_NODES:
+            raise ValueError(f"above {_MOST_NODES} values, counting what its anchors repeat")
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Values in it. known: by the id of a node that was counted; infinitely many while it is being counted."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES + 1
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for each in inner for part in (each if isinstance(each, tuple) else (each,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def checked(path: Path) -> dict[str, Any]:
@@ -66,6 +96,10 @@ def checked(path: Path) -> dict[str, Any]:
 
 def mistakes(config: Config) -> list[str]:
     """Every rule that the file breaks, a line each: the rule, the value, the nearest right thing."""
+    if odd := [
+        f"{where or 'the file'}: a key is text, and {key} is none: quote it" for where, key in _odd_keys(config)
+    ]:
+        return odd
     found = [
         f"{where}: {word} is still to be filled in"
         for where, text in _strings(config)
@@ -120,7 +154,7 @@ def summary(config: Config) -> str:
 
 def usd_per_hour_at_most(config: Config) -> float | None:
     """The head and the dearest workers that may run at once; None where a price is missing."""
-    head, workers = 0.0, list[float]()
+    head, workers = 0.0, list[tuple[float, int]]()
     for name, node in config["available_node_types"].items():
         price = node.get("labels", {}).get(PRICE)
         if price is None:
@@ -128,8 +162,12 @@ def usd_per_hour_at_most(config: Config) -> float | None:
         if name == config["head_node_type"]:
             head = float(price)
         else:
-            workers += [float(price)] * _most(config, name)
-    return head + sum(sorted(workers, reverse=True)[: config["max_workers"]])
+            workers.append((float(price), _most(config, name)))
+    left = config["max_workers"]
+    for price, most in sorted(workers, reverse=True):
+        head += price * min(most, left)
+        left -= min(most, left)
+    return head
 
 
 def _most(config: Config, name: str) -> int:
@@ -147,20 +185,20 @@ def missing_files(config: Config) -> list[str]:
     found = []
     mounts = config.get("file_mounts")
     for remote, local in mounts.items() if isinstance(mounts, dict) else ():
-        source = Path(str(local)).expanduser()
+        source = os.path.expanduser(str(local))
         if _UNFILLED in str(local):
             continue
-        if not source.exists():
+        if not os.path.exists(source):
             found.append(f"file_mounts.{remote}={local}: there is no such file or folder")
         elif _is_token_mount(remote):
-            found += _wrong_token(source / TOKEN_FILE)
+            found += _wrong_token(Path(source) / TOKEN_FILE)
     auth = config.get("auth")
     key = auth.get("ssh_private_key") if isinstance(auth, dict) else None
     if isinstance(key, str) and _UNFILLED not in key:
-        path = Path(key).expanduser()
-        if not path.is_file():
+        path = os.path.expanduser(key)
+        if not os.path.isfile(path):
             found.append(f"auth.ssh_private_key={key}: there is no such file")
-        elif path.stat().st_mode & 0o077:
+        elif os.stat(path).st_mode & 0o077:
             found.append(f"auth.ssh_private_key={key}: others can read it, and SSH refuses such keys: chmod 600 {key}")
     return found
 
@@ -448,6 +486,15 @@ def _strings(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(inner, f"{where}[{index}]")
 
 
+def _odd_keys(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """YAML takes numbers, dates and `on` for what they look like."""
+    inner = dict(enumerate(value)) if isinstance(value, list) else value
+    for key, part in inner.items() if isinstance(inner, dict) else ():
+        if isinstance(value, dict) and not isinstance(key, str):
+            yield where, key
+        yield from _odd_keys(part, f"{where}.{key}" if where else str(key))
+
+
 def _command_strings(config: Config) -> Iterator[tuple[str, str]]:
     for where, text in _strings(config):
         if "_commands[" in where:
@@ -477,8 +524,8 @@ def _unknown(where: str, given: Any, known: Any) -> list[str]:
     return [f"{where}{key}: no such key. {nearest(str(key), names)}" for key in keys if key not in names]
 
 
-def _is_token_mount(remote: str) -> bool:
-    return remote.rstrip("/").endswith("/.ray")
+def _is_token_mount(remote: Any) -> bool:
+    return str(remote).rstrip("/").endswith("/.ray")
 
 
 def _wrong_token(path: Path) -> list[str]:
@@ -486,7 +533,7 @@ def _wrong_token(path: Path) -> list[str]:
         return [f"{path}: no token there: openssl rand -hex 32 > {path}; chmod 600 {path}"]
     if path.stat().st_mode & 0o077:
         return [f"{path}: others can read it: chmod 600 {path}"]
-    if len(path.read_text().strip()) < 32:
+    if len(path.read_text(errors="replace").strip()) < 32:
         return [f"{path}: below 32 characters: openssl rand -hex 32 > {path}"]
     return []
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import parse_qs
 
-from model.config import ConfigError, TrainConfig, check_not_twice, shortened
+from model.config import MOST_EPOCHS, ConfigError, TrainConfig, check_not_twice, is_a, kinds, rule_of, shown
 from model.data import DataConfig
 from model.metrics import Objective
 
 Sampler = Literal["surrogate", "tpe", "random"]
 Scheduler = Literal["leaders", "asha", "none"]
 Wandb = Literal["offline", "online", "disabled"]
+_MOST_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -55,19 +55,14 @@ class SearchConfig:
     study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
-        wrong = self._of_wrong_kinds()
-        if wrong:  # the rules take numbers for granted
-            mistakes = [f"{name}={shortened(getattr(self, name))}: must be {rule}" for name, rule in wrong.items()]
+        if wrong := self._wrong_types():  # the rules take them for granted, and get the defaults in their place
             try:
                 dataclasses.replace(self, **{name: _DEFAULTS[name] for name in wrong})
             except ConfigError as error:
-                mistakes.append(str(error))
-            raise ConfigError("\n".join(mistakes))
-        mistakes = [
-            f"{name}={shortened(getattr(self, name))}: must be {rule}"
-            for name, holds, rule in self._rules()
-            if not holds
-        ]
+                raise ConfigError("\n".join([*wrong.values(), str(error)])) from None
+            raise ConfigError("\n".join(wrong.values()))
+        broken = {name: rule for name, holds, rule in self._rules() if not holds}
+        mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, rule in broken.items()]
         if self.study_url is not None and not _is_study_url(self.study_url):
             mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
         for part in (self.data_config, self.base_config):
@@ -78,36 +73,35 @@ class SearchConfig:
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
-    def _of_wrong_kinds(self) -> dict[str, str]:
-        """Numbers that are none, with what they must be; a command line hands on what it cannot read."""
+    def _wrong_types(self) -> dict[str, str]:
+        """By name, what to tell. A command line hands on what is no number, and a search.json may have been edited."""
         found = {}
-        for name, kind in _numbers().items():
+        for name, kind in kinds(SearchConfig).items():
             value, example = getattr(self, name), _EXAMPLES.get(name, _DEFAULTS[name])
-            is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-            if not is_number and not (value is None and _DEFAULTS[name] is None):
-                found[name] = f"a{' whole' if kind is int else ''} number, such as {example}"
+            if get_origin(kind) is Literal or is_a(value, kind):
+                continue
+            if name in _NUMBERS:
+                found[name] = f"{name}={shown(value)}: must be {rule_of(kind)}, such as {example}"
+            else:  # without its value: of study_url it has perhaps a password
+                found[name] = f"{name}: must be {rule_of(kind)}"
         return found
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         def positive(value: float | None) -> bool:
             return value is None or (math.isfinite(value) and value > 0)
 
-        def counts(name: str, least: int = 1, why: str = "") -> tuple[str, bool, str]:
-            value = getattr(self, name)
-            return name, value is None or least <= value <= _MOST, f"at least {least}{why} and at most {_MOST:,}"
-
         gpus = self.gpus_per_trial
         return [
-            counts("trials"),
-            counts("epochs"),
+            ("trials", 1 <= self.trials <= _MOST_TRIALS, f"at least 1 and at most {_MOST_TRIALS}"),
+            ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
             ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
-            counts("reduction", 2),
+            ("reduction", self.reduction >= 2, "at least 2"),
             ("sampler", self.sampler in get_args(Sampler), f"one of {', '.join(get_args(Sampler))}"),
             ("scheduler", self.scheduler in get_args(Scheduler), f"one of {', '.join(get_args(Scheduler))}"),
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
-            counts("keep", 3, ", the finalists,"),
-            counts("final_epochs", 0, " (no final training)"),
+            ("keep", self.keep >= 3, "at least 3, the finalists"),
+            ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
             ("time_budget", positive(self.time_budget), "minutes above 0"),
             (
                 "max_cost",
@@ -115,7 +109,7 @@ class SearchConfig:
                 "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
             ),
             ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
-            counts("concurrent"),
+            ("concurrent", self.concurrent is None or 1 <= self.concurrent <= _MOST_TRIALS, "at least 1"),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
                 "gpus_per_trial",
@@ -141,18 +135,14 @@ class SearchConfig:
         return {**dataclasses.asdict(self), "set": dict(self.set)}
 
 
-_MOST = 1_000_000  # trials, epochs and the like: far beyond what is searched, and short of what overflows
 _EXAMPLES = {
     "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
 }  # fmt: skip
 _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
-
-
-@functools.cache
-def _numbers() -> dict[str, type]:
-    kinds = {name: {kind, *get_args(kind)} for name, kind in get_type_hints(SearchConfig).items()}
-    return {name: int if int in of else float for name, of in kinds.items() if of & {int, float}}
+_DEFAULTS: dict[str, Any] = {
+    field.name: {} if field.name == "set" else field.default for field in dataclasses.fields(SearchConfig)
+}
+_NUMBERS = {name for name, kind in kinds(SearchConfig).items() if {int, float} & {kind, *get_args(kind)}}
 
 
 # What may change when a search is continued: how much and where, never what is compared with what. Of the space
@@ -179,7 +169,9 @@ CHANGEABLE = frozenset(
 
 
 # A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.
-_STUDY_URL = re.compile(r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?")
+_STUDY_URL = re.compile(
+    r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:[0-9]{1,5})?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?"
+)
 _STUDY_URL_RULE = (
     "study_url: must be postgresql://USER@HOST/DB, without a password, which would be kept in search.json; it is taken "
     "from PGPASSWORD or from ~/.pgpass"
@@ -188,7 +180,7 @@ _STUDY_URL_RULE = (
 
 def _is_study_url(url: str) -> bool:
     found = _STUDY_URL.fullmatch(url)
-    return bool(found) and not any("password" in key.lower() for key in parse_qs(urlsplit(url).query))
+    return bool(found) and not any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
 
 
 def is_name(name: str) -> bool:
@@ -201,7 +193,7 @@ def check_name(name: str) -> str:
     if not is_name(name):
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
-            f"name={shortened(name)!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter "
-            f"or digit, such as {hint}"
+            f"name={shown(name)}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or "
+            f"digit, such as {hint}"
         )
     return name

@@ -8,7 +8,6 @@ who looks, can be lost.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import tempfile
 import threading
@@ -21,10 +20,9 @@ from optuna.trial import FrozenTrial
 
 from hpo import lease
 from hpo.config import SearchConfig, check_name, is_name
-from hpo.lease import NAME as CLAIM
-from hpo.lease import Lease, generation_of
+from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
-from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in, understood
+from hpo.record import SEARCH_FILE, STUDY_FILE, Record, RecordError, locked, missing, not_in, read_about, understood
 from hpo.results import EXPORT, FINAL
 from hpo.storage import LOOKING, PATIENCE, Storage, StorageError
 from model.checkpoint import write_atomically
@@ -110,8 +108,8 @@ def bring(storage: Storage, folder: Path) -> None:
 
 def _studies(storage: Storage) -> list[str]:
     """Oldest first."""
-    found = [name for name in storage.names(_STUDY) if re.fullmatch(rf"{_STUDY}{CLAIM}\.db", name)]
-    return sorted(found, key=lambda name: generation_of(name.removeprefix(_STUDY)))
+    claims = [name.removeprefix(_STUDY).removesuffix(".db") for name in storage.names(_STUDY)]
+    return [_name_of_study(of) for of in sorted(filter(is_claim, claims), key=generation_of)]
 
 
 # --- a driver's ------------------------------------------------------------------------------------------------------
@@ -145,7 +143,7 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
             if own:
                 raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
             _take_in(guarded, folder, taken)
-        elif _id(folder) not in (None, json.loads(inside.get(SEARCH_FILE))["id"]):
+        elif _id(folder) not in (None, read_about(inside.get(SEARCH_FILE), f"{inside}/{SEARCH_FILE}")["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
         elif own is None or taken.before is None or taken.before.name != own:
             bring(inside, folder)
@@ -155,13 +153,14 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
 
 def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     """The last claim of a driver that had this folder. Raises ConfigError where it belongs to another storage."""
+    path = folder / _OF
     try:
-        of = json.loads((folder / _OF).read_text())
-        address, claim = str(of["address"]), str(of["claim"])
+        of = json.loads(path.read_bytes())
+        claim, address = str(of["claim"]), str(of["address"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{folder / _OF}: damaged ({error})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path}: damaged ({error!r})") from error
     if storage is None or address != storage.address:
         raise ConfigError(f"{folder}: this search lives in a storage: --storage {address}")
     return claim
@@ -169,14 +168,17 @@ def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
 
 def _id(folder: Path) -> str | None:
     with suppress(FileNotFoundError):
-        found: str = json.loads((folder / SEARCH_FILE).read_text())["id"]
-        return found
+        return str(_about(folder)["id"])
     return None
 
 
 def _is_served(folder: Path) -> bool:
     """Whether the study is in a database of its own."""
-    return bool(json.loads((folder / SEARCH_FILE).read_text())["search"].get("study_url"))
+    return bool(_about(folder)["search"].get("study_url"))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
 
 
 def _take_in(storage: Storage, folder: Path, taken: Lease) -> None:

@@ -36,7 +36,7 @@ def holder(folder: Path) -> Holder | None:
     """Of the search in a folder; None: it never ran. To try the lock would turn away a driver that starts just then."""
     path = folder / LOCK_FILE
     try:
-        found = re.fullmatch(r"process (\d+) on (\S+)", path.read_text(errors="replace").strip())
+        found = re.fullmatch(r"process ([0-9]{1,10}) on (\S+)", path.read_text(errors="replace").strip())
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not found:

@@ -21,14 +21,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from hpo.storage import Storage, StorageError
-from model.config import ConfigError, MachineError
+from model.config import ConfigError, wrong_fields
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0  # between two raises of the counter
 DEAD_SECONDS = 30.0  # of a counter that stands still: six beats
 _FOLDER = "lease/"
-NAME = r"\d{6,}-[0-9a-f]{8}"  # of a claim
 
 
 class LeaseLostError(StorageError):
@@ -52,6 +51,14 @@ class Claim:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+_NAME = re.compile(r"[0-9]{6,12}-[0-9a-f]{8}")
+
+
+def is_claim(name: str) -> bool:
+    """Whether a file of that name is one of ours."""
+    return bool(_NAME.fullmatch(name))
 
 
 def generation_of(name: str) -> int:
@@ -169,17 +176,21 @@ def _has_died(storage: Storage, claim: Claim) -> bool:
 
 
 def _names(storage: Storage) -> list[str]:
-    found = (re.fullmatch(rf"{_FOLDER}({NAME})\.json", name) for name in storage.names(_FOLDER))
-    return [match[1] for match in found if match]  # whatever else is there is nobody's claim
+    names = (name.removeprefix(_FOLDER).removesuffix(".json") for name in storage.names(_FOLDER))
+    return [name for name in names if is_claim(name)]
 
 
 def _read(storage: Storage, name: str) -> Claim | None:
     try:
-        return Claim(**json.loads(storage.get(f"{_FOLDER}{name}.json")))
+        values = json.loads(storage.get(f"{_FOLDER}{name}.json"))
+        wrong = wrong_fields(Claim, values) or ([] if values["name"] == name else ["its name is another"])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise MachineError(f"{storage}/{_FOLDER}{name}.json: damaged ({error}); delete it if no driver runs") from error
+    except (ValueError, RecursionError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise StorageError(f"{storage}/{_FOLDER}{name}.json: damaged ({', '.join(wrong)}); delete it if no driver runs")
+    return Claim(**values)
 
 
 def _write(storage: Storage, claim: Claim) -> None:

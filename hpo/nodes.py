@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+from hpo import cluster_file
+from model.config import ConfigError, MachineError, is_a
 
 MARKET, SPOT, ON_DEMAND = "ray.io/market-type", "spot", "on-demand"  # a label, and its values
 PRICE = "hpo/usd-per-hour"  # a label
@@ -166,18 +168,21 @@ def _coming() -> Sight:
 
 
 def growth(path: Path = CONFIG_FILE) -> Growth:
-    """By the file that `ray up` left on the head; none where this is no such head."""
-    try:
-        return as_growth(yaml.safe_load(path.expanduser().read_text()))
-    except OSError:
+    """By the file that `ray up` left on the head; none where this is no such head. Raises MachineError."""
+    path = path.expanduser()
+    if not path.exists():
         return Growth()
+    try:
+        return as_growth(cluster_file.read(path))
+    except (ConfigError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise MachineError(f"{path}: damaged ({error}); `ray up` writes it") from error
 
 
 def as_growth(config: Mapping[str, Any]) -> Growth:
     """A cluster file's."""
     at_most, head = config.get("max_workers", 0), config.get("head_node_type")
     if config.get("provider", {}).get("type") == "local":  # nothing is ever added, and its only type is made up by Ray
-        return Growth(expected=at_most)
+        return Growth(expected=int(at_most))
     types = [
         NodeType(
             name=name,
@@ -187,7 +192,12 @@ def as_growth(config: Mapping[str, Any]) -> Growth:
         )
         for name, of in config.get("available_node_types", {}).items()
     ]
-    return Growth(types=tuple(types), workers=at_most, idle_seconds=60.0 * config.get("idle_timeout_minutes", 5))
+    idle = config.get("idle_timeout_minutes", 5)
+    if not all(is_a(count, int) and count >= 0 for count in (at_most, *(of.workers for of in types))):
+        raise ValueError("max_workers: must be whole numbers")
+    if not all(0 <= amount < math.inf for amount in (idle, *(a for of in types for a in of.resources.values()))):
+        raise ValueError("resources, idle_timeout_minutes: must be numbers")
+    return Growth(types=tuple(types), workers=at_most, idle_seconds=60.0 * idle)
 
 
 class Lookout:

@@ -25,9 +25,11 @@ from hpo.config import SearchConfig
 from hpo.results import best_report, reports_of
 from hpo.retention import rank
 from hpo.tables import counts, duration, metrics, outcome, parameters, trial_table
+from model.config import wrong_fields
 from model.metrics import EvalReport
 
 STATUS_FILE = "status.json"
+_MOST = 1e12  # of seconds and others; above it a status is none of ours
 _BEST = 8  # ended trials in the live table
 _TICK_SECONDS = 1.0
 _WAITS_SECONDS = 60.0
@@ -67,11 +69,17 @@ class Status:
     def read(cls, folder: Path) -> Status | None:
         """None where there is none that this version understands."""
         try:
-            values = json.loads((folder / STATUS_FILE).read_text())
+            values = json.loads((folder / STATUS_FILE).read_bytes())
             running = {int(number): float(done) for number, done in values.pop("running").items()}
-            return cls(running=running, **values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            values = {**values, "running": running}
+            if values.get("report"):
+                EvalReport.from_dict(values["report"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
+        numbers = [*running.values(), *(value for value in values.values() if isinstance(value, float))]
+        if wrong_fields(cls, values) or not all(-_MOST < number < _MOST for number in numbers):  # false for NaN too
+            return None
+        return cls(**values)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 import search_spaces
+from hpo import damage
 from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
@@ -75,13 +76,26 @@ class Record:
         url, name = _study_of(self.folder, self.about, read_only)
         try:
             study = Study(url, name, read_only=read_only, waits=waits)
-            return study, study.trials()
         except KeyError:
             raise RecordError(f"{self.study_place}: has no study {name}; delete {self.folder} to start anew") from None
-        except (DatabaseError, StorageInternalError) as error:
+        except (DatabaseError, StorageInternalError, RuntimeError) as error:  # RuntimeError: tables of another Optuna
             raise self._unreadable(error) from error
+        return study, self._read_trials(study)
+
+    def _read_trials(self, study: Study) -> list[FrozenTrial]:
+        """Whole ones. Raises RecordError, StudyAwayError."""
+        try:
+            trials = study.trials()
+        except Exception as error:  # SQLAlchemy's and Optuna's, or json's of a damaged row
+            raise self._unreadable(error) from error
+        for place, trial in enumerate(trials):
+            if wrong := "number" if trial.number != place else damage.of_trial(trial):
+                raise RecordError(f"{self.study_place}: damaged (trial {place}: its {wrong})")
+        return trials
 
     def _unreadable(self, error: Exception) -> RecordError:
+        if isinstance(error, ConfigError | MachineError):  # it says all there is to say
+            raise error
         if "readonly database" in told(error):  # a journal is left, and who only reads must not play it back
             return RecordError(f"{self.study_file}: its driver died while it wrote; `hpo show {self.name}` mends that")
         return RecordError(f"{self.study_place}: damaged, or held by another process ({told(error)})")
@@ -138,12 +152,10 @@ class Record:
         """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
         self.bring()
         self._read_search()
-        try:
-            if self.storage and self.study_file:  # another file than before
-                self._study, _ = self._open()
-            self._trials = self._study.trials()
-        except (DatabaseError, StorageInternalError) as error:
-            raise self._unreadable(error) from error
+        if self.storage and self.study_file:  # another file than before
+            self._study, self._trials = self._open()
+        else:
+            self._trials = self._read_trials(self._study)
 
     # --- trials ----------------------------------------------------------------------------------------------------
 
@@ -234,8 +246,11 @@ class Record:
         self._study.note(key, value)
 
     def notes(self) -> dict[str, Any]:
-        """All such facts."""
-        return self._study.notes()
+        """All such facts. Raises RecordError."""
+        try:
+            return self._study.notes()
+        except ValueError as error:  # json's; a database that is away is told by others
+            raise self._unreadable(error) from error
 
     def _write(self, trial: FrozenTrial) -> None:
         """A changed copy, in the place of what it was: who was given the trial before, in whatever thread, keeps what
@@ -249,13 +264,11 @@ class Record:
 
 def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchConfig]:
     """A search.json, and what it asks for. Raises RecordError."""
+    about = read_about(content, where)
     try:
-        about: dict[str, Any] = json.loads(content)
-        search = SearchConfig(**about["search"])
-        _ = about["id"], about["space"]
-    except (ValueError, KeyError, TypeError) as error:
+        return about, SearchConfig(**about["search"])
+    except (ConfigError, TypeError) as error:  # TypeError: fields of another version
         raise RecordError(f"{where}: damaged ({error})") from error
-    return about, search
 
 
 def check_same(name: str, about: Mapping[str, Any], search: SearchConfig, asked: Mapping[str, Any]) -> None:
@@ -305,6 +318,17 @@ def locked(folder: Path, name: str) -> IO[str]:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
+
+
+def read_about(content: bytes, where: object) -> dict[str, Any]:
+    """What a search.json has, its search not yet looked at. Raises RecordError."""
+    try:
+        about: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: damaged ({error})") from error
+    if wrong := damage.of_search(about):
+        raise RecordError(f"{where}: damaged ({wrong})")
+    return about
 
 
 def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from typing import Any
 from hpo import cluster_file
 from hpo.cluster_file import Config
 from hpo.config import SearchConfig, check_name
-from model.config import ConfigError, MachineError, Mistakes, TrainConfig, is_dir, visible
+from model.config import ConfigError, MachineError, Mistakes, TrainConfig, visible
 
 _DASHBOARD_PORT = "8265"  # Ray's default
 _ENVIRONMENT = "cd && . ~/.hpo/environment"  # what the set-up wrote there: PATH, HPO_STORAGE, RAY_AUTH_MODE
@@ -247,7 +247,7 @@ def _check_room(search: SearchConfig, config: Config) -> None:
 
 
 def _is_here(data: str) -> bool:
-    return bool(data) and not data.startswith("s3://") and is_dir(data)
+    return bool(data) and not data.startswith("s3://") and os.path.isdir(data)
 
 
 def _wandb_key() -> dict[str, str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import decide
+from hpo import damage, decide
 from hpo.config import SearchConfig
 from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, MOVES, REPORTS
-from hpo.record import Record
-from model.config import ConfigError
+from hpo.record import Record, RecordError
+from model.config import ConfigError, is_a
 from model.data import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export import export
@@ -78,16 +78,32 @@ def finalists(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
 def ranked(record: Record) -> list[int]:
     """The finalists, best first: by all validation images once they were measured, else by their own reports."""
     candidates = finalists(record.trials(), record.search.objective)
-    measured: dict[str, dict[str, float]] = record.notes().get(FINALISTS, {})
-    if {int(number) for number in measured} == set(candidates):  # else they are those of an earlier end
+    measured = _finalists(record.notes())
+    if measured.keys() == set(map(str, candidates)):  # else they are those of an earlier end
         candidates.sort(key=lambda number: -measured[str(number)]["value"])
     return candidates
+
+
+def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By the number of the trial. Raises RecordError."""
+    measured = notes.get(FINALISTS, {})
+    if not isinstance(measured, dict) or any(map(damage.of_measured, measured.values())):
+        raise RecordError(f"the search's note {FINALISTS}: damaged")
+    return measured
+
+
+def final_of(record: Record) -> dict[str, Any] | None:
+    """What the final training came to, and of which trial's configuration. Raises RecordError."""
+    final: dict[str, Any] | None = record.notes().get(FINAL)
+    if final and (damage.of_measured(final) or not is_a(final.get("trial"), int)):
+        raise RecordError(f"the search's note {FINAL}: damaged")
+    return final or None
 
 
 def winner(record: Record) -> int | None:
     """The trial with the best checkpoint, or with the configuration that the final training made the best of."""
     if final_wins(record):
-        return int(record.notes()[FINAL]["trial"])
+        return int((final_of(record) or {})["trial"])
     return next(iter(ranked(record)), None)
 
 
@@ -99,8 +115,8 @@ def document(record: Record) -> dict[str, Any]:
         "id": record.id,
         "search": record.search.as_dict(),
         "winner": winner(record),
-        FINALISTS: notes.get(FINALISTS, {}),
-        FINAL: notes.get(FINAL),
+        FINALISTS: _finalists(notes),
+        FINAL: final_of(record),
         "trials": leaderboard(record.trials(), record.search.objective),
     }
 
@@ -137,11 +153,10 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
 
 def final_wins(record: Record) -> bool:
     """Whether a finalist's configuration, trained longer, beats them all: on all validation images, like them."""
-    notes, numbers = record.notes(), ranked(record)
-    final = notes.get(FINAL)
+    final, numbers = final_of(record), ranked(record)
     if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False
-    best = notes.get(FINALISTS, {}).get(str(numbers[0]))
+    best = _finalists(record.notes()).get(str(numbers[0]))
     return best is not None and bool(final["value"] >= best["value"])
 
 

@@ -28,6 +28,7 @@ _START_SECONDS = 60.0  # for a raylet that is about to start
 _TOKEN_SECONDS = 6 * 3600  # the most that EC2 gives
 _NOTICE_SECONDS = 120.0  # when it says no time that can be read
 _TIMEOUT_SECONDS = 2.0
+_MOST_BYTES = 10_000  # of an answer; EC2's have a hundred
 
 log = logging.getLogger("hpo.spot")
 
@@ -91,8 +92,8 @@ class Metadata:
             action = json.loads(text)
             log.warning("EC2: %s at %s", action["action"], action["time"])
             return datetime.fromisoformat(action["time"]).timestamp()
-        except (ValueError, KeyError, TypeError):
-            log.warning("EC2 will take the instance; %r names no time", text)
+        except Exception:  # json's and datetime's, of whatever it says
+            log.warning("EC2 will take the instance; %r names no time", text[:100])
             return time.time() + _NOTICE_SECONDS
 
     def _get(self, path: str) -> str:
@@ -111,7 +112,7 @@ class Metadata:
 
     def _ask(self, request: Request) -> str:
         with self._open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return str(answer.read().decode())
+            return str(answer.read(_MOST_BYTES).decode(errors="replace"))
 
 
 def watch(own: Sequence[Raylet], metadata: Metadata, *, wait: Callable[[float], None] = time.sleep) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from model import s3
-from model.config import ConfigError, MachineError, shortened
+from model.config import ConfigError, MachineError
 
 log = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ def _check_folder(folder: Path, writes: bool) -> None:
     except OSError as error:
         wrong = f"cannot be ({error.strerror})"
     if wrong:
-        raise ConfigError(f"storage={shortened(folder)}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
+        raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
 
 
 def _download(system: Any, source: str, to: Path) -> None:

@@ -193,7 +193,8 @@ def _is_away(error: BaseException) -> bool:
 def told(error: BaseException) -> str:
     """An error of SQLAlchemy or of Optuna's storage in a line, in the database's own words."""
     cause = _of_the_driver(error)
-    return str(cause.orig if isinstance(cause, DBAPIError) else cause).strip().partition("\n")[0]
+    said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip().partition("\n")[0]
+    return said or type(cause).__name__
 
 
 def _of_the_driver(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -105,7 +106,7 @@ def headline(record: Record) -> Text:
         assert best is not None
         found = f", {metrics(best)}"
         if results.final_wins(record):
-            final = record.notes()[results.FINAL]
+            final = {"ssim": math.nan, "psnr_db": math.nan, **(results.final_of(record) or {})}
             found = (
                 f" (the final training of its configuration), SSIM {final['ssim']:.4f}, PSNR {final['psnr_db']:.2f} dB "
                 f"on all validation images; as a trial SSIM {best.ssim:.4f}, PSNR {best.psnr_db:.2f} dB on some"

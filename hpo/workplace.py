@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpo.lease import generation_of
+from hpo.lease import generation_of, is_claim
 from hpo.storage import NotSharedError, Storage, StorageError
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.config import TrainConfig
+from model.config import ConfigError, TrainConfig
 from model.run import BEST, LAST, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
@@ -93,9 +93,10 @@ class Workplace:
     def _owner_now(self) -> str:
         assert self._storage is not None
         try:
-            return self._storage.get(OWNER).decode()
+            owner = self._storage.get(OWNER).decode(errors="replace")
         except FileNotFoundError:
             return ""
+        return owner if is_claim(owner) else ""  # one that is damaged is nobody's
 
     def _check_owner(self) -> None:
         if self._owner_now() != self._owner:
@@ -106,6 +107,6 @@ def was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
     """Whether there is a whole checkpoint, of that configuration."""
     try:
         _, state = load_checkpoint(checkpoint)
-    except CheckpointError:
+        return TrainConfig.from_dict(state.get("config", {})).as_dict() == config.as_dict()
+    except (CheckpointError, ConfigError):
         return False
-    return TrainConfig.from_dict(state["config"]).as_dict() == config.as_dict()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from model.config import MachineError
@@ -39,15 +38,21 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     """Tensors (on the CPU) and state. Nothing is unpickled. Raises CheckpointError."""
     try:
         content = path.read_bytes()
-        tensors, metadata = load(content), _metadata(content)
-        text, digest = metadata[_STATE], metadata[_DIGEST]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no checkpoint") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        tensors, metadata = load(content), _metadata(content)
+        text, digest = metadata[_STATE], metadata[_DIGEST]
+        is_whole = _digest(tensors, text) == digest
+        state = json.loads(text) if is_whole else {}
+    except Exception as error:  # safetensors', json's, and torch's of tensors that cannot be
         raise CheckpointError(f"{path}: damaged ({error})") from error
-    if _digest(tensors, text) != digest:
+    if not is_whole:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
-    state: dict[str, Any] = json.loads(text)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not ours (its state is no mapping)")
     return tensors, state
 
 

@@ -10,17 +10,39 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+_LINES, _LENGTH = 100, 2_000  # of a message that is for people
+
+
+def printable(text: str) -> str:
+    """What is safe to show in a terminal, whatever a file or a command line had in it: no control characters, no
+    endless lines."""
+    lines = text.split("\n")
+    if len(lines) > _LINES:
+        lines[_LINES:] = [f"... and {len(lines) - _LINES} lines more"]
+    return "\n".join(map(_printable_line, lines))
+
+
+def _printable_line(line: str) -> str:
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[: 2 * _LENGTH])
+    return line if len(line) <= _LENGTH else f"{line[: _LENGTH - 200]} ... {line[-100:]}"
 
 
 class ConfigError(ValueError):
     """Bad input: something asked for breaks a rule. The message has every broken rule, its value and the nearest right
     thing."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
 
 class MachineError(RuntimeError):
     """The machine, its disk or its cluster does not do what it must."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class Mistakes:
@@ -121,6 +143,8 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The inverse of as_dict. Raises ConfigError for a name that is no field, with the nearest one."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{shown(values)}: settings are a mapping, such as {{'width': 32}}")
         unknown = [f"{name}: no such setting. {nearest(name, FIELDS)}" for name in values if name not in FIELDS]
         if unknown:
             raise ConfigError("\n".join(unknown))
@@ -141,20 +165,6 @@ def visible(text: object) -> str:
     return str(text).translate(_PICTURES)
 
 
-def shortened(value: object, most: int = 80) -> str:
-    """As a message shows it."""
-    text = str(value)
-    return text if len(text) <= most else f"{text[: most // 2]}... ({len(text)} characters)"
-
-
-def is_dir(path: Path | str) -> bool:
-    """Of whatever somebody wrote."""
-    try:
-        return bool(str(path)) and Path(path).is_dir()
-    except OSError:  # it is too long for a path
-        return False
-
-
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A sentence with the choice that looks most like the word, or with all of them."""
     choices = list(choices)
@@ -169,7 +179,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text}: a setting is NAME=VALUE, such as width=32")
     if name not in FIELDS:
         raise ConfigError(f"{name}: no such setting. {nearest(name, FIELDS)}")
-    kind = _kinds()[name]
+    kind = kinds(TrainConfig)[name]
     if get_origin(kind) is Literal:
         return name, value
     if kind is bool:
@@ -199,8 +209,75 @@ _BOOLS = {"true": True, "false": False}
 
 
 @functools.cache  # a millisecond, for each of the many configurations that a suggestion tries
-def _kinds() -> dict[str, Any]:
-    return get_type_hints(TrainConfig)
+def kinds(of: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return get_type_hints(of)
+
+
+_MOST = 2**63  # what 64 bits hold: databases and generators of random numbers take no more
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value out of a file or a command line may stand in a field of that type. A whole number is a number,
+    too; true is none."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(is_a(value, each) for each in get_args(kind))
+    if kind is types.NoneType:
+        return value is None
+    if kind is float:
+        return isinstance(value, float) or is_a(value, int)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and -_MOST < value < _MOST
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def rule_of(kind: Any) -> str:
+    """The same, to be told."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if isinstance(kind, types.UnionType):
+        return " or ".join(rule_of(each) for each in get_args(kind))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "None",
+        Mapping: "a mapping",
+    }
+    return names[get_origin(kind) or kind]
+
+
+def wrong_fields(of: type, values: Any) -> list[str]:
+    """Of what a file has for the fields of a dataclass: what is missing, unknown or of another type, a line each."""
+    if not isinstance(values, Mapping):
+        return [f"{shown(values)}: must be a mapping"]
+    fields = {field.name: field for field in dataclasses.fields(of)}
+    none = dataclasses.MISSING
+    needed = [name for name, field in fields.items() if field.default is none and field.default_factory is none]
+    return [
+        *(f"{name}: is missing" for name in needed if name not in values),
+        *(f"{name}: no such field" for name in values if name not in fields),
+        *(
+            f"{name}={shown(values[name])}: must be {rule_of(kind)}"
+            for name, kind in kinds(of).items()
+            if name in values and not is_a(values[name], kind)
+        ),
+    ]
+
+
+def shown(value: Any) -> str:
+    """A value of whatever type and size, as Python writes it, in part."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+_SHOWN = 200  # characters of a value in a message
 
 
 def _example(name: str) -> Any:
@@ -210,40 +287,29 @@ def _example(name: str) -> Any:
 
 def _wrong_types(config: TrainConfig) -> list[str]:
     mistakes = []
-    for name, kind in _kinds().items():
+    for name, kind in kinds(TrainConfig).items():
         value = getattr(config, name)
-        if get_origin(kind) is Literal:
-            if value not in get_args(kind):
-                mistakes.append(f"{name}={value!r}: {name} is one of {', '.join(get_args(kind))}")
-        elif isinstance(kind, types.UnionType):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                mistakes.append(f"{name}={value!r}: {name} is a whole number or None")
-        elif kind is bool:
-            if not isinstance(value, bool):
-                mistakes.append(f"{name}={value!r}: {name} is true or false")
-        elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
-            mistakes.append(f"{name}={value!r}: {name} is a whole number")
-        elif kind is float and not (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))):
-            mistakes.append(f"{name}={value!r}: {name} is a finite number")
+        if not is_a(value, kind) or (kind is float and not math.isfinite(value)):
+            rule = "a finite number" if kind is float else rule_of(kind)
+            mistakes.append(f"{name}={shown(value)}: {name} is {rule}")
     return mistakes
 
 
-# Far beyond what trains, and short of what overflows, or builds layers for minutes.
-_MANY, _WIDEST, _MOST_BLOCKS = 1_000_000_000, 4_096, 64
-
+MOST_EPOCHS = 10_000  # what is still to come is estimated epoch by epoch, every second
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("l1_weight", "ssim_weight"), lambda v: v > 0, "above 0; to leave a loss out set loss=l1 or loss=ssim"),
     (("mse_weight",), lambda v: v > 0, "above 0; to leave it out set another loss, such as loss=l1"),
     (("adversarial_weight",), lambda v: v > 0, "above 0; to leave it out set adversarial=none"),
     (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    (("batch_size",), lambda v: 2 <= v <= _MANY, f"at least 2 (BatchNorm needs two values) and at most {_MANY:,}"),
-    (("epochs", "images_per_epoch"), lambda v: 1 <= v <= _MANY, f"at least 1 and at most {_MANY:,}"),
-    (("width",), lambda v: 1 <= v <= _WIDEST, f"at least 1 and at most {_WIDEST:,}"),
+    (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),
+    (("epochs",), lambda v: 1 <= v <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
+    (("images_per_epoch",), lambda v: v >= 1, "at least 1"),
+    (("width",), lambda v: 1 <= v <= 1024, "at least 1 and at most 1024"),  # 4 GB of weights
     (("depth",), lambda v: 2 <= v <= 8, "from 2 to 8"),
     (("patch",), lambda v: v in (14, 34), "14 or 34"),
-    (("blocks",), lambda v: 0 <= v <= _MOST_BLOCKS, f"from 0 to {_MOST_BLOCKS}"),
-    (("seed",), lambda v: 0 <= v < 1 << 63, "0 or above, and below 2^63"),
+    (("blocks",), lambda v: 0 <= v <= 64, "0 or above, and at most 64"),
+    (("seed",), lambda v: v >= 0, "0 or above"),
 )
 
 
@@ -252,10 +318,9 @@ def _wrong_values(config: TrainConfig) -> list[str]:
     for names, holds, rule in _RULES:
         for name in names:
             value = getattr(config, name)
-            is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-            if is_number and not holds(value):
+            if is_a(value, float) and math.isfinite(value) and not holds(value):
                 mistakes.append(f"{name}={value}: {name} must be {rule}")
     size = config.images_per_epoch
-    if isinstance(size, int) and isinstance(config.batch_size, int) and 1 <= size < config.batch_size:
+    if is_a(size, int) and is_a(config.batch_size, int) and size is not None and 1 <= size < config.batch_size:
         mistakes.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")
     return mistakes

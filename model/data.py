@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import http.client
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.config import ConfigError, is_dir, nearest
+from model.config import ConfigError, nearest, wrong_fields
 from model.folders import CLEAN, CROPS, FASHION_MNIST, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
@@ -46,6 +47,8 @@ class DataConfig:
     crop: int | None = None  # pixels a side that are trained on, of a folder's images; None: 64
 
     def __post_init__(self) -> None:
+        if wrong := wrong_fields(DataConfig, dataclasses.asdict(self)):
+            raise ConfigError("\n".join(wrong))
         mistakes = []
         if not self.is_folder and self.data != FASHION_MNIST:
             mistakes.append(f"data={self.data}: neither a data set nor a folder. {nearest(self.data, [FASHION_MNIST])}")
@@ -63,10 +66,17 @@ class DataConfig:
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 
+    @classmethod
+    def from_dict(cls, values: Any) -> DataConfig:
+        """Out of a manifest. Raises ConfigError."""
+        if wrong := wrong_fields(cls, values):
+            raise ConfigError("\n".join(wrong))
+        return cls(**values)
+
     @property
     def is_folder(self) -> bool:
         """Not a data set that is known by its name."""
-        return self.data != FASHION_MNIST and ("/" in self.data or is_dir(self.data))
+        return self.data != FASHION_MNIST and ("/" in self.data or os.path.isdir(self.data))
 
     def load(self, store: PixelFiles | None = None) -> Images:
         """The images that a search may look at. store: for more than memory has room for; while it is open, trainings

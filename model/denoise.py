@@ -17,11 +17,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and k
 
 import onnxruntime
 
-from model.config import ConfigError
+from model.config import ConfigError, is_a, shown
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"
-_LARGEST_SIDE = 1024  # of training images
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
@@ -53,8 +52,11 @@ class Denoiser:
             self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
-        self._input = self._session.get_inputs()[0].name
-        self._try(path)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            raise DenoiseError(f"{path}: takes other inputs than one of float32 (N, C, H, W)")
+        self._path, self._input = path, inputs[0].name
+        self._try()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Denoise one image of any size: (H, W) or (H, W, C), uint8 or float in [-1, 1]; gives the same shape and type.
@@ -70,22 +72,24 @@ class Denoiser:
         return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
 
     def batch(self, noisy: np.ndarray) -> np.ndarray:
-        """The network itself: float32 (N, C, H, W) in [-1, 1], H and W multiples of the manifest's size_multiple."""
+        """The network itself: float32 (N, C, H, W) in [-1, 1], H and W multiples of the manifest's size_multiple.
+        Raises DenoiseError."""
         step = max(1, _BATCH_PIXELS // (noisy.shape[2] * noisy.shape[3]))
-        parts = [self._session.run(None, {self._input: noisy[i : i + step]})[0] for i in range(0, len(noisy), step)]
+        parts = [self._run(noisy[i : i + step]) for i in range(0, len(noisy), step)]
         return np.concatenate(parts)
 
-    def _try(self, path: Path) -> None:
-        """Once, on grey: a network of another architecture, or that is broken, is told before it denoises anything."""
-        grey = np.zeros((1, self.channels, self.image_size, self.image_size), np.float32)
+    def _run(self, noisy: np.ndarray) -> np.ndarray:
         try:
-            denoised = self.batch(grey)
+            denoised: np.ndarray = self._session.run(None, {self._input: noisy})[0]
         except Exception as error:  # as above
-            raise DenoiseError(f"{path}: is no denoiser of {grey.shape[1:]} images: {error}") from error
-        if denoised.shape != grey.shape or denoised.dtype != grey.dtype:
-            raise DenoiseError(f"{path}: is no denoiser: it makes {denoised.shape[1:]} of {grey.shape[1:]} images")
-        if not np.isfinite(denoised).all():
-            raise DenoiseError(f"{path}: its weights are broken: what it makes of a grey image is not finite")
+            raise DenoiseError(f"{self._path}: onnxruntime cannot run it: {error}") from error
+        if getattr(denoised, "shape", None) != noisy.shape or not np.isfinite(denoised).all():
+            raise DenoiseError(f"{self._path}: its output is no image, or has values that are not finite")
+        return denoised
+
+    def _try(self) -> None:
+        """Once, on grey: a network of another architecture, or that is broken, is told before it denoises anything."""
+        self._run(np.zeros((1, self.channels, self.image_size, self.image_size), np.float32))
 
     def _planes(self, image: np.ndarray) -> np.ndarray:
         """(N, C, H, W) with C the model's channels."""
@@ -142,22 +146,61 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises DenoiseError where the folder is no export."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        model = manifest["model"]
-        _ = model["file"], model["channels"], model["image_size"], model["padding"], manifest["files"][model["file"]]
-        outside = [name for name in manifest["files"] if Path(name).name != name or name in ("", "..", MANIFEST)]
-        size, padding = model["image_size"], model["padding"]
-        if model["channels"] not in (1, 3) or not (isinstance(size, int) and 4 <= size <= _LARGEST_SIDE):
-            raise ValueError(f"images of {model['channels']} channels, {size} pixels a side")
-        if not (isinstance(padding, int) and 0 <= 2 * padding < size):
-            raise ValueError(f"padding={padding}")
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
-    if outside:
-        raise DenoiseError(f"{path}: damaged or not ours (a file named {outside[0]!r})")
+    if wrong := _wrong_parts(manifest):
+        raise DenoiseError(f"{path}: damaged or not ours (its {', '.join(wrong)})")
     return manifest
+
+
+def _wrong_parts(manifest: Any) -> list[str]:
+    """Of a manifest, which may come from anywhere."""
+    if not isinstance(manifest, dict):
+        return ["top: no mapping"]
+    files: Any = manifest.get("files")
+    model, strip = manifest.get("model"), manifest.get("strip")
+    parts = {
+        "files": isinstance(files, dict) and all(_is_name(n) and isinstance(d, str) for n, d in files.items()),
+        "model": isinstance(model, dict) and _is_model(**{name: model.get(name) for name in _MODEL}),
+        "origin": isinstance(manifest.get("origin", {}), dict),
+        "data": isinstance(manifest.get("data", {}), dict),
+        "metrics": isinstance(metrics := manifest.get("metrics", {}), dict) and all(map(_is_table, metrics.values())),
+        "strip": strip is None or _is_row(strip),
+    }
+    wrong = [name for name, is_right in parts.items() if not is_right]
+    named = [model["file"], *([strip.get("file")] if strip else [])] if not wrong else []  # type: ignore[index]
+    return wrong + [f"file {shown(name)}" for name in named if not isinstance(name, str) or name not in files]
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..", MANIFEST)
+
+
+_MODEL = ("file", "channels", "image_size", "padding")
+_LARGEST = 4096  # pixels a side of a tile
+
+
+def _is_model(file: Any, channels: Any, image_size: Any, padding: Any) -> bool:
+    are_numbers = all(is_a(number, int) for number in (channels, image_size, padding))
+    return are_numbers and channels in (1, 3) and 2 <= image_size <= _LARGEST and 0 <= 2 * padding < image_size
+
+
+def _is_table(rows: Any) -> bool:
+    """See model.evaluate; None: not measured."""
+    if rows is None:
+        return True
+    names = ("noisy", "denoised", "ground_truth")
+    return isinstance(rows, dict) and is_a(rows.get("images"), int) and all(_is_row(rows.get(name)) for name in names)
+
+
+def _is_row(row: Any) -> bool:
+    """PSNR can be the word inf."""
+    if not isinstance(row, dict) or not all(is_a(row.get(name), float) for name in ("l1", "ssim")):
+        return False
+    return is_a(row.get("psnr_db"), float) or row.get("psnr_db") in ("inf", "nan")
 
 
 def verify_files(folder: Path) -> dict[str, Any]:
@@ -189,6 +232,8 @@ def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
 
 def _verified(path: Path, digest: str) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("no file")  # a pipe would be waited for
         content = path.read_bytes()
     except OSError as error:
         raise DenoiseError(f"{path}: cannot be read ({error})") from error

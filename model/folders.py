@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from model import s3
-from model.config import ConfigError, MachineError, is_dir
+from model.config import ConfigError, MachineError
 from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, open_image
 from model.stream import PixelFiles, memory
 
@@ -94,7 +94,7 @@ def read_pictures(where: str, crop: int, store: PixelFiles | None = None) -> dic
 def check_layout(where: str) -> None:
     """What a folder's names tell already; no image is read. Raises DataError."""
     mistakes: list[str] = []
-    if is_dir(where) and where != FASHION_MNIST:
+    if os.path.isdir(where) and where != FASHION_MNIST:
         _grouped(_local(Path(where)), where, mistakes)
     _refuse(where, mistakes)
 
@@ -132,7 +132,7 @@ _Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image f
 
 
 def _local(folder: Path) -> _Files:
-    if not is_dir(folder):
+    if not os.path.isdir(folder):
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
     root, files, leaving = folder.resolve(), {}, []
     for parent, folders, names in os.walk(folder):

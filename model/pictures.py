@@ -46,7 +46,7 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
         raise ImageError(f"{path}: no image of the formats {', '.join(_FORMATS)} ({error})") from error
     except ImageError:
         raise
-    except (OSError, SyntaxError, EOFError, ValueError, TypeError) as error:  # Pillow's, for damaged files
+    except Exception as error:  # Pillow's, for damaged files: of OSError and SyntaxError to struct.error
         raise ImageError(f"{path}: cannot be read ({error})") from error
 
 

@@ -42,7 +42,10 @@ def connect(address: str, attempts: int) -> tuple[Any, str]:
 
 def options_of(address: str) -> dict[str, str]:
     """What follows the question mark. Raises ConfigError for what is no address; nobody is asked."""
-    url = urlsplit(address)
+    try:
+        url = urlsplit(address)
+    except ValueError as error:
+        raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
     options = dict(parse_qsl(url.query))
     if "@" in url.netloc or any("@" in value for value in options.values()):  # it would be written into search.json
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")

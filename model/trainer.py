@@ -187,7 +187,8 @@ class Trainer:
         """
         tensors, state = load_checkpoint(path)
         # A weight whose loss takes no part is None in both; a setting that came after the checkpoint has its default.
-        was, now = TrainConfig.from_dict(state["config"]).as_dict(), self.config.as_dict()
+        config, reports = _told(path, state)
+        was, now = config.as_dict(), self.config.as_dict()
         if was != now:
             names = [name for name in now if was[name] != now[name]]
             differences = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in names)
@@ -198,7 +199,7 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
-        self.reports = [EvalReport.from_dict(report) for report in state["reports"]]
+        self.reports = reports
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """The tensors themselves, by name; the optimisers' are made where no step has made them yet."""
@@ -260,13 +261,24 @@ def _network_weights(tensors: Mapping[str, torch.Tensor], network: str) -> dict[
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
+def _told(path: Path, state: Mapping[str, Any]) -> tuple[TrainConfig, list[EvalReport]]:
+    """What a checkpoint's state says. Raises CheckpointError, ConfigError."""
+    try:
+        reports = [EvalReport.from_dict(report) for report in state["reports"]]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not ours (its reports: {error!r})") from error
+    if [report.epoch for report in reports] != [*range(1, len(reports) + 1)]:
+        raise CheckpointError(f"{path}: not ours (its reports are not of the epochs 1, 2, 3, ...)")
+    return TrainConfig.from_dict(state.get("config", {})), reports
+
+
 def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Generator, dict[str, Any]]:
     """The moving average of a checkpoint, in eval mode on the CPU, and the checkpoint's state.
 
     Raises CheckpointError.
     """
     tensors, state = load_checkpoint(path)
-    config = TrainConfig.from_dict(state["config"])
+    config, _ = _told(path, state)
     generator = Generator.of(config, channels=channels, image_size=image_size)
     try:
         generator.load_state_dict(_network_weights(tensors, "average"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
 import pkgutil
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,17 +130,7 @@ def names() -> list[str]:
 def load(name: str) -> Space:
     """By the name of a module here, or the path of a file that defines suggest(trial, base). Raises SpaceError."""
     if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise SpaceError(f"space={name}: there is no such file")
-        spec = importlib.util.spec_from_file_location(f"user_space_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise SpaceError(f"space={name}: not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # a user's code may raise anything
-            raise SpaceError(f"space={name}: {type(error).__name__}: {error}") from error
+        module = _run(Path(name))
     elif name in names():
         module = importlib.import_module(f"search_spaces.{name}")
     else:
@@ -148,9 +139,23 @@ def load(name: str) -> Space:
     if not callable(suggest):
         raise SpaceError(f"space={name}: defines no suggest(trial, base)")
     points = getattr(module, "STARTING_POINTS", ())
-    if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
-        raise SpaceError(
-            f"space={name}: STARTING_POINTS={points!r}: must be a list of dicts, such as [{{'lr_g': 2e-4}}]"
-        )
-    points = tuple(points)
-    return Space(name=name, suggest=suggest, starting_points=points)
+    if not isinstance(points, Sequence) or not all(_is_point(point) for point in points):
+        raise SpaceError(f"space={name}: STARTING_POINTS must be a list of mappings, such as [{{'lr_g': 0.001}}]")
+    return Space(name=name, suggest=suggest, starting_points=tuple(points))
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, Mapping) and all(isinstance(name, str) for name in point)
+
+
+def _run(path: Path) -> types.ModuleType:
+    """A user's file, nothing of it kept beside it. Raises SpaceError."""
+    if not os.path.isfile(path):
+        raise SpaceError(f"space={path}: there is no such file")
+    module = types.ModuleType(f"user_space_{path.stem}")
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise SpaceError(f"space={path}: {type(error).__name__}: {error}") from error
+    return module

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fuzzing import assert_told, near
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from hpo import nodes
+from hpo import cost, nodes
 from hpo.capacity import Drought, drought, to_return, waits
 from hpo.nodes import MARKET, ON_DEMAND, SPOT, Growth, Lookout, Node, Sight, as_growth
+from model.config import MachineError
 
 MINUTE = 60.0
 GPU = {"CPU": 4.0, "GPU": 1.0}
@@ -248,3 +253,22 @@ def test_the_lookout_outlives_looks_that_fail(monkeypatch):
         while lookout.sight.asked < 2:
             pass
     assert told[:3] == [0, 0, 1]
+
+
+CLUSTER = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
+
+
+@given(config=near(CLUSTER), text=st.none() | st.text())
+@example(config={}, text="a: &a [*a]")
+@example(config={"available_node_types": {"head": {"resources": {"CPU": float("nan")}}}}, text=None)
+def test_whatever_ray_up_left_on_the_head_is_counted_or_told_as_damaged(tmp_path_factory, config, text):
+    path = tmp_path_factory.mktemp("fuzzed") / "config.yaml"
+    path.write_text(yaml.safe_dump(config) if text is None else text, errors="replace")
+    try:
+        growth = nodes.growth(path)
+    except MachineError as error:
+        assert_told(error, f"{path}: damaged")
+        return
+    assert growth.fit(1.0, 0.5) >= 0
+    assert growth.places({SPOT: 3, ON_DEMAND: 2}, 1.0, 0.0).keys() <= {SPOT, ON_DEMAND}
+    assert all(usd >= 0 for usd in cost.rates(Sight(starting=("head", "x")), growth).values())

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import io
 import re
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
+from fuzzing import JSON, assert_told, near
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from hpo import cluster_file
 from hpo.cli import main
@@ -26,6 +34,10 @@ FILLED = {
 
 @pytest.fixture
 def home(tmp_path) -> Path:
+    return _furnish(tmp_path)
+
+
+def _furnish(tmp_path: Path) -> Path:
     """With a token and a key."""
     for name, content in {".hpo/token/auth_token": "0" * 64, ".ssh/mine": "key", ".ssh/mine.pem": "key"}.items():
         path = tmp_path / name
@@ -258,3 +270,64 @@ def test_what_only_ray_itself_refuses_is_told_too(home, monkeypatch, capsys):
     code, _, err = told(text, home, capsys)
     assert code == 2
     assert "Ray refuses it" in err
+
+
+# --- whatever is in the file -----------------------------------------------------------------------------------------
+
+ALIASES = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))])
+MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40))])
+ODD_YAML = [
+    ALIASES, MERGES, "a: &a [*a]", "a: &a {b: *a}", "a: !!python/object/apply:os.mkdir [owned]", "a: 2001-99-99",
+    "a: 0x_", "a: !!bool maybe", "a: !!timestamp never", "a: !!binary ä", "a: " + "9" * 5000, "? [a]\n: b",
+    "? {a: b}\n: c", "1: 2", "[" * 5000, "a: " + "{b: " * 3000, "a: *b", "a: 1:99:99", "a: .nan", "- - - a", "on: off",
+    "a: !<x> b", "%YAML 9.9\n---\na: b",
+]  # fmt: skip
+ODD_VALUES = [datetime.date(2030, 1, 1), {1: 2}, {None: 1}, [[]], "~nobody-there/x", "::/0", "a" * 300]
+VALUES = JSON | st.sampled_from(ODD_VALUES)
+ODD_TEXTS = st.sampled_from(ODD_YAML)
+
+
+@given(text=st.text() | ODD_TEXTS | st.builds("{}\n{}".format, st.text(max_size=5), ODD_TEXTS))
+@example(ALIASES)
+@example(MERGES)
+@example("a: &a [*a]")
+@example("a: !!bool maybe")
+def test_any_text_is_a_mapping_or_told_as_none(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("fuzzed") / "cluster.yaml"
+    path.write_text(text, errors="surrogatepass")
+    began = time.monotonic()
+    try:
+        config = cluster_file.read(path)
+    except ConfigError as error:
+        assert_told(error, str(path))
+    else:
+        assert all(isinstance(line, str) for line in cluster_file.mistakes(config))
+    assert time.monotonic() - began < 20
+    assert [file.name for file in path.parent.iterdir()] == ["cluster.yaml"]
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("name", [AWS, LOCAL])
+@pytest.mark.usefixtures("without_ray")
+def test_any_change_of_a_shipped_file_is_summed_up_or_refused_in_lines(name, furnished, data):
+    path = furnished / "cluster.yaml"
+    config = data.draw(near(yaml.safe_load(filled(name, furnished)), VALUES), "file")
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(["cluster", "check", str(path)])
+    assert (code, bool(out.getvalue())) in ((0, True), (2, False))
+    assert (code == 2) == (f"{path}: " in err.getvalue())
+    assert all(line.isprintable() for line in [*out.getvalue().splitlines(), *err.getvalue().splitlines()])
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory) -> Path:
+    return _furnish(tmp_path_factory.mktemp("furnished"))
+
+
+@pytest.fixture(scope="module")
+def without_ray() -> Iterator[None]:
+    """Its validation speaks on stdout, and takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_file, "_refused_by_ray", lambda config: [])
+        yield

@@ -97,11 +97,13 @@ def test_a_checkpoint_beyond_the_rung_that_stops_the_trial_is_not_followed(recor
     assert record.trial(1).state == TrialState.PRUNED
 
 
-def test_a_trial_that_has_ended_gets_the_same_answer_again(undisturbed):
+def test_a_trial_that_has_ended_gets_the_same_answer_again_whatever_came_after(undisturbed):
     before = story(undisturbed.trials())
     for trial in undisturbed.trials():
-        decision = conductor(undisturbed).hear(trial.number, results.reports_of(trial))
-        assert decision == decide.Decision(**trial.user_attrs[decide.DECISION])
+        reports = results.reports_of(trial)
+        for late in ([], [report(len(reports) + 1, 0.99)]):
+            decision = conductor(undisturbed).hear(trial.number, [*reports, *late])
+            assert decision == decide.Decision(**trial.user_attrs[decide.DECISION])
     assert story(undisturbed.trials()) == before
 
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import socket
 import sqlite3
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from curves import conductor, train
+from curves import conductor, report, train
+from fuzzing import as_json, assert_told, damaged, json_near
+from hypothesis import example, given
+from hypothesis import strategies as st
 from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
 from hpo import follow, results
 from hpo.cli import main
 from hpo.follow import watch
-from hpo.progress import STATUS_FILE, Progress, Status
+from hpo.holder import holder
+from hpo.progress import STATUS_FILE, Progress, Status, picture
 from hpo.record import LOCK_FILE, STUDY_FILE, Record, locked
+from model.config import ConfigError
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -111,7 +119,7 @@ def test_a_status_of_another_version_or_torn_is_none(record, text):
 
 
 def test_a_status_comes_back_as_it_was(tmp_path):
-    status = Status(phase="final training", running={3: 1.5}, trial=7, done=2, of=32, report={"ssim": 0.9})
+    status = Status(phase="final training", running={3: 1.5}, trial=7, done=2, of=32, report=report(2, 0.9).as_dict())
     status.write(tmp_path)
     assert Status.read(tmp_path) == status
     assert [path.name for path in tmp_path.iterdir()] == [STATUS_FILE]
@@ -166,3 +174,38 @@ def test_show_has_the_tables_headline(done, runs, capsys):
     assert main(["show", "first", "--runs", str(runs), "--json"]) == 0
     winner = json.loads(capsys.readouterr().out)["winner"]
     assert f"winner: trial {winner}, SSIM {results.best_report(done.trial(winner), 'ssim').ssim:.4f}" in out
+
+
+STATUS = {**asdict(Status(seconds=3.0, trial=1, of=3, report=report(2, 0.9).as_dict())), "running": {"3": 1.5}}
+
+
+@given(
+    content=json_near(STATUS),
+    phase=st.sampled_from(["trials", "final training", "finalists", "export", "ended", "soon"]),
+)
+@example(content=b"[" * 100_000, phase="trials")
+@example(content=as_json({**STATUS, "seconds": math.inf}), phase="trials")
+@example(content=as_json({**STATUS, "seconds_left": "soon"}), phase="trials")
+@example(content=as_json({**STATUS, "report": {"ssim": 1}}), phase="final training")
+def test_whatever_a_status_says_it_is_drawn_or_none(undisturbed, tmp_path_factory, content, phase):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    (folder / STATUS_FILE).write_bytes(content.replace(b'"trials"', f'"{phase}"'.encode()))
+    status = Status.read(folder)
+    if status is not None:
+        shown = picture("first", undisturbed.search, undisturbed.trials(), status, width=80, height=30)
+        Console(file=io.StringIO()).print(shown)
+
+
+@given(content=st.binary() | damaged(f"process 1 on {socket.gethostname()}".encode()))
+@example(b"\xff")
+@example(b"process " + b"9" * 5000 + b" on here")
+def test_whatever_a_lock_says_its_holder_is_told_or_none(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    (folder / LOCK_FILE).write_bytes(content)
+    found = holder(folder)
+    assert found is None or f"process {found.pid}".encode() in content
+    with locked(folder, "first"):
+        (folder / LOCK_FILE).write_bytes(content)
+        with pytest.raises(ConfigError) as refused:
+            locked(folder, "first")
+    assert_told(refused.value, "first: is being run by")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import optuna
 import pytest
 from curves import SPACE, learned, report
+from fuzzing import SCALARS, assert_told, few, json_near
+from hypothesis import given
+from hypothesis import strategies as st
 from killed import Killed, killed_at_write
 from optuna.trial import FrozenTrial, TrialState
 
@@ -69,6 +78,19 @@ def test_a_hole_between_reports_is_refused(record):
     record.hear(0, report(1, 0.5))
     with pytest.raises(RecordError, match="trial 0: report 3 came after report 1"):
         record.hear(0, report(3, 0.5))
+
+
+def test_a_driver_that_dies_while_it_makes_a_search_leaves_none(runs, search, monkeypatch):
+    def die(*_: object) -> None:
+        raise Killed
+
+    for step in ("Study.create", "write_atomically"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hpo.record.{step}", die)
+            with pytest.raises(Killed):
+                Record.create(runs, "first", search)
+        assert not Record.exists(runs, "first")
+    assert Record.create(runs, "first", search).trials() == []
 
 
 @pytest.mark.parametrize("ssim", [0.5, math.nan])
@@ -194,3 +216,94 @@ def test_the_search_file_says_what_was_asked_and_with_what_it_was_made(record, r
     assert SearchConfig(**about["search"]) == search
     assert about["versions"]["optuna"] == optuna.__version__
     assert about["id"] == Record(runs, "first").id != Record.create(runs, "second", search).id
+
+
+# --- whatever is in its files ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def copy_of(record: Record) -> Iterator[Path]:
+    """The folder of searches with a copy of it, which must be left as it was found in the `with`."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(record.folder, Path(folder) / "first")
+        yield Path(folder)
+
+
+def exit_codes(runs: Path) -> set[int]:
+    """Of all that only looks; what it says is printable, and nothing is written."""
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    codes = set()
+    for command in (["show", "first"], ["show", "first", "--decisions", "--json"], ["list"]):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as told:
+            codes.add(main([*command, "--runs", str(runs)]))
+        assert all(line.isprintable() for line in told.getvalue().splitlines())
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+    return codes
+
+
+@given(data=st.data())
+def test_any_search_file_is_a_search_or_told_as_damaged(undisturbed, data):
+    content = data.draw(json_near(undisturbed.about), "search.json")
+    with copy_of(undisturbed) as runs:
+        (runs / "first" / "search.json").write_bytes(content)
+        try:
+            record = Record(runs, "first")
+        except RecordError as error:
+            assert_told(error, "search.json: damaged")
+            return
+        except ConfigError as error:  # it says of its study that it is in a database
+            assert json.loads(content)["search"]["study_url"]
+            assert_told(error)
+            return
+        assert len(record.trials()) == 8
+        assert record.id == json.loads(content)["id"]
+        try:
+            record.change({"trials": 9})
+        except ConfigError as error:
+            assert_told(error)
+
+
+ROWS = {
+    "trial_user_attributes": ["key", "value_json", "trial_id"],
+    "trial_intermediate_values": ["step", "intermediate_value", "intermediate_value_type", "trial_id"],
+    "trial_values": ["value", "value_type", "objective"],
+    "trial_params": ["param_name", "param_value", "distribution_json"],
+    "trials": ["number", "state", "datetime_start", "datetime_complete", "study_id"],
+    "study_user_attributes": ["key", "value_json"],
+    "studies": ["study_name"],
+    "study_directions": ["direction"],
+    "version_info": ["schema_version"],
+    "alembic_version": ["version_num"],
+}
+NUMBERS = {"value": 0.5, "ssim": 0.5, "psnr_db": 20.0}
+NOTES = {
+    key: json.dumps(value)
+    for key, value in {"finalists": {"3": NUMBERS, "5": NUMBERS}, "final": {"trial": 5, **NUMBERS}, "cost": 1.5}.items()
+}
+
+
+@given(data=st.data())
+@few(2)
+def test_a_study_with_any_row_exchanged_is_shown_or_told_as_damaged(undisturbed, data):
+    table = data.draw(st.sampled_from(sorted(ROWS)), "table")
+    column = data.draw(st.sampled_from(ROWS[table]), "column")
+    with copy_of(undisturbed) as runs, closing(sqlite3.connect(runs / "first" / "study.db")) as study:
+        for key, value in NOTES.items():
+            study.execute(
+                "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, ?)",
+                (key, json.dumps(value)),
+            )
+        rows = study.execute(f"SELECT rowid, {column} FROM {table}").fetchall()
+        row, was = data.draw(st.sampled_from(rows), "row")
+        if column.endswith("_json"):
+            value = data.draw(json_near(json.loads(was)).map(lambda b: b.decode(errors="replace")))
+        else:
+            value = data.draw(SCALARS.filter(lambda v: not isinstance(v, int) or abs(v) < 2**63), "value")
+            value = value.encode(errors="replace").decode() if isinstance(value, str) else value
+        try:
+            study.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (value, row))
+        except sqlite3.IntegrityError:
+            return
+        study.commit()
+        study.close()
+        assert exit_codes(runs) <= {0, 4}

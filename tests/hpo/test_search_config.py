@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import string
 
 import pytest
-from hypothesis import given
+from fuzzing import JSON, assert_told, near
+from hypothesis import example, given
 from hypothesis import strategies as st
+from sqlalchemy import make_url
 
+from hpo import config
 from hpo.config import CHANGEABLE, SearchConfig, check_name
 from model.config import ConfigError
 
@@ -26,7 +30,7 @@ from model.config import ConfigError
         ({"scheduler": "asah"}, "scheduler=asah: must be one of leaders, asha, none"),
         ({"objective": "loss"}, "objective=loss: must be one of balanced, ssim, psnr"),
         ({"wandb": "online!"}, "wandb=online!: must be one of"),
-        ({"final_epochs": -1}, "final_epochs=-1: must be at least 0 (no final training)"),
+        ({"final_epochs": -1}, "final_epochs=-1: must be 0"),
         ({"time_budget": 0.0}, "time_budget=0.0: must be minutes above 0"),
         ({"time_budget": float("nan")}, "time_budget=nan: must be minutes above 0"),
         ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be USD above 0"),
@@ -94,3 +98,33 @@ def test_a_name_is_taken_as_it_is_or_refused_with_one_that_would_be_taken(name):
         check_name(name)
     hint = str(refused.value).rpartition("such as ")[2]
     assert check_name(hint) == hint
+
+
+@given(near(SearchConfig(time_budget=3.0, set={"width": 4, "lr_g": 0.1}).as_dict()) | JSON.map(lambda v: {"set": v}))
+@example({"trials": 10**400})
+@example({"study_url": "postgresql://[1.]/hpo"})
+def test_any_json_is_a_search_or_a_config_error(values):
+    try:
+        known = {name: value for name, value in values.items() if name in SearchConfig.__dataclass_fields__}
+        search = SearchConfig(**known)
+    except ConfigError as error:
+        assert_told(error)
+        return
+    assert SearchConfig(**json.loads(json.dumps(search.as_dict()))) == search
+    assert search.trials >= 1
+    assert search.base_config().epochs == search.epochs
+
+
+@given(st.text(alphabet=string.printable) | st.from_regex(config._STUDY_URL, fullmatch=True) | st.text())
+@example("postgresql://[1.]/hpo")
+@example("postgresql://db/hpo?PassWord=x")
+def test_any_text_is_an_address_of_a_database_without_a_password_or_refused(url):
+    try:
+        SearchConfig(study_url=url)
+    except ConfigError as error:
+        refusal = str(error)
+        assert refusal == config._STUDY_URL_RULE  # not what was in it
+        return
+    made = make_url(url.replace("postgresql:", "postgresql+psycopg:", 1))
+    assert made.password is None
+    assert not {key for key in made.query if "password" in key.lower()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import subprocess
 import sys
 import time
@@ -10,6 +12,9 @@ from dataclasses import dataclass, field
 
 import metadata_server
 import pytest
+from fuzzing import json_near
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from hpo import spot
 from hpo.spot import Metadata, watch
@@ -121,3 +126,14 @@ def test_a_process_that_is_gone_or_only_not_waited_for_is_not_alive():
             time.sleep(0.05)
         assert process.returncode is None
     assert not raylet.is_alive()
+
+
+@given(action=st.binary() | json_near({"action": "terminate", "time": "2030-01-01T00:00:00Z"}))
+@example(b'{"action": "terminate", "time": "0001-01-01T00:00:00"}')
+@example(b"[" * 5000)
+def test_whatever_a_notice_says_the_node_is_drained_once_at_a_time_that_is_a_number(action):
+    metadata, raylet = Metadata("http://nowhere"), FakeRaylet(polls=2)
+    metadata._token, metadata._open = "token", lambda request, timeout: io.BytesIO(action)
+    watch([raylet], metadata, wait=lambda seconds: None)  # type: ignore[list-item]
+    (deadline,) = raylet.drained
+    assert time.time() - 5 < deadline < math.inf

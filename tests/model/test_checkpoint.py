@@ -1,14 +1,25 @@
+import dataclasses
+import json
 import os
 import pickle
+import stat
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fuzzing import JSON, as_json, assert_told, damaged, json_near, near
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.torch import save
 
+from model import checkpoint
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from model.config import ConfigError, TrainConfig
 from model.generator import Generator
+from model.metrics import EvalReport
+from model.trainer import load_generator
 
 STATE = {"config": {"lr_g": 2e-4}, "notes": {"trial": 7, "name": "größte"}, "reports": [{"ssim": "nan"}]}
 
@@ -43,7 +54,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 
 def test_tensors_and_state_come_back_bit_for_bit(tmp_path):
-    path, saved = tmp_path / "new" / "checkpoint.safetensors", some_tensors()
+    path, saved = tmp_path / "new" / "deep" / "checkpoint.safetensors", some_tensors()
     save_checkpoint(path, saved, STATE)
     loaded, state = load_checkpoint(path)
     assert state == STATE
@@ -59,6 +70,8 @@ def test_a_checkpoint_is_replaced_as_one_file(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, some_tensors(), {"epoch": 1})
     save_checkpoint(path, some_tensors(), {"epoch": 2})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_checkpoint(path, some_tensors(), {"epoch": float("nan")})
     assert load_checkpoint(path)[1] == {"epoch": 2}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -141,13 +154,78 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
 
 
 def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    path, synced = tmp_path / "file", []
+    path, synced, descriptors = tmp_path / "file", [], len(os.listdir("/proc/self/fd"))
     sync = os.fsync
 
     def record(descriptor: int) -> None:
-        synced.append(path.exists())
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((path.exists(), "folder" if is_folder else os.fstat(descriptor).st_size))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
     write_atomically(path, b"new")
-    assert synced == [False, True]  # the content, then the folder with the name
+    assert synced == [(False, 3), (True, "folder")]  # the whole content, then the folder with the name
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+# --- whatever is in the file -----------------------------------------------------------------------------------------
+
+
+def with_header(content: bytes, header: bytes, length: int | None = None) -> bytes:
+    """Another header in the place of the file's own."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return struct.pack("<Q", len(header) if length is None else length) + header + content[end:]
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("small") / "checkpoint.safetensors"
+    save_checkpoint(path, {"w": torch.randn(2, 3), "n": torch.tensor(5), "h": torch.zeros(2).half()}, STATE)
+    return path.read_bytes()
+
+
+@given(data=st.data())
+def test_any_bytes_are_a_checkpoint_or_told_as_damaged(small_file, tmp_path_factory, data):
+    header = json.loads(small_file[8 : 8 + int.from_bytes(small_file[:8], "little")])
+    lengths = st.none() | st.sampled_from([0, 1, 2**31, 2**63, 2**64 - 1])
+    values = JSON | st.sampled_from(["F4", "U16", "C64", "F8_E8M0", [2**62, 4], [0, 2**62], [-1], [0, 4]])
+    content = data.draw(
+        st.binary(max_size=100)
+        | damaged(small_file)
+        | st.builds(with_header, st.just(small_file), json_near(header) | near(header, values).map(as_json), lengths)
+    )
+    path = tmp_path_factory.mktemp("fuzzed") / "c"
+    path.write_bytes(content)
+    try:
+        tensors, state = load_checkpoint(path)
+    except CheckpointError as error:
+        assert_told(error, str(path))
+    else:
+        assert state == STATE
+        assert tensors.keys() == {"w", "n", "h"}
+
+
+REPORT = {field.name: 1.0 for field in dataclasses.fields(EvalReport)} | {"epoch": 1, "images": 64}
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    network = Generator.of(TrainConfig(width=4), channels=1, image_size=32).state_dict()
+    return {f"average.{name}": tensor for name, tensor in network.items()}
+
+
+@given(state=near({"config": TrainConfig(width=4).as_dict(), "reports": [REPORT, {**REPORT, "epoch": 2}], "notes": {}}))
+@example(state={})
+@example(state=[])
+def test_a_whole_checkpoint_with_whatever_state_is_a_generator_or_a_named_error(tmp_path_factory, state, weights):
+    path = tmp_path_factory.mktemp("fuzzed") / "c"
+    text = json.dumps(state)
+    metadata = {"state": text, "sha256": checkpoint._digest(weights, text)}
+    path.write_bytes(save(weights, metadata=metadata))
+    try:
+        generator, found = load_generator(path, channels=1, image_size=32)
+    except (CheckpointError, ConfigError) as error:
+        assert_told(error)
+    else:
+        assert len(found["reports"]) in (1, 2)
+        assert sum(p.numel() for p in generator.parameters()) > 0

@@ -180,7 +180,7 @@ def test_a_download_is_not_led_away_from_https(target, packed, cache, monkeypatc
     with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(data, "_UPSTREAM", f"http://127.0.0.1:{server.server_port}/")
-        with pytest.raises(DataError, match="not https|not allowed"):
+        with pytest.raises(DataError, match=r"not https|not allowed"):
             DataConfig().load_test()
         server.shutdown()
     assert asked == [f"/{TEST_FILE}"]

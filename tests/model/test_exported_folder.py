@@ -1,11 +1,15 @@
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from fuzzing import assert_told, json_near
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio
@@ -13,10 +17,10 @@ from skimage.metrics import peak_signal_noise_ratio
 import model.export
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, TrainConfig
-from model.data import NOISE_SEEDS, Pairs, to_unit
+from model.data import NOISE_SEEDS, DataConfig, Pairs, to_unit
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
-from model.evaluate import evaluate, verified
-from model.export import ExportError, export
+from model.evaluate import evaluate, table, verified
+from model.export import ExportError, check_target, export
 from model.generator import Generator
 from model.noise import parse_noise
 from model.pictures import strip, to_uint8
@@ -222,3 +226,24 @@ def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_di
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match="does not do here what it did where it was exported"):
         verified(copied)
+
+
+# --- whatever is in it -----------------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+def test_any_manifest_is_one_that_can_be_used_or_a_named_mistake(exported, tmp_path_factory, data):
+    content = data.draw(json_near(exported.manifest), "manifest")
+    folder = tmp_path_factory.mktemp("fuzzed") / "model"
+    shutil.copytree(exported.folder, folder)
+    (folder / MANIFEST).write_bytes(content)
+    try:
+        manifest = verified(folder)
+        assert Denoiser(folder)(np.zeros((40, 33), np.uint8)).shape == (40, 33)
+        table(manifest.get("metrics", {}))
+        DataConfig.from_dict(manifest.get("data"))
+    except ConfigError as error:
+        assert_told(error)
+    with suppress(ConfigError):
+        check_target(folder)
+    assert {path.name for path in folder.iterdir()} == FILES

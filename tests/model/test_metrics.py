@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -146,7 +146,8 @@ REPORT = EvalReport(
 
 
 def test_a_report_comes_back_from_json_as_it_was():
-    assert EvalReport.from_dict(json.loads(json.dumps(REPORT.as_dict(), allow_nan=False))) == REPORT
+    assert REPORT.as_dict() == asdict(REPORT)
+    assert repr(EvalReport.from_dict(json.loads(json.dumps(REPORT.as_dict(), allow_nan=False)))) == repr(REPORT)
 
 
 def test_a_report_of_values_that_are_not_finite_is_valid_json_and_comes_back():
@@ -160,6 +161,7 @@ def test_a_report_of_values_that_are_not_finite_is_valid_json_and_comes_back():
 
 def test_training_speed_counts_one_epochs_images():
     assert REPORT.images_per_second == 5_000
+    assert replace(REPORT, seconds=0.5).images_per_second == 40_000
     assert replace(REPORT, seconds=0.0).images_per_second == math.inf
 
 

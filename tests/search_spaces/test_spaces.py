@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import optuna
 import pytest
+from fuzzing import SCALARS, assert_told
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 
 import search_spaces
-from model.config import TrainConfig
+from model.config import FIELDS, TrainConfig
 from search_spaces import SpaceError
 
 BASE = TrainConfig(width=8, dropout=0.0)
@@ -189,3 +194,75 @@ def test_a_space_is_the_same_when_only_its_source_looks_otherwise(tmp_path):
 )
 def test_a_space_that_yields_something_else_is_told_with_the_difference(tmp_path, source, told):
     assert any(told in line for line in differences(tmp_path, source))
+
+
+# --- whatever is in the file -----------------------------------------------------------------------------------------
+
+BOUNDS = ["0", "1", "-1", "2", "1e-4", "0.5", "64", "1e400", "float('nan')", "'a'", "None", "10**400", "True"]
+CHOICES = ["'l1'", "'both'", "2", "0.1", "None", "True", "'none'", "[]", "object"]
+NAMES = st.sampled_from([*FIELDS, "", "widht", "\\0"])
+
+
+@st.composite
+def suggestions(draw: st.DrawFn) -> str:
+    """`width=trial.suggest_int('width', 2, 4)`, or something like it."""
+    name, low, high = draw(NAMES), draw(st.sampled_from(BOUNDS)), draw(st.sampled_from(BOUNDS))
+    rest = f"{low}, {high}" + draw(st.sampled_from(["", "", ", log=True", ", step=1", ", step=0"]))
+    choices = f"[{', '.join(draw(st.lists(st.sampled_from(CHOICES), max_size=4)))}]"
+    kind, arguments = draw(st.sampled_from([("float", rest), ("int", rest), ("categorical", choices)]))
+    return f"{draw(st.just(name) | NAMES) or 'x'}=trial.suggest_{kind}('{name}', {arguments})"
+
+
+POINTS = st.lists(st.dictionaries(NAMES, SCALARS, max_size=3) | SCALARS, max_size=3) | SCALARS
+BODIES = st.lists(suggestions(), max_size=3).map(lambda several: f"replace(base, {', '.join(several)})")
+ODD_BODIES = [
+    "base",
+    "trial",
+    "None",
+    "exit(0)",
+    "suggest(trial, base)",
+    "1 / 0",
+    "replace(base, epochs=10**9)",
+    "[][0]",
+]
+ODD_SOURCES = ["raise SystemExit(0)", "(" * 5000, "-" * 50_000 + "1", "import nowhere", "suggest = 3", "x = [" * 90]
+SOURCES = (
+    st.text()
+    | st.binary()
+    | st.sampled_from(ODD_SOURCES)
+    | st.builds(
+        "nan, inf = float('nan'), float('inf')\nSTARTING_POINTS = {}\n"
+        "from dataclasses import replace\ndef suggest(trial, base): return {}\n".format,
+        st.just("[]") | POINTS.map(repr),
+        BODIES | BODIES | st.sampled_from(ODD_BODIES),
+    )
+)
+
+
+@given(source=SOURCES)
+@example("from dataclasses import replace\ndef suggest(trial, base): exit(0)")
+@example("STARTING_POINTS = 5\ndef suggest(trial, base): return base")
+@pytest.mark.filterwarnings("ignore")
+def test_any_file_is_a_space_that_is_the_same_again_or_a_space_error(source):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.py"
+        path.write_bytes(source if isinstance(source, bytes) else source.encode(errors="surrogatepass"))
+        try:
+            space = search_spaces.load(str(path))
+            found = space.check(BASE, fixed={})
+        except SpaceError as error:
+            assert_told(error, "mine.py")
+        else:
+            assert space.differences(json.loads(json.dumps(found)), BASE) == []
+        assert os.listdir(folder) == ["mine.py"]  # nothing compiled beside it
+
+
+@given(
+    st.text() | st.text().map("{}.py".format) | st.sampled_from(["x" * 5000 + ".py", "\0.py", "a/\0.py", ".py", "/.py"])
+)
+@example("x" * 5000 + ".py")
+def test_any_name_is_a_space_that_is_there_or_a_space_error(name):
+    assume(name not in search_spaces.names())
+    with pytest.raises(SpaceError) as refused:
+        search_spaces.load(name)
+    assert_told(refused.value, "space=")
