@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting, printable, visible
-from model.disk import check_writable, in_words, replacing
+from model.config import (
+    ConfigError,
+    MachineError,
+    Mistakes,
+    TrainConfig,
+    check_not_twice,
+    nearest,
+    parse_setting,
+    printable,
+    shown,
+    visible,
+)
+from model.disk import check_writable, in_words, replacing, unwritable
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -71,25 +84,24 @@ class _Visible(logging.Formatter):
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    _resolve(arguments)
+    _resolve(arguments, mistakes := Mistakes())
 
     # NumPy reads it when it is imported: on the surrogate's small matrices a second thread costs more than it gives.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from hpo.config import SearchConfig
-    from hpo.copies import opened
     from hpo.search import run_search
 
     given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
     options = {name: getattr(arguments, name) for name in given}
-    storage = opened(arguments.storage)
-    return run_search(arguments.name, arguments.runs, options, storage=storage, quiet=arguments.quiet)
+    place = {"address": arguments.storage, "quiet": arguments.quiet}
+    return run_search(arguments.name, arguments.runs, options, mistakes=mistakes, **place)
 
 
-def _resolve(arguments: argparse.Namespace) -> None:
+def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
     """What the options of a search stand for."""
     if hasattr(arguments, "set"):
-        arguments.set = _settings(arguments.set)
+        arguments.set = _settings(arguments.set, mistakes)
     if getattr(arguments, "space", "").endswith(".py"):
         arguments.space = os.path.realpath(arguments.space)
     if hasattr(arguments, "data"):
@@ -105,7 +117,7 @@ def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> Abstr
     """The record that a command is about, for as long as it looks."""
     from hpo.copies import looking, opened
 
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     return looking(arguments.runs, arguments.name, storage, read_only=read_only)
 
 
@@ -115,7 +127,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from hpo.record import list_names
 
     rows = []
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     for name in names_in(storage) if storage else list_names(arguments.runs):
         with looking(arguments.runs, name, storage) as record:
             board = results.leaderboard(record.trials(), record.search.objective)
@@ -172,7 +184,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from hpo.follow import watch
     from hpo.tables import Terminal
 
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     try:
         watch(arguments.runs, arguments.name, Terminal(stderr=True), storage=storage)
     except KeyboardInterrupt:
@@ -184,7 +196,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     from hpo.copies import opened
     from hpo.holder import stop
 
-    storage = opened(arguments.storage, looks=True)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     print(visible(stop(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
     return 0
 
@@ -195,7 +207,8 @@ def _remove(arguments: argparse.Namespace) -> int:
     from hpo.holder import remove
     from hpo.record import Record, missing
 
-    folder, storage = arguments.runs / check_name(arguments.name), opened(arguments.storage, looks=True)
+    folder = arguments.runs / check_name(arguments.name)
+    storage = opened(arguments.storage, arguments.runs, looks=True)
     stored = storage.inside(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise missing(arguments.runs, arguments.name)
@@ -231,9 +244,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from hpo.report import write_report
 
     with _looking(arguments) as record:
-        if arguments.to is not None and arguments.to.is_dir():
-            raise ConfigError(f"{arguments.to}: is a folder; --to names a file, such as {arguments.to / 'report.html'}")
-        check_writable(arguments.to.parent if arguments.to else record.home, "--to")
+        if arguments.to is None:
+            check_writable(record.home, "--to")
         print(write_report(record, arguments.to))
     return 0
 
@@ -272,7 +284,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     def over(error: Exception) -> None:
         print(visible(f"hpo: {error}"), file=sys.stderr)
 
-    with held(arguments.runs, arguments.name, opened(arguments.storage, looks=True), over) as copies:
+    with held(arguments.runs, arguments.name, opened(arguments.storage, arguments.runs, looks=True), over) as copies:
         log_in()
         sent, where = sync(copies.record, exported=results.is_exported(copies.record))
     print(f"Sent the rest of {sent} ended runs: {visible(where)}" if where else "W&B has all of it already")
@@ -310,74 +322,78 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from model.denoise import DenoiseError, Denoiser, denoise_image
-    from model.pictures import ImageError, open_image
+    from model.denoise import Denoiser, check_image, denoise_image
+    from model.pictures import open_image
 
-    targets = _targets(arguments.images, arguments.to)
-    check_writable(arguments.to, "--to")
-    denoiser = Denoiser(arguments.model)
+    mistakes = Mistakes()
+    targets = _targets(arguments.images, arguments.to, mistakes)
+    denoiser = None
+    with mistakes.collected():
+        denoiser = Denoiser(arguments.model)
+    for source in targets:  # each is read twice: one that is refused is told before the others are written
+        with mistakes.collected():
+            image = open_image(source)
+            if denoiser:
+                check_image(denoiser, image, source)
+    mistakes.tell()
+    assert denoiser
     arguments.to.mkdir(parents=True, exist_ok=True)
-    refused = []
     with Progress(console=Console(stderr=True)) as progress:
         for source, target in progress.track(list(targets.items()), description="Denoising"):
-            try:
-                denoised = denoise_image(denoiser, open_image(source))
-                with replacing(target) as part:
-                    denoised.save(part)
-            except (ImageError, DenoiseError) as error:
-                refused.append(str(error))
-    if refused:
-        raise ConfigError("\n".join([*refused, f"The other {len(targets) - len(refused)} are in {arguments.to}"]))
+            denoised = denoise_image(denoiser, open_image(source))
+            with replacing(target) as part:
+                denoised.save(part)
     return 0
 
 
-def _targets(images: Sequence[Path], to: Path) -> dict[Path, Path]:
-    """Source to target. Raises ConfigError before anything is written."""
+def _targets(images: Sequence[Path], to: Path, mistakes: Mistakes) -> dict[Path, Path]:
+    """Source to target, of those that are right."""
     from model.pictures import IMAGE_SUFFIXES
 
-    mistakes: list[str] = []
     targets: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
     for given in images:
         files = sorted(p for p in given.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if given.is_dir() else [given]
         if not files:
-            mistakes.append(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
+            mistakes.add(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
         for source in files:
             target = to / source.name
             if not source.is_file():
-                mistakes.append(f"{source}: there is no such file")
+                mistakes.add(f"{source}: there is no such file")
             elif source.suffix.lower() not in IMAGE_SUFFIXES:
-                mistakes.append(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
+                mistakes.add(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
             elif target.resolve() == source.resolve():
-                mistakes.append(f"{source}: would be overwritten; name another folder with --to")
+                mistakes.add(f"{source}: would be overwritten; name another folder with --to")
             elif target in taken:
-                mistakes.append(f"{source}: has the same name as {taken[target]}")
-            targets[source], taken[target] = target, source
-    if to.exists() and not to.is_dir():
-        mistakes.append(f"{to}: is a file; --to names a folder")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+                mistakes.add(f"{source}: has the same name as {taken[target]}")
+            else:
+                targets[source], taken[target] = target, source
     return targets
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments.set)
-    config = TrainConfig.from_dict(settings)
-    config = replace(config, epochs=arguments.epochs, images_per_epoch=arguments.images_per_epoch)
-    if arguments.to.exists() and not arguments.to.is_dir():
-        raise ConfigError(f"{arguments.to}: is a file; --to names a folder")
-    check_writable(arguments.to, "--to")
+    mistakes, own = Mistakes(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
+    settings = _settings(arguments.set, mistakes)
+    with mistakes.collected():
+        check_not_twice(settings, own)
+    with mistakes.collected():
+        config = TrainConfig.from_dict({**settings, **own})
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
     import torch
 
     from model.data import DataConfig, DeviceImages
+    from model.folders import check_layout
     from model.metrics import stop_reason
     from model.run import TrainingRun
     from model.stream import PixelFiles
     from model.trainer import SEARCH_VALIDATION_IMAGES
 
-    data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
+    with mistakes.collected():
+        data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
+    with mistakes.collected():
+        check_layout(arguments.data)
+    mistakes.tell()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with PixelFiles(arguments.to) as store:
         store.remove_others()
@@ -433,14 +449,14 @@ def _launch(arguments: argparse.Namespace) -> int:
     given = {action.dest: action for action in arguments.parser._actions if action.dest in vars(arguments)}
     own = ("file", "name", "wait", "quiet")
     words = {name: _words(action, getattr(arguments, name)) for name, action in given.items() if name not in own}
-    _resolve(arguments)
+    _resolve(arguments, mistakes := Mistakes())
 
     from hpo.config import SearchConfig
     from hpo.remote import launch
 
     asked = {name: getattr(arguments, name) for name in {field.name for field in fields(SearchConfig)} & set(words)}
     try:
-        return launch(arguments.file, arguments.name, asked, words, wait=arguments.wait)
+        return launch(arguments.file, arguments.name, asked, words, mistakes=mistakes, wait=arguments.wait)
     except KeyboardInterrupt:
         return _stopped("No longer waited for; a job that was submitted goes on.", EXIT_INTERRUPTED)
 
@@ -468,20 +484,14 @@ def _pull(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """--set NAME=VALUE, repeated. Raises ConfigError with all mistakes."""
+def _settings(pairs: Sequence[str], mistakes: Mistakes) -> dict[str, Any]:
+    """--set NAME=VALUE, repeated: those that are right."""
     settings: dict[str, Any] = {}
-    mistakes: list[str] = []
     for pair in pairs:
-        try:
+        with mistakes.collected():
             name, value = parse_setting(pair)
-        except ConfigError as error:
-            mistakes.append(str(error))
-        else:
             if settings.setdefault(name, value) != value:
-                mistakes.append(f"{name}: set twice, to {settings[name]} and {value}")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+                mistakes.add(f"{name}: set twice, to {settings[name]} and {value}")
     return settings
 
 
@@ -495,20 +505,76 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the option that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        word = message.rpartition(": ")[2].split()[0] if "unrecognized arguments" in message else ""
-        if word.startswith("--"):
-            own = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            option, _, value = word.partition("=")
-            word = option if "://" in value else word  # a database's URL may have a password
-            message = f"{word}: no such option. {nearest(option, own)}"
         self.exit(EXIT_BAD_INPUT, printable(visible(f"{self.prog}: {message}")) + "\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Unknown options are answered by the command that was meant, which knows its own."""
+        """Unknown options are answered by the command that was meant, which knows its own; all of them at once."""
         known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        own = [option for action in known.parser._actions for option in action.option_strings if option[:2] == "--"]
+        mistakes = [_unknown(word, own) for word in unknown if word.startswith("--")]
+        if unknown and not mistakes:
+            mistakes.append(f"unrecognized arguments: {' '.join(unknown)}")
+        mistakes += [mistake for name, value in vars(known).items() for mistake in _unusable(name, value, known.writes)]
+        if mistakes:
+            known.parser.error("\n".join(mistakes))
         return known
+
+
+def _unknown(word: str, own: Sequence[str]) -> str:
+    option, _, value = word.partition("=")
+    return f"{option if '://' in value else word}: no such option. {nearest(option, own)}"  # a URL may have a password
+
+
+# By command: which argument names the folder or the file that it makes.
+_WRITES = {
+    "search": {"runs": "folder"},
+    "report": {"to": "file"},
+    **{command: {"to": "folder"} for command in ("export", "denoise", "train", "pull")},
+}
+_PLACES = {
+    "runs": "a folder", "to": "where to write", "storage": "a folder or s3://BUCKET/PREFIX",
+    "model": "an exported folder", "file": "a cluster file", "images": "an image",
+}  # fmt: skip
+_NO_PATH = {
+    errno.ENAMETOOLONG: "is longer than a path may be",
+    errno.ENOTDIR: "lies inside a file",
+    errno.ELOOP: "is a link in a circle",
+    errno.EACCES: "may not be looked at",
+}
+
+
+def _unusable(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
+    """What is wrong with an argument as a name or a path. writes: see _WRITES."""
+    found = []
+    for word in value if isinstance(value, list) else [value]:
+        if not isinstance(word, str | Path) or name == "on_finish":
+            continue
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(word)):
+            found.append(f"{name}={shown(str(word))}: a name or path has letters alone, no line breaks and the like")
+        elif not word and name in _PLACES:
+            found.append(f"{name}='': is empty; it names {_PLACES[name]}")
+        elif isinstance(word, Path) and (why := _no_place(word, writes.get(name), name == "runs")):
+            found.append(printable(f"{word}: {why}"))
+    return found
+
+
+def _no_place(path: Path, to_write: str | None, is_folder: bool) -> str | None:
+    """Why a path names nothing that can be. to_write: a folder or a file, made with what is missing above it."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return _NO_PATH.get(error.errno or 0, f"cannot be looked at ({error.strerror})")
+    is_folder |= to_write == "folder"
+    if is_folder and path.exists() and not path.is_dir():
+        return "is a file, and not the folder that is wanted here"
+    if to_write == "file" and path.is_dir():
+        return f"is a folder; --to names a file, such as {path / 'report.html'}"
+    if to_write is None:
+        return None
+    why = unwritable(path.parent if to_write == "file" else path)
+    return f"cannot be written ({why}); name another" if why else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -525,7 +591,7 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        made.set_defaults(run=run, parser=made)
+        made.set_defaults(run=run, parser=made, writes=_WRITES.get(name, {}))
         return made
 
     def in_runs(made: argparse.ArgumentParser, *, named: bool = True) -> None:
@@ -606,29 +672,40 @@ def _add_cluster_commands(command: Callable[[str, Any, str], argparse.ArgumentPa
     pull.add_argument("--to", type=_path, required=True, metavar="DIR", help="the folder to deploy")
 
 
-def _path(text: str) -> Path:
-    """What the system takes: no system asked, since it may be written for another machine."""
-    if "\0" in text or len(os.fsencode(text)) >= _MOST_PATH or any(len(os.fsencode(p)) > 255 for p in text.split("/")):
-        raise argparse.ArgumentTypeError("no path: a name has at most 255 bytes, a path 4095")
-    return Path(text)
+def _path(text: str) -> Path | str:
+    return Path(text) if text else text  # Path("") is the folder where one is
 
 
-_MOST_PATH = 4096
+# What is no number is handed on: SearchConfig and TrainConfig tell it with all else that is wrong.
 
 
-def _money(text: str) -> float | None:
+def _whole(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _money(text: str) -> float | str | None:
     """USD; None: without end."""
-    usd = float(text)
+    usd = _number(text)
     return None if usd == math.inf else usd
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--to", type=_path, required=True, metavar="DIR", help="checkpoints and pictures")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
-    train.add_argument("--epochs", type=int, default=12)
-    train.add_argument("--images-per-epoch", type=int, metavar="N", help="(None: all training images)")
+    train.add_argument("--epochs", type=_whole, default=12)
+    train.add_argument("--images-per-epoch", type=_whole, metavar="N", help="(None: all training images)")
     train.add_argument("--data", default="fashion-mnist", metavar="NAME|FOLDER", help=_DATA)
-    train.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (None: 64)")
+    train.add_argument("--crop", type=_whole, metavar="PIXELS", help=f"{_CROP} (None: 64)")
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
     train.add_argument("--export", action="store_true", help="the best epoch, to DIR/export, measured on test images")
     train.add_argument("--tensorboard", action="store_true", help="losses and metrics, in tensorboard/ of the folder")
@@ -641,21 +718,21 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     add = search.add_argument
     what = search.add_argument_group("what is searched (fixed once the search exists)")
     what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, architecture, or a file")
-    what.add_argument("--epochs", type=int, metavar="N", help="of a trial that is never stopped (12)")
-    what.add_argument("--sampler", choices=["surrogate", "tpe", "random"], help="who suggests (surrogate)")
-    what.add_argument("--grace", type=int, metavar="N", help="epochs before a trial is compared with others (1)")
-    what.add_argument("--reduction", type=int, metavar="N", help="one trial in N goes on after grace (4)")
-    what.add_argument("--scheduler", choices=["leaders", "asha", "none"], help="who is stopped early (leaders)")
-    what.add_argument("--objective", choices=["balanced", "ssim", "psnr"], help="balanced: SSIM + PSNR/40")
-    what.add_argument("--seed", type=int, metavar="N", help="0")
+    what.add_argument("--epochs", type=_whole, metavar="N", help="of a trial that is never stopped (12)")
+    what.add_argument("--sampler", metavar="{surrogate,tpe,random}", help="who suggests (surrogate)")
+    what.add_argument("--grace", type=_whole, metavar="N", help="epochs before a trial is compared with others (1)")
+    what.add_argument("--reduction", type=_whole, metavar="N", help="one trial in N goes on after grace (4)")
+    what.add_argument("--scheduler", metavar="{leaders,asha,none}", help="who is stopped early (leaders)")
+    what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")
+    what.add_argument("--seed", type=_whole, metavar="N", help="0")
     what.add_argument("--data", metavar="NAME|FOLDER", help=_DATA)
-    what.add_argument("--crop", type=int, metavar="PIXELS", help=f"{_CROP} (64)")
+    what.add_argument("--crop", type=_whole, metavar="PIXELS", help=f"{_CROP} (64)")
     what.add_argument("--noise", metavar="SPEC", help=f"{_NOISES} (gaussian:30)")
-    what.add_argument("--images-per-epoch", type=int, metavar="N", help="(the whole training set)")
+    what.add_argument("--images-per-epoch", type=_whole, metavar="N", help="(the whole training set)")
     what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")
     much = search.add_argument_group("how much, and where")
-    much.add_argument("--trials", type=int, metavar="N", help="in all (24)")
-    much.add_argument("--time-budget", type=float, metavar="MINUTES", help="no new trials after it")
+    much.add_argument("--trials", type=_whole, metavar="N", help="in all (24)")
+    much.add_argument("--time-budget", type=_number, metavar="MINUTES", help="no new trials after it")
     much.add_argument(
         "--max-cost",
         type=_money,
@@ -663,18 +740,20 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         help="end in time, by the nodes' labels hpo/usd-per-hour (inf)",
     )
     much.add_argument(
-        "--on-demand-after", type=float, metavar="MINUTES", help="so long trials wait for spot nodes alone (10)"
+        "--on-demand-after", type=_number, metavar="MINUTES", help="so long trials wait for spot nodes alone (10)"
     )
-    much.add_argument("--keep", type=int, metavar="N", help="checkpoints on disk: of the N best trials (10)")
-    much.add_argument("--final-epochs", type=int, metavar="N", help="train the winner's configuration anew (0: don't)")
-    much.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (as many as fit)")
-    much.add_argument("--cpus-per-trial", type=float, metavar="N", help="1; also its threads")
+    much.add_argument("--keep", type=_whole, metavar="N", help="checkpoints on disk: of the N best trials (10)")
     much.add_argument(
-        "--gpus-per-trial", type=float, metavar="N", help="1 where there is a GPU, else 0; 0.25 packs four"
+        "--final-epochs", type=_whole, metavar="N", help="train the winner's configuration anew (0: don't)"
+    )
+    much.add_argument("--concurrent", type=_whole, metavar="N", help="trials at a time (as many as fit)")
+    much.add_argument("--cpus-per-trial", type=_number, metavar="N", help="1; also its threads")
+    much.add_argument(
+        "--gpus-per-trial", type=_number, metavar="N", help="1 where there is a GPU, else 0; 0.25 packs four"
     )
     much.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is found")
     much.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto (local: start one here)")
-    much.add_argument("--wandb", choices=["offline", "online", "disabled"], help="offline; online needs a key")
+    much.add_argument("--wandb", metavar="{offline,online,disabled}", help="offline; online needs a key")
     much.add_argument("--tensorboard", action="store_true", help="curves of every training, in its tensorboard/")
     much.add_argument(
         "--on-finish", metavar="COMMAND", help="for the shell, with the result as JSON on stdin; not when interrupted"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
-from model.config import MOST_EPOCHS, ConfigError, TrainConfig, is_a, kinds, rule_of
+from model.config import MOST_EPOCHS, ConfigError, TrainConfig, check_not_twice, is_a, kinds, rule_of, shown
 from model.data import DataConfig
 from model.metrics import Objective
 
@@ -55,9 +55,14 @@ class SearchConfig:
     study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
-        if wrong := self._wrong_types():  # the rules take them for granted
-            raise ConfigError("\n".join(wrong))
-        mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        if wrong := self._wrong_types():  # the rules take them for granted, and get the defaults in their place
+            try:
+                dataclasses.replace(self, **{name: _DEFAULTS[name] for name in wrong})
+            except ConfigError as error:
+                raise ConfigError("\n".join([*wrong.values(), str(error)])) from None
+            raise ConfigError("\n".join(wrong.values()))
+        broken = {name: rule for name, holds, rule in self._rules() if not holds}
+        mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, rule in broken.items()]
         if self.study_url is not None and not _is_study_url(self.study_url):
             mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
         for part in (self.data_config, self.base_config):
@@ -68,13 +73,18 @@ class SearchConfig:
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
-    def _wrong_types(self) -> list[str]:
-        """Of a search.json that was edited; a command line has none."""
-        return [
-            f"{name}: must be {rule_of(kind)}"  # without its value: of study_url it has perhaps a password
-            for name, kind in kinds(SearchConfig).items()
-            if get_origin(kind) is not Literal and not is_a(getattr(self, name), kind)
-        ]
+    def _wrong_types(self) -> dict[str, str]:
+        """By name, what to tell. A command line hands on what is no number, and a search.json may have been edited."""
+        found = {}
+        for name, kind in kinds(SearchConfig).items():
+            value, example = getattr(self, name), _EXAMPLES.get(name, _DEFAULTS[name])
+            if get_origin(kind) is Literal or is_a(value, kind):
+                continue
+            if name in _NUMBERS:
+                found[name] = f"{name}={shown(value)}: must be {rule_of(kind)}, such as {example}"
+            else:  # without its value: of study_url it has perhaps a password
+                found[name] = f"{name}: must be {rule_of(kind)}"
+        return found
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         def positive(value: float | None) -> bool:
@@ -106,6 +116,8 @@ class SearchConfig:
                 gpus is None or (gpus >= 0 and math.isfinite(gpus) and (gpus <= 1 or gpus == int(gpus))),
                 "0, a fraction below 1, or a whole number: Ray has no 1.5 GPUs",
             ),
+            ("address", bool(_ADDRESS.fullmatch(self.address)), "local, auto, or HOST:PORT of a cluster's head"),
+            ("on_finish", "\0" not in (self.on_finish or ""), "a command for the shell"),
         ]
 
     def data_config(self) -> DataConfig:
@@ -115,15 +127,22 @@ class SearchConfig:
     def base_config(self) -> TrainConfig:
         """What holds for all trials. Raises ConfigError."""
         own = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "seed": self.seed}
-        twice = sorted(set(own) & set(self.set))
-        if twice:
-            hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
-            raise ConfigError(f"set={', '.join(twice)}: has an option of its own: {hints}")
+        check_not_twice(self.set, own)
         return TrainConfig.from_dict({**self.set, **own})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {**dataclasses.asdict(self), "set": dict(self.set)}
+
+
+_EXAMPLES = {
+    "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
+}  # fmt: skip
+_ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
+_DEFAULTS: dict[str, Any] = {
+    field.name: {} if field.name == "set" else field.default for field in dataclasses.fields(SearchConfig)
+}
+_NUMBERS = {name for name, kind in kinds(SearchConfig).items() if {int, float} & {kind, *get_args(kind)}}
 
 
 # What may change when a search is continued: how much and where, never what is compared with what. Of the space
@@ -174,7 +193,7 @@ def check_name(name: str) -> str:
     if not is_name(name):
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
-            f"name={name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or digit, "
-            f"such as {hint}"
+            f"name={shown(name)}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or "
+            f"digit, such as {hint}"
         )
     return name

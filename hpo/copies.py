@@ -20,10 +20,21 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo import lease
-from hpo.config import check_name, is_name
+from hpo.config import SearchConfig, check_name, is_name
 from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
-from hpo.record import SEARCH_FILE, STUDY_FILE, DamagedError, Record, RecordError, locked, missing, not_in, read_about
+from hpo.record import (
+    SEARCH_FILE,
+    STUDY_FILE,
+    DamagedError,
+    Record,
+    RecordError,
+    locked,
+    missing,
+    not_in,
+    read_about,
+    understood,
+)
 from hpo.results import EXPORT, FINAL
 from hpo.storage import LOOKING, PATIENCE, Storage, StorageError
 from model.checkpoint import write_atomically
@@ -40,13 +51,32 @@ _LONGER = 60.0  # seconds: a trial's patience beyond the driver's
 _MANY = 20  # files to be deleted: a listing tells which are there at all
 
 
-def opened(address: str | None, *, looks: bool = False) -> Storage | None:
-    """The storage at an address, once it is known to be there. Raises ConfigError, StorageError."""
-    if not address:
+def named(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
+    """The storage at an address; nobody has been asked whether it is there. Raises ConfigError."""
+    if address is None:
         return None
     storage = Storage(address, patience=LOOKING if looks else PATIENCE)
-    storage.check()
+    if not storage.is_s3 and Path(storage.address).resolve() == runs.resolve():
+        raise ConfigError(f"storage={address}: is --runs itself; copies that outlive this folder belong elsewhere")
     return storage
+
+
+def opened(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
+    """The same, once it is known to be there. Raises ConfigError, StorageError."""
+    storage = named(address, runs, looks=looks)
+    if storage:
+        storage.check()
+    return storage
+
+
+def found_in(runs: Path, name: str, storage: Storage | None) -> tuple[dict[str, Any], SearchConfig] | None:
+    """The search.json of a search and what it asks for, as the next driver finds it; None: there is no such search.
+    Raises RecordError, StorageError."""
+    stored = f"{check_name(name)}/{SEARCH_FILE}"
+    if storage and storage.exists(stored):
+        return understood(storage.get(stored), f"{storage}/{stored}")
+    path = runs / name / SEARCH_FILE
+    return understood(path.read_bytes(), path) if path.exists() else None
 
 
 # --- from the storage -----------------------------------------------------------------------------------------------
@@ -158,7 +188,7 @@ def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
     try:
         of = json.loads(path.read_bytes())
         claim, address = str(of["claim"]), str(of["address"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(f"{path}: damaged ({error!r}); delete {folder}, of which the storage has all") from error

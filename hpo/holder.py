@@ -37,7 +37,7 @@ def holder(folder: Path) -> Holder | None:
     path = folder / LOCK_FILE
     try:
         found = re.fullmatch(r"process ([0-9]{1,10}) on (\S+)", path.read_text(errors="replace").strip())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if not found:
         return None

@@ -9,18 +9,20 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
 
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, growth, room_for
 from hpo.reaper import Reaper
-from model.config import MachineError
+from model.config import ConfigError, MachineError
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would call home
@@ -86,12 +88,8 @@ class Cluster:
         if search.address != "local" and not growth.types and search.concurrent:
             fit = max(fit, search.concurrent)  # an autoscaler of another kind adds nodes
         if fit == 0:
-            raise RayError(
-                f"a trial asks for {self.cpus_per_trial:g} CPUs and {self.gpus_per_trial:g} GPUs; no node has them"
-                f"{', and none can be added that has' if growth.types else ''}. "
-                f"The largest has {max(resources.get('CPU', 0) for resources in offered):g} CPUs and "
-                f"{max(resources.get('GPU', 0) for resources in offered):g} GPUs"
-            )
+            added = ", and none can be added that has" if growth.types else ""
+            raise _no_room(self.cpus_per_trial, self.gpus_per_trial, offered, added)
         self.slots = min(fit, search.concurrent or fit, search.trials)
 
     def _fit(self, resources: Mapping[str, float]) -> int:
@@ -119,6 +117,37 @@ class Cluster:
         present = cpus(node.resources for node in self.lookout.sight.nodes if not node.draining)
         possible = cpus(of.resources for of in self.growth.types if of.workers)
         return {"num_cpus": max(present) if present else min(possible, default=self.cpus_per_trial), "num_gpus": gpus}
+
+
+def _no_room(cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], added: str = "") -> Exception:
+    most = {name: max((has.get(name, 0) for has in offered), default=0) for name in ("CPU", "GPU")}
+    told = f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; no node has them{added}. "
+    if not most["CPU"]:  # whatever was asked for
+        return RayError(f"{told}No worker is there")
+    return ConfigError(
+        f"{told}The largest has {most['CPU']:g} CPUs and {most['GPU']:g} GPUs: --cpus-per-trial, --gpus-per-trial"
+    )
+
+
+def check(search: SearchConfig, *, is_new: bool) -> None:
+    """What can be known before Ray starts: whether a trial has room on this machine, or whether a cluster answers.
+
+    Raises ConfigError; RayError for the cluster of a search that has begun there. Ray itself waits for minutes.
+    """
+    if search.address == "local":
+        cpus, gpus = search.cpus_per_trial, search.gpus_per_trial or 0
+        own = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
+        if not room_for(own, cpus, gpus):
+            raise _no_room(cpus, gpus, [own])
+        return
+    try:
+        host, _, port = canonicalize_bootstrap_address_or_die(search.address).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        told = f"address={search.address}: no Ray cluster answers there ({error})"
+        if is_new:
+            raise ConfigError(f"{told}; leave --address out to start Ray on this machine") from error
+        raise RayError(told) from error
 
 
 class Head:
@@ -171,6 +200,7 @@ def _scratch() -> str:
 
 _OF_RAY = ".ray"  # no search, and so no folder of Tune's, is called that
 _LONGEST_SCRATCH = 35  # the path of a socket has 107 bytes at most, of which Ray's own names take 72
+_ANSWER_SECONDS = 5.0  # of a cluster's head, to a connection
 _WORKER_SECONDS = 300.0  # for the first one, after `ray up`
 _MISSED = 3  # seconds in a row, and connections refused
 

@@ -74,16 +74,12 @@ class Record:
         self._study, self._trials = self._open()
 
     def _read_search(self) -> None:
-        path, name, runs = self.folder / SEARCH_FILE, self.name, self.folder.parent
+        path = self.folder / SEARCH_FILE
         try:
-            self.about = read_about(path.read_bytes(), path)
-        except FileNotFoundError:
-            raise missing(runs, name) from None
+            self.about, self.search = understood(path.read_bytes(), path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise missing(self.folder.parent, self.name) from None
         self.id: str = self.about["id"]
-        try:
-            self.search = SearchConfig(**self.about["search"])
-        except (ConfigError, TypeError) as error:  # TypeError: fields of another version
-            raise DamagedError(f"{path}: damaged ({error})") from error
 
     def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
         """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
@@ -177,17 +173,7 @@ class Record:
         """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
         was = self.search.as_dict()
         now = SearchConfig(**{**was, **asked}).as_dict()
-        refused = [name for name in now if now[name] != was[name] and name not in CHANGEABLE]
-        differences = [f"  {name}: it has {was[name]}, asked for {now[name]}" for name in refused]
-        if not refused:  # of the space's source only what it yields is compared
-            space = search_spaces.load(str(now["space"]))
-            found = space.differences(self.about["space"], self.search.base_config())
-            differences += [f"  space: {line}" for line in found]
-        if differences:
-            raise ConfigError(
-                f"{self.name}: this search exists, and its trials could no longer be compared:\n"
-                + "\n".join([*differences, "Leave these options out to continue it, or choose another name."])
-            )
+        check_same(self.name, self.about, self.search, asked)
         if now != was:
             self.search = SearchConfig(**now)
             self.about["search"] = now
@@ -321,6 +307,45 @@ def _unusable(place: str, error: Exception) -> RecordError:
     if "locked" in why:
         return RecordError(f"{place}: held by another process ({why})")
     return RecordError(f"{place}: cannot be written or read ({why})")
+
+
+def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchConfig]:
+    """A search.json, and what it asks for. Raises RecordError."""
+    about = read_about(content, where)
+    try:
+        return about, SearchConfig(**about["search"])
+    except (ConfigError, TypeError) as error:  # TypeError: fields of another version
+        raise DamagedError(f"{where}: damaged ({error})") from error
+
+
+def check_same(name: str, about: Mapping[str, Any], search: SearchConfig, asked: Mapping[str, Any]) -> None:
+    """Raises ConfigError, with the difference, where a search that exists is asked to be another."""
+    was = search.as_dict()
+    refused = [field for field in was if asked.get(field, was[field]) != was[field] and field not in CHANGEABLE]
+    differences = [f"  {field}: it has {was[field]}, asked for {asked[field]}" for field in refused]
+    if not refused:  # of the space's source only what it yields is compared
+        space = search_spaces.load(str(asked.get("space", was["space"])))
+        differences += [f"  space: {line}" for line in space.differences(about["space"], search.base_config())]
+    if differences:
+        raise ConfigError(
+            f"{name}: this search exists, and its trials could no longer be compared:\n"
+            + "\n".join([*differences, "Leave these options out to continue it, or choose another name."])
+        )
+
+
+_OF_A_START = {STUDY_FILE, f"{STUDY_FILE}-journal", LOCK_FILE}  # what a driver leaves that is killed before search.json
+
+
+def check_free(folder: Path) -> None:
+    """Raises ConfigError where a new search would get into somebody's file or folder, which `hpo rm` would delete."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; choose another name, or another folder with --runs")
+    others = [path.name for path in folder.glob("*") if path.name not in _OF_A_START and path.name[0] != "."]
+    if others:
+        raise ConfigError(
+            f"{folder}: is a folder with other things in it, such as {min(others)}; choose another name, or another "
+            "folder with --runs"
+        )
 
 
 def list_names(runs: Path) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any
 from hpo import cluster_file
 from hpo.cluster_file import Config
 from hpo.config import SearchConfig, check_name
-from model.config import ConfigError, MachineError, visible
+from model.config import ConfigError, MachineError, Mistakes, TrainConfig, visible
 
 _DASHBOARD_PORT = "8265"  # Ray's default
 _ENVIRONMENT = "cd && . ~/.hpo/environment"  # what the set-up wrote there: PATH, HPO_STORAGE, RAY_AUTH_MODE
@@ -147,16 +147,23 @@ def _address(path: Path, config: Config) -> str:
 # --- hpo launch -----------------------------------------------------------------------------------------------------
 
 
-def launch(path: Path, name: str, asked: Mapping[str, Any], options: Mapping[str, Sequence[str]], *, wait: bool) -> int:
+def launch(
+    path: Path,
+    name: str,
+    asked: Mapping[str, Any],
+    options: Mapping[str, Sequence[str]],
+    *,
+    mistakes: Mistakes | None = None,
+    wait: bool = False,
+) -> int:
     """Submit the search as a job of the head, which goes on when this machine is off; gives the exit code.
 
-    asked: options by name, validated here; options: the same as words of a command line. Raises ConfigError before
-    anything is contacted, and for a search whose job runs; HeadError, OSError.
+    asked: options by name, validated here; options: the same as words of a command line. mistakes: those that the
+    request is known to have. Raises ConfigError before anything is contacted, with all mistakes, and for a search whose
+    job runs; HeadError, OSError.
     """
-    check_name(name)
-    config = cluster_file.checked(path)
-    search = SearchConfig(**asked)
-    _check(search, asked, config)
+    config, search = _checked(path, name, asked, mistakes or Mistakes())
+    _check_images(search)
     key = _wandb_key() if search.wandb == "online" else None
     with head_of(path, config) as head, _jobs(head, config) as jobs:
         running = [job for job in jobs.of(name) if job["status"] in _UNENDED]
@@ -176,26 +183,57 @@ def launch(path: Path, name: str, asked: Mapping[str, Any], options: Mapping[str
     return _waited(path, config, job) if wait else 0
 
 
-def _check(search: SearchConfig, asked: Mapping[str, Any], config: Config) -> None:
-    """What can be known of the request here. Raises ConfigError."""
+def _checked(
+    path: Path, name: str, asked: Mapping[str, Any], mistakes: Mistakes
+) -> tuple[dict[str, Any], SearchConfig]:
+    """What can be known of the request here without reading images. Raises ConfigError."""
     import search_spaces  # noqa: PLC0415 - Optuna and torch
+    from model.folders import check_layout  # noqa: PLC0415
 
+    default, config, search = SearchConfig(), None, None
+    data = asked.get("data", default.data)
+    with mistakes.collected():
+        check_name(name)
+    with mistakes.collected():
+        config = cluster_file.checked(path)
     if "address" in asked:
-        raise ConfigError(f"address={search.address}: `hpo launch` searches on the cluster of its file; leave it out")
-    search_spaces.load(search.space).check(search.base_config(), search.set)
-    if _is_here(search.data):
-        from model.stream import PixelFiles  # noqa: PLC0415
+        mistakes.add(f"address={asked['address']}: `hpo launch` searches on the cluster of its file; leave it out")
+    with mistakes.collected():
+        search = SearchConfig(**{**asked, "address": "auto"})
+    with mistakes.collected():
+        base = search.base_config() if search else TrainConfig()
+        search_spaces.load(asked.get("space", default.space)).check(base, asked.get("set", {}))
+    with mistakes.collected():
+        if "/" in data and not data.startswith(("/", "s3://")) and not _is_here(data):
+            raise ConfigError(f"data={data}: there is no such folder; one that the head sees has a path from / on")
+        check_layout(data)
+    with mistakes.collected():
+        if config and search:
+            _check_room(search, config)
+    mistakes.tell()
+    assert config
+    assert search
+    return config, search
 
-        size = sum(file.stat().st_size for file in Path(search.data).rglob("*") if file.is_file())
-        if size > _MOST_SHIPPED:
-            raise ConfigError(
-                f"data={search.data}: {size / 1e9:.0f} GB; folders above {_MOST_SHIPPED / 1e9:.0f} GB are not shipped. "
-                "Copy it into a bucket and pass --data s3://BUCKET/PREFIX"
-            )
-        with PixelFiles() as store:
-            search.data_config().load(store)
-    elif search.data_config().is_folder and not search.data.startswith(("/", "s3://")):
-        raise ConfigError(f"data={search.data}: there is no such folder; one that the head sees has a path from / on")
+
+def _check_images(search: SearchConfig) -> None:
+    """Those that are to be shipped. Raises ConfigError."""
+    from model.stream import PixelFiles  # noqa: PLC0415 - torch
+
+    if not _is_here(search.data):
+        return
+    size = sum(file.stat().st_size for file in Path(search.data).rglob("*") if file.is_file())
+    if size > _MOST_SHIPPED:
+        raise ConfigError(
+            f"data={search.data}: {size / 1e9:.0f} GB; folders above {_MOST_SHIPPED / 1e9:.0f} GB are not shipped. "
+            "Copy it into a bucket and pass --data s3://BUCKET/PREFIX"
+        )
+    with PixelFiles() as store:
+        search.data_config().load(store)
+
+
+def _check_room(search: SearchConfig, config: Config) -> None:
+    """Of a worker, for a trial. Raises ConfigError."""
     workers = [
         node["resources"]
         for name, node in config.get("available_node_types", {}).items()
@@ -209,7 +247,7 @@ def _check(search: SearchConfig, asked: Mapping[str, Any], config: Config) -> No
 
 
 def _is_here(data: str) -> bool:
-    return bool(data) and not data.startswith("s3://") and Path(data).is_dir()
+    return bool(data) and not data.startswith("s3://") and os.path.isdir(data)
 
 
 def _wandb_key() -> dict[str, str]:
@@ -344,9 +382,14 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     from model.evaluate import verified  # noqa: PLC0415 - scikit-image
     from model.export import check_target, put_in_place  # noqa: PLC0415 - torch
 
-    check_name(name)
-    config = cluster_file.checked(path)
-    check_target(to)
+    mistakes = Mistakes()
+    with mistakes.collected():
+        check_name(name)
+    with mistakes.collected():
+        config = cluster_file.checked(path)
+    with mistakes.collected():
+        check_target(to)
+    mistakes.tell()
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as folder, head_of(path, config) as head:
         there = head.run("mktemp -d").strip()

@@ -24,14 +24,15 @@ from hpo import decide, on_finish, ray_runtime, results
 from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig, check_name
-from hpo.copies import Copies, held
+from hpo.copies import Copies, found_in, held, named
 from hpo.cost import COST, Spending, Verdict, check, unpriced
 from hpo.deaths import death_of
+from hpo.holder import remove
 from hpo.hooks import DriverError
 from hpo.placement import Placement
 from hpo.progress import Progress, cost, expected_epochs
 from hpo.purse import Purse
-from hpo.record import SEARCH_FILE, Record
+from hpo.record import SEARCH_FILE, Record, check_free, check_same
 from hpo.report import write_report
 from hpo.retention import Retention, kept
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
@@ -44,10 +45,11 @@ from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
 from hpo.workplace import was_trained_with
 from model.checkpoint import CheckpointError
-from model.config import ConfigError, MachineError, TrainConfig
+from model.config import ConfigError, MachineError, Mistakes, TrainConfig
 from model.data import Images
-from model.disk import check_writable, in_words
+from model.disk import in_words
 from model.evaluate import against_slides, table
+from model.folders import check_layout
 from model.generator import Generator
 from model.metrics import EvalReport, objective_value, stop_reason
 from model.run import LAST
@@ -109,20 +111,64 @@ class _Context:
 
 
 def run_search(
-    name: str, runs: Path, asked: Mapping[str, Any], *, storage: Storage | None = None, quiet: bool = False
+    name: str,
+    runs: Path,
+    asked: Mapping[str, Any],
+    *,
+    address: str | None = None,
+    mistakes: Mistakes | None = None,
+    quiet: bool = False,
 ) -> int:
     """Start the search `name`, or continue it; asked: options that differ from the defaults or from search.json.
 
-    Gives the exit code. Raises ConfigError before anything is started; MachineError, OSError.
+    address: of its storage. mistakes: those that the request is known to have. Gives the exit code. Raises ConfigError
+    before anything is started, with all mistakes; MachineError, OSError.
     """
-    check_writable(runs / check_name(name), "--runs")
+    storage, exists = _checked(name, runs, asked, address, mistakes or Mistakes())
     stopping = Stopping(name, runs, storage.address if storage else None)
     try:
         # Beside the search's folder, which is there only once the images have been found good.
         with PixelFiles(runs, name) as store:
-            return _held(name, runs, asked, store, storage=storage, stopping=stopping, quiet=quiet)
+            return _held(name, runs, asked, store, exists=exists, storage=storage, stopping=stopping, quiet=quiet)
     except (StorageError, StudyAwayError) as error:
         return stopping.end(_left(error))
+
+
+def _checked(
+    name: str, runs: Path, asked: Mapping[str, Any], address: str | None, mistakes: Mistakes
+) -> tuple[Storage | None, bool]:
+    """The storage, and whether the search exists, once the request has no mistake that can be found without reading
+    images. Raises ConfigError, RecordError, StorageError."""
+    storage, found, place = None, None, Mistakes()
+    with place.collected():
+        check_name(name)
+    with place.collected():
+        storage = named(address, runs)
+    with place.collected():
+        if storage:
+            storage.check(writes=True)
+    if not place:
+        found = found_in(runs, name, storage)
+    if not place and not found:
+        with place.collected():
+            check_free(runs / name)
+    mistakes.include(place)
+    was, search = found[1] if found else SearchConfig(), None
+    with mistakes.collected():
+        search = replace(was, **asked)
+    with mistakes.collected():
+        if found:
+            check_same(name, *found, asked)
+    with mistakes.collected():
+        base = search.base_config() if search else TrainConfig()
+        search_spaces.load(asked.get("space", was.space)).check(base, asked.get("set", was.set))
+    with mistakes.collected():
+        check_layout(asked.get("data", was.data))
+    if search:
+        with mistakes.collected():
+            ray_runtime.check(search, is_new=not found)
+    mistakes.tell()
+    return storage, found is not None
 
 
 def _left(error: Exception) -> Stop:
@@ -137,32 +183,39 @@ def _held(
     asked: Mapping[str, Any],
     store: PixelFiles,
     *,
+    exists: bool,
     storage: Storage | None,
     stopping: Stopping,
     quiet: bool,
 ) -> int:
-    exists = Record.exists(runs, name) or (storage is not None and storage.exists(f"{name}/{SEARCH_FILE}"))
     if not exists:
         search = SearchConfig(**asked)
-        checked = _check(search, store)
+        checked = _loaded(search, store)
         Record.create(runs, name, search)
 
     def over(error: StorageError) -> None:
         stopping.now(_left(error))
 
-    with held(runs, name, storage, over) as copies:
-        record = copies.record
-        if exists:
-            checked = _check(replace(record.search, **asked), store)
-            record.change(asked)
-        space, images = checked
-        digest = images.digest
-        if record.notes().get(IMAGES, digest) != digest:
-            raise ConfigError(f"{name}: its trials saw other images; {record.search.data} has changed since it began")
-        store.remove_others()
-        record.note(IMAGES, digest)
-        with copies:
-            return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
+    try:
+        with held(runs, name, storage, over) as copies:
+            record = copies.record
+            if exists:
+                checked = _loaded(replace(record.search, **asked), store)
+                record.change(asked)
+            space, images = checked
+            digest = images.digest
+            if record.notes().get(IMAGES, digest) != digest:
+                raise ConfigError(
+                    f"{name}: its trials saw other images; {record.search.data} has changed since it began"
+                )
+            store.remove_others()
+            record.note(IMAGES, digest)
+            with copies:
+                return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
+    except ConfigError:  # such as a cluster's, that has no room for a trial
+        if not exists and not Record(runs, name).trials():
+            remove(runs, name, storage)
+        raise
 
 
 def _searched(copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
@@ -291,22 +344,43 @@ def _write_report(copies: Copies, console: Console) -> None:
     console.print(told, highlight=False, soft_wrap=True)
 
 
-def _check(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
-    """Whatever can be wrong with the request, before Ray starts. Raises ConfigError."""
-    space = search_spaces.load(search.space)
-    base = search.base_config()
-    space.check(base, search.set)
-    images = search.data_config().load(store)
-    if base.batch_size > len(images.train):
-        raise ConfigError(f"batch_size={base.batch_size}: above the {len(images.train):,} training images")
+def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
+    """What a search needs, looked at before Ray starts. Raises ConfigError."""
+    mistakes, base, space = Mistakes(), search.base_config(), search_spaces.load(search.space)
+    with mistakes.collected():
+        images = search.data_config().load(store)
+        for sample in space.check(base, search.set)["samples"]:
+            config = TrainConfig.from_dict({**base.as_dict(), **sample["yields"]})
+            with _of_a_sample(sample):
+                _check_fit(config, images)
+    with mistakes.collected():
+        if search.wandb == "online":
+            from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+
+            log_in()
+    mistakes.tell()
+    return space, images
+
+
+def _check_fit(config: TrainConfig, images: Images) -> None:
+    """Of a training to its images. Raises ConfigError."""
+    if config.batch_size > len(images.train):
+        raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train):,} training images")
     channels, size, _ = images.shape
     with torch.device("meta"):  # costs no memory
-        Generator.of(base, channels=channels, image_size=size)
-    if search.wandb == "online":
-        from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+        Generator.of(replace(config, width=1), channels=channels, image_size=size)
 
-        log_in()
-    return space, images
+
+@contextmanager
+def _of_a_sample(sample: Mapping[str, Any]) -> Iterator[None]:
+    """Of a space, where what it suggests is to blame."""
+    try:
+        yield
+    except ConfigError as error:
+        if not sample["yields"].keys() & {"batch_size", "depth", "blocks"}:
+            raise
+        told = f"the space suggests {sample['params']}, of which nothing can be trained"
+        raise ConfigError(f"{told}: {error}") from None
 
 
 def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:

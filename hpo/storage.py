@@ -9,7 +9,6 @@ import math
 import os
 import re
 import secrets
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -85,10 +84,15 @@ class Storage:
     def __init__(
         self, address: str, *, patience: float = PATIENCE, below: str = "", guard: Callable[[], None] | None = None
     ) -> None:
-        """Raises ConfigError for what is no address."""
+        """Raises ConfigError for what is no address; nobody is asked."""
         if re.match(r"[a-z0-9]+:/", address) and not address.startswith("s3://"):
             raise ConfigError(f"storage={address}: neither a folder nor s3://BUCKET/PREFIX")
         self.is_s3 = address.startswith("s3://")
+        if self.is_s3:
+            try:
+                s3.options_of(address)
+            except ConfigError as error:
+                raise ConfigError(f"storage={error}") from None
         self.address = address if self.is_s3 else os.path.abspath(address)
         self.patience, self.guard = patience, guard
         self._below = below
@@ -116,13 +120,13 @@ class Storage:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, *, writes: bool = False) -> None:
         """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
-        StorageError."""
+        StorageError. writes: who asks will."""
         from pyarrow import fs  # noqa: PLC0415
 
-        if "\0" not in self.address and (why := "" if self.is_s3 else _no_folder(Path(self.address))):
-            raise ConfigError(f"storage={self.address}: {why}")
+        if not self.is_s3 and "\0" not in self.address:
+            _check_folder(Path(self.address), writes)
 
         def look(system: Any, path: Callable[[str], str]) -> None:
             self._listed(system, path(""), recursive=False)
@@ -323,17 +327,17 @@ class Storage:
             part.unlink(missing_ok=True)
 
 
-def _no_folder(path: Path) -> str:
-    """Why a path is no folder and can be none, where no waiting helps."""
-    for each in (path, *path.parents):
-        try:
-            mode = each.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:  # others are of a mount that may come back
-            return str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
-        return "" if stat.S_ISDIR(mode) else f"{each} is no folder"
-    return ""
+def _check_folder(folder: Path, writes: bool) -> None:
+    """Waiting does not mend what is no folder. Raises ConfigError."""
+    try:
+        wrong = "is a file" if folder.exists() and not folder.is_dir() else ""
+        above = next(place for place in [folder, *folder.parents] if place.exists())
+        wrong = wrong or ("lies inside a file" if not above.is_dir() else "")
+        wrong = wrong or ("cannot be written" if writes and not os.access(above, os.W_OK) else "")
+    except OSError as error:  # others are of a mount that may come back
+        wrong = str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
+    if wrong:
+        raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
 
 
 def _download(system: Any, source: str, to: Path) -> None:

@@ -7,7 +7,8 @@ import difflib
 import functools
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -42,6 +43,37 @@ class MachineError(RuntimeError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message)))
+
+
+class Mistakes:
+    """Of one request, wherever they are found: collected, and told at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """What is refused inside is told later."""
+        try:
+            yield
+        except ConfigError as error:
+            self.add(str(error))
+
+    def add(self, *mistakes: str) -> None:
+        """Each in the words of a ConfigError."""
+        self._lines += mistakes
+
+    def include(self, others: Mistakes) -> None:
+        """Those of a part, after these."""
+        self._lines += others._lines
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def tell(self) -> None:
+        """Raises ConfigError, if there are any."""
+        if self._lines:
+            raise ConfigError("\n".join(dict.fromkeys(self._lines)))
 
 
 Loss = Literal["l1", "ssim", "both", "mse"]
@@ -163,6 +195,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
     except ValueError:
         wanted = ("a whole number" if number is int else "a number") + " or none" * optional
         raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
+
+
+def check_not_twice(settings: Mapping[str, Any], own: Iterable[str]) -> None:
+    """own: fields that have an option of a command. Raises ConfigError."""
+    twice = sorted(set(own) & set(settings))
+    if twice:
+        hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+        raise ConfigError(f"set={', '.join(twice)}: has an option of its own: {hints}")
 
 
 _BOOLS = {"true": True, "false": False}

@@ -23,7 +23,7 @@ import torch
 
 from model.config import ConfigError, nearest, wrong_fields
 from model.disk import writing
-from model.folders import CLEAN, CROPS, NOISY, DataError, Picture, grid, read_pictures
+from model.folders import CLEAN, CROPS, FASHION_MNIST, NOISY, DataError, Picture, grid, read_pictures
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
 
@@ -33,7 +33,6 @@ NUM_VALIDATION = 5_000  # the last of the training images; test images choose no
 _CROP = 64
 _MEASURED = 10_000  # of the training images
 PADDING = 2  # pixels of black on each side, 28x28 to 32x32, before the noise
-FASHION_MNIST = "fashion-mnist"
 REAL = "real"  # in place of a noise: it is in the files
 
 # Where each split's noise starts: the same noisy images for every trial, report and export.

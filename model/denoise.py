@@ -20,6 +20,7 @@ import onnxruntime
 from model.config import ConfigError, is_a, shown
 
 MANIFEST = "manifest.json"
+_OUTSIDE = "session.model_external_initializers_file_folder_path"
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
@@ -44,13 +45,18 @@ class Denoiser:
         path = self.folder / model["file"]
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
-            self._session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+            options = onnxruntime.SessionOptions()
+            # Weights outside the file have no digest, and would be looked for in the folder that happens to be current.
+            options.add_session_config_entry(_OUTSIDE, "/dev/null/no-weights-outside-the-file")
+            providers = onnxruntime.get_available_providers()
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             raise DenoiseError(f"{path}: takes other inputs than one of float32 (N, C, H, W)")
         self._path, self._input = path, inputs[0].name
+        self._try()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Denoise one image of any size: (H, W) or (H, W, C), uint8 or float in [-1, 1]; gives the same shape and type.
@@ -80,6 +86,10 @@ class Denoiser:
         if getattr(denoised, "shape", None) != noisy.shape or not np.isfinite(denoised).all():
             raise DenoiseError(f"{self._path}: its output is no image, or has values that are not finite")
         return denoised
+
+    def _try(self) -> None:
+        """Once, on grey: a network of another architecture, or that is broken, is told before it denoises anything."""
+        self._run(np.zeros((1, self.channels, self.image_size, self.image_size), np.float32))
 
     def _planes(self, image: np.ndarray) -> np.ndarray:
         """(N, C, H, W) with C the model's channels."""
@@ -202,6 +212,13 @@ def verify_files(folder: Path) -> dict[str, Any]:
         if path.name not in {MANIFEST, *manifest["files"]}:
             raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
     return manifest
+
+
+def check_image(denoiser: Denoiser, image: Image.Image, name: object) -> None:
+    """Raises DenoiseError where the model takes no such images."""
+    channels = len(image.mode.removesuffix("A"))
+    if denoiser.channels not in (1, channels):
+        raise DenoiseError(f"{name}: has {channels} channels, and the model takes images of {denoiser.channels}")
 
 
 def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:

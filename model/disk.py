@@ -44,14 +44,17 @@ def in_words(error: OSError) -> str:
     return f"{where}: {error.strerror}" if where else str(error)
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Before anything is computed for it; it need not be there yet. option: that names another one. Raises
-    ConfigError."""
+def unwritable(folder: Path) -> str:
+    """Why nothing can be made there; empty: it can. The folder need not be there yet."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        why = f"{nearest} is a file"
-    elif not os.access(nearest, os.W_OK | os.X_OK):  # asks the file system too: root may not write to a read-only one
-        why = "Read-only file system" if os.statvfs(nearest).f_flag & os.ST_RDONLY else "Permission denied"
-    else:
-        return
-    raise ConfigError(f"{folder}: cannot be written ({why}); name another with {option}")
+        return f"{nearest} is a file"
+    if os.access(nearest, os.W_OK | os.X_OK):  # asks the file system too: root may not write to a read-only one
+        return ""
+    return "Read-only file system" if os.statvfs(nearest).f_flag & os.ST_RDONLY else "Permission denied"
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Before anything is computed for it. option: that names another one. Raises ConfigError."""
+    if why := unwritable(folder):
+        raise ConfigError(f"{folder}: cannot be written ({why}); name another with {option}")

@@ -26,6 +26,7 @@ from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, op
 from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
+FASHION_MNIST = "fashion-mnist"
 SPLITS = ("train", "validation", "test")
 CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
@@ -83,13 +84,19 @@ def read_pictures(where: str, crop: int, store: PixelFiles | None = None) -> dic
     if store is not None and 0 < mapped < len(read):
         read[mapped:] = _mapped(read[mapped:], store)
     mistakes += _mixed_channels([picture for _, picture in read])
-    if mistakes:
-        shown = [*mistakes[:_SHOWN], *([f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else [])]
-        raise DataError("\n".join([f"data={where}: its images cannot be used:", *shown]))
+    _refuse(where, mistakes)
     pictures: dict[str, list[Picture]] = defaultdict(list)
     for split, picture in read:
         pictures[split].append(picture)
     return _complete(pictures, where)
+
+
+def check_layout(where: str) -> None:
+    """What a folder's names tell already; no image is read. Raises DataError."""
+    mistakes: list[str] = []
+    if os.path.isdir(where) and where != FASHION_MNIST:
+        _grouped(_local(Path(where)), where, mistakes)
+    _refuse(where, mistakes)
 
 
 def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -110,6 +117,12 @@ def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray
         return np.stack([of(picture)[:, top : top + crop, left : left + crop] for picture, top, left in chosen])
 
     return cut(lambda p: p.clean), cut(lambda p: p.noisy) if pictures[0].noisy is not None else None
+
+
+def _refuse(where: str, mistakes: Sequence[str]) -> None:
+    if mistakes:
+        shown = [*mistakes[:_SHOWN], *([f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else [])]
+        raise DataError("\n".join([f"data={where}: its images cannot be used:", *shown]))
 
 
 # --- what lies where ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import optuna
 from model.config import FIELDS, ConfigError, TrainConfig, nearest
 
 _SAMPLES = 25  # of a space, before it is believed
+_OF_THE_SEARCH = ("epochs", "images_per_epoch")  # fields of TrainConfig that are its own options
 
 
 class SpaceError(ConfigError):
@@ -43,6 +44,9 @@ class Space:
         if not isinstance(config, TrainConfig):
             raise SpaceError(f"space {self.name}: suggest returned {type(config).__name__}, not a TrainConfig")
         for name, value in trial.params.items():
+            if name in _OF_THE_SEARCH:
+                option = f"--{name.replace('_', '-')}"
+                raise SpaceError(f"space {self.name}: {name} is one for all trials, which compare by it: {option}")
             if name not in FIELDS:
                 raise SpaceError(f"space {self.name}: {name} is no field of TrainConfig. {nearest(name, FIELDS)}")
             if getattr(config, name) != value:
@@ -83,6 +87,8 @@ class Space:
                 optuna.trial.create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
             except ValueError as error:
                 raise SpaceError(f"space {self.name}: starting point {index}: {error}") from error
+        if not distributions:
+            raise SpaceError(f"space {self.name}: suggests nothing, so all trials would be the same")
         return {
             "distributions": {name: sorted(found) for name, found in sorted(distributions.items())},
             "starting_points": [dict(point) for point in self.starting_points],

@@ -38,7 +38,7 @@ class Search:
 
     def _record(self) -> AbstractContextManager[Record]:
         """As the storage has it now."""
-        return looking(Path("runs"), self.name, opened(self.storage, looks=True))
+        return looking(Path("runs"), self.name, opened(self.storage, Path("runs"), looks=True))
 
     def trials(self) -> list[FrozenTrial]:
         """None before the first copy of the record."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import ray
 from curves import conductor, run_all
 from plain_search import command, photographs, without_ray
 
@@ -15,6 +16,17 @@ from hpo.record import Record
 
 # Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
 SEARCH = SearchConfig(trials=8, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4})
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no Ray starts, whatever is asked."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line: bad input is told with the rule, the value and the nearest right thing, before anything starts."""
+"""The command line. What it refuses: test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import skimage.data
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from saying import hpo_says
 from tensorboard_files import curves_in
 
 import hpo.study
@@ -34,99 +34,7 @@ from model.config import FIELDS
 from model.denoise import read_manifest
 from model.noise import KINDS
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch) -> None:
-    """Where no Ray starts, whatever is asked."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.chdir(tmp_path)
-
-
-def hpo_says(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
-    """Exit code, stdout, stderr."""
-    try:
-        code = main(argv)
-    except SystemExit as stop:  # argparse's own
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-SEARCH = ["search", "first"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        ([*SEARCH, "--trials", "0"], ["trials=0: must be at least 1"]),
-        ([*SEARCH, "--trials", "-1"], ["trials=-1: must be at least 1"]),
-        ([*SEARCH, "--set", "depth=6"], ["image_size=32: must be a multiple of 64, for a depth of 6"]),
-        ([*SEARCH, "--trials", "many"], ["--trials", "'many'"]),
-        ([*SEARCH, "--trails", "3"], ["--trails: no such option. Did you mean --trials?"]),
-        ([*SEARCH, "--trails=3"], ["--trails=3: no such option. Did you mean --trials?"]),
-        ([*SEARCH, "--tri", "3"], ["--tri: no such option"]),
-        ([*SEARCH, "--grace", "5", "--epochs", "3"], ["grace=5: must be from 1 to the 3 epochs"]),
-        ([*SEARCH, "--reduction", "1"], ["reduction=1: must be at least 2"]),
-        ([*SEARCH, "--scheduler", "hyperband"], ["hyperband", "leaders", "asha", "none"]),
-        ([*SEARCH, "--objective", "loss"], ["loss", "balanced", "ssim", "psnr"]),
-        ([*SEARCH, "--concurrent", "0", "--time-budget", "nan"], ["concurrent=0", "time_budget=nan"]),
-        ([*SEARCH, "--max-cost", "5", "--on-demand-after", "-1"], ["max_cost=5.0", "on_demand_after=-1.0"]),
-        ([*SEARCH, "--max-cost", "much"], ["--max-cost", "much"]),
-        ([*SEARCH, "--gpus-per-trial", "1.5"], ["gpus_per_trial=1.5", "Ray has no 1.5 GPUs"]),
-        ([*SEARCH, "--images-per-epoch", "10"], ["images_per_epoch=10", "batch size, 64"]),
-        ([*SEARCH, "--seed", "-1"], ["seed=-1"]),
-        ([*SEARCH, "--data", "mnist"], ["data=mnist", "fashion-mnist"]),
-        ([*SEARCH, "--noise", "gauss:30"], ["gauss:30", "gaussian:30"]),
-        ([*SEARCH, "--space", "optimisers"], ["space=optimisers", "Did you mean optimizers?"]),
-        ([*SEARCH, "--space", "mine.py"], ["mine.py", "there is no such file"]),
-        ([*SEARCH, "--set", "widht=4"], ["widht: no such setting. Did you mean width?"]),
-        ([*SEARCH, "--set", "width=wide"], ["width=wide: width is a whole number, such as width=64"]),
-        ([*SEARCH, "--set", "width"], ["width: a setting is NAME=VALUE"]),
-        ([*SEARCH, "--set", "width=4", "--set", "width=8"], ["width: set twice, to 4 and 8"]),
-        ([*SEARCH, "--set", "lr_g=0.01"], ["lr_g: searched by the space losses_and_rates"]),
-        ([*SEARCH, "--set", "epochs=3"], ["has an option of its own: --epochs"]),
-        ([*SEARCH, "--set", "batch_size=55001"], ["batch_size=55001: above the 55,000 training images"]),
-        (["search", "../x"], ["name='../x'", "1 to 64 letters", "such as x"]),
-        (["search", ""], ["name=''"]),
-        ([*SEARCH, "--runs", "file.txt"], ["file.txt/first: cannot be written", "--runs"]),
-        (["serch", "first"], ["serch", "search"]),
-        ([], ["COMMAND"]),
-        (["show", "first"], ["first: no such search in runs", "`hpo search NAME` starts one"]),
-        (["show", "a/b"], ["name='a/b'"]),
-        (["report", "first"], ["first: no such search in runs"]),
-        (["export", "first"], ["first: no such search in runs"]),
-        (["evaluate", "nowhere"], ["nowhere: no export there", "manifest.json"]),
-        (["denoise", "nowhere", "a.png", "--to", "out"], ["nowhere: no export there"]),
-        (["denoise", "m", "b.png", "--to", "out"], ["b.png: there is no such file"]),
-        (["denoise", "m", "file.txt", "--to", "out"], ["file.txt: an image ends in .png"]),
-        (["denoise", "m", "a.png", "other/a.png", "--to", "out"], ["other/a.png: has the same name as a.png"]),
-        (["denoise", "m", "a.png", "--to", "."], ["a.png: would be overwritten", "--to"]),
-        (["denoise", "m", "a.png", "--to", "file.txt"], ["file.txt: is a file; --to names a folder"]),
-        (["denoise", "m", "empty", "--to", "out"], ["empty: no images there"]),
-        (["denoise", "m", "a.png", "b.png", "file.txt", "--to", "out"], ["b.png", "file.txt"]),
-        (["train", "--to", "out", "--set", "lr_g=5"], ["lr_g=5.0: lr_g must be above 0 and at most 1"]),
-        (["train", "--to", "out", "--epochs", "0"], ["epochs=0"]),
-        (["train", "--to", "out", "--data", "mnist"], ["data=mnist"]),
-        (["train", "--to", "file.txt"], ["file.txt", "folder"]),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_written(argv, told, tmp_path, capsys):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.txt").write_text("text")
-    for name in ("a.png", "other/a.png"):
-        Image.new("L", (8, 8)).save(tmp_path / name)
-    before = sorted(tmp_path.rglob("*"))
-    code, out, err = hpo_says(*argv, capsys=capsys)
-    assert (code, out) == (2, "")
-    for part in told:
-        assert part in err
-    assert "Traceback" not in err
-    assert sorted(tmp_path.rglob("*")) == before
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 def test_a_wrong_option_is_answered_without_loading_what_a_search_needs():

@@ -13,6 +13,7 @@ import pytest
 from disks import disk, full, read_only
 from plain_search import assert_best_checkpoints_are_as_recorded, command
 from ray.exceptions import RayTaskError
+from saying import hpo_says
 from test_real_search import essence
 
 from hpo import results, search
@@ -138,7 +139,7 @@ def test_where_nothing_can_be_written_it_is_told_before_anything_is_computed(
     searched_plainly, pictures, small, monkeypatch, capsys
 ):
     shutil.copytree(searched_plainly, small, dirs_exist_ok=True)
-    monkeypatch.setattr(search, "_check", None)  # nor are images read
+    monkeypatch.setattr(search, "_loaded", None)  # nor are images read
     monkeypatch.setattr("model.data.DataConfig.load", None)
     commands = [
         command(pictures, small),
@@ -151,8 +152,8 @@ def test_where_nothing_can_be_written_it_is_told_before_anything_is_computed(
     ]
     with read_only(small):
         for each in commands:
-            assert main(each) == 2
-            said = capsys.readouterr().err
-            assert re.fullmatch(rf"hpo: {small}\S*: cannot be written \(Read-only file system\); .*\n", said)
+            code, _, said = hpo_says(*each, capsys=capsys)
+            assert code == 2
+            assert re.fullmatch(rf"hpo( \w+)?: {small}\S*: cannot be written \(Read-only file system\); .*\n", said)
         assert main(["show", "first", "--runs", str(small)]) == 0
         assert "5 trials" in capsys.readouterr().out

@@ -10,7 +10,8 @@ import yaml
 
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, Sight, as_growth
-from hpo.ray_runtime import Cluster, RayError
+from hpo.ray_runtime import Cluster
+from model.config import ConfigError
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 GPU_NODE = {"CPU": 4.0, "GPU": 1.0}
@@ -45,9 +46,9 @@ def test_never_more_slots_than_trials_or_than_asked_for():
 
 
 def test_a_trial_that_fits_nowhere_is_refused_with_what_the_nodes_have():
-    with pytest.raises(RayError, match=r"1 GPUs; no node has them\. The largest has 2 CPUs and 0 GPUs"):
+    with pytest.raises(ConfigError, match=r"1 GPUs; no node has them\. The largest has 2 CPUs and 0 GPUs"):
         cluster(SearchConfig(gpus_per_trial=1), {"CPU": 2.0})
-    with pytest.raises(RayError, match=r"2 GPUs; no node has them, and none can be added that has\. .* and 1 GPUs"):
+    with pytest.raises(ConfigError, match=r"2 GPUs; no node has them, and none can be added that has\. .* and 1 GPUs"):
         cluster(SearchConfig(gpus_per_trial=2), HEAD, growth=FROM_ZERO)
 
 

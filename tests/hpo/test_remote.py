@@ -169,7 +169,7 @@ def test_more_gpus_than_any_worker_has_are_refused(tmp_path):
     config = {"head_node_type": "head", "available_node_types": {"head": {"resources": {"CPU": 64}}, "gpu": node}}
     for asked, reason in (({"gpus_per_trial": 2}, "gpus_per_trial=2"), ({"cpus_per_trial": 8}, "cpus_per_trial=8")):
         with pytest.raises(remote.ConfigError, match=f"{reason}: no worker of the file has more than"):
-            remote._check(remote.SearchConfig(**asked), asked, config)
+            remote._check_room(remote.SearchConfig(**asked), config)
 
 
 def test_a_folder_too_large_to_ship_is_refused(head, server, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,17 @@
+"""What `hpo` says, in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpo.cli import main
+
+
+def hpo_says(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
+    """Exit code, stdout, stderr."""
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
