@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,9 +194,8 @@ def test_what_a_trial_died_of(error, oom_kills, then, text):
 
 
 def test_the_kernels_kills_are_read_from_its_own_count(monkeypatch):
-    monkeypatch.setattr(
-        Path, "read_text", lambda path: {"/proc/vmstat": "drop 1\noom_kill 31\noom_killed 7\n"}[str(path)]
-    )
+    files = {"/proc/vmstat": "drop_pagecache 1\noom_kill 31\noom_killed 7\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
     assert kernel_oom_kills() == 31
 
 
