@@ -39,7 +39,7 @@ test-all: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not cluster"
+	$(BIN)/pytest -m "not cluster" --hypothesis-profile deep
 	$(MAKE) test-cluster
 
 # Part of test-all: several hosts and a stand-in for EC2 on this machine: tests/cluster/hosts.py. It needs root.

@@ -352,7 +352,8 @@ def damaged_state(scene: Scene) -> Outcome:
 
     for file in scene.side.state_files():
         os.truncate(file, file.stat().st_size // 2)
-        found += [f"{file.name.partition('-20')[0]}: {complaint}" for complaint in complaints_when_continued()]
+        if wrong := complaints_when_continued():
+            found.append(f"{file.name.partition('-20')[0]}: {', '.join(wrong)}")
         shutil.rmtree(scene.side.folder)
         shutil.copytree(saved, scene.side.folder)
     found = found or complaints_when_continued()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting, visible
+from model.config import ConfigError, MachineError, TrainConfig, nearest, parse_setting, printable, visible
 from model.disk import check_writable, in_words, replacing
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = arguments.run(arguments)
     except BrokenPipeError:  # `hpo show NAME | head`
@@ -88,14 +91,14 @@ def _resolve(arguments: argparse.Namespace) -> None:
     if hasattr(arguments, "set"):
         arguments.set = _settings(arguments.set)
     if getattr(arguments, "space", "").endswith(".py"):
-        arguments.space = str(Path(arguments.space).resolve())
+        arguments.space = os.path.realpath(arguments.space)
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
 
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
-    return str(Path(data).resolve()) if os.path.exists(data) else data
+    return os.path.realpath(data) if os.path.exists(data) else data
 
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
@@ -187,11 +190,12 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    from hpo.config import check_name
     from hpo.copies import opened
     from hpo.holder import remove
     from hpo.record import Record, missing
 
-    folder, storage = arguments.runs / arguments.name, opened(arguments.storage, looks=True)
+    folder, storage = arguments.runs / check_name(arguments.name), opened(arguments.storage, looks=True)
     stored = storage.inside(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise missing(arguments.runs, arguments.name)
@@ -420,8 +424,8 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
     config = cluster_file.checked(arguments.file)
     for line in cluster_file.warnings(config):
-        print(f"Mind: {line}", file=sys.stderr)
-    print(cluster_file.summary(config))
+        print(printable(f"Mind: {line}"), file=sys.stderr)
+    print(printable(cluster_file.summary(config)))
     return 0
 
 
@@ -497,7 +501,7 @@ class _Parser(argparse.ArgumentParser):
             option, _, value = word.partition("=")
             word = option if "://" in value else word  # a database's URL may have a password
             message = f"{word}: no such option. {nearest(option, own)}"
-        self.exit(EXIT_BAD_INPUT, visible(f"{self.prog}: {message}\n"))
+        self.exit(EXIT_BAD_INPUT, printable(visible(f"{self.prog}: {message}")) + "\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are answered by the command that was meant, which knows its own."""
@@ -527,7 +531,7 @@ def _parser() -> argparse.ArgumentParser:
     def in_runs(made: argparse.ArgumentParser, *, named: bool = True) -> None:
         if named:
             made.add_argument("name", metavar="NAME", help="the search")
-        made.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches live")
+        made.add_argument("--runs", type=_path, default=Path("runs"), metavar="DIR", help="where searches live")
         made.add_argument(
             "--storage",
             default=os.environ.get(STORAGE) or None,
@@ -550,7 +554,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "Write what there is to see of a search as one HTML file; prints its path.")
     in_runs(report)
-    report.add_argument("--to", type=Path, metavar="FILE", help="the file (None: report.html of the search)")
+    report.add_argument("--to", type=_path, metavar="FILE", help="the file (None: report.html of the search)")
     in_runs(command("watch", _watch, "The live table of a search that another process, or another machine, runs."))
     in_runs(command("stop", _stop, "End a search of this machine, so that it can be continued."))
     remove = command("rm", _remove, "Delete a search; asks first.")
@@ -563,7 +567,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "Write the winner, or a trial's best, as a folder to deploy.")
     in_runs(export)
     export.add_argument("--trial", type=int, metavar="N", help="this trial instead of the winner")
-    export.add_argument("--to", type=Path, metavar="DIR", help="the folder (None: export/ of the search)")
+    export.add_argument("--to", type=_path, metavar="DIR", help="the folder (None: export/ of the search)")
     export.add_argument("--trainable", action="store_true", help="with the checkpoint to train on")
 
     in_runs(command("sync", _sync, "Send to W&B what it lacks of a search that was logged offline."))
@@ -571,14 +575,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "evaluate", _evaluate, "Measure an exported model: noisy, denoised, ground truth; train and test."
     )
-    evaluate.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
+    evaluate.add_argument("model", type=_path, metavar="DIR", help="an exported folder")
     evaluate.add_argument("--data", metavar="FOLDER", help="where its images are now (None: where they were)")
     as_json(evaluate)
 
     denoise = command("denoise", _denoise, "Denoise images of any size with an exported model.")
-    denoise.add_argument("model", type=Path, metavar="DIR", help="an exported folder")
-    denoise.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images")
-    denoise.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the denoised ones go")
+    denoise.add_argument("model", type=_path, metavar="DIR", help="an exported folder")
+    denoise.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="images, or folders of images")
+    denoise.add_argument("--to", type=_path, required=True, metavar="DIR", help="where the denoised ones go")
 
     _add_cluster_commands(command)
 
@@ -591,15 +595,25 @@ def _parser() -> argparse.ArgumentParser:
 def _add_cluster_commands(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     cluster = command("cluster", _cluster, "Look at a file for `ray up`: refuse an unfilled or unsafe one.")
     cluster.add_argument("what", choices=["check"], help="all that is wrong with it, at once")
-    cluster.add_argument("file", type=Path, metavar="FILE", help="cluster.yaml, or yours")
+    cluster.add_argument("file", type=_path, metavar="FILE", help="cluster.yaml, or yours")
     launch = command("launch", _launch, "Submit a search as a job of a cluster's head; the same command continues it.")
     pull = command("pull", _pull, "Bring the winner so far from a cluster's head here, and verify it.")
     for made in (launch, pull):
-        made.add_argument("file", type=Path, metavar="CLUSTER.yaml", help="that `ray up` was given")
+        made.add_argument("file", type=_path, metavar="CLUSTER.yaml", help="that `ray up` was given")
         made.add_argument("name", metavar="NAME", help="the search")
     _add_search_options(launch)
     launch.add_argument("--wait", action="store_true", default=False, help="until its end; exits with its exit code")
-    pull.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to deploy")
+    pull.add_argument("--to", type=_path, required=True, metavar="DIR", help="the folder to deploy")
+
+
+def _path(text: str) -> Path:
+    """What the system takes: no system asked, since it may be written for another machine."""
+    if "\0" in text or len(os.fsencode(text)) >= _MOST_PATH or any(len(os.fsencode(p)) > 255 for p in text.split("/")):
+        raise argparse.ArgumentTypeError("no path: a name has at most 255 bytes, a path 4095")
+    return Path(text)
+
+
+_MOST_PATH = 4096
 
 
 def _money(text: str) -> float | None:
@@ -609,7 +623,7 @@ def _money(text: str) -> float | None:
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints and pictures")
+    train.add_argument("--to", type=_path, required=True, metavar="DIR", help="checkpoints and pictures")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of TrainConfig")
     train.add_argument("--epochs", type=int, default=12)
     train.add_argument("--images-per-epoch", type=int, metavar="N", help="(None: all training images)")

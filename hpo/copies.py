@@ -58,11 +58,12 @@ def looking(
 ) -> Iterator[Record]:
     """The record, for who doesn't run the search: with a storage from there alone, into a folder that goes at the end.
     Raises ConfigError, RecordError, StorageError."""
+    check_name(name)
     if storage is None:
         _check_own(runs / name)
         yield Record(runs, name, read_only=read_only, waits=waits)
         return
-    if not storage.exists(f"{check_name(name)}/{SEARCH_FILE}"):
+    if not storage.exists(f"{name}/{SEARCH_FILE}"):
         raise not_in(storage.address, name, names_in(storage))
     with tempfile.TemporaryDirectory(prefix="pix2pix-search-") as folder:
         bring(inside := storage.inside(name), Path(folder) / name)
@@ -106,7 +107,7 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
     search that the storage has not gets into it. Raises ConfigError, RecordError, StorageError; when_over: called in
     another thread once the search is another's, or the storage was away for too long.
     """
-    folder = runs / name
+    folder = runs / check_name(name)
     own = _check_own(folder, storage)
     if not Record.exists(runs, name) and not (storage and storage.exists(f"{name}/{SEARCH_FILE}")):
         raise not_in(storage.address, name, names_in(storage)) if storage else missing(runs, name)

@@ -159,6 +159,7 @@ class Record:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
         }
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
@@ -166,6 +167,10 @@ class Record:
             write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
         except _DATABASE_ERRORS as error:
             raise _unusable(str(folder / STUDY_FILE), error) from error
+        except ConfigError:  # the database refuses
+            for path in new:
+                path.rmdir()
+            raise
         return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:

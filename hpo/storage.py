@@ -3,11 +3,13 @@ who asks waits while it is away."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -118,6 +120,9 @@ class Storage:
         """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
         StorageError."""
         from pyarrow import fs  # noqa: PLC0415
+
+        if "\0" not in self.address and (why := "" if self.is_s3 else _no_folder(Path(self.address))):
+            raise ConfigError(f"storage={self.address}: {why}")
 
         def look(system: Any, path: Callable[[str], str]) -> None:
             self._listed(system, path(""), recursive=False)
@@ -316,6 +321,19 @@ class Storage:
             _to_disk(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _no_folder(path: Path) -> str:
+    """Why a path is no folder and can be none, where no waiting helps."""
+    for each in (path, *path.parents):
+        try:
+            mode = each.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # others are of a mount that may come back
+            return str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
+        return "" if stat.S_ISDIR(mode) else f"{each} is no folder"
+    return ""
 
 
 def _download(system: Any, source: str, to: Path) -> None:

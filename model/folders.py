@@ -121,14 +121,14 @@ _Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image f
 def _local(folder: Path) -> _Files:
     if not os.path.isdir(folder):
         raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
-    root, files, leaving = folder.resolve(), {}, []
+    root, files, leaving = Path(os.path.realpath(folder)), {}, []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent) / name
             if not _is_image(name):
                 continue
-            if not path.resolve().is_relative_to(root):
+            if not Path(os.path.realpath(path)).is_relative_to(root):
                 leaving.append(str(path))
             files[path.relative_to(folder).as_posix()] = functools.partial(_read, path)
     if leaving:

@@ -47,8 +47,11 @@ def options_of(address: str) -> dict[str, str]:
     except ValueError as error:
         raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
     options = dict(parse_qsl(url.query))
-    if "@" in url.netloc or any("@" in value for value in options.values()):  # it would be written into search.json
+    # They would be written into search.json; a secret may have a / in it.
+    if {"@", ":"} & set(url.netloc) or any("@" in value for value in options.values()):
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+    if "#" in address:  # what follows would be ignored
+        raise ConfigError(f"{address}: has a #, which no address has; what follows a ? are its options")
     if not url.netloc:
         raise ConfigError(f"{address}: names no bucket: s3://BUCKET/PREFIX")
     unknown = [name for name in options if name not in _OPTIONS]

@@ -279,9 +279,14 @@ def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Gener
     """
     tensors, state = load_checkpoint(path)
     config, _ = _told(path, state)
+    weights = _network_weights(tensors, "average")
+    with torch.device("meta"):  # costs no memory, however large it says that it is
+        planned = Generator.of(config, channels=channels, image_size=image_size).state_dict()
+    if {name: t.shape for name, t in planned.items()} != {name: t.shape for name, t in weights.items()}:
+        raise CheckpointError(f"{path}: its generator does not fit its own configuration (other tensors, or shapes)")
     generator = Generator.of(config, channels=channels, image_size=image_size)
     try:
-        generator.load_state_dict(_network_weights(tensors, "average"))
+        generator.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its generator does not fit its own configuration ({error})") from error
     return generator.eval(), state

@@ -15,5 +15,5 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 # ci: few examples, the same ones always. deep: many, others each time; `make test-all`, or --hypothesis-profile deep.
 CHECKS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("ci", **CHECKS, derandomize=True, max_examples=50)
-settings.register_profile("deep", **CHECKS, derandomize=False, max_examples=1000, print_blob=True)
+settings.register_profile("deep", **CHECKS, derandomize=False, max_examples=300, print_blob=True)
 settings.load_profile("ci")

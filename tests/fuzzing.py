@@ -37,15 +37,15 @@ def near(draw: st.DrawFn, document: Any, values: st.SearchStrategy[Any] = JSON) 
     for _ in range(draw(st.integers(1, 3))):
         *path, last = draw(st.sampled_from(sorted(_places(document), key=repr) or [(None,)]))
         if last is None:
-            return draw(values)
+            return copy.deepcopy(draw(values))
         of = document
         for key in path:
             of = of[key]
         what = draw(st.sampled_from(["exchanged", "exchanged", "removed", "renamed", "added"]))
         if what == "exchanged" or isinstance(of, list):
-            of[last] = draw(values)
+            of[last] = copy.deepcopy(draw(values))  # what is sampled is no copy
         elif what == "added":
-            of[draw(TEXTS)] = draw(values)
+            of[draw(TEXTS)] = copy.deepcopy(draw(values))
         else:
             value = of.pop(last)
             if what == "renamed":
@@ -94,7 +94,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(found)
 
 
-def few(share: int) -> settings:
+def fewer(share: int) -> settings:
     """For what takes long: so much fewer examples."""
     return settings(max_examples=max(5, settings.default.max_examples // share))
 

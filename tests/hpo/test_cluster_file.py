@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fuzzing import JSON, assert_told, near
+from fuzzing import JSON, assert_told, fewer, near
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -288,6 +288,7 @@ ODD_TEXTS = st.sampled_from(ODD_YAML)
 
 
 @given(text=st.text() | ODD_TEXTS | st.builds("{}\n{}".format, st.text(max_size=5), ODD_TEXTS))
+@fewer(2)
 @example(ALIASES)
 @example(MERGES)
 @example("a: &a [*a]")
@@ -307,6 +308,7 @@ def test_any_text_is_a_mapping_or_told_as_none(tmp_path_factory, text):
 
 
 @given(data=st.data())
+@fewer(2)
 @pytest.mark.parametrize("name", [AWS, LOCAL])
 @pytest.mark.usefixtures("without_ray")
 def test_any_change_of_a_shipped_file_is_summed_up_or_refused_in_lines(name, furnished, data):

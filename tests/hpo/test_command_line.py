@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +17,20 @@ import pytest
 import ray
 import skimage.data
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from tensorboard_files import curves_in
 
 import hpo.study
+import model.data
+import model.run
+from hpo import cli, ray_runtime
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.search import IMAGES
+from model.config import FIELDS
 from model.denoise import read_manifest
 from model.noise import KINDS
 
@@ -232,3 +242,112 @@ def test_a_training_by_hand_is_exported_when_asked_and_says_what_the_export_meas
     assert json.loads(out)["export"] == manifest["metrics"]
     assert manifest["metrics"]["test"] is not None
     assert manifest["origin"] == {"training": "out", "epoch": 1}
+
+
+# --- whatever is typed -----------------------------------------------------------------------------------------------
+
+ODD = [
+    "-1",
+    "0",
+    "1",
+    "3",
+    "nan",
+    "inf",
+    "1e400",
+    "9" * 5000,
+    "\u0663",
+    "",
+    "x" * 5000,
+    "\x1b[2J",
+    "a\nb",
+    "\udcff",
+    "1.5",
+    "-",
+]
+TYPED = (
+    st.sampled_from(ODD)
+    | st.integers().map(str)
+    | st.floats().map(str)
+    | st.text(st.characters(exclude_characters="\0"))
+)
+DATABASES = [
+    "postgresql://127.0.0.1:1/x?connect_timeout=1",
+    "postgresql://a:b@c/d",
+    "postgresql://[1.]/d",
+    "sqlite:///x",
+]
+# What would ask other machines, or run as a command, is chosen from a few.
+GIVEN = {
+    "--on-finish": st.sampled_from(["", "true"]),
+    "--study-url": st.sampled_from(DATABASES),
+    "--wandb": st.sampled_from(["offline", "disabled", "onlin"]),
+    "--address": st.sampled_from(["local", "", "\x1b"]),
+    "--storage": st.sampled_from(["", "s3://", "s3://[", "gs://a", "a.png", "a.png/b", "x" * 5000, "\x1b[2J", "shelf"]),
+    "--data": st.sampled_from(["fashion-mnist", "s3://", "s3://a@b/c", "s3://[", "a.png", "x" * 5000]) | TYPED,
+    "--space": st.sampled_from(["losses_and_rates", "optimizers", "a.png", "x" * 5000 + ".py", "\x1b.py"]) | TYPED,
+    "--noise": st.sampled_from(["gaussian:30", "poisson:9" * 30, "jpeg:0"]) | TYPED,
+    "--set": st.builds("{}={}".format, st.sampled_from(FIELDS) | TYPED, TYPED) | TYPED,
+}
+COMMANDS = {action.metavar or action.dest: action for action in cli._parser()._actions}["COMMAND"].choices
+
+
+@st.composite
+def typed(draw: st.DrawFn) -> list[str]:
+    """A command with some of its options and any values for them."""
+    name = draw(st.sampled_from(sorted(COMMANDS.keys() - {"stop", "rm"})))
+    words = [name]
+    for action in COMMANDS[name]._actions:
+        values = GIVEN.get((action.option_strings or [""])[0], TYPED)
+        if not action.option_strings:
+            words.append(draw(st.sampled_from(["first", "model", "a.png", "check"]) | values))
+        elif action.dest != "help" and (action.required or draw(st.integers(0, 14)) == 0):
+            words += [action.option_strings[0]] if action.nargs == 0 else [action.option_strings[0], draw(values)]
+    return words
+
+
+class StartedError(Exception):
+    """What was asked is right, and begins."""
+
+
+@given(words=typed() | st.lists(TYPED | st.sampled_from(sorted(COMMANDS)), max_size=4))
+@example(words=["search", "first", "--runs", "x" * 5000])
+@example(words=["search", "first", "--space", "x" * 5000 + ".py"])
+@example(words=["search", "first", "--data", "x" * 5000])
+@example(words=["search", "first", "--set", "blocks=1000000000"])
+@example(words=["search", "first", "--seed", "9" * 50])
+@example(words=["search", "first", "--trials", "9" * 50])
+@example(words=["search", "first", "--study-url", "postgresql://[1.]/d"])
+@example(words=["search", "first", "--storage", "a.png"])
+@example(words=["sync", "9" * 5000])
+@example(words=["show", "\x1b[2J"])
+@example(words=["dashboard", "first", "--port", "99999"])
+def test_whatever_is_typed_begins_or_is_refused_in_lines_with_nothing_written(words, images_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("typed")
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    before = sorted(folder.rglob("*"))
+    with chdir(folder), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(words)
+        except SystemExit as stop:
+            code = stop.code
+        except StartedError:
+            return
+    told = err.getvalue().splitlines()
+    assert code in (0, 2), told
+    assert all(line.isprintable() and len(line) <= 2100 for line in told)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def images_once() -> Iterator[None]:
+    """Read once; no training, and no Ray."""
+
+    def begin(*_: object, **__: object) -> None:
+        raise StartedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.data, "_fashion_mnist", functools.cache(model.data._fashion_mnist))
+        patch.setattr(model.run.TrainingRun, "__init__", begin)
+        patch.setattr(ray_runtime, "started", begin)
+        patch.setattr(model.data.Images, "digest", "0")
+        yield

@@ -15,6 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from curves import conductor, report, run_all, story, train
+from fuzzing import as_json, assert_told, fewer, json_near
+from hypothesis import example, given
+from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 from storages import KINDS, Place, place
 
@@ -27,7 +30,7 @@ from hpo.deaths import death_of
 from hpo.follow import _Life
 from hpo.lease import Lease, LeaseLostError
 from hpo.progress import Status
-from hpo.record import Record
+from hpo.record import Record, RecordError
 from hpo.retention import Retention
 from hpo.storage import NotSharedError, Storage, StorageError
 from hpo.workplace import OWNER, Workplace
@@ -352,3 +355,65 @@ def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_
         Workplace(about).take_up(CONFIG)
     (tmp_path / "search.json").write_text("{}")
     Workplace(about).take_up(CONFIG)
+
+
+# --- whatever is in it -----------------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@fewer(2)
+def test_whatever_a_storage_has_its_search_is_looked_at_or_told_as_damaged(undisturbed, tmp_path_factory, data):
+    """search.json, copies of the study, and files beside them; nothing is written outside the folder that goes."""
+    root = tmp_path_factory.mktemp("fuzzed")
+    content = {
+        "search.json": data.draw(st.just(as_json(undisturbed.about)) | json_near(undisturbed.about), "search.json"),
+        "study/000001-0000000a.db": (undisturbed.folder / "study.db").read_bytes(),
+        **data.draw(st.dictionaries(st.sampled_from(STUDIES), st.binary(max_size=50), max_size=2), "studies"),
+    }
+    for name, text in content.items():
+        (path := root / "first" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    (runs := tmp_path_factory.mktemp("runs")).joinpath("first").mkdir()
+    (runs / "first" / "storage.json").write_bytes(
+        data.draw(json_near({"address": str(root), "claim": "000001-0000000a"}))
+    )
+    storage = Storage(str(root), patience=1)
+    try:
+        with looking(runs, "first", storage) as record:
+            assert len(record.trials()) == 8
+    except (RecordError, ConfigError, StorageError) as error:
+        assert_told(error)
+    for of in (None, storage):
+        try:
+            with held(runs, "first", of, fail) as found:
+                assert len(found.record.trials()) == 8
+        except (RecordError, ConfigError, StorageError) as error:
+            assert_told(error)
+
+
+STUDIES = [
+    "study/000002-0000000b.db",
+    "study/x.db",
+    "study/99.db",
+    "study/000003-0000000c",
+    "study/a/000009-0000000a.db",
+]
+
+
+@given(
+    owner=st.binary() | st.sampled_from([b"000001-ffffffff", b"999999-ffffffff", b"9" * 5000 + b"-ffffffff", b"\xff"])
+)
+@example(owner=b"mine")
+def test_whatever_an_owner_says_a_training_is_taken_up_or_is_a_later_drivers(tmp_path_factory, owner):
+    root, node = tmp_path_factory.mktemp("fuzzed"), tmp_path_factory.mktemp("node")
+    storage = Storage(str(root), patience=1).inside("first")
+    storage.put("search.json", b"")
+    storage.put(f"trials/00000/{OWNER}", owner)
+    where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "patience": 1.0}
+    place = Workplace({"folder": str(node / "0"), "needs": "search.json", "storage": where})
+    if owner.startswith(b"999999-f"):
+        with pytest.raises(StorageError, match="another driver"):
+            place.take_up(TrainConfig())
+        return
+    place.take_up(TrainConfig())
+    assert storage.get(f"trials/00000/{OWNER}").startswith(b"000007-")

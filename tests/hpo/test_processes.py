@@ -174,7 +174,9 @@ def test_a_full_disk_ends_the_search_with_4_and_costs_no_trial(small_disk):
         code, errors = search.end()
     assert code == 4, errors
     assert "Traceback" not in errors
-    assert re.search(r"^hpo: .*(No space left on device|disk is full)", errors, re.MULTILINE)
+    assert re.search(
+        r"^hpo: disk full at \S*runs/first/\S+; with more room the same command goes on$", errors, re.MULTILINE
+    )
     filler.unlink()
     with searching(small_disk, SEARCH):
         trials = Record(small_disk / "runs", "first").trials()

@@ -22,7 +22,7 @@ from pathlib import Path
 import optuna
 import pytest
 from curves import SPACE, conductor, learned, report, run_all, story, train
-from fuzzing import SCALARS, assert_told, few, json_near
+from fuzzing import SCALARS, assert_told, fewer, json_near
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import Killed, killed_at_write
@@ -243,6 +243,7 @@ def exit_codes(runs: Path) -> set[int]:
 
 
 @given(data=st.data())
+@fewer(2)
 def test_any_search_file_is_a_search_or_told_as_damaged(undisturbed, data):
     content = data.draw(json_near(undisturbed.about), "search.json")
     with copy_of(undisturbed) as runs:
@@ -284,7 +285,7 @@ NOTES = {
 
 
 @given(data=st.data())
-@few(2)
+@fewer(6)
 def test_a_study_with_any_row_exchanged_is_shown_or_told_as_damaged(undisturbed, data):
     table = data.draw(st.sampled_from(sorted(ROWS)), "table")
     column = data.draw(st.sampled_from(ROWS[table]), "column")

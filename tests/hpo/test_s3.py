@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import s3_server
 import skimage.data
+from fuzzing import assert_told, damaged, fewer
+from hypothesis import example, given
+from hypothesis import strategies as st
+from loopback import listening
 from PIL import Image
 
+from hpo import storage
 from hpo.cli import main
+from hpo.storage import Storage, StorageError
 from model import folders, s3
+from model.config import ConfigError, MachineError
 from model.data import DataConfig, DataError
 
 SMALL = ["--set", "width=4", "--set", "batch_size=4", "--crop", "32", "--images-per-epoch", "4", "--epochs", "1"]
@@ -157,3 +167,63 @@ def test_a_server_that_goes_away_in_the_middle_is_asked_for_no_further_image(ser
     assert code == 4
     assert "cannot be read" in err
     assert server.failures == 999
+
+
+# --- whatever a server answers ---------------------------------------------------------------------------------------
+
+LISTED = (
+    b"<ListBucketResult><Name>photos</Name><KeyCount>1</KeyCount><IsTruncated>false</IsTruncated><Contents>"
+    b"<Key>some/../../a.png</Key><Size>3</Size><LastModified>2030-01-01T00:00:00.000Z</LastModified></Contents>"
+    b"</ListBucketResult>"
+)
+REFUSED = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+BODIES = st.binary() | damaged(LISTED) | damaged(REFUSED)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """The same to each request. stand_in: status and body."""
+
+    stand_in: list[Any]
+
+    def do_GET(self) -> None:
+        status, body = self.stand_in
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is told."""
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[tuple[list[Any], str]]:
+    """What is answered, to be set, and the options of an address."""
+    given_now: list[Any] = [200, b""]
+    with listening(_Answers, given_now) as port, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", s3_server.KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.SECRET)
+        patch.setattr(folders, "_S3_ATTEMPTS", 1)
+        patch.setattr(storage, "_ATTEMPTS", 1)
+        yield given_now, f"region=x&scheme=http&endpoint_override=127.0.0.1:{port}"
+
+
+@given(status=st.sampled_from([200, 200, 206, 301, 403, 404, 500]), body=BODIES)
+@example(status=200, body=LISTED)
+@fewer(2)
+def test_whatever_a_server_answers_is_read_or_told_and_leads_out_of_no_folder(answers, tmp_path_factory, status, body):
+    given_now, options = answers
+    given_now[:] = [status, body]
+    with pytest.raises((ConfigError, MachineError)) as refused:
+        DataConfig(data=f"s3://photos/some?{options}", crop=32).load()
+    assert_told(refused.value)
+    place, folder = Storage(f"s3://photos?{options}", patience=0.1).inside("some"), tmp_path_factory.mktemp("fuzzed")
+    try:
+        place.check()
+        place.fetch("", folder / "inside")
+    except (ConfigError, StorageError) as error:
+        assert_told(error)
+    assert {path.name for path in folder.iterdir()} <= {"inside"}

@@ -9,9 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from fuzzing import as_json, assert_told, json_near
+from hypothesis import example, given
+from hypothesis import strategies as st
 from storages import EXPIRING, KINDS, Place, place
 
 from hpo import lease
@@ -334,3 +338,70 @@ def test_who_cannot_reach_the_storage_for_too_long_is_told(storage, there):
         time.sleep(0.05)
     assert "away for" in str(told[0])
     there.comes_back()
+
+
+# --- whatever is in it -----------------------------------------------------------------------------------------------
+
+CLAIM = {"name": "000001-ffffffff", "pid": 1, "host": "elsewhere", "counter": 3, "released": True}
+NAMES = st.sampled_from(
+    ["000001-ffffffff", "000002-0000000a", "x", "9" * 5000, "-", "000001-", "\u0663-ffffffff", "a/b"]
+)
+
+
+@given(claims=st.dictionaries(NAMES.filter(lambda name: len(name) < 200), json_near(CLAIM), max_size=3))
+@example(claims={"000001-ffffffff": b"{"})
+@example(claims={"notes": b"mine"})
+@example(claims={"000001-ffffffff": as_json({**CLAIM, "pid": "1"})})
+def test_whatever_lies_among_the_claims_the_lease_is_taken_or_a_claim_told_as_damaged(tmp_path_factory, claims):
+    storage = Storage(str(tmp_path_factory.mktemp("fuzzed")), patience=1).inside("first")
+    storage.create()
+    for name, content in claims.items():
+        storage.put(f"lease/{name}.json", content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "_has_died", lambda storage, claim: True)
+        try:
+            taken = take(storage)
+        except StorageError as error:
+            assert_told(error, "damaged")
+            return
+    assert taken.generation == 1 + max((int(name[:6]) for name in claims if lease.is_claim(name)), default=0)
+    taken.check()
+    assert {name for name in claims if not lease.is_claim(name)} <= {
+        name.removeprefix("lease/").removesuffix(".json") for name in storage.names("lease/")
+    }
+
+
+ADDRESSES = st.sampled_from(
+    ["file", "file/x", "loop", "x" * 300, "x/" * 3000, "\x1b[2J", "s3:/a", "gs://a", "\udcff", "", "new"]
+)
+
+
+@given(address=ADDRESSES | st.text())
+@example(address="file")
+@example(address="x" * 300)
+@example(address="loop")
+def test_any_text_is_a_folder_to_be_made_or_refused_at_once(tmp_path_factory, address):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    (folder / "file").touch()
+    (folder / "loop").symlink_to("loop")
+    with chdir(folder):
+        try:
+            storage = Storage(address, patience=60)
+            storage.check()
+        except ConfigError as error:
+            assert_told(error, "storage=")
+    assert {path.name for path in folder.iterdir()} == {"file", "loop"}
+
+
+@given(query=st.text(st.sampled_from("abregionschmdpoit_v=&%#?@[]:/.0é\x1b ")), bucket=st.text(max_size=5))
+@example(query="b?region=x", bucket="a#")
+@example(query="", bucket="[")
+@example(query="", bucket="KEY:sec/ret@bucket")
+def test_any_s3_address_has_options_that_are_known_or_is_refused(bucket, query):
+    try:
+        options = s3.options_of(f"s3://{bucket}?{query}")
+    except ConfigError as error:
+        assert_told(error)
+    else:
+        assert options.keys() <= {"region", "scheme", "endpoint_override"}
+        assert not {"@", ":", "["} & set(bucket.partition("/")[0])

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fuzzing import assert_told
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model import data
 from model.config import ConfigError
@@ -199,3 +202,12 @@ def test_images_on_the_device_are_those_of_the_arrays_even_read_only_ones(images
     assert np.array_equal(placed.validation.numpy(), to_unit(images.validation.clean[:50]))
     assert placed.validation_noisy.shape == (50, 1, 32, 32)
     assert 0.1 < (placed.validation_noisy - placed.validation).std().item() < 30 / 127.5
+
+
+@given(content=st.binary() | st.binary().map(gzip.compress))
+def test_any_bytes_in_the_cache_are_told_as_damaged(cache, content):
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / TEST_FILE).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        DataConfig().load_test()
+    assert_told(refused.value, f"{cache / TEST_FILE}: damaged")

@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import skimage.data
+from fuzzing import assert_told, damaged, fewer
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from PIL import Image, TiffImagePlugin
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -412,3 +414,116 @@ def test_a_whole_photograph_gains_as_much_as_its_crops_and_no_more_is_lost_where
     assert at_once - before >= by_crops - before > 2
     assert error_at_lines(joined, clean, 32) > 1.3  # the measure sees seams where there are some
     assert error_at_lines(whole, clean, 16) < 1.1  # tiles begin every 16 pixels
+
+
+# --- whatever a file holds -------------------------------------------------------------------------------------------
+
+
+def _saved(form: str, mode: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+IMAGES = [
+    *(_saved("PNG", mode) for mode in ("1", "P", "L", "LA", "RGB", "RGBA")),
+    *(_saved("TIFF", mode, compression=way) for mode in ("L", "RGB", "CMYK") for way in ("raw", "tiff_lzw", "jpeg")),
+    *(_saved("JPEG", mode, progressive=how) for mode in ("L", "RGB", "CMYK") for how in (False, True)),
+    *(_saved("WEBP", mode, lossless=how) for mode in ("RGB", "RGBA") for how in (False, True)),
+]
+
+
+@given(content=st.binary(max_size=200) | st.sampled_from(IMAGES).flatmap(damaged))
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_are_an_image_of_eight_bits_or_an_image_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("fuzzed") / "image.png"
+    path.write_bytes(content)
+    try:
+        image = open_image(path)
+    except ImageError as error:
+        assert_told(error, str(path))
+    else:
+        assert image.mode in ("L", "RGB", "LA", "RGBA")
+        assert image.width * image.height <= pictures.MAX_PIXELS
+
+
+# --- whatever a network is -------------------------------------------------------------------------------------------
+
+
+def network(nodes, weights=(), *, shape=("n", 1, "h", "w"), kind=onnx.TensorProto.FLOAT, opset=18, gives=None) -> bytes:
+    taken = [helper.make_tensor_value_info("noisy", kind, shape)]
+    given_back = [helper.make_tensor_value_info("denoised", gives or kind, None)]
+    graph = helper.make_graph(list(nodes), "graph", taken, given_back, list(weights))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    return made.SerializeToString()
+
+
+def _node(kind: str, *inputs: str, **options: object) -> onnx.NodeProto:
+    return helper.make_node(kind, ["noisy", *inputs], ["denoised"], **options)
+
+
+def _constant(value: float) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.full((1, 1, 1, 1), value, np.float32), "c")
+
+
+def _external() -> onnx.TensorProto:
+    tensor = _constant(0.0)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    return tensor
+
+
+NETWORKS = {
+    "the input itself": (network([_node("Identity")]), ""),
+    "NaN weights": (network([_node("Mul", "c")], [_constant(np.nan)]), "not finite"),
+    "infinite weights": (network([_node("Add", "c")], [_constant(np.inf)]), "not finite"),
+    "external data": (network([_node("Add", "c")], [_external()]), "cannot load it"),
+    "an opset to come": (network([_node("Identity")], opset=9_999), "cannot load it"),
+    "no such operator": (network([_node("Denoise")]), "cannot load it"),
+    "three axes": (network([_node("Identity")], shape=("n", "h", "w")), "other inputs"),
+    "whole numbers": (network([_node("Identity")], kind=onnx.TensorProto.INT64), "other inputs"),
+    "three channels": (network([_node("Identity")], shape=("n", 3, "h", "w")), "cannot run it"),
+    "another size": (network([_node("Transpose", perm=[1, 0, 2, 3])]), "no image"),
+    "a shape": (network([_node("Shape")], gives=onnx.TensorProto.INT64), "no image"),
+}
+
+
+def with_network(exported, folder, content: bytes):
+    """The export, with another network whose digest is right."""
+    shutil.copytree(exported.folder, folder)
+    (folder / "generator.onnx").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["generator.onnx"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_denoises_nothing_is_refused_with_the_reason(name, exported, tmp_path, monkeypatch):
+    content, reason = NETWORKS[name]
+    (tmp_path / "secret").write_bytes(bytes(100))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder, image = with_network(exported, tmp_path / "here" / "model", content), np.full((40, 33), 7, np.uint8)
+    if not reason:
+        assert np.array_equal(Denoiser(folder)(image), image)
+        return
+    with pytest.raises(DenoiseError) as refused:
+        Denoiser(folder)(image)
+    assert_told(refused.value, reason)
+
+
+@given(data=st.data())
+@fewer(3)
+def test_any_network_denoises_or_is_refused(exported, tmp_path_factory, data):
+    right = (exported.folder / "generator.onnx").read_bytes()
+    content = data.draw(st.sampled_from([right, *(content for content, _ in NETWORKS.values())]).flatmap(damaged))
+    folder = with_network(exported, tmp_path_factory.mktemp("fuzzed") / "model", content)
+    try:
+        denoised = Denoiser(folder)(np.full((40, 33), 7, np.uint8))
+    except DenoiseError as error:
+        assert_told(error, "generator.onnx")
+    else:
+        assert (denoised.shape, denoised.dtype) == ((40, 33), np.uint8)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import assert_told
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -368,3 +369,48 @@ def test_no_file_whatever_makes_anything_but_a_clear_error(tmp_path_factory, pho
         read_pictures(str(folder), 32)
     assert "junk.jpg" in str(caught.value)
     assert os.listdir(folder)
+
+
+NODES = st.sampled_from(
+    ["train", "test", "validation", "noisy", "clean", "a.png", "b.png", "c.png", ".hidden.png", "x.PNG"]
+)
+ODD_NAMES = st.sampled_from(["\x1b[2J.png", "a\nb.png", "\udcff.png", ".png", "a.png.txt", " .png"])
+KINDS = ["image", "image", "image", "copy", "link", "loop", "away", "gone", "pipe", "folder", "empty"]
+
+
+@given(
+    tree=st.dictionaries(
+        st.lists(NODES | ODD_NAMES, min_size=1, max_size=3).map(tuple), st.sampled_from(KINDS), max_size=9
+    )
+)
+@example(tree={("a.png",): "pipe"})
+@example(tree={("a.png",): "loop"})
+@example(tree={("\x1b[2J.png",): "empty"})
+def test_any_tree_of_files_is_split_without_an_overlap_or_told_in_lines(tmp_path_factory, tree):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    for number, (parts, kind) in enumerate(tree.items()):
+        path = folder.joinpath(*parts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind in ("image", "copy"):
+                pixels = np.full((16, 16 + number), 7 if kind == "copy" else number, np.uint8)
+                Image.fromarray(pixels).save(path, "PNG")
+            elif kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "folder":
+                path.mkdir()
+            elif kind == "empty":
+                path.touch()
+            else:
+                targets = {"link": folder / "a.png", "loop": path, "away": Path(__file__), "gone": folder / "nowhere"}
+                path.symlink_to(targets[kind])
+        except OSError:  # it stands there already
+            continue
+    try:
+        pictures = read_pictures(str(folder), 16)
+    except DataError as error:
+        assert_told(error, f"data={folder}")
+    else:
+        assert all(pictures[split] for split in ("train", "validation", "test"))
+        seen = {split: {picture.digest for picture in several} for split, several in pictures.items()}
+        assert len(set().union(*seen.values())) == sum(map(len, seen.values()))
