@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from drivers import GUARD_SECONDS, driver
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import deaths, decide, results, watch
-from hpo.deaths import Death, Pace, death_of, overdue
+from hpo.deaths import Death, Pace, death_of, kernel_oom_kills, overdue
 from hpo.hooks import DriverError, hook
 from hpo.record import Record
 from hpo.searcher import ConductorSearcher
@@ -154,7 +155,7 @@ MONITOR = "1 worker(s) were killed due to the node running low on memory. Memory
 @pytest.mark.parametrize(
     ("error", "oom_kills", "then", "text"),
     [
-        (WORKER_DIED, 0, "again", "its worker process has died"),
+        (f"{WORKER_DIED}\n \n", 0, "again", "its worker process has died"),
         (WORKER_DIED, 1, "give up", "out of memory: the kernel killed it; "),
         (MONITOR, 0, "give up", "out of memory: 1 worker(s) were killed due to the node running low on memory; "),
         (RaisedError(MemoryError(), "MemoryError"), 0, "give up", "out of memory: MemoryError; "),
@@ -190,6 +191,12 @@ def test_what_a_trial_died_of(error, oom_kills, then, text):
     death = death_of(error, oom_kills=oom_kills)
     assert death.then == then
     assert death.error.startswith(text)
+
+
+def test_the_kernels_kills_are_read_from_its_own_count(monkeypatch):
+    files = {"/proc/vmstat": "drop_pagecache 1\noom_kill 31\noom_killed 7\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert kernel_oom_kills() == 31
 
 
 def test_a_trial_hangs_when_it_is_silent_for_ten_of_its_own_epochs_and_at_least_a_minute():

@@ -21,6 +21,7 @@ from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.decide import DECISION, Decision, suggest
 from hpo.record import Record
+from model.denoise import MANIFEST
 from model.run import BEST
 
 OBJECTIVE = "ssim"
@@ -173,6 +174,21 @@ def test_an_export_looks_at_the_test_images_only_once_the_search_is_over(record,
     (record.trial_folder(1)).mkdir(parents=True)
     (record.trial_folder(1) / BEST).write_bytes(b"")
     assert asked("--trial", "1")["checkpoint"] == record.trial_folder(1) / BEST  # its own, not the final training's
+
+
+def test_an_export_is_the_searchs_until_more_is_asked_for(done):
+    folder, origin = done.folder / results.EXPORT, {"trial": 1, "trials": 8, "final_epochs": 0}
+    assert not results.is_exported(done)
+    folder.mkdir()
+    model = {"file": "generator.onnx", "channels": 1, "image_size": 32, "padding": 2}
+    manifest = {"model": model, "files": {"generator.onnx": ""}, "origin": origin, "metrics": {"test": None}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    told = {"folder": str(folder.resolve()), "origin": origin, "metrics": {"test": None}}
+    assert results.export_document(done) == told
+    assert results.is_exported(done)
+    for more in ({"final_epochs": 2}, {"final_epochs": 0, "trials": 9}):
+        done.change(more)
+        assert not results.is_exported(done)
 
 
 def test_decisions_taken_again_are_those_on_record(done):
