@@ -54,6 +54,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch_and_of_equals_the_last(fe
 
 def test_a_damaged_last_checkpoint_falls_back_on_the_best_and_says_so(few, tmp_path, monkeypatch, caplog):
     run = TrainingRun(CONFIG, few, tmp_path, "ssim")
+    assert caplog.text == ""  # a folder without checkpoints is no news
     evaluate, ssims = run.trainer._evaluate, iter([0.5, 0.4])
     monkeypatch.setattr(run.trainer, "_evaluate", lambda: {**evaluate(), "ssim": next(ssims)})
     run.run_epoch()
