@@ -232,6 +232,16 @@ def test_whatever_is_damaged_in_a_study_is_told_or_changes_nothing_that_was_deci
     assert told >= 8
 
 
+def test_a_value_that_is_not_its_reports_is_told(done, runs):
+    """As a flipped bit leaves it: SQLite takes it for whole."""
+    with sqlite3.connect(done.study_file) as study:
+        study.execute(
+            "UPDATE trial_intermediate_values SET intermediate_value = intermediate_value + 1e-3 WHERE rowid = 3"
+        )
+    with pytest.raises(RecordError, match=r"damaged \(trial \d+: its values\)"):
+        Record(runs, "first")
+
+
 DIES_WRITING = (
     "import os, signal, sqlite3, sys; study = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
     "study.execute('PRAGMA cache_size=1'); study.execute('BEGIN')\n"
