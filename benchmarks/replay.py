@@ -124,7 +124,7 @@ class Table:
         self.about: dict[str, Any] = data["about"]
         default = SearchConfig()  # the product's own decisions; the recording had none
         decisions = {name: getattr(default, name) for name in ("sampler", "scheduler", "grace", "reduction")}
-        self.search = SearchConfig(**{**self.about["search"], **decisions, "trials": 10**6})
+        self.search = SearchConfig(**{**self.about["search"], **decisions, "trials": 100_000})
         self.space: Space = search_spaces.load(self.search.space)
         self._distributions = {
             key: json_to_distribution(json.dumps(value)) for key, value in self.about["distributions"].items()

@@ -364,6 +364,8 @@ def _local(config: Config) -> list[str]:
             "workers: export RAY_enable_autoscaler_v2=0 before `ray start`"
         )
     addresses = [config["provider"]["head_ip"], *config["provider"]["worker_ips"]]
+    if odd := [address for address in addresses if not isinstance(address, str)]:
+        return [*found, *(f"provider: {address} is no address: quote it" for address in odd)]
     twice = sorted({address for address in addresses if addresses.count(address) > 1 and _UNFILLED not in address})
     return found + [f"provider: {address} is listed twice; a machine is the head or a worker" for address in twice]
 

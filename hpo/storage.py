@@ -9,16 +9,19 @@ import math
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from model import s3
 from model.config import ConfigError, MachineError
+from model.disk import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -329,15 +332,24 @@ class Storage:
 
 def _check_folder(folder: Path, writes: bool) -> None:
     """Waiting does not mend what is no folder. Raises ConfigError."""
-    try:
-        wrong = "is a file" if folder.exists() and not folder.is_dir() else ""
-        above = next(place for place in [folder, *folder.parents] if place.exists())
-        wrong = wrong or ("lies inside a file" if not above.is_dir() else "")
-        wrong = wrong or ("cannot be written" if writes and not os.access(above, os.W_OK) else "")
-    except OSError as error:  # others are of a mount that may come back
-        wrong = str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
+    wrong = _no_folder(folder)
+    with suppress(OSError):  # of a mount that may come back
+        wrong = wrong or (unwritable(folder) if writes else "")
     if wrong:
         raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
+
+
+def _no_folder(path: Path) -> str:
+    """Why a path is no folder and can be none; empty: it may be."""
+    for each in (path, *path.parents):
+        try:
+            mode = each.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
+        return "" if stat.S_ISDIR(mode) else f"{each} is a file"
+    return ""
 
 
 def _download(system: Any, source: str, to: Path) -> None:

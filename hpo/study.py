@@ -26,7 +26,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, TextClause, insert, update
+from sqlalchemy import Connection, TextClause, event, insert, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from model.config import ConfigError, MachineError
@@ -223,7 +223,10 @@ def _of_the_driver(error: BaseException) -> BaseException:
 
 def _storage(url: str, read_only: bool = False) -> RDBStorage:
     if not url.startswith(_SERVER):
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCKED_SECONDS}})
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCKED_SECONDS}})
+        # Python's sqlite3 begins no transaction for what only reads: each SELECT of a trial would see another moment.
+        event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        return storage
     password = os.environ.get("PGPASSWORD")  # read now: a driver takes it from what Ray's processes would inherit
     options: dict[str, Any] = {
         "connect_args": {**_NETWORK, **({"password": password} if password else {})},

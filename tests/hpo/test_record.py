@@ -18,9 +18,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from threading import Thread
 
 import optuna
 import pytest
+import sqlalchemy
 from curves import SPACE, conductor, learned, report, run_all, story, train
 from fuzzing import SCALARS, assert_told, fewer, json_near
 from hypothesis import given
@@ -136,6 +138,28 @@ def test_optuna_sees_how_each_trial_really_ended(done, runs):
         assert trial.value == values[-1]
         reasons[trial.state].add(trial.user_attrs["decision"]["reason"])
     assert reasons == {TrialState.COMPLETE: {"finished"}, TrialState.PRUNED: {"leaders", "diverged"}}
+
+
+def test_who_reads_while_another_writes_sees_whole_events(record, runs):
+    """In several statements: trials, then their attributes, then their values."""
+    with_trials(record, 1)
+    reader, writing = Record(runs, "first"), Thread(target=lambda: record.hear(0, report(1, 0.5)))
+
+    def after_execute(connection: sqlalchemy.Connection, _cursor: object, sql: str, *_: object) -> None:
+        if connection.engine is reader._study._storage.engine and "trial" in sql and writing.ident is None:
+            writing.start()
+            writing.join(1)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", after_execute)
+    try:
+        reader.refresh()
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", after_execute)
+        writing.join()
+    assert reader.trials()[0].intermediate_values == {}
+    reader.refresh()
+    assert reader.trials() == record.trials()
+    assert len(reader.trials()[0].intermediate_values) == 1
 
 
 def test_what_decides_the_comparison_cannot_change(record, search):

@@ -20,6 +20,7 @@ from curves import SPACE, conductor, report
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from rich.console import Console
+from saying import hpo_says
 
 from hpo import decide
 from hpo.cli import main
@@ -438,8 +439,9 @@ def test_the_command_writes_the_file_and_says_where(done, tmp_path, capsys):
     assert other.read_text().startswith("<!doctype html>")
     assert [path.name for path in other.parent.iterdir()] == ["mine.html"]
     capsys.readouterr()
-    assert main(["report", "first", "--runs", runs, "--to", str(tmp_path)]) == 2
-    assert "is a folder; --to names a file" in capsys.readouterr().err
+    code, _, told = hpo_says("report", "first", "--runs", runs, "--to", str(tmp_path), capsys=capsys)
+    assert code == 2
+    assert "is a folder; --to names a file" in told
 
 
 def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, capsys):
