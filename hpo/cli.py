@@ -25,7 +25,6 @@ from model.config import (
     check_not_twice,
     nearest,
     parse_setting,
-    printable,
     shown,
     visible,
 )
@@ -440,8 +439,8 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
     config = cluster_file.checked(arguments.file)
     for line in cluster_file.warnings(config):
-        print(printable(f"Mind: {line}"), file=sys.stderr)
-    print(printable(cluster_file.summary(config)))
+        print(visible(f"Mind: {line}"), file=sys.stderr)
+    print(visible(cluster_file.summary(config)))
     return 0
 
 
@@ -505,7 +504,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the option that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, printable(visible(f"{self.prog}: {message}")) + "\n")
+        self.exit(EXIT_BAD_INPUT, visible(f"{self.prog}: {message}") + "\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are answered by the command that was meant, which knows its own; all of them at once."""
@@ -514,7 +513,7 @@ class _Parser(argparse.ArgumentParser):
         mistakes = [_unknown(word, own) for word in unknown if word.startswith("--")]
         if unknown and not mistakes:
             mistakes.append(f"unrecognized arguments: {' '.join(unknown)}")
-        mistakes += [mistake for name, value in vars(known).items() for mistake in _unusable(name, value, known.writes)]
+        mistakes += [mistake for name, value in vars(known).items() for mistake in _no_word(name, value, known.writes)]
         if mistakes:
             known.parser.error("\n".join(mistakes))
         return known
@@ -543,7 +542,7 @@ _NO_PATH = {
 }
 
 
-def _unusable(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
+def _no_word(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
     """What is wrong with an argument as a name or a path. writes: see _WRITES."""
     found = []
     for word in value if isinstance(value, list) else [value]:
@@ -554,7 +553,7 @@ def _unusable(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
         elif not word and name in _PLACES:
             found.append(f"{name}='': is empty; it names {_PLACES[name]}")
         elif isinstance(word, Path) and (why := _no_place(word, writes.get(name), name == "runs")):
-            found.append(printable(f"{word}: {why}"))
+            found.append(f"{word}: {why}")
     return found
 
 

@@ -15,34 +15,40 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 _LINES, _LENGTH = 100, 2_000  # of a message that is for people
 
 
-def printable(text: str) -> str:
-    """What is safe to show in a terminal, whatever a file or a command line had in it: no control characters, no
-    endless lines."""
-    lines = text.split("\n")
+def visible(text: object) -> str:
+    """For a terminal, which no name, file or error of others is to steer or to flood: letters and line ends alone, in
+    the place of anything else a picture as wide as one letter; and so many and so long lines."""
+    lines = str(text).split("\n")
     if len(lines) > _LINES:
-        lines[_LINES:] = [f"... and {len(lines) - _LINES} lines more"]
-    return "\n".join(map(_printable_line, lines))
+        lines[_LINES:] = ["... and more"]
+    return "\n".join(map(_visible_line, lines))
 
 
-def _printable_line(line: str) -> str:
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[: 2 * _LENGTH])
-    return line if len(line) <= _LENGTH else f"{line[: _LENGTH - 200]} ... {line[-100:]}"
+def _visible_line(line: str) -> str:
+    if len(line) > _LENGTH:
+        line = f"{line[: _LENGTH - 200]} ... {line[-100:]}"
+    return line if line.isprintable() else "".join(c if c.isprintable() else _picture(c) for c in line)
 
 
-class ConfigError(ValueError):
+def _picture(character: str) -> str:
+    """ESC and its like are commands to a terminal, a carriage return overwrites what stands there, and the marks for
+    right-to-left text show one text as another."""
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
+
+
+class _ToldError(Exception):
+    def __init__(self, message: object = "") -> None:
+        super().__init__(visible(message))
+
+
+class ConfigError(_ToldError, ValueError):
     """Bad input: something asked for breaks a rule. The message has every broken rule, its value and the nearest right
     thing."""
 
-    def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
 
-
-class MachineError(RuntimeError):
+class MachineError(_ToldError, RuntimeError):
     """The machine, its disk or its cluster does not do what it must."""
-
-    def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
 
 
 class Mistakes:
@@ -152,17 +158,6 @@ class TrainConfig:
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(TrainConfig))
-
-
-# ESC and its like are commands to a terminal, a carriage return overwrites what stands there, and the marks for
-# right-to-left text show one text as another. In their place a picture of each, as wide as one letter.
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_PICTURES |= dict.fromkeys([*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
-
-
-def visible(text: object) -> str:
-    """For a terminal, which no name or error of others is to steer: the same in letters and line ends alone."""
-    return str(text).translate(_PICTURES)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
