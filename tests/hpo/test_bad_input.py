@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import pytest
 import skimage.data
-from drivers import GUARD_SECONDS, HPO, driver
+from drivers import GUARD_SECONDS, HPO
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from saying import hpo_says
@@ -649,19 +649,6 @@ def test_other_kinds_of_pictures_are_converted_as_stated(mode, world, tmp_path, 
         photo().convert(mode).save(tmp_path / "photos" / f"in.{suffix}")
         with pytest.raises(AssertionError, match="Ray was started"):
             hpo_says(*shlex.split(f"{PHOTOS} --wandb disabled"), capsys=capsys)
-
-
-@pytest.mark.slow
-def test_a_read_only_home_and_no_room_in_dev_shm_are_no_obstacle(read_only, world, tmp_path):
-    """Ray then keeps its objects in its own folder."""
-    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
-    search = f"{PHOTOS} --trials 1 --epochs 1 --images-per-epoch 8 --set width=2 --wandb offline --concurrent 1"
-    script = f"mount -t tmpfs -o size=1m none /dev/shm && exec {HPO} {search}"
-    command = ("unshare", "--mount", "env", f"HOME={read_only}", "sh", "-c", script)
-    with driver(tmp_path, [], command) as running:
-        _, errors = running.process.communicate(timeout=GUARD_SECONDS)
-    assert running.process.returncode == 0, errors
-    assert (tmp_path / "runs" / "new" / "export" / MANIFEST).exists()
 
 
 @pytest.mark.slow
