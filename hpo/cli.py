@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import json
 import logging
@@ -28,7 +27,7 @@ from model.config import (
     shown,
     visible,
 )
-from model.disk import check_writable, in_words, replacing, unwritable
+from model.disk import check_writable, in_words, no_folder, no_path, replacing, unwritable
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -534,12 +533,6 @@ _PLACES = {
     "runs": "a folder", "to": "where to write", "storage": "a folder or s3://BUCKET/PREFIX",
     "model": "an exported folder", "file": "a cluster file", "images": "an image",
 }  # fmt: skip
-_NO_PATH = {
-    errno.ENAMETOOLONG: "is longer than a path may be",
-    errno.ENOTDIR: "lies inside a file",
-    errno.ELOOP: "is a link in a circle",
-    errno.EACCES: "may not be looked at",
-}
 
 
 def _no_word(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
@@ -557,23 +550,19 @@ def _no_word(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _no_place(path: Path, to_write: str | None, is_folder: bool) -> str | None:
+def _no_place(path: Path, to_write: str | None, is_folder: bool) -> str:
     """Why a path names nothing that can be. to_write: a folder or a file, made with what is missing above it."""
     try:
-        path.stat()
-    except FileNotFoundError:
-        pass
+        if why := no_path(path):
+            return why
+        if (is_folder or to_write == "folder") and no_folder(path):
+            return "is a file, and not the folder that is wanted here"
+        if to_write == "file" and path.is_dir():
+            return f"is a folder; --to names a file, such as {path / 'report.html'}"
+        why = unwritable(path.parent if to_write == "file" else path) if to_write else ""
     except OSError as error:
-        return _NO_PATH.get(error.errno or 0, f"cannot be looked at ({error.strerror})")
-    is_folder |= to_write == "folder"
-    if is_folder and path.exists() and not path.is_dir():
-        return "is a file, and not the folder that is wanted here"
-    if to_write == "file" and path.is_dir():
-        return f"is a folder; --to names a file, such as {path / 'report.html'}"
-    if to_write is None:
-        return None
-    why = unwritable(path.parent if to_write == "file" else path)
-    return f"cannot be written ({why}); name another" if why else None
+        return f"cannot be looked at ({error.strerror})"
+    return f"{why}; name another" if why else ""
 
 
 def _parser() -> argparse.ArgumentParser:

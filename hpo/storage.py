@@ -3,13 +3,11 @@ who asks waits while it is away."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import re
 import secrets
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from typing import Any, TypeVar
 
 from model import s3
 from model.config import ConfigError, MachineError
-from model.disk import unwritable
+from model.disk import no_folder, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -332,24 +330,9 @@ class Storage:
 
 def _check_folder(folder: Path, writes: bool) -> None:
     """Waiting does not mend what is no folder. Raises ConfigError."""
-    wrong = _no_folder(folder)
     with suppress(OSError):  # of a mount that may come back
-        wrong = wrong or (unwritable(folder) if writes else "")
-    if wrong:
-        raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
-
-
-def _no_folder(path: Path) -> str:
-    """Why a path is no folder and can be none; empty: it may be."""
-    for each in (path, *path.parents):
-        try:
-            mode = each.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            return str(error.strerror) if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else ""
-        return "" if stat.S_ISDIR(mode) else f"{each} is a file"
-    return ""
+        if wrong := unwritable(folder) if writes else no_folder(folder):
+            raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
 
 
 def _download(system: Any, source: str, to: Path) -> None:

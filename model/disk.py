@@ -44,17 +44,44 @@ def in_words(error: OSError) -> str:
     return f"{where}: {error.strerror}" if where else str(error)
 
 
+_NO_PATH = {
+    errno.ENAMETOOLONG: "is longer than a path may be",
+    errno.ENOTDIR: "lies inside a file",
+    errno.ELOOP: "is a link in a circle",
+    errno.EACCES: "may not be looked at",
+}
+
+
+def no_path(path: Path) -> str:
+    """Why nothing can be there; empty: it can, or is. Raises OSError where the disk does not answer."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        if error.errno not in _NO_PATH:
+            raise
+        return _NO_PATH[error.errno]
+    return ""
+
+
+def no_folder(path: Path) -> str:
+    """The same of a folder."""
+    return no_path(path) or ("is a file" if path.exists() and not path.is_dir() else "")
+
+
 def unwritable(folder: Path) -> str:
-    """Why nothing can be made there; empty: it can. The folder need not be there yet."""
+    """Why nothing can be made in it; empty: it can. The folder need not be there yet."""
+    if why := no_folder(folder):
+        return why
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        return f"{nearest} is a file"
     if os.access(nearest, os.W_OK | os.X_OK):  # asks the file system too: root may not write to a read-only one
         return ""
-    return "Read-only file system" if os.statvfs(nearest).f_flag & os.ST_RDONLY else "Permission denied"
+    is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+    return f"cannot be written ({'Read-only file system' if is_read_only else 'Permission denied'})"
 
 
 def check_writable(folder: Path, option: str) -> None:
     """Before anything is computed for it. option: that names another one. Raises ConfigError."""
     if why := unwritable(folder):
-        raise ConfigError(f"{folder}: cannot be written ({why}); name another with {option}")
+        raise ConfigError(f"{folder}: {why}; name another with {option}")

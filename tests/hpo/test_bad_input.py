@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import disks
 import numpy as np
 import onnx
 import pytest
@@ -286,7 +287,7 @@ COMMAND_LINE = {
     ),
     "a storage that is a file": Row("search new --storage file.txt", ["/file.txt: is a file; name a folder, or s3://"]),
     "a storage below a file": Row("show first --storage file.txt/x", ["/file.txt/x: lies inside a file"]),
-    "a storage with a part of 300 letters": Row(f"search new --storage {LONG}", ["File name too long"]),
+    "a storage with a part of 300 letters": Row(f"search new --storage {LONG}", ["is longer than a path may be"]),
     "a storage that is the folder of searches": Row("search new --storage runs", ["storage=runs: is --runs itself"]),
     "a storage of an unknown kind": Row("search new --storage gs://b/p", ["gs://b/p: neither a folder nor s3://"]),
     "a storage without a bucket": Row("sync first --storage s3://", ["names no bucket: s3://BUCKET/PREFIX"]),
@@ -606,14 +607,8 @@ def test_a_cluster_without_room_for_a_trial_is_refused_and_the_search_is_as_if_n
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """A folder that not even root can write to."""
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)], check=False, capture_output=True
-    ).returncode:
-        pytest.skip("no permission to mount a read-only folder")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with disks.disk(tmp_path / "read-only", megabytes=1) as folder, disks.read_only(folder):
+        yield folder
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disks import disk, full
 from drivers import GUARD_SECONDS, HPO, Driver, driver, num_reports
 
 from hpo.record import Record
@@ -157,27 +157,18 @@ def test_a_dead_raylet_ends_the_search_with_75(folder):
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """As much as a few checkpoints need."""
-    (tmp_path / "runs").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(tmp_path / "runs")]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("no permission to mount a small disk")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path / "runs")], check=True)
+    with disk(tmp_path / "runs", megabytes=16):
+        yield tmp_path
 
 
 def test_a_full_disk_ends_the_search_with_4_and_costs_no_trial(small_disk):
-    filler = small_disk / "runs" / "filler"
-    with searching(small_disk, SEARCH) as search:
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
+    with searching(small_disk, SEARCH) as search, full(small_disk / "runs"):
         code, errors = search.end()
     assert code == 4, errors
     assert "Traceback" not in errors
     assert re.search(
         r"^hpo: disk full at \S*runs/first/\S+; with more room the same command goes on$", errors, re.MULTILINE
     )
-    filler.unlink()
     with searching(small_disk, SEARCH):
         trials = Record(small_disk / "runs", "first").trials()
     assert [trial.state.name for trial in trials].count("FAIL") == 0

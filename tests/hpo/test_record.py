@@ -232,7 +232,7 @@ def test_a_name_that_is_not_there_is_told_with_the_nearest(record, runs):
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_starts(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="first: lies inside a file; name another with --runs"):
         Record.create(tmp_path / "file", "first", SearchConfig())
 
 

@@ -188,7 +188,7 @@ def test_an_export_with_a_file_of_someone_else_in_it_is_not_overwritten(exported
 def test_an_export_never_overwrites_a_file(exported, tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(ConfigError, match="file is a file"):
+    with pytest.raises(ConfigError, match="file: is a file"):
         export(exported.checkpoint, path, **exported.arguments)
     assert path.read_text() == "mine"
 
