@@ -33,6 +33,7 @@ from hpo.progress import Status
 from hpo.record import Record, RecordError
 from hpo.retention import Retention
 from hpo.storage import NotSharedError, Storage, StorageError
+from hpo.trial import Pix2PixTrial
 from hpo.workplace import OWNER, Workplace
 from model.checkpoint import load_checkpoint
 from model.config import ConfigError, TrainConfig
@@ -241,23 +242,31 @@ def few() -> DeviceImages:
 
 @dataclass
 class Node:
-    """Where an attempt at trial 7 works: what Pix2PixTrial does, without Ray."""
+    """Where attempts at trial 7 work, without Ray."""
 
     scratch: Path
     storage: Storage
     few: DeviceImages
 
-    def begins(self, generation: int = 1, config: TrainConfig = CONFIG) -> Node:
+    def attempt(self, generation: int = 1, config: TrainConfig = CONFIG) -> Pix2PixTrial:
+        """One that has not begun."""
         where = {"address": self.storage.address, "search": "first", "folder": "trials/00007"}
         about = {"folder": str(self.scratch / "00007"), "needs": "/nowhere/search.json"}
-        self.place = Workplace({**about, "storage": {**where, "generation": generation, "patience": 5}})
-        self.place.take_up(config)
-        self.run = TrainingRun(config, self.few, self.place.folder, "ssim")
-        self.place.keep_best()
+        about |= {"number": 7, "train": config.as_dict(), "objective": "ssim"}
+        made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
+        made.config = {**about, "storage": {**where, "generation": generation, "patience": 5}}
+        made.setup(made.config, ())
+        made._placed = self.few
+        return made
+
+    def begins(self, generation: int = 1, config: TrainConfig = CONFIG) -> Node:
+        self.trial = self.attempt(generation, config)
+        self.run = self.trial._run = self.trial._begin()
+        self.place = self.trial._place
         return self
 
     def trains(self) -> Node:
-        self.place.keep(self.run.run_epoch().epoch)
+        self.trial.step()
         return self
 
 
@@ -280,7 +289,7 @@ def kept(storage: Storage, tmp_path: Path) -> Callable[[str], int]:
 
 
 def test_a_trial_goes_on_on_another_node_and_ends_as_an_undisturbed_one(nodes, kept, few, tmp_path):
-    undisturbed = TrainingRun(CONFIG, few, tmp_path / "undisturbed", "ssim")
+    undisturbed = TrainingRun(CONFIG, few, tmp_path / "undisturbed", "ssim", number=7)
     for number in range(4):
         undisturbed.run_epoch()
         run = nodes[number % 2].begins().trains().run
@@ -292,6 +301,16 @@ def test_a_trial_goes_on_on_another_node_and_ends_as_an_undisturbed_one(nodes, k
     assert nodes[0].storage.exists(f"first/trials/00007/{strip_name(4)}")
     nodes[1].place.leave()
     assert not nodes[1].place.folder.exists()
+
+
+def test_the_first_step_of_a_later_attempt_tells_what_the_checkpoint_has_and_trains_nothing(nodes, kept):
+    """The record may lack it; and the driver may have decided that it was the last."""
+    told = nodes[0].attempt().step()
+    again = nodes[1].attempt()
+    assert again.step() | {"step_seconds": 0} == told | {"step_seconds": 0, "node": None}
+    assert kept(LAST) == 1
+    after = again.step()
+    assert (after["epoch"], after["reports"][:1], after["node"]) == (2, told["reports"], told["node"])
 
 
 def test_an_attempt_that_died_between_last_and_best_is_mended(nodes, kept, monkeypatch):
