@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -213,23 +214,28 @@ def test_a_search_with_a_damaged_study_is_an_error_and_nothing_is_overwritten(
     assert contents(tmp_path) == before
 
 
+def test_every_lost_page_of_a_study_is_told(done, runs):
+    """Those too that nothing reads, as of tables that we leave empty: who writes would get into them."""
+    whole = done.study_file.read_bytes()
+    for at in range(0, len(whole), 4096):
+        done.study_file.write_bytes(whole[:at] + bytes(4096) + whole[at + 4096 :])
+        with pytest.raises(RecordError, match=rf"{done.study_file}: damaged"):
+            Record(runs, "first")
+
+
 def test_whatever_is_damaged_in_a_study_is_told_or_changes_nothing_that_was_decided(done, runs):
     """A bit here, a stretch there: an error in one line, or the same trials, parameters, reports and ends."""
-    path, whole, rng, told = done.study_file, done.study_file.read_bytes(), random.Random(1), 0
+    whole, rng = done.study_file.read_bytes(), random.Random(1)
     expected = [(t.number, t.state, t.intermediate_values, t.values) for t in done.trials()]
-    for _ in range(50):
+    for _ in range(30):
         content = bytearray(whole)
         at = rng.randrange(len(content))
         for place in range(at, min(len(content), at + rng.choice([1, 1, 200]))):
             content[place] ^= 1 << rng.randrange(8)
-        path.write_bytes(content)
-        try:
+        done.study_file.write_bytes(content)
+        with contextlib.suppress(RecordError):
             found = Record(runs, "first").trials()
-        except RecordError as error:
-            told += str(path) in str(error)
-            continue
-        assert [(t.number, t.state, t.intermediate_values, t.values) for t in found] == expected
-    assert told >= 8
+            assert [(t.number, t.state, t.intermediate_values, t.values) for t in found] == expected
 
 
 def test_a_value_that_is_not_its_reports_is_told(done, runs):
