@@ -90,9 +90,9 @@ class SearchConfig:
         def positive(value: float | None) -> bool:
             return value is None or (math.isfinite(value) and value > 0)
 
-        gpus = self.gpus_per_trial
+        gpus, trials = self.gpus_per_trial, f"at least 1 and at most {_MOST_TRIALS}"
         return [
-            ("trials", 1 <= self.trials <= _MOST_TRIALS, f"at least 1 and at most {_MOST_TRIALS}"),
+            ("trials", 1 <= self.trials <= _MOST_TRIALS, trials),
             ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
             ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
             ("reduction", self.reduction >= 2, "at least 2"),
@@ -109,7 +109,7 @@ class SearchConfig:
                 "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
             ),
             ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
-            ("concurrent", self.concurrent is None or 1 <= self.concurrent <= _MOST_TRIALS, "at least 1"),
+            ("concurrent", self.concurrent is None or 1 <= self.concurrent <= _MOST_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
                 "gpus_per_trial",

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from model.config import ConfigError
 from model.data import Pairs
 from model.denoise import DenoiseError, Denoiser, verify_files
 from model.pictures import SCALE, cells, open_image
@@ -98,7 +99,12 @@ def verified(folder: Path) -> dict[str, Any]:
     there = manifest.get("strip")
     if there is None:
         raise DenoiseError(f"{folder}: its manifest has no figures of a few images; export it anew with this version")
-    here = on_strip(Denoiser(folder), folder / there["file"])
+    try:
+        here = on_strip(Denoiser(folder), folder / there["file"])
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise DenoiseError(f"{folder / there['file']}: is not the picture of an export ({error})") from error
     figures = {name: (float(here[name]), float(there[name])) for name in _TOLERANCES}  # "inf" and "nan" are strings
     wrong = [
         f"{name} {mine:.4f} instead of {theirs:.4f}"

@@ -40,6 +40,7 @@ from model.config import ConfigError
         ),
         ({"on_demand_after": 0.0}, "on_demand_after=0.0: must be minutes above 0"),
         ({"concurrent": 0}, "concurrent=0: must be at least 1"),
+        ({"concurrent": 10**6}, "concurrent=1000000: must be at least 1 and at most 100000"),
         ({"cpus_per_trial": 0.0}, "cpus_per_trial=0.0: must be above 0"),
         ({"cpus_per_trial": float("inf")}, "cpus_per_trial=inf: must be above 0"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial=-0.5: must be 0, a fraction"),

@@ -272,6 +272,17 @@ def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_di
         verified(copied)
 
 
+@pytest.mark.parametrize("size", [(102, 300), (24, 6)])
+def test_a_picture_that_is_no_exports_is_named_though_its_digest_is_right(size, copied):
+    """Of no such rows, or of no columns."""
+    Image.new("L", size).save(copied / "strip.png")
+    manifest = read_manifest(copied)
+    manifest["files"]["strip.png"] = hashlib.sha256((copied / "strip.png").read_bytes()).hexdigest()
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match=r"strip\.png: is not the picture of an export"):
+        verified(copied)
+
+
 # --- whatever is in it -----------------------------------------------------------------------------------------------
 
 
