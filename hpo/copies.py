@@ -51,21 +51,15 @@ _LONGER = 60.0  # seconds: a trial's patience beyond the driver's
 _MANY = 20  # files to be deleted: a listing tells which are there at all
 
 
-def named(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
-    """The storage at an address; nobody has been asked whether it is there. Raises ConfigError."""
+def opened(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
+    """The storage at an address, once it is known to be there. looks: who asks does not run a search there. Raises
+    ConfigError, StorageError."""
     if address is None:
         return None
     storage = Storage(address, patience=LOOKING if looks else PATIENCE)
     if not storage.is_s3 and Path(storage.address).resolve() == runs.resolve():
         raise ConfigError(f"storage={address}: is --runs itself; copies that outlive this folder belong elsewhere")
-    return storage
-
-
-def opened(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
-    """The same, once it is known to be there. Raises ConfigError, StorageError."""
-    storage = named(address, runs, looks=looks)
-    if storage:
-        storage.check()
+    storage.check(writes=not looks)
     return storage
 
 

@@ -309,8 +309,19 @@ def _unusable(place: str, error: Exception) -> RecordError:
     return RecordError(f"{place}: cannot be written or read ({why})")
 
 
+def read_about(content: bytes, where: object) -> dict[str, Any]:
+    """What a search.json has, its search not yet looked at. Raises DamagedError."""
+    try:
+        about: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where}: damaged ({error})") from error
+    if wrong := damage.of_search(about):
+        raise DamagedError(f"{where}: damaged ({wrong})")
+    return about
+
+
 def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchConfig]:
-    """A search.json, and what it asks for. Raises RecordError."""
+    """The same, and what it asks for. Raises DamagedError."""
     about = read_about(content, where)
     try:
         return about, SearchConfig(**about["search"])
@@ -365,17 +376,6 @@ def locked(folder: Path, name: str) -> IO[str]:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
-
-
-def read_about(content: bytes, where: object) -> dict[str, Any]:
-    """What a search.json has, its search not yet looked at. Raises DamagedError."""
-    try:
-        about: dict[str, Any] = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{where}: damaged ({error})") from error
-    if wrong := damage.of_search(about):
-        raise DamagedError(f"{where}: damaged ({wrong})")
-    return about
 
 
 def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:

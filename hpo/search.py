@@ -24,7 +24,7 @@ from hpo import decide, on_finish, ray_runtime, results
 from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig, check_name
-from hpo.copies import Copies, found_in, held, named
+from hpo.copies import Copies, found_in, held, opened
 from hpo.cost import COST, Spending, Verdict, check, unpriced
 from hpo.deaths import death_of
 from hpo.holder import remove
@@ -143,15 +143,12 @@ def _checked(
     with place.collected():
         check_name(name)
     with place.collected():
-        storage = named(address, runs)
-    with place.collected():
-        if storage:
-            storage.check(writes=True)
+        storage = opened(address, runs)
     if not place:
         found = found_in(runs, name, storage)
-    if not place and not found:
         with place.collected():
-            check_free(runs / name)
+            if not found:
+                check_free(runs / name)
     mistakes.include(place)
     was, search = found[1] if found else SearchConfig(), None
     with mistakes.collected():
@@ -190,7 +187,7 @@ def _held(
 ) -> int:
     if not exists:
         search = SearchConfig(**asked)
-        checked = _loaded(search, store)
+        loaded = _loaded(search, store)
         Record.create(runs, name, search)
 
     def over(error: StorageError) -> None:
@@ -200,9 +197,9 @@ def _held(
         with held(runs, name, storage, over) as copies:
             record = copies.record
             if exists:
-                checked = _loaded(replace(record.search, **asked), store)
+                loaded = _loaded(replace(record.search, **asked), store)
                 record.change(asked)
-            space, images = checked
+            space, images = loaded
             digest = images.digest
             if record.notes().get(IMAGES, digest) != digest:
                 raise ConfigError(
