@@ -19,13 +19,18 @@ SEARCH = SearchConfig(trials=8, epochs=4, reduction=3, objective="ssim", seed=9,
 
 
 @pytest.fixture
-def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no Ray starts, whatever is asked."""
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None starts, whatever is asked."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture
+def in_an_empty_folder(no_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Ray."""
     monkeypatch.chdir(tmp_path)
 
 

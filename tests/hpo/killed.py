@@ -1,10 +1,14 @@
-"""In place of SIGKILL: the driver dies when the database is about to be written, and the transaction with it."""
+"""Drivers that die when they are about to write the study, and the transaction with them; or in the middle of it."""
 
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -16,7 +20,8 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_at_write(number: int) -> Iterator[None]:
-    """Raises Killed instead of the writing statement of that number, from 0; nothing where there are fewer."""
+    """Raises Killed instead of the writing statement of that number, from 0, as SIGKILL would end it there; nothing
+    where there are fewer."""
     writes = 0
 
     def write(_statement: str) -> None:
@@ -69,3 +74,19 @@ def watched(write: Callable[[str], None], may_commit: Callable[[], bool]) -> Ite
     finally:
         for name, listener in events.items():
             sqlalchemy.event.remove(sqlalchemy.Engine, name, listener)
+
+
+DIES_WRITING = (
+    "import os, signal, sqlite3, sys; study = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    "study.execute('PRAGMA cache_size=1'); study.execute('BEGIN')\n"
+    "study.execute('UPDATE trial_user_attributes SET value_json = value_json || 1')\n"
+    "os.kill(os.getpid(), signal.SIGKILL)"
+)
+
+
+def killed_while_writing(study: Path) -> Path:
+    """A process that has half of a transaction on disk; gives the journal that it leaves."""
+    died, journal = subprocess.run([sys.executable, "-c", DIES_WRITING, str(study)], check=False), f"{study}-journal"
+    assert died.returncode == -signal.SIGKILL
+    assert Path(journal).stat().st_size
+    return Path(journal)

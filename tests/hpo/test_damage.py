@@ -8,16 +8,13 @@ import os
 import random
 import re
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import plain_search
 import pytest
-import ray
 from curves import conductor, run_all, story, train
+from killed import killed_while_writing
 from plain_search import EPOCHS, assert_best_checkpoints_are_as_recorded, command
 from test_real_search import essence
 
@@ -187,14 +184,6 @@ def without_tables(path: Path) -> None:
         made.execute("CREATE TABLE something_else (x)")
 
 
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(ray, "init", refuse)
-
-
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("damage", [cut, overwritten, emptied, Path.unlink, exchanged, of_another_name, without_tables])
 def test_a_search_with_a_damaged_study_is_an_error_and_nothing_is_overwritten(
@@ -248,18 +237,8 @@ def test_a_value_that_is_not_its_reports_is_told(done, runs):
         Record(runs, "first")
 
 
-DIES_WRITING = (
-    "import os, signal, sqlite3, sys; study = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-    "study.execute('PRAGMA cache_size=1'); study.execute('BEGIN')\n"
-    "study.execute('UPDATE trial_user_attributes SET value_json = value_json || 1')\n"
-    "os.kill(os.getpid(), signal.SIGKILL)"
-)
-
-
 def test_a_journal_that_a_killed_driver_left_is_played_back_and_garbage_in_its_place_is_not(done, runs):
-    died = subprocess.run([sys.executable, "-c", DIES_WRITING, str(done.study_file)], check=False)
-    journal = Path(f"{done.study_file}-journal")
-    assert (died.returncode, journal.exists()) == (-signal.SIGKILL, True)
+    journal = killed_while_writing(done.study_file)
     half = done.study_file.read_bytes()
     assert story(Record(runs, "first").trials()) == story(done.trials())
     assert not journal.exists()

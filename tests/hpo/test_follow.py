@@ -7,8 +7,6 @@ import json
 import math
 import socket
 import sqlite3
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from curves import conductor, report, train
 from fuzzing import as_json, assert_told, damaged, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
+from killed import killed_while_writing
 from rich.console import Console
 
 from hpo import follow, results
@@ -136,17 +135,8 @@ def test_a_record_that_is_watched_cannot_be_written(done, runs):
     assert len(watched.trials()) == 8
 
 
-DIES_WRITING = (
-    "import os, signal, sqlite3, sys; study = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-    "study.execute('PRAGMA cache_size=1'); study.execute('BEGIN')\n"
-    "study.execute('UPDATE trial_user_attributes SET value_json = value_json || 1')\n"
-    "os.kill(os.getpid(), signal.SIGKILL)"
-)
-
-
 def test_what_a_driver_left_half_written_is_not_mended_by_who_watches(done, runs, capsys):
-    subprocess.run([sys.executable, "-c", DIES_WRITING, str(done.folder / STUDY_FILE)], check=False)
-    assert (done.folder / f"{STUDY_FILE}-journal").stat().st_size
+    killed_while_writing(done.study_file)
     before = contents(done.folder)
     assert main(["watch", "first", "--runs", str(runs)]) == 4
     assert "its driver died while it wrote; `hpo show first` mends that" in capsys.readouterr().err

@@ -18,7 +18,6 @@ import grpc
 import numpy as np
 import optuna
 import pytest
-import ray
 import torch
 from chromium import chromium, needs_chromium
 from drivers import GUARD_SECONDS, driver, finished, leaked, num_reports
@@ -148,14 +147,6 @@ def placed(images: Images) -> Iterator[DeviceImages]:
     torch.set_num_threads(1)  # as trials with one CPU have: sums of other lengths round differently
     yield DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(ray, "init", refuse)
 
 
 # --- interruptions --------------------------------------------------------------------------------------------------
