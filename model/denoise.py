@@ -165,9 +165,9 @@ def _wrong_parts(manifest: Any) -> list[str]:
     parts = {
         "files": isinstance(files, dict) and all(_is_name(n) and isinstance(d, str) for n, d in files.items()),
         "model": isinstance(model, dict) and _is_model(**{name: model.get(name) for name in _MODEL}),
-        "origin": isinstance(manifest.get("origin", {}), dict),
-        "data": isinstance(manifest.get("data", {}), dict),
-        "metrics": isinstance(metrics := manifest.get("metrics", {}), dict) and all(map(_is_table, metrics.values())),
+        "origin": isinstance(manifest.get("origin"), dict),
+        "data": isinstance(manifest.get("data"), dict),
+        "metrics": isinstance(metrics := manifest.get("metrics"), dict) and all(map(_is_table, metrics.values())),
         "strip": strip is None or _is_row(strip),
     }
     wrong = [name for name, is_right in parts.items() if not is_right]

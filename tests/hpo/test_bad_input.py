@@ -59,8 +59,8 @@ def describe(folder: Path, **model: object) -> None:
     """A manifest whose digests are right."""
     of = {"file": "generator.onnx", "channels": 1, "image_size": 16, "padding": 0, **model}
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("generator*")}
-    data = {"data": "photos", "noise": "gaussian:30", "crop": 16}
-    (folder / MANIFEST).write_text(json.dumps({"model": of, "files": files, "data": data}))
+    told = {"data": {"data": "photos", "noise": "gaussian:30", "crop": 16}, "origin": {}, "metrics": {}}
+    (folder / MANIFEST).write_text(json.dumps({"model": of, "files": files, **told}))
 
 
 @pytest.fixture(scope="module")

@@ -181,8 +181,10 @@ def test_an_export_is_the_searchs_until_more_is_asked_for(done):
     assert not results.is_exported(done)
     folder.mkdir()
     model = {"file": "generator.onnx", "channels": 1, "image_size": 32, "padding": 2}
-    manifest = {"model": model, "files": {"generator.onnx": ""}, "origin": origin, "metrics": {"test": None}}
+    manifest = {"model": model, "files": {"generator.onnx": ""}, "data": {}, "metrics": {"test": None}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert not results.is_exported(done)  # it does not say whose it is
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "origin": origin}))
     told = {"folder": str(folder.resolve()), "origin": origin, "metrics": {"test": None}}
     assert results.export_document(done) == told
     assert results.is_exported(done)

@@ -252,6 +252,15 @@ def test_every_file_is_held_to_its_digest(name, copied):
             verified(copied)
 
 
+@pytest.mark.parametrize("part", ["files", "model", "origin", "data", "metrics"])
+def test_a_manifest_that_lacks_a_part_is_named_with_it(part, copied):
+    manifest = read_manifest(copied)
+    del manifest[part]
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match=rf"manifest\.json: damaged or not ours \(its {part}\)"):
+        read_manifest(copied)
+
+
 def test_figures_that_are_no_numbers_are_not_borne_out(copied):
     manifest = read_manifest(copied)
     manifest["strip"]["psnr_db"] = "nan"
