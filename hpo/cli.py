@@ -296,7 +296,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.stream import PixelFiles
 
     denoiser = Denoiser(arguments.model)
-    data = DataConfig.from_dict(denoiser.manifest.get("data"))
+    data = DataConfig.from_dict(denoiser.manifest["data"])
     if arguments.data is not None:
         data = replace(data, data=_absolute(arguments.data))
     with PixelFiles() as store:
@@ -474,7 +474,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     manifest = pull(arguments.file, arguments.name, arguments.to)
     print(table(manifest["metrics"]))
     print(
-        f"{arguments.to}: trial {manifest['origin']['trial']} of {arguments.name}; every file has its digest, and the "
+        f"{arguments.to}: trial {manifest['origin'].get('trial')} of {arguments.name}; every file has its digest, and the "
         f"model does here what it did there.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n"
         f"  hpo evaluate {arguments.to}",
         file=sys.stderr,

@@ -304,8 +304,8 @@ def test_any_manifest_is_one_that_can_be_used_or_a_named_mistake(exported, tmp_p
     try:
         manifest = verified(folder)
         assert Denoiser(folder)(np.zeros((40, 33), np.uint8)).shape == (40, 33)
-        table(manifest.get("metrics", {}))
-        DataConfig.from_dict(manifest.get("data"))
+        table(manifest["metrics"])
+        DataConfig.from_dict(manifest["data"])
     except ConfigError as error:
         assert_told(error)
     with suppress(ConfigError):
