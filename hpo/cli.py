@@ -472,9 +472,10 @@ def _pull(arguments: argparse.Namespace) -> int:
     from model.evaluate import table
 
     manifest = pull(arguments.file, arguments.name, arguments.to)
+    trial = manifest["origin"].get("trial")
     print(table(manifest["metrics"]))
     print(
-        f"{arguments.to}: trial {manifest['origin'].get('trial')} of {arguments.name}; every file has its digest, and the "
+        f"{arguments.to}: trial {trial} of {arguments.name}; every file has its digest, and the "
         f"model does here what it did there.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n"
         f"  hpo evaluate {arguments.to}",
         file=sys.stderr,

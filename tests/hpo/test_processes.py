@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from disks import disk, full
+from disks import disk
 from drivers import GUARD_SECONDS, HPO, Driver, driver, num_reports
 
 from hpo.record import Record
@@ -162,13 +163,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_search_with_4_and_costs_no_trial(small_disk):
-    with searching(small_disk, SEARCH) as search, full(small_disk / "runs"):
+    filler = small_disk / "runs" / "filler"
+    with searching(small_disk, SEARCH) as search:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
         code, errors = search.end()
     assert code == 4, errors
     assert "Traceback" not in errors
     assert re.search(
         r"^hpo: disk full at \S*runs/first/\S+; with more room the same command goes on$", errors, re.MULTILINE
     )
+    filler.unlink()
     with searching(small_disk, SEARCH):
         trials = Record(small_disk / "runs", "first").trials()
     assert [trial.state.name for trial in trials].count("FAIL") == 0
