@@ -588,8 +588,8 @@ def _train_longer(context: _Context, number: int) -> str | None:
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
     progress.training(number, [], config.epochs)
-    training = FinalTraining.options(**options).remote(setup, context.images_ref)  # type: ignore[attr-defined]
-    reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote())]
+    training = FinalTraining.options(**options).remote(setup)  # type: ignore[attr-defined]
+    reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote(context.images_ref))]
     progress.training(number, reports, config.epochs)
     board = _tensorboard(record)
     if board:
@@ -600,7 +600,7 @@ def _train_longer(context: _Context, number: int) -> str | None:
         return left and stop_reason(reports) is None
 
     while goes_on():
-        reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1))))
+        reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1, context.images_ref))))
         context.note_cost()
         if board:
             board.final(reports)
@@ -609,7 +609,7 @@ def _train_longer(context: _Context, number: int) -> str | None:
         board.close()
     reason = stop_reason(reports)
     if reports and reason is None:
-        metrics = ray.get(training.measured.remote())
+        metrics = ray.get(training.measured.remote(context.images_ref))
         record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})
         context.copies.now()
     ray.kill(training)

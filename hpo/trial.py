@@ -75,29 +75,37 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
 
 @ray.remote
 class FinalTraining:
-    """The winner's configuration trained longer: not a trial, never in the study."""
+    """The winner's configuration trained longer: not a trial, never in the study. Every call brings the images, since
+    Ray warns of a constructor that gets them: after a death it could miss them."""
 
-    def __init__(self, config: dict[str, Any], images: Images) -> None:
-        self._config, self._images = config, images
-        self._place, train = Workplace(config), TrainConfig.from_dict(config["train"])
-        self._place.take_up(train)
-        self._run = TrainingRun(train, _place(images, config), self._place.folder, config["objective"])
-        self._place.keep_best()
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config, self._place = config, Workplace(config)
+        self._run: TrainingRun | None = None
 
-    def reports(self) -> list[dict[str, Any]]:
+    def reports(self, images: Images) -> list[dict[str, Any]]:
         """Those that an earlier run left behind."""
-        return [report.as_dict() for report in self._run.reports]
+        return [report.as_dict() for report in self._begun(images).reports]
 
-    def report(self, epoch: int) -> dict[str, Any]:
+    def report(self, epoch: int, images: Images) -> dict[str, Any]:
         """Of that epoch, trained up to it where it is not there yet: to ask twice, after a death, does no harm."""
-        while len(self._run.reports) < epoch:
-            self._run.run_epoch()
-            self._place.keep(len(self._run.reports))
-        return self._run.reports[epoch - 1].as_dict()
+        run = self._begun(images)
+        while len(run.reports) < epoch:
+            run.run_epoch()
+            self._place.keep(len(run.reports))
+        return run.reports[epoch - 1].as_dict()
 
-    def measured(self) -> dict[str, float]:
+    def measured(self, images: Images) -> dict[str, float]:
         """As below; another process would take longer to start than to measure."""
-        return _measured(self._config, self._images)
+        return _measured(self._config, images)
+
+    def _begun(self, images: Images) -> TrainingRun:
+        if self._run is None:
+            train = TrainConfig.from_dict(self._config["train"])
+            self._place.take_up(train)
+            placed = _place(images, self._config)
+            self._run = TrainingRun(train, placed, self._place.folder, self._config["objective"])
+            self._place.keep_best()
+        return self._run
 
 
 @ray.remote  # type: ignore[untyped-decorator]

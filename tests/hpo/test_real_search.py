@@ -123,6 +123,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
         modes = {ray_folder.parents[1].stat().st_mode & 0o777}
         out, errors = running.process.communicate(timeout=GUARD_SECONDS)
         assert running.process.returncode == 0, errors
+        assert "core_worker" not in errors  # Ray's own log
         leaks |= {f"{name} in its output" for name, secret in secrets.items() if secret in out + errors}
     return Searched(
         folder=folder,
