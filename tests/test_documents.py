@@ -10,7 +10,7 @@ import pytest
 
 import search_spaces
 from hpo import cluster_file
-from hpo.cli import _parser
+from hpo.options import parser
 from model.config import TrainConfig
 from model.noise import KINDS, parse_noise
 
@@ -31,7 +31,7 @@ def test_the_pages_show_commands():
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_on_the_pages_is_one_that_the_program_takes(line):
-    _parser().parse_args(shlex.split(line)[1:])
+    parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_line_on_the_page_fills_in_the_whole_cluster_file(tmp_path):
@@ -84,7 +84,7 @@ def test_a_shipped_space_is_named_wherever_spaces_are(name, capsys):
     assert f"| `{name}`" in (ROOT / "docs/spaces.md").read_text()
     assert name in (ROOT / "README.md").read_text()
     with pytest.raises(SystemExit):
-        _parser().parse_args(["search", "--help"])
+        parser().parse_args(["search", "--help"])
     assert name in capsys.readouterr().out
 
 

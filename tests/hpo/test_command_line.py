@@ -25,7 +25,7 @@ from tensorboard_files import curves_in
 import hpo.study
 import model.data
 import model.run
-from hpo import cli, ray_runtime
+from hpo import options, ray_runtime
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
@@ -196,7 +196,7 @@ GIVEN = {
     "--noise": st.sampled_from(["gaussian:30", "poisson:9" * 30, "jpeg:0"]) | TYPED,
     "--set": st.builds("{}={}".format, st.sampled_from(FIELDS) | TYPED, TYPED) | TYPED,
 }
-COMMANDS = {action.metavar or action.dest: action for action in cli._parser()._actions}["COMMAND"].choices
+COMMANDS = {action.metavar or action.dest: action for action in options.parser()._actions}["COMMAND"].choices
 
 
 @st.composite

@@ -17,9 +17,9 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import results, retention
-from hpo.cli import _parser
 from hpo.config import CHANGEABLE, SearchConfig
 from hpo.decide import CONFIG, DECISION, REPORTS
+from hpo.options import parser
 from hpo.record import Record
 from hpo.results import check_kept
 from hpo.retention import Retention, kept
@@ -248,4 +248,4 @@ def test_the_finalists_are_always_kept():
         SearchConfig(keep=2)
     assert SearchConfig().keep == 10
     assert "keep" in CHANGEABLE
-    assert _parser().parse_args(["search", "first", "--keep", "4"]).keep == 4
+    assert parser().parse_args(["search", "first", "--keep", "4"]).keep == 4
