@@ -227,13 +227,22 @@ def test_whatever_is_damaged_in_a_study_is_told_or_changes_nothing_that_was_deci
             assert [(t.number, t.state, t.intermediate_values, t.values) for t in found] == expected
 
 
-def test_a_value_that_is_not_its_reports_is_told(done, runs):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            "UPDATE trial_intermediate_values SET intermediate_value = intermediate_value + 1e-3 WHERE rowid = 3",
+            "values",
+        ),
+        ("DELETE FROM trial_values WHERE rowid = 1", "decision"),
+        ("DELETE FROM trial_user_attributes WHERE key = 'decision' AND trial_id = 1", "decision"),
+    ],
+)
+def test_what_was_written_twice_and_does_not_agree_is_told(change, what, done, runs):
     """As a flipped bit leaves it: SQLite takes it for whole."""
     with sqlite3.connect(done.study_file) as study:
-        study.execute(
-            "UPDATE trial_intermediate_values SET intermediate_value = intermediate_value + 1e-3 WHERE rowid = 3"
-        )
-    with pytest.raises(RecordError, match=r"damaged \(trial \d+: its values\)"):
+        assert study.execute(change).rowcount == 1
+    with pytest.raises(RecordError, match=rf"damaged \(trial \d+: its {what}\)"):
         Record(runs, "first")
 
 

@@ -199,7 +199,18 @@ def test_the_lock_names_its_holder_and_dies_with_it(record, runs, capsys):
     lock.close()
 
 
-@pytest.mark.parametrize("damage", [lambda t: t[:-20], lambda _: "", lambda _: "[]", lambda t: t.replace("id", "di")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda t: t[:-20],
+        lambda _: "",
+        lambda _: "[]",
+        lambda t: t.replace("id", "di"),
+        lambda t: t.replace('"distributions": {', '"distributions": {"x": "text",'),
+        lambda t: t.replace('"trials": 8', '"trials": -8'),
+        lambda t: t.replace('"trials"', '"trails"'),
+    ],
+)
 def test_a_damaged_search_file_is_an_error_and_never_a_new_search(record, runs, capsys, damage):
     path = runs / "first" / "search.json"
     path.write_text(damage(path.read_text()))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,25 @@ def test_a_second_driver_is_turned_away_by_name_and_let_in_at_once_after_a_relea
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_beat_that_is_under_way_does_not_take_the_release_back(storage, monkeypatch):
+    holder, write, beats = take(storage), lease._write, threading.Event()
+
+    def late(where: Storage, claim: lease.Claim) -> None:
+        if not claim.released:
+            beats.set()
+            time.sleep(0.3)
+        write(where, claim)
+
+    monkeypatch.setattr(lease, "_write", late)
+    holder.keep(lambda _: None)
+    assert beats.wait(60)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 5.0)
+    holder.release()
+    assert not holder._beats.is_alive()
+    assert lease.newest(storage).released
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(storage):
     cut_off = take(storage)  # it raises no counter
     began = time.monotonic()
@@ -301,6 +321,26 @@ def test_of_many_that_come_at_once_one_gets_it(storage):
 
 
 @pytest.mark.usefixtures("quick")
+def test_of_two_that_come_at_once_both_step_back(storage, monkeypatch):
+    rival, write, seen = lease.Claim(name="000001-ffffffff", pid=1, host="elsewhere"), lease._write, []
+
+    def at_once(where: Storage, claim: lease.Claim) -> None:
+        monkeypatch.setattr(lease, "_write", write)
+        write(where, claim)
+        write(where, rival)
+
+    def pause(*_: float) -> float:
+        seen.append(lease._names(storage))
+        storage.delete(f"lease/{rival.name}.json")
+        return 0.0
+
+    monkeypatch.setattr(lease, "_write", at_once)
+    monkeypatch.setattr(lease.random, "uniform", pause)
+    assert take(storage).before is None
+    assert seen == [[rival.name]]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_claim_that_was_taken_back_is_not_succeeded(storage, monkeypatch):
     holder = take(storage)
     holder.keep(lambda _: None)
@@ -311,6 +351,19 @@ def test_a_claim_that_was_taken_back_is_not_succeeded(storage, monkeypatch):
         take(storage)
     holder.check()
     holder.release()
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_waits_for_a_driver_that_signs_off_meanwhile_asks_again_at_once(storage, monkeypatch):
+    """Or for one of two that came at once, and stepped back."""
+    holder = take(storage)
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 60.0)
+    claim = lease.newest(storage)
+    assert not lease._has_died(storage, replace(claim, name="000001-ffffffff"))
+    holder.release()
+    assert not lease._has_died(storage, claim)
+    storage.delete(f"lease/{claim.name}.json")
+    assert not lease._has_died(storage, claim)
 
 
 @pytest.mark.usefixtures("quick")

@@ -3,7 +3,7 @@ import json
 import math
 import os
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import onnx
@@ -259,6 +259,49 @@ def test_a_manifest_that_lacks_a_part_is_named_with_it(part, copied):
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match=rf"manifest\.json: damaged or not ours \(its {part}\)"):
         read_manifest(copied)
+
+
+def test_a_manifests_model_has_sizes_that_can_be_used(copied):
+    manifest = read_manifest(copied)
+    for sizes, is_right in (
+        ({"image_size": 2, "padding": 0}, True),
+        ({"image_size": 1, "padding": 0}, False),
+        ({"image_size": 4096}, True),
+        ({"image_size": 4097}, False),
+        ({"padding": 15}, True),
+        ({"padding": 16}, False),  # of 32: nothing inside
+        ({"padding": -1}, False),
+        ({"channels": 3}, True),
+        ({"channels": 2}, False),
+    ):
+        (copied / MANIFEST).write_text(json.dumps({**manifest, "model": {**manifest["model"], **sizes}}))
+        with nullcontext() if is_right else pytest.raises(DenoiseError, match=r"not ours \(its model\)"):
+            read_manifest(copied)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "/x", "x/y", MANIFEST])
+def test_a_manifest_names_files_of_its_own_folder_alone(name, copied):
+    manifest = read_manifest(copied)
+    manifest["files"][name] = ""
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match=r"damaged or not ours \(its files\)"):
+        read_manifest(copied)
+
+
+@pytest.mark.parametrize("part", ["model", "strip"])
+def test_a_manifest_that_names_a_file_without_a_digest_is_damaged(part, copied):
+    manifest = read_manifest(copied)
+    manifest[part]["file"] = "other"
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match=r"damaged or not ours \(its file 'other'\)"):
+        read_manifest(copied)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copied):
+    (copied / "strip.png").unlink()
+    os.mkfifo(copied / "strip.png")
+    with pytest.raises(DenoiseError, match=r"strip\.png: cannot be read \(no file\)"):
+        verified(copied)
 
 
 def test_figures_that_are_no_numbers_are_not_borne_out(copied):
