@@ -405,6 +405,7 @@ NAMES = st.sampled_from(
 @example(claims={"000001-ffffffff": b"{"})
 @example(claims={"notes": b"mine"})
 @example(claims={"000001-ffffffff": as_json({**CLAIM, "pid": "1"})})
+@example(claims={"000002-0000000a": as_json(CLAIM)})
 def test_whatever_lies_among_the_claims_the_lease_is_taken_or_a_claim_told_as_damaged(tmp_path_factory, claims):
     storage = Storage(str(tmp_path_factory.mktemp("fuzzed")), patience=1).inside("first")
     storage.create()
