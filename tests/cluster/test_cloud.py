@@ -48,8 +48,8 @@ def test_only_who_was_given_notice_hears_of_it_with_a_token_and_is_gone_in_time(
     wait_for(lambda: len(hosts.numbers()) == 2, 20, "both hosts")
     with_token = f'{ACTION} -H "X-aws-ec2-metadata-token: $({TOKEN})"'
     assert hosts.run(noticed, with_token) == "404"
-    cloud.give_notice(f"10.77.0.{noticed}", 5)
+    cloud.give_notice(f"10.77.0.{noticed}", 20)
     assert hosts.run(noticed, ACTION) == "401"
     assert hosts.run(noticed, with_token).startswith('{"action": "terminate", "time": "20')
     assert hosts.run(other, with_token) == "404"
-    wait_for(lambda: hosts.numbers() == [other], 20, "the end")
+    wait_for(lambda: hosts.numbers() == [other], 60, "the end")
