@@ -122,7 +122,7 @@ class Hosts:
         for number in numbers:
             self._boot(number)
         for number in numbers:
-            wait_for(partial(_answers, address(number)), _READY_SECONDS, f"sshd ({_log(number)})")
+            wait_for(partial(answers, address(number)), _READY_SECONDS, f"sshd ({_log(number)})")
 
     def _boot(self, number: int) -> None:
         name = f"{_PREFIX}-{number}"
@@ -180,7 +180,8 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-def _answers(host: str) -> bool:
+def answers(host: str) -> bool:
+    """Its sshd."""
     try:
         with socket.create_connection((host, 22), timeout=1) as connection:
             return connection.recv(4) == b"SSH-"

@@ -8,7 +8,7 @@ pytest.importorskip("moto", reason="make test-cluster installs it")
 
 from botocore.exceptions import ClientError
 from cloud import METADATA_URL, Cloud
-from hosts import wait_for
+from hosts import address, answers, wait_for
 
 pytestmark = pytest.mark.cluster
 SPOT = {"InstanceMarketOptions": {"MarketType": "spot"}}
@@ -45,11 +45,11 @@ def test_there_is_as_much_spot_capacity_as_is_said(cloud):
 
 def test_only_who_was_given_notice_hears_of_it_with_a_token_and_is_gone_in_time(hosts, cloud):
     noticed, other = started(cloud, 2, **SPOT)
-    wait_for(lambda: len(hosts.numbers()) == 2, 20, "both hosts")
+    wait_for(lambda: all(answers(address(number)) for number in (noticed, other)), 20, "both hosts' sshds")
     with_token = f'{ACTION} -H "X-aws-ec2-metadata-token: $({TOKEN})"'
     assert hosts.run(noticed, with_token) == "404"
-    cloud.give_notice(f"10.77.0.{noticed}", 5)
+    cloud.give_notice(f"10.77.0.{noticed}", 20)
     assert hosts.run(noticed, ACTION) == "401"
     assert hosts.run(noticed, with_token).startswith('{"action": "terminate", "time": "20')
     assert hosts.run(other, with_token) == "404"
-    wait_for(lambda: hosts.numbers() == [other], 20, "the end")
+    wait_for(lambda: hosts.numbers() == [other], 60, "the end")
