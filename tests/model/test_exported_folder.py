@@ -158,12 +158,11 @@ def test_an_export_replaces_an_older_one_and_can_carry_the_checkpoint(exported, 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700)])
 def test_an_export_is_readable_by_whom_the_umask_lets(umask, mode, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(model.export, "_write_onnx", lambda generator, path, shape: copy_onnx(exported, path))
-    before = os.umask(umask)
+    before, folder = os.umask(umask), tmp_path / "not" / "there" / "model"
     try:
-        export(exported.checkpoint, tmp_path / "model", **{**exported.arguments, "test": None})
+        export(exported.checkpoint, folder, **{**exported.arguments, "test": None})
     finally:
         os.umask(before)
-    folder = tmp_path / "model"
     assert folder.stat().st_mode & 0o777 == mode
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode & 0o666}
 
@@ -183,6 +182,10 @@ def test_an_export_with_a_file_of_someone_else_in_it_is_not_overwritten(exported
     with pytest.raises(ConfigError, match="something else"):
         export(exported.checkpoint, copied, **exported.arguments)
     assert (copied / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_may_be_exported_to(tmp_path):
+    check_target(tmp_path)
 
 
 def test_an_export_never_overwrites_a_file(exported, tmp_path):
