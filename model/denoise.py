@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises DenoiseError where the folder is no export."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: dict[str, Any] = json.loads(_read(path))
     except FileNotFoundError:
         raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -230,11 +230,15 @@ def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
     return Image.fromarray(denoiser(np.asarray(image)))
 
 
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise OSError("no file")  # a pipe would be waited for
+    return path.read_bytes()
+
+
 def _verified(path: Path, digest: str) -> bytes:
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("no file")  # a pipe would be waited for
-        content = path.read_bytes()
+        content = _read(path)
     except OSError as error:
         raise DenoiseError(f"{path}: cannot be read ({error})") from error
     if hashlib.sha256(content).hexdigest() != digest:
