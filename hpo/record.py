@@ -12,7 +12,7 @@ import secrets
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -156,17 +156,21 @@ class Record:
             "git_commit": git_commit(),
         }
         new = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-            Study.create(*_study_of(folder, about), {} if search.study_url else {_ID: about["id"]})
-            write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
-        except _DATABASE_ERRORS as error:
-            raise _unusable(str(folder / STUDY_FILE), error) from error
-        except ConfigError:  # the database refuses
-            for path in new:
-                path.rmdir()
-            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with closing(locked(folder, name)):
+            if (folder / SEARCH_FILE).exists():  # since who asked for it looked
+                raise ConfigError(f"{name}: another driver has just begun it; leave its options out to continue it")
+            try:
+                # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
+                Study.create(*_study_of(folder, about), {} if search.study_url else {_ID: about["id"]})
+                write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
+            except _DATABASE_ERRORS as error:
+                raise _unusable(str(folder / STUDY_FILE), error) from error
+            except ConfigError:  # the database refuses
+                (folder / LOCK_FILE).unlink()
+                for path in new:
+                    path.rmdir()
+                raise
         return cls(runs, name, waits=True)
 
     def change(self, asked: Mapping[str, Any]) -> None:

@@ -193,9 +193,10 @@ def _held(
     def over(error: StorageError) -> None:
         stopping.now(_left(error))
 
+    ours = False  # what this driver has begun, and nobody else has taken up
     try:
         with held(runs, name, storage, over) as copies:
-            record = copies.record
+            record, ours = copies.record, not exists
             if exists:
                 loaded = _loaded(replace(record.search, **asked), store)
                 record.change(asked)
@@ -210,7 +211,7 @@ def _held(
             with copies:
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
     except ConfigError:  # such as a cluster's, that has no room for a trial
-        if not exists and not Record(runs, name).trials():
+        if ours and not Record(runs, name).trials():
             remove(runs, name, storage)
         raise
 

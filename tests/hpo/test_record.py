@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -160,6 +161,16 @@ def test_who_reads_while_another_writes_sees_whole_events(record, runs):
     reader.refresh()
     assert reader.trials() == record.trials()
     assert len(reader.trials()[0].intermediate_values) == 1
+
+
+def test_of_two_that_begin_a_search_at_once_the_later_changes_nothing(record, runs, search):
+    """Both have looked, and have found none."""
+    before = {path.name: path.read_bytes() for path in record.folder.iterdir() if path.name != "lock"}
+    with pytest.raises(ConfigError, match="first: another driver has just begun it"):
+        Record.create(runs, "first", replace(search, trials=3))
+    with closing(locked(record.folder, "first")), pytest.raises(ConfigError, match=f"run by process {os.getpid()}"):
+        Record.create(runs, "first", replace(search, trials=3))
+    assert {path.name: path.read_bytes() for path in record.folder.iterdir() if path.name != "lock"} == before
 
 
 def test_what_decides_the_comparison_cannot_change(record, search):

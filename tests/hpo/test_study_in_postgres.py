@@ -89,7 +89,7 @@ def test_a_search_in_a_database_is_the_search_in_a_file(runs, url, undisturbed):
     assert story(record.trials()) == story(undisturbed.trials())
     assert Record(runs, "first").trials() == record.trials()
     assert not record.study_file
-    assert {path.name for path in record.folder.iterdir()} == {"search.json"}
+    assert {path.name for path in record.folder.iterdir()} == {"search.json", "lock"}
     as_optuna_sees_it = optuna.load_study(
         study_name=f"first-{record.id}",
         storage=url.replace("postgresql:", "postgresql+psycopg:"),
