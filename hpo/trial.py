@@ -76,10 +76,11 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
 @ray.remote
 class FinalTraining:
     """The winner's configuration trained longer: not a trial, never in the study. Every call brings the images, since
-    Ray warns of a constructor that gets them: after a death it could miss them."""
+    Ray warns of a constructor that gets them: after a death it could miss them. back_to_best: it collapsed before, and
+    goes on from its best checkpoint with lower rates."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._config, self._place = config, Workplace(config)
+    def __init__(self, config: dict[str, Any], *, back_to_best: bool) -> None:
+        self._config, self._place, self._back_to_best = config, Workplace(config), back_to_best
         self._run: TrainingRun | None = None
 
     def reports(self, images: Images) -> list[dict[str, Any]]:
@@ -101,9 +102,14 @@ class FinalTraining:
     def _begun(self, images: Images) -> TrainingRun:
         if self._run is None:
             train = TrainConfig.from_dict(self._config["train"])
-            self._place.take_up(train)
-            placed = _place(images, self._config)
-            self._run = TrainingRun(train, placed, self._place.folder, self._config["objective"])
+            self._place.take_up(train, back_to_best=self._back_to_best)
+            self._run = TrainingRun(
+                train,
+                _place(images, self._config),
+                self._place.folder,
+                self._config["objective"],
+                back_to_best=self._back_to_best,
+            )
             self._place.keep_best()
         return self._run
 

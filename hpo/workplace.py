@@ -6,6 +6,7 @@ import platform
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hpo.lease import generation_of, is_claim
 from hpo.storage import NotSharedError, Storage, StorageError
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, TrainConfig
-from model.run import BEST, LAST, strip_name
+from model.run import BEST, LAST, RATES, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
 OWNER = "owner"  # file in the storage: generation and token of the attempt that may write beside it
@@ -33,10 +34,10 @@ class Workplace:
             self._storage = self._search.inside(where["folder"])
             self._owner = f"{where['generation']:06}-{secrets.token_hex(4)}"
 
-    def take_up(self, config: TrainConfig) -> None:
+    def take_up(self, config: TrainConfig, *, back_to_best: bool = False) -> None:
         """Bring the last whole checkpoint of an earlier attempt, on whatever node; from here on no other attempt may
-        write. One of another configuration was of a suggestion that got lost with its driver. Raises NotSharedError,
-        StorageError, OSError."""
+        write. One of another configuration was of a suggestion that got lost with its driver. back_to_best: the best
+        one may have other learning rates (model.run). Raises NotSharedError, StorageError, OSError."""
         self._check_shared()
         if self._storage is None:
             return
@@ -48,7 +49,7 @@ class Workplace:
         self._storage.put(OWNER, self._owner.encode())
         for name in (LAST, BEST):
             self._storage.fetch(name, self.folder / name)
-            if was_trained_with(self.folder / name, config):
+            if was_trained_with(self.folder / name, config, RATES if back_to_best and name == BEST else ()):
                 return
             (self.folder / name).unlink(missing_ok=True)
 
@@ -103,10 +104,11 @@ class Workplace:
             raise StorageError(f"{self._storage}: another attempt has taken this training up")
 
 
-def was_trained_with(checkpoint: Path, config: TrainConfig) -> bool:
-    """Whether there is a whole checkpoint, of that configuration."""
+def was_trained_with(checkpoint: Path, config: TrainConfig, may_differ: Collection[str] = ()) -> bool:
+    """Whether there is a whole checkpoint, of that configuration; but for settings that may differ."""
     try:
         _, state = load_checkpoint(checkpoint)
-        return TrainConfig.from_dict(state.get("config", {})).as_dict() == config.as_dict()
+        was, now = TrainConfig.from_dict(state.get("config", {})).as_dict(), config.as_dict()
+        return all(was[name] == now[name] for name in now if name not in may_differ)
     except (CheckpointError, ConfigError):
         return False

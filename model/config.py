@@ -122,6 +122,7 @@ class TrainConfig:
     norm: Norm = "batch"  # in the generator; the discriminator's is always batch
     dropout: float = 0.5  # in the decoder's first three blocks, in [0, 1)
     patch: int = 34  # pixels that one logit of the discriminator sees: 34 or 14
+    grad_clip: float = 2.0  # each network's gradient norm is at most so many times its running mean; 0: not limited
     average_decay: float = 0.999  # of the generator's moving average, in [0, 1); 0: no average
     precision: Precision = "auto"  # autocast; auto: bfloat16 where the hardware multiplies it natively
     seed: int = 0  # of initialisation, order, noise and dropout, >= 0
@@ -297,6 +298,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("adversarial_weight",), lambda v: v > 0, "above 0; to leave it out set adversarial=none"),
     (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    (("grad_clip",), lambda v: v == 0 or v >= 1, "at least 1; to limit nothing set grad_clip=0"),
     (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),
     (("epochs",), lambda v: 1 <= v <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
     (("images_per_epoch",), lambda v: v >= 1, "at least 1"),

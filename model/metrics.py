@@ -60,6 +60,7 @@ def _window_matrix(size: int, device: torch.device) -> torch.Tensor:
     return matrix.float().to(device)
 
 
+_DEAD_STD = 0.01  # Fashion-MNIST itself has 0.5
 _LOSSES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 
 
@@ -81,6 +82,11 @@ class EvalReport:
     disc_generated: float
     seconds: float  # training
     eval_seconds: float
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the output hardly varies between images, or is further from the clean ones than the noisy input."""
+        return self.output_std < _DEAD_STD or self.psnr_db < self.noisy_psnr_db
 
     @property
     def images_per_second(self) -> float:
@@ -118,14 +124,17 @@ def objective_value(ssim: float, psnr_db: float, objective: Objective) -> float:
 
 
 _GRACE_IMAGES = 30_000  # the slides' own settings are still below the noisy input after 8,000 images at width 8
-_DEAD_STD = 0.01  # Fashion-MNIST itself has 0.5
 
 
-def stop_reason(reports: Sequence[EvalReport]) -> Literal["diverged", "collapsed"] | None:
+def stop_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> Literal["diverged", "collapsed"] | None:
     """Why a training is not worth going on: `diverged`, `collapsed` or None.
 
-    Diverged: the last report has a value that is not finite. Collapsed: after 30,000 training images, two epochs
-    in a row, the output hardly varies between images or is further from the clean ones than the noisy input.
+    Diverged: the last report has a value that is not finite. Collapsed: two dead epochs in a row, after one that was
+    not or after 30,000 training images.
+
+    Args:
+        reports: of the epochs 1, 2, 3, ... so far.
+        is_last: no epoch follows, so that one dead epoch after one that was not is enough.
     """
     if not reports:
         return None
@@ -133,7 +142,10 @@ def stop_reason(reports: Sequence[EvalReport]) -> Literal["diverged", "collapsed
     losses_and_metrics = (last.ssim, last.psnr_db, last.l1, last.gen_total, last.disc_real, last.disc_generated)
     if not all(math.isfinite(value) for value in losses_and_metrics):
         return "diverged"
-    ripe = [report for report in reports[-2:] if report.images > _GRACE_IMAGES]
-    if len(ripe) == 2 and all(r.output_std < _DEAD_STD or r.psnr_db < r.noisy_psnr_db for r in ripe):
+    dead = [report.is_dead for report in reports]
+    lived = not all(dead)
+    ripe = len(reports) > 1 and reports[-2].images > _GRACE_IMAGES
+    enough = 1 if lived and is_last else 2
+    if all(dead[-enough:]) and (lived or ripe):
         return "collapsed"
     return None

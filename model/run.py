@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import CheckpointError
-from model.config import TrainConfig
+from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages
 from model.disk import replacing
 from model.metrics import EvalReport, Objective, objective_value
@@ -21,6 +21,7 @@ from model.trainer import Trainer
 log = logging.getLogger(__name__)
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+RATES = ("lr_g", "lr_d")
 _STRIP_IMAGES = 6
 
 
@@ -37,11 +38,27 @@ def is_shown(epoch: int, *, last: bool) -> bool:
 class TrainingRun:
     """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint.
 
-    Raises ConfigError where that run had another configuration.
+    Args:
+        config: of the training.
+        images: on the device where it trains.
+        folder: of its checkpoints and strips.
+        objective: which checkpoint is the best.
+        back_to_best: where the earlier run had other learning rates, go on from its best checkpoint with these.
+        notes: JSON-ready, kept in the checkpoints.
+
+    Raises:
+        ConfigError: the earlier run had another configuration.
     """
 
     def __init__(
-        self, config: TrainConfig, images: DeviceImages, folder: Path, objective: Objective, **notes: Any
+        self,
+        config: TrainConfig,
+        images: DeviceImages,
+        folder: Path,
+        objective: Objective,
+        *,
+        back_to_best: bool = False,
+        **notes: Any,
     ) -> None:
         self.folder, self.objective, self.notes = folder, objective, notes
         self.trainer = Trainer(config, images)
@@ -49,9 +66,13 @@ class TrainingRun:
             if not path.exists():
                 continue
             try:
-                self.trainer.load(path)
+                self.trainer.load(path, may_differ=RATES if back_to_best and path.name == BEST else ())
             except CheckpointError as error:
                 log.warning("%s; trying the next", error)
+                continue
+            except ConfigError:
+                if not back_to_best or path.name == BEST:
+                    raise
                 continue
             if path.name == LAST and self._is_best():  # and whoever wrote it was killed before he said so
                 self._last_is_best()

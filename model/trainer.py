@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from model.metrics import EvalReport
 
 SEARCH_VALIDATION_IMAGES = 1_000  # that trials look at; finalists are measured on all
 _EVAL_BATCH = 250
+_MEAN_NORM_DECAY = 0.98  # a memory of 50 steps; 0.9 and 0.99 do as well (docs/log.md)
 
 
 class Trainer:
@@ -55,6 +56,8 @@ class Trainer:
         betas = (config.beta1, config.beta2)
         self._adam_g = torch.optim.Adam(self.generator.parameters(), config.lr_g, betas, fused=True)
         self._adam_d = torch.optim.Adam(self.discriminator.parameters(), config.lr_d, betas, fused=True)
+        self._mean_norm_g = torch.zeros((), device=self.device)  # of the clipped gradients; 0 before the first step
+        self._mean_norm_d = torch.zeros((), device=self.device)
 
     @property
     def epoch(self) -> int:
@@ -104,9 +107,8 @@ class Trainer:
         gen_reconstruction = losses.reconstruction(fake, clean, self.config)
         gen_total = gen_adversarial + gen_reconstruction
 
-        # autograd.grad walks only towards the weights it is asked for: no gradients of D's weights in G's pass.
-        _set_gradients(self.discriminator, disc_real + disc_generated, retain_graph=True)
-        _set_gradients(self.generator, gen_total, retain_graph=False)
+        self._set_gradients(self.discriminator, disc_real + disc_generated, self._mean_norm_d, retain_graph=True)
+        self._set_gradients(self.generator, gen_total, self._mean_norm_g, retain_graph=False)
         self._adam_d.step()
         self._adam_g.step()
         return torch.stack([gen_total, gen_adversarial, gen_reconstruction, disc_real, disc_generated]).detach()
@@ -116,10 +118,22 @@ class Trainer:
         with self._autocast():
             fake = self.generator(noisy)
         loss = losses.reconstruction(fake, clean, self.config)
-        _set_gradients(self.generator, loss, retain_graph=False)
+        self._set_gradients(self.generator, loss, self._mean_norm_g, retain_graph=False)
         self._adam_g.step()
         none = torch.zeros_like(loss)
         return torch.stack([loss, none, loss, none, none]).detach()
+
+    def _set_gradients(
+        self, network: torch.nn.Module, loss: torch.Tensor, mean_norm: torch.Tensor, *, retain_graph: bool
+    ) -> None:
+        """The loss's gradients, clipped. autograd.grad walks only towards the weights it is asked for: no gradients of
+        D's weights in G's pass."""
+        parameters = list(network.parameters())
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
+        if self.config.grad_clip:
+            clip_gradients(gradients, mean_norm, self.config.grad_clip)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None)
@@ -180,20 +194,27 @@ class Trainer:
         }
         save_checkpoint(path, self._tensors(), state)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, *, may_differ: Collection[str] = ()) -> None:
         """Go on where the checkpoint stood.
 
-        Raises CheckpointError when it is damaged, ConfigError when it is of another configuration.
+        Args:
+            path: of the checkpoint.
+            may_differ: settings of its configuration that need not be this one's.
+
+        Raises:
+            CheckpointError: it is damaged.
+            ConfigError: it is of another configuration.
         """
         tensors, state = load_checkpoint(path)
         # A weight whose loss takes no part is None in both; a setting that came after the checkpoint has its default.
         config, reports = _told(path, state)
         was, now = config.as_dict(), self.config.as_dict()
-        if was != now:
-            names = [name for name in now if was[name] != now[name]]
+        names = [name for name in now if was[name] != now[name] and name not in may_differ]
+        if names:
             differences = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in names)
             raise ConfigError(f"{path}: made by another configuration ({differences})")
         mine = self._tensors()
+        tensors = {**{name: mine[name] for name in _MEAN_NORMS}, **tensors}  # checkpoints made before them begin anew
         if {name: t.shape for name, t in mine.items()} != {name: t.shape for name, t in tensors.items()}:
             raise CheckpointError(f"{path}: its networks have other shapes than this configuration's")
         with torch.no_grad():
@@ -213,9 +234,10 @@ class Trainer:
                     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 named.update({f"{n}.{i}.{key}": value for key, value in state.items()})
-        return named
+        return named | dict(zip(_MEAN_NORMS, (self._mean_norm_g, self._mean_norm_d), strict=True))
 
 
+_MEAN_NORMS = ("mean_norm_g", "mean_norm_d")
 _LOSS_NAMES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 
 
@@ -247,12 +269,24 @@ def _mix(seed: int, number: int, purpose: str) -> int:
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
-def _set_gradients(network: torch.nn.Module, loss: torch.Tensor, *, retain_graph: bool) -> None:
-    parameters = list(network.parameters())
-    for parameter, gradient in zip(
-        parameters, torch.autograd.grad(loss, parameters, retain_graph=retain_graph), strict=True
-    ):
-        parameter.grad = gradient
+@torch.no_grad()
+def clip_gradients(gradients: Sequence[torch.Tensor], mean_norm: torch.Tensor, factor: float) -> None:
+    """Limit the norm of all gradients together to `factor` times its running mean, both in place.
+
+    One bad step at a high learning rate otherwise throws every pixel out of [-1, 1], where the clamp of a residual
+    output has no gradient that leads back (docs/log.md). The norm enters the mean as clipped, so that one outlier
+    does not lift the limit for the next. No value is read: the device is not waited for.
+
+    Args:
+        gradients: of one network, any shapes.
+        mean_norm: scalar; 0 before the first step, whose norm it then takes.
+        factor: at least 1.
+    """
+    norm = torch.nn.utils.get_total_norm(gradients)
+    begun = mean_norm > 0
+    clipped = torch.where(begun, torch.minimum(norm, factor * mean_norm), norm)
+    mean_norm.copy_(torch.where(begun, torch.lerp(clipped, mean_norm, _MEAN_NORM_DECAY), norm))
+    torch._foreach_mul_(list(gradients), clipped / norm.clamp_min(torch.finfo(norm.dtype).tiny))
 
 
 def _network_weights(tensors: Mapping[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:

@@ -176,6 +176,10 @@ def test_one_value_that_is_not_finite_is_divergence_at_once(name, value):
     assert stop_reason([replace(REPORT, epoch=1, images=64, **{name: value})]) == "diverged"
 
 
+def reports(*of: tuple[int, dict[str, float]]) -> list[EvalReport]:
+    return [replace(REPORT, epoch=epoch, images=images, **bad) for epoch, (images, bad) in enumerate(of, start=1)]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
@@ -188,13 +192,33 @@ def test_one_value_that_is_not_finite_is_divergence_at_once(name, value):
         ((30_001, NO_WORSE), (60_000, NO_WORSE), None),
     ],
 )
-def test_collapse_takes_two_bad_epochs_in_a_row_after_30000_images(first, second, reason):
-    assert stop_reason([REPORT, *(replace(REPORT, images=n, **bad) for n, bad in (first, second))]) == reason
+def test_a_training_that_never_lived_has_30000_images_before_two_bad_epochs_are_a_collapse(first, second, reason):
+    assert stop_reason(reports((64, WORSE), first, second)) == reason
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ([{}, WORSE, DEAD], "collapsed"),
+        ([WORSE, {}, WORSE, WORSE], "collapsed"),
+        ([{}, WORSE], None),
+        ([{}, WORSE, {}, WORSE], None),
+        ([WORSE, WORSE, WORSE], None),
+    ],
+)
+def test_who_lived_once_has_collapsed_after_two_bad_epochs_in_a_row_whatever_the_number_of_images(bad, reason):
+    assert stop_reason(reports(*((64 * epoch, of) for epoch, of in enumerate(bad, start=1)))) == reason
+
+
+def test_after_the_last_epoch_one_bad_one_is_enough_for_who_lived_before():
+    assert stop_reason(reports((64, {}), (128, WORSE)), is_last=True) == "collapsed"
+    assert stop_reason(reports((64, WORSE), (128, {})), is_last=True) is None
+    assert stop_reason(reports((64, WORSE), (128, WORSE)), is_last=True) is None
 
 
 def test_no_or_one_report_is_no_reason_to_stop():
     assert stop_reason([]) is None
-    assert stop_reason([replace(REPORT, images=60_000, **WORSE)]) is None
+    assert stop_reason(reports((60_000, WORSE)), is_last=True) is None
 
 
 def test_objectives_are_what_they_are_called():

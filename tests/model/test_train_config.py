@@ -27,6 +27,7 @@ BROKEN = {
     "beta1": [1.0, -0.1],
     "beta2": [1.0],
     "dropout": [1.0, -0.5],
+    "grad_clip": [-2.0, 0.5, math.inf],
     "average_decay": [1.0],
     "batch_size": [1, 64.0],
     "epochs": [0, True],

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy, l1_loss
 
-from model.checkpoint import CheckpointError
+from model.checkpoint import CheckpointError, save_checkpoint
 from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images, Pairs, to_unit
 from model.metrics import stop_reason
 from model.noise import parse_noise
-from model.trainer import Trainer, autocast_dtype, load_generator
+from model.trainer import Trainer, autocast_dtype, clip_gradients, load_generator
 
 CPU = torch.device("cpu")
 # 64 of 100 images an epoch: the second epoch's batches span two shuffles.
@@ -177,6 +177,41 @@ def test_the_shared_forward_gives_the_textbooks_gradients(few):
             scale = gradient.abs().max().item()
             assert scale > 0, name
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
+def test_gradients_are_clipped_as_torch_clips_them_to_twice_the_running_mean_of_their_norm():
+    draw, mean_norm, running = torch.Generator().manual_seed(0), torch.zeros(()), None
+    for scale in [1.0, 1.1, 0.9, 50.0, 1.0, 0.0, 3.0, 1.0]:  # a bad step, and one without any gradient
+        gradients = [scale * torch.randn(shape, generator=draw) for shape in ((3, 2), (5,))]
+        parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if running is None else 2 * running).item()
+        running = norm if running is None else 0.98 * running + 0.02 * min(norm, 2 * running)
+        clip_gradients(gradients, mean_norm, 2.0)
+        assert mean_norm.item() == pytest.approx(running, rel=1e-5)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_within_the_limit_are_left_as_they_are_bit_for_bit(few):
+    clipped, free = (run(Trainer(replace(SMALL, lr_g=1e-5, lr_d=1e-5, grad_clip=c), few), 1) for c in (1e6, 0.0))
+    assert all(torch.equal(clipped._tensors()[name], tensor) for name, tensor in free._tensors().items()
+               if not name.startswith("mean_norm"))  # fmt: skip
+    assert free._mean_norm_g == 0 < clipped._mean_norm_g
+
+
+def test_a_checkpoint_made_before_gradients_were_clipped_is_continued(few, tmp_path):
+    old = run(Trainer(replace(SMALL, grad_clip=0.0), few), 1)
+    config = {name: value for name, value in old.config.as_dict().items() if name != "grad_clip"}
+    tensors = {name: tensor for name, tensor in old._tensors().items() if not name.startswith("mean_norm")}
+    state = {"config": config, "reports": [report.as_dict() for report in old.reports], "notes": {}}
+    save_checkpoint(tmp_path / "old", tensors, state)
+    new = Trainer(SMALL, few)
+    new.load(tmp_path / "old")
+    assert new.epoch == 1
+    run(new, 1)
+    assert new._mean_norm_g > 0 < new._mean_norm_d
 
 
 def test_without_an_adversarial_loss_the_discriminator_is_never_run_and_never_changes(few):

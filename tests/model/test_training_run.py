@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
-from model.config import TrainConfig
+from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images
 from model.run import BEST, LAST, TrainingRun, is_shown
 
@@ -64,6 +64,27 @@ def test_a_damaged_last_checkpoint_falls_back_on_the_best_and_says_so(few, tmp_p
         again = TrainingRun(CONFIG, few, tmp_path, "ssim")
     assert again.trainer.epoch == 1
     assert str(tmp_path / LAST) in caplog.text
+
+
+def test_after_a_collapse_a_run_goes_back_to_its_best_epoch_with_lower_rates_however_often_it_is_begun(
+    few, tmp_path, monkeypatch
+):
+    run = TrainingRun(CONFIG, few, tmp_path, "ssim")
+    evaluate, ssims = run.trainer._evaluate, iter([0.5, 0.1, 0.1])
+    monkeypatch.setattr(run.trainer, "_evaluate", lambda: {**evaluate(), "ssim": next(ssims)})
+    for _ in range(3):
+        run.run_epoch()
+    lower = replace(CONFIG, lr_g=CONFIG.lr_g / 2, lr_d=CONFIG.lr_d / 2)
+    with pytest.raises(ConfigError, match="lr_g was"):
+        TrainingRun(lower, few, tmp_path, "ssim")
+    for _ in range(2):  # killed before it had trained
+        again = TrainingRun(lower, few, tmp_path, "ssim", back_to_best=True)
+        assert [report.ssim for report in again.reports] == [0.5]
+    again.run_epoch()
+    assert load_checkpoint(tmp_path / LAST)[1]["config"]["lr_g"] == lower.lr_g
+    assert TrainingRun(lower, few, tmp_path, "ssim", back_to_best=True).trainer.epoch == 2
+    with pytest.raises(ConfigError, match="width was"):
+        TrainingRun(replace(lower, width=8), few, tmp_path, "ssim", back_to_best=True)
 
 
 def test_a_run_that_diverges_still_has_its_picture_and_checkpoint(few, tmp_path):
