@@ -4,7 +4,7 @@ rates, each trained with and without a change of TrainConfig.
     python benchmarks/stability.py --to runs/stability                       # without gradient clipping, and with it
     python benchmarks/stability.py --to runs/stability --arms grad_clip=1.2  # another change beside these
 
-The other settings are those of `make search`. A training dies when it diverges or collapses (model.metrics). What was
+The other settings are those of `make search`, with half the images an epoch. A training dies when it diverges or collapses (model.metrics). What was
 trained is kept under --to: the same command continues.
 """
 
@@ -32,7 +32,7 @@ from model.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "width": 16, "blocks": 1, "depth": 3, "batch_size": 32, "dropout": 0.0, "output": "residual",
-    "lr_schedule": "cosine", "adversarial_weight": 0.1, "images_per_epoch": 2000,
+    "lr_schedule": "cosine", "adversarial_weight": 0.1, "images_per_epoch": 1000,
 }  # fmt: skip
 WITHOUT, WITH = "grad_clip=0", "grad_clip=2"
 
@@ -54,7 +54,7 @@ def configurations(count: int) -> list[dict[str, Any]]:
 def train(params: dict[str, Any], arm: str, seed: int, epochs: int, data: DataConfig) -> dict[str, Any]:
     """One training on one thread: PSNR of every epoch, and what it died of."""
     torch.set_num_threads(1)
-    images = DeviceImages.place(data.load(), data.noise, torch.device("cpu"), num_validation=1_000)
+    images = DeviceImages.place(data.load(), data.noise, torch.device("cpu"), num_validation=500)
     changes = dict(parse_setting(word) for word in arm.split(","))
     config = TrainConfig.from_dict({**SETTINGS, **params, "epochs": epochs, "seed": seed, **changes})
     trainer = Trainer(config, images)
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=Path("runs/stability"))
     parser.add_argument("--configurations", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument(
         "--arms", nargs="+", default=[WITHOUT, WITH], help="NAME=VALUE,... each; the first is compared with"
     )
