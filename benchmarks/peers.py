@@ -6,6 +6,7 @@ A training that diverges ends by itself, with the objective's floor as its last 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -13,10 +14,12 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -25,9 +28,11 @@ from hpo.config import SearchConfig
 from model.metrics import EvalReport
 from search_spaces import Space
 
+ENDLESS = 1_000  # a search of so many trials goes on until it finds
+
 
 class OptunaStudy:
-    """A sampler and a pruner of Optuna's, asked and told."""
+    """Any sampler and any pruner of Optuna's interfaces, asked and told."""
 
     def __init__(self, space: Space, search: SearchConfig, sampler: BaseSampler, pruner: BasePruner) -> None:
         self._space, self._base = space, search.base_config()
@@ -64,21 +69,25 @@ class OneEpoch(OptunaStudy):
     which one each decides, and 33 more.
     """
 
-    def __init__(self, space: Space, search: SearchConfig, *, trials: int = 30, best: int = 3) -> None:
+    def __init__(self, space: Space, search: SearchConfig, *, best: int = 3) -> None:
         super().__init__(space, search, RandomSampler(seed=search.seed), NopPruner())
-        self._size, self._best, self._asked = trials, best, 0
+        self._size, self._best, self._asked = search.trials if search.trials < ENDLESS else 30, best, 0
         self._values: dict[int, float] = {}  # of this round
         self._resumed: list[int] = []
 
     def next(self) -> tuple[int, Mapping[str, Any]] | None:
         """None while the last ones of a round are in their first epoch."""
-        if self._resumed:
-            key = self._resumed.pop(0)
-            return key, self._trials[key].params
-        if self._asked == self._size:
-            return None
+        if self._resumed or self._asked == self._size:
+            return self.resume()
         self._asked += 1
         return super().next()
+
+    def resume(self) -> tuple[int, Mapping[str, Any]] | None:
+        """The next of a round's best."""
+        if not self._resumed:
+            return None
+        key = self._resumed.pop(0)
+        return key, self._trials[key].params
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
         """A round's last first epoch ends it. What diverged in the first epoch can not go on."""
@@ -132,6 +141,7 @@ class SyneTune:
     def __init__(self, space: Space, search: SearchConfig, *, scheduler: str) -> None:
         logging.getLogger("syne_tune").setLevel(logging.ERROR)  # it warns of how its ASHA calls its own searcher
         self._new_trial = import_module("syne_tune.backend.trial_status").Trial
+        _seed(search)
         config_space, middle = _syne_tune_space(space, search)
         self._scheduler = getattr(import_module("syne_tune.optimizer.baselines"), scheduler)(
             config_space,
@@ -164,38 +174,130 @@ class SyneTune:
         return False
 
 
-def _syne_tune_space(space: Space, search: SearchConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The space without its conditions, and the middle of each numeric range."""
-    domains, found, middle = import_module("syne_tune.config_space"), {}, {}
+class NePS:
+    """NePS's PriorBand over Hyperband, its default (Mallik et al. 2023, arXiv 2306.12370), by its AskAndTell.
+
+    A trial waits at its rung until it is promoted. The prior is what all starting points agree in, and they take the
+    place of the first samples: it could be given only one. It knows no conditional parameters.
+
+    Not in the `benchmark` extra, since it pins gpytorch and keeps pandas and networkx below the versions that
+    constraints.txt has. It works with those: pip install --no-deps neural-pipeline-search==0.17.0 botorch==0.12.0
+    gpytorch==1.13 ifbo jaxtyping linear_operator matplotlib more_itertools multipledispatch opt_einsum portalocker
+    pymoo pyre_extensions pyro_api pyro_ppl seaborn submitit typeguard typing_inspect wadler_lindig contourpy cycler
+    fonttools kiwisolver pyparsing mypy_extensions
+    """
+
+    def __init__(self, space: Space, search: SearchConfig) -> None:
+        neps, of = import_module("neps"), import_module("neps.space")
+        logging.getLogger("neps").setLevel(logging.ERROR)
+        _seed(search)
+        self._points = [dict(point) for point in space.starting_points]
+        parameters: dict[str, Any] = {"epochs": of.HPOInteger(1, search.epochs, is_fidelity=True)}
+        for name, domain in _flat(space, search).items():
+            values = {point[name] for point in self._points if name in point}
+            prior = values.pop() if len(values) == 1 else None
+            if isinstance(domain, CategoricalDistribution):
+                parameters[name] = of.HPOCategorical(list(domain.choices), prior=prior)
+            else:
+                parameters[name] = of.HPOFloat(domain.low, domain.high, log=domain.log, prior=prior)
+        self._told = neps.AskAndTell(neps.algorithms.priorband(of.SearchSpace(parameters)))
+        self._params: dict[int, dict[str, Any]] = {}
+        self._rung: dict[int, Any] = {}  # what each trial is to reach
+        self._diverged: dict[int, float] = {}
+
+    def next(self, *, may_begin: bool = True) -> tuple[int, Mapping[str, Any]] | None:
+        """A trial that its bracket promotes, or a new one. What diverged and is promoted all the same fails again."""
+        while True:
+            rung = self._told.ask()
+            key = int(rung.id.split("_")[0])
+            if key not in self._params and not may_begin:
+                del self._told.trials[rung.id]  # as if never asked
+                return None
+            if key not in self._params:
+                if len(self._params) < len(self._points):
+                    rung.config.update(self._points[len(self._params)])
+                self._params[key] = {name: value for name, value in rung.config.items() if name != "epochs"}
+            if key not in self._diverged:
+                self._rung[key] = rung
+                return key, self._params[key]
+            self._told.tell(rung, -self._diverged[key])
+
+    def resume(self) -> tuple[int, Mapping[str, Any]] | None:
+        """A trial that its bracket promotes."""
+        return self.next(may_begin=False)
+
+    def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
+        """It hears of the rungs' epochs only, and minimizes."""
+        target = self._rung[key].config["epochs"]
+        if not is_last and report.epoch < target:
+            return True
+        if report.epoch < target:
+            self._diverged[key] = value
+        self._told.tell(self._rung[key], -value)
+        return False
+
+
+def _seed(search: SearchConfig) -> None:
+    """Of the global generators, which some draw from whatever seed they were given."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(search.seed)
+
+
+def _flat(space: Space, search: SearchConfig) -> dict[str, BaseDistribution]:
+    """The space without its conditions."""
+    found: dict[str, BaseDistribution] = {}
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     for _ in range(100):  # every branch
         trial = study.ask()
         space.suggest(trial, search.base_config())
-        for name, of in trial.distributions.items():
-            if isinstance(of, CategoricalDistribution):
-                found[name] = domains.choice(list(of.choices))
-            else:
-                found[name] = (domains.loguniform if of.log else domains.uniform)(of.low, of.high)
-                middle[name] = (of.low * of.high) ** 0.5 if of.log else (of.low + of.high) / 2
+        found |= trial.distributions
+    return found
+
+
+def _syne_tune_space(space: Space, search: SearchConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Without conditions, and the middle of each numeric range."""
+    domains, found, middle = import_module("syne_tune.config_space"), {}, {}
+    for name, of in _flat(space, search).items():
+        if isinstance(of, CategoricalDistribution):
+            found[name] = domains.choice(list(of.choices))
+        else:
+            found[name] = (domains.loguniform if of.log else domains.uniform)(of.low, of.high)
+            middle[name] = (of.low * of.high) ** 0.5 if of.log else (of.low + of.high) / 2
     return found, middle
 
 
-def _optuna(space: Space, search: SearchConfig, *, pruner: Callable[[], BasePruner]) -> OptunaStudy:
-    return OptunaStudy(space, search, TPESampler(seed=search.seed), pruner())
+def _halving(search: SearchConfig, reduction: int = 3) -> BasePruner:
+    return SuccessiveHalvingPruner(min_resource=1, reduction_factor=reduction)
 
 
-def _hyperband(space: Space, search: SearchConfig) -> OptunaStudy:
-    return _optuna(space, search, pruner=lambda: HyperbandPruner(min_resource=1, max_resource=search.epochs))
+def _hyperband(search: SearchConfig) -> BasePruner:
+    return HyperbandPruner(min_resource=1, max_resource=search.epochs)
 
 
-_halving = partial(SuccessiveHalvingPruner, min_resource=1)
+def _optuna(
+    space: Space,
+    search: SearchConfig,
+    *,
+    pruner: Callable[[SearchConfig], BasePruner],
+    sampler: Callable[..., BaseSampler] = TPESampler,
+) -> OptunaStudy:
+    return OptunaStudy(space, search, sampler(seed=search.seed), pruner(search))
+
+
 METHODS: dict[str, Callable[[Space, SearchConfig], Any]] = {
     "one epoch then best": OneEpoch,
     "Ray TPE + ASHA 4": partial(RayTune, reduction=4),  # Ray's default
     "Ray TPE + ASHA 3": partial(RayTune, reduction=3),
-    "Optuna TPE + halving 4": partial(_optuna, pruner=_halving),  # Optuna's default
-    "Optuna TPE + halving 3": partial(_optuna, pruner=partial(_halving, reduction_factor=3)),
-    "Optuna TPE + Hyperband 3": _hyperband,
+    "Optuna TPE + halving 4": partial(_optuna, pruner=partial(_halving, reduction=4)),  # Optuna's default
+    "Optuna TPE + halving 3": partial(_optuna, pruner=_halving),
+    "Optuna TPE + Hyperband 3": partial(_optuna, pruner=_hyperband),
+    # Only finished trials teach it: it draws at random until there are ten of them.
+    "Optuna GP + halving 3": partial(_optuna, pruner=_halving, sampler=GPSampler),
+    "Optuna GP + Hyperband 3": partial(_optuna, pruner=_hyperband, sampler=GPSampler),
     "Syne Tune ASHA": partial(SyneTune, scheduler="ASHA"),
+    # It models only where 15 % of its trials are more than the parameters: until about 40 it is the same as ASHA.
     "Syne Tune BOHB": partial(SyneTune, scheduler="BOHB"),
+    "Syne Tune ASHACQR": partial(SyneTune, scheduler="ASHACQR"),
+    "Syne Tune ASHABORE": partial(SyneTune, scheduler="ASHABORE"),
+    "NePS PriorBand": NePS,
 }

@@ -86,10 +86,17 @@ def _search(arguments: argparse.Namespace) -> int:
 
 def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
     """What the options of a search stand for."""
+    from hpo.config import renamed
+
     if hasattr(arguments, "set"):
         arguments.set = _settings(arguments.set, mistakes)
-    if getattr(arguments, "space", "").endswith(".py"):
-        arguments.space = os.path.realpath(arguments.space)
+    if hasattr(arguments, "scheduler") and hasattr(arguments, "pruner"):
+        mistakes.add(f"scheduler={arguments.scheduler}: is --pruner's former name; leave it out")
+    for name, value in renamed(vars(arguments)).items():
+        setattr(arguments, name, value)
+    for name in ("space", "sampler", "pruner"):
+        if getattr(arguments, name, "").endswith(".py"):
+            setattr(arguments, name, os.path.realpath(getattr(arguments, name)))
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
 
@@ -432,15 +439,16 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    given = {action.dest: action for action in arguments.parser._actions if action.dest in vars(arguments)}
+    options = {action.dest: action for action in arguments.parser._actions if action.dest in vars(arguments)}
     own = ("file", "name", "wait", "quiet")
-    words = {name: _words(action, getattr(arguments, name)) for name, action in given.items() if name not in own}
+    words = {name: _words(action, getattr(arguments, name)) for name, action in options.items() if name not in own}
     _resolve(arguments, mistakes := Mistakes())
 
     from hpo.config import SearchConfig
     from hpo.remote import launch
 
-    asked = {name: getattr(arguments, name) for name in {field.name for field in fields(SearchConfig)} & set(words)}
+    given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
+    asked = {name: getattr(arguments, name) for name in given}
     try:
         return launch(arguments.file, arguments.name, asked, words, mistakes=mistakes, wait=arguments.wait)
     except KeyboardInterrupt:

@@ -14,8 +14,8 @@ from model.config import MOST_EPOCHS, ConfigError, TrainConfig, check_not_twice,
 from model.data import DataConfig
 from model.metrics import Objective
 
-Sampler = Literal["surrogate", "tpe", "random"]
-Scheduler = Literal["leaders", "asha", "none"]
+SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
+FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.pruners.FormerPruner
 Wandb = Literal["offline", "online", "disabled"]
 _MOST_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,10 +28,10 @@ class SearchConfig:
     space: str = "losses_and_rates"  # a module of search_spaces, or the path of a .py file
     trials: int = 24  # in all, >= 1
     epochs: int = 12  # of a trial that is never stopped, >= 1
-    sampler: Sampler = "surrogate"  # random: a baseline, or an unbiased picture of the space
+    sampler: str = "gp"  # gp, tpe, random, or a .py file that defines sampler(seed): hpo.plugins
     grace: int = 1  # epochs before a trial is compared with others
-    reduction: int = 4  # one in so many goes on after grace (asha: and after each later rung), >= 2
-    scheduler: Scheduler = "leaders"  # who is stopped early: hpo.decide.judge
+    reduction: int = 4  # one trial in so many goes on after them, >= 2
+    pruner: str = "asha"  # asha, none, or a .py file that defines pruner(): hpo.plugins
     objective: Objective = "balanced"
     seed: int = 0
     time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
@@ -96,8 +96,8 @@ class SearchConfig:
             ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
             ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
             ("reduction", self.reduction >= 2, "at least 2"),
-            ("sampler", self.sampler in get_args(Sampler), f"one of {', '.join(get_args(Sampler))}"),
-            ("scheduler", self.scheduler in get_args(Scheduler), f"one of {', '.join(get_args(Scheduler))}"),
+            ("sampler", _is_named(self.sampler, SAMPLERS), f"one of {', '.join(SAMPLERS)}, or a .py file"),
+            ("pruner", _is_named(self.pruner, PRUNERS + FORMER_PRUNERS), f"one of {', '.join(PRUNERS)}, or a .py file"),
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
             ("keep", self.keep >= 3, "at least 3, the finalists"),
@@ -120,6 +120,11 @@ class SearchConfig:
             ("on_finish", "\0" not in (self.on_finish or ""), "a command for the shell"),
         ]
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
+        """The inverse of as_dict, also of searches that began before 2026-12. Raises ConfigError, TypeError."""
+        return cls(**renamed(values))
+
     def data_config(self) -> DataConfig:
         """Raises ConfigError."""
         return DataConfig(data=self.data, noise=self.noise, crop=self.crop)
@@ -133,6 +138,20 @@ class SearchConfig:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {**dataclasses.asdict(self), "set": dict(self.set)}
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by the names that they have now."""
+    values = dict(values)
+    if values.get("sampler") == "surrogate":
+        values["sampler"] = "gp"
+    if (former := values.pop("scheduler", None)) is not None:
+        values["pruner"] = {"asha": "former-asha"}.get(former, former)
+    return values
+
+
+def _is_named(name: str, names: tuple[str, ...]) -> bool:
+    return name in names or name.endswith(".py")
 
 
 _EXAMPLES = {

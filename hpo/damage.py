@@ -89,5 +89,13 @@ def of_measured(value: Any) -> bool:
     return not _has(value, value=float) or not all(is_a(other, float) for other in others)
 
 
+def of_collapse(event: Any) -> bool:
+    """Whether what was noted of a final training's collapse is no such thing."""
+    known = {"trial": int, "epochs": int, "epoch": int, "reason": str}
+    if not _has(event, **known):
+        return True
+    return not (event.get("back_to") is None or _has(event, back_to=int, lr_g=float, lr_d=float))
+
+
 def _has(values: Any, **of: type) -> bool:
     return isinstance(values, Mapping) and all(is_a(values.get(name), kind) for name, kind in of.items())

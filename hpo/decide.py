@@ -1,7 +1,8 @@
 """The decisions of a search, pure: (record, seed) -> next configuration; (record, trial) -> go on or stop.
 
-No Ray, no clock, no files: the same record gives the same decision, after a restart and in a simulator too. A record
-is the study's trials; the user attributes that count are named here.
+An Optuna sampler takes the ones and an Optuna pruner the others, each in a study of the trials as they were then. No
+Ray, no clock: the same record gives the same decision, after a restart and in a simulator too. A record is the study's
+trials; the user attributes that count are named here.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo import plugins
 from hpo.config import SearchConfig
-from hpo.surrogate import promising
-from model.config import TrainConfig
+from hpo.pruners import AshaPruner, ComparingPruner
+from model.config import ConfigError, TrainConfig
 from model.metrics import EvalReport, stop_reason
 from search_spaces import Space
 
@@ -36,14 +37,12 @@ MOVES = "moves"  # each time its node was taken, no fault of its own: the epochs
 ERROR = "error"  # of a trial that failed: why, as text, and how many trials there were by then
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict
 
-_STARTUP_TRIALS = {"surrogate": 6, "tpe": 10, "random": 0}  # random ones first; TPE's is Optuna's default
-_RANDOM = 0.3  # of the surrogate's suggestions: parts of the space that it is wrong about are found again
+KEPT = "kept"  # user attribute, and of a report: Optuna's system attributes that sampler or pruner set then
+
+PRUNED = ("asha", "leaders", "pruner")  # reasons of a Decision by which others were better
+
 _LEARNED_TRIES = 20  # at a configuration that was not there before; a small space makes a sampler repeat its favourites
-_LEADERS = 5  # the best finished trials: who is worse than each of them was is stopped
 _TRIES = 1_000  # then at random: all of 100 configurations are found
-
-
-By = Literal["starting point", "surrogate", "tpe", "random"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +52,13 @@ class Suggestion:
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     config: TrainConfig
-    by: By
+    by: str  # "starting point", "random", or the sampler's name
+    kept: Mapping[str, Any] = field(default_factory=dict)  # by the sampler, for its next suggestions
 
     def user_attrs(self, heard: int) -> dict[str, Any]:
         """Of a trial that begins with it. heard: reports of the whole search so far."""
-        return {CONFIG: self.config.as_dict(), BY: self.by, ASKED: heard, REPORTS: []}
+        kept = {KEPT: dict(self.kept)} if self.kept else {}
+        return {CONFIG: self.config.as_dict(), BY: self.by, ASKED: heard, REPORTS: [], **kept}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,50 +66,89 @@ class Decision:
     """Whether a trial goes on after a report, and why."""
 
     action: Literal["go on", "complete", "prune"]
-    reason: Literal["between rungs", "passed", "finished", "leaders", "asha", "diverged", "collapsed"]
+    reason: Literal["not compared", "passed", "finished", "asha", "leaders", "pruner", "diverged", "collapsed"]
     epoch: int
     value: float
-    cutoff: float | None = None  # the rung's bar, where there was one
-    set_by: int | None = None  # the trial whose value was the bar
+    cutoff: float | None = None  # the value of the last that goes on, where the pruner says so
+    set_by: int | None = None  # the trial that has it
     rivals: int | None = None  # trials whose values were compared
     compared: int | None = None  # the epoch whose values were
+    places: int | None = None  # how many of them go on
+    kept: Mapping[str, Any] | None = None  # by a user's pruner, for its next decisions
 
 
 def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
     """The next configuration, from all trials so far; None when a finite space holds no other.
 
-    Made anew for each trial from (search seed, trial number): by the surrogate (hpo.surrogate), by TPE (Bergstra et
-    al. 2011), or at random.
+    A sampler is made anew for each trial from (search seed, trial number): hpo.plugins. Raises ConfigError where it is
+    a user's, and fails.
     """
     number, base = len(trials), search.base_config()
     seen = [trial.params for trial in trials]
     for attempt in range(_TRIES):
-        by: By = search.sampler if attempt < _LEARNED_TRIES and number >= _STARTUP_TRIALS[search.sampler] else "random"
-        seed = _seed(search, number, attempt)
-        point: Mapping[str, Any] | None = None
+        seed, by = _seed(search, number, attempt), search.sampler
+        sampler = plugins.sampler(search, seed) if attempt < _LEARNED_TRIES else RandomSampler(seed=seed)
+        study = in_memory_study(trials, sampler)
         if attempt == 0 and number < len(space.starting_points):
-            by, point = "starting point", space.starting_points[number]
-        elif by == "surrogate":
-            rng = np.random.default_rng(seed)
-            if rng.random() >= _RANDOM:
-                point = promising(trials, search.epochs, rng)
-            by = "random" if point is None else by
-        study = in_memory_study(trials, _tpe(seed) if by == "tpe" else optuna.samplers.RandomSampler(seed=seed))
-        if point is not None:
-            study.enqueue_trial(dict(point))
-        trial = study.ask()
-        config = space.sample(trial, base)
+            by = "starting point"
+            study.enqueue_trial(dict(space.starting_points[number]))
+        trial, config = _asked(study, space, base, search.sampler)
+        if by != "starting point" and (attempt >= _LEARNED_TRIES or _is_random(trial, search.sampler)):
+            by = "random"
         if trial.params not in seen:
-            return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by)
+            kept = study._storage.get_trial_system_attrs(trial._trial_id)
+            kept = {name: value for name, value in kept.items() if name != "fixed_params"}
+            return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by, kept=kept)
     return None
 
 
-def in_memory_study(trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    """A study of these trials. Optuna's add_trials would copy each, a second for a thousand."""
+def _asked(study: optuna.Study, space: Space, base: TrainConfig, name: str) -> tuple[optuna.Trial, TrainConfig]:
+    """Raises ConfigError where a user's sampler fails, or keeps what only a study that lives on would have."""
+    try:
+        trial = study.ask()
+        config = space.sample(trial, base)
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        raise ConfigError(f"sampler={name}: {type(error).__name__}: {error}") from error
+    if study._storage.get_study_system_attrs(study._study_id):
+        raise ConfigError(
+            f"sampler={name}: it counts its suggestions in the study, as QMCSampler does. Each suggestion is made by a "
+            "new sampler in a new study of all trials: a sampler may keep what it needs with the trials alone"
+        )
+    return trial, config
+
+
+def _is_random(trial: optuna.Trial, sampler: str) -> bool:
+    """Whether a sampler of ours drew it at random, as it does with the first ones."""
+    return sampler in ("gp", "tpe", "random") and not trial.relative_params
+
+
+def in_memory_study(
+    trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None, *, heard: float = math.inf
+) -> optuna.Study:
+    """A study of these trials, maximised. Optuna's add_trials would copy each, a second for a thousand.
+
+    heard: the place of the report that is judged in it; what a pruner kept then is not there yet.
+    """
     storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler)
-    storage._studies[study._study_id].trials.extend(trials)
+    study = optuna.create_study(  # by name, since Hyperband draws brackets from it
+        study_name="search", storage=storage, direction="maximize", sampler=sampler
+    )
+    storage._studies[study._study_id].trials.extend(_with_kept(trial, heard) for trial in trials)
     return study
+
+
+def _with_kept(trial: FrozenTrial, heard: float) -> FrozenTrial:
+    kept = dict(trial.user_attrs.get(KEPT, {}))
+    for report in trial.user_attrs.get(REPORTS, []):
+        if KEPT in report and report[HEARD] < heard:
+            kept |= report[KEPT]
+    if not kept:
+        return trial
+    trial = copy.copy(trial)
+    trial.system_attrs = {**trial.system_attrs, **kept}
+    return trial
 
 
 def _seed(search: SearchConfig, number: int, attempt: int) -> int:
@@ -116,92 +156,120 @@ def _seed(search: SearchConfig, number: int, attempt: int) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def _tpe(seed: int) -> optuna.samplers.BaseSampler:
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
-    return optuna.samplers.TPESampler(
-        seed=seed,
-        n_startup_trials=_STARTUP_TRIALS["tpe"],
-        multivariate=True,  # with group: the setting for spaces whose parameters depend on others
-        group=True,
-        constant_liar=True,  # trials under way keep others away from their neighbourhood
-    )
+def next_comparison(epochs: int, search: SearchConfig) -> int | None:
+    """The epoch after which the pruner is asked next of a trial that has so many behind it; None: never."""
+    after = max(epochs + 1, search.grace)
+    if search.pruner == "former-asha":
+        after = next((rung for rung in plugins.former(search).rungs(search.epochs) if rung >= after), search.epochs)
+    return after if search.pruner != "none" and after < search.epochs else None
 
 
-def rungs(search: SearchConfig) -> tuple[int, ...]:
-    """Epochs below the last one whose values are compared: grace; of ASHA grace * reduction and so on, too."""
-    found, rung = [], search.grace
-    while search.scheduler != "none" and rung < search.epochs:
-        found.append(rung)
-        rung = rung * search.reduction if search.scheduler == "asha" else search.epochs
-    return tuple(found)
+def share_going_on(epoch: int, search: SearchConfig) -> float:
+    """About how many of all trials go on after an epoch, before there are any."""
+    pruner = plugins.pruner(search, is_dead)
+    if isinstance(pruner, AshaPruner):
+        return pruner.share(epoch)
+    if pruner is None or next_comparison(0, search) is None:
+        return 1.0
+    passed = [e for e in range(1, epoch + 1) if next_comparison(e - 1, search) == e]
+    if search.pruner != "former-asha":
+        passed = passed[:1]
+    return float(search.reduction) ** -len(passed)
 
 
-def next_rung(epochs: int, search: SearchConfig) -> int | None:
-    """The epoch after which a trial that has so many behind it is compared next; None: it runs to its end."""
-    if search.scheduler == "leaders" and epochs >= search.grace:
-        return epochs + 1 if epochs + 1 < search.epochs else None
-    return next((rung for rung in rungs(search) if rung > epochs), None)
+def is_dead(trial: FrozenTrial) -> bool:
+    """Whether it diverged or collapsed: no rival to anybody."""
+    return trial.user_attrs.get(DECISION, {}).get("reason") in ("diverged", "collapsed")
 
 
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
-    """What became of trial `number` with its report of `epoch`.
+    """What became of trial `number` with its report of `epoch`: the search's pruner is asked (hpo.pruners).
 
-    asha (Li et al. 2020, arXiv 1810.05934) in the variant that stops: at a rung a trial goes on when it is among the
-    best 1/reduction of those that had reached the rung by then, itself included; the best always is.
-
-    leaders: from grace on it is asked after every epoch whether the trial can still become one of the best. Once five
-    have finished, the best five are the measure: who is worse than each of them was at this epoch is stopped. Slow
-    starters among them hold the door open for others, however many suggestions crowd at the front, where ASHA's rungs
-    fill with near-equals. Until then it is ASHA's first rung, and each later report asks again, since the first
-    trials pass for want of rivals.
+    Raises ConfigError where that is a user's, and fails.
     """
     trial = trials[number]
     value = trial.intermediate_values[epoch]
     reports = [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS][:epoch]]
-    reason = stop_reason(reports)
+    reason = stop_reason(reports, is_last=epoch >= search.epochs)
     if reason is not None:
         return Decision(action="prune", reason=reason, epoch=epoch, value=value)
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
-    is_asha = search.scheduler == "asha"
-    if search.scheduler == "none" or epoch < search.grace or (is_asha and epoch not in rungs(search)):
-        return Decision(action="go on", reason="between rungs", epoch=epoch, value=value)
-
+    pruner = plugins.pruner(search, is_dead)
+    if pruner is None or epoch < search.grace:
+        return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
     heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
-    finished = sorted((-other.values[0], other.number) for other in trials if _finished_before(other, heard))
-    if not is_asha and len(finished) >= _LEADERS:
-        compared, rivals = epoch, [trials[n] for _, n in finished[:_LEADERS]]
-        rank = _LEADERS
-    else:
-        compared = epoch if is_asha else search.grace
-        rivals = [other for other in trials if _reported_by(other, compared, heard)]
-        rank = max(1, len(rivals) // search.reduction)
-    bar, set_by = sorted((-rival.intermediate_values[compared], rival.number) for rival in rivals)[rank - 1]
-    passed = trial.intermediate_values[compared] >= -bar
+    study = in_memory_study(_as_heard(trials, heard), heard=heard)
+    now = study.get_trials(deepcopy=False)[number]
+    if not isinstance(pruner, ComparingPruner):
+        return _by_others(pruner, study, now, search)
+    found = pruner.compare(study, now)
+    if found is None:
+        return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
     return Decision(
-        action="go on" if passed else "prune",
-        reason="passed" if passed else "asha" if is_asha else "leaders",
+        action="go on" if found.passed else "prune",
+        reason="passed" if found.passed else "leaders" if search.pruner == "leaders" else "asha",
         epoch=epoch,
         value=value,
-        cutoff=-bar,
-        set_by=set_by,
-        rivals=len(rivals),
-        compared=compared,
+        cutoff=found.cutoff,
+        set_by=found.set_by,
+        rivals=found.rivals,
+        compared=found.step,
+        places=found.places,
     )
 
 
-def _reported_by(trial: FrozenTrial, epoch: int, heard: int) -> bool:
-    return epoch in trial.intermediate_values and trial.user_attrs[REPORTS][epoch - 1][HEARD] <= heard
+def _by_others(
+    pruner: optuna.pruners.BasePruner, study: optuna.Study, trial: FrozenTrial, search: SearchConfig
+) -> Decision:
+    """Theirs say whether, and not why. What they set of the trial, as SuccessiveHalvingPruner its rungs, is kept."""
+    trial = copy.copy(trial)
+    trial.system_attrs = dict(trial.system_attrs)
+    of_study = study._storage._studies[study._study_id]  # type: ignore[attr-defined]
+    of_study.trials[trial.number] = trial
+    study._storage._trial_id_to_study_id_and_number[trial._trial_id] = (study._study_id, trial.number)  # type: ignore[attr-defined]
+    before = dict(trial.system_attrs)
+    try:
+        pruned = pruner.prune(study, trial)
+    except Exception as error:  # a user's code may raise anything
+        raise ConfigError(f"pruner={search.pruner}: {type(error).__name__}: {error}") from error
+    now = of_study.trials[trial.number].system_attrs
+    epoch = max(trial.intermediate_values)
+    return Decision(
+        action="prune" if pruned else "go on",
+        reason="pruner" if pruned else "passed",
+        epoch=epoch,
+        value=trial.intermediate_values[epoch],
+        kept={name: value for name, value in now.items() if before.get(name) != value} or None,
+    )
 
 
-def _finished_before(trial: FrozenTrial, heard: int) -> bool:
-    return trial.state == TrialState.COMPLETE and trial.user_attrs[REPORTS][-1][HEARD] < heard
+def _as_heard(trials: Sequence[FrozenTrial], heard: int) -> list[FrozenTrial]:
+    """The trials as they were when the report with that place came: what came later decides nothing. One that failed
+    is told as one under way: the machine's fault says nothing of its values."""
+    return [
+        trial if _was_like_this(trial, heard) else _cut(trial, heard)
+        for trial in trials
+        if trial.user_attrs[ASKED] <= heard
+    ]
 
 
-def finished_by(trials: Sequence[FrozenTrial]) -> float:
-    """How many reports the search had had when so many had finished that these became the measure; else infinite."""
-    heard = sorted(trial.user_attrs[REPORTS][-1][HEARD] for trial in trials if trial.state == TrialState.COMPLETE)
-    return heard[_LEADERS - 1] if len(heard) >= _LEADERS else math.inf
+def _was_like_this(trial: FrozenTrial, heard: int) -> bool:
+    reports = trial.user_attrs[REPORTS]
+    last = reports[-1][HEARD] if reports else -1
+    if trial.state == TrialState.RUNNING:
+        return bool(last <= heard)
+    return trial.state != TrialState.FAIL and last < heard
+
+
+def _cut(trial: FrozenTrial, heard: int) -> FrozenTrial:
+    reports = [report for report in trial.user_attrs[REPORTS] if report[HEARD] <= heard]
+    was = copy.copy(trial)
+    was.user_attrs = {**trial.user_attrs, REPORTS: reports}
+    was.user_attrs.pop(DECISION, None)
+    was.intermediate_values = {e: v for e, v in trial.intermediate_values.items() if e <= len(reports)}
+    was.state, was.values = TrialState.RUNNING, None
+    return was
 
 
 def judgements(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
@@ -220,12 +288,7 @@ def _as_it_was(trial: FrozenTrial, asked: int, number: int) -> FrozenTrial:
     was_over = len(reports) == len(trial.user_attrs[REPORTS]) and trial.state.is_finished()
     if trial.state == TrialState.FAIL:
         was_over = trial.user_attrs[ERROR]["trials"] <= number
-    was = copy.copy(trial)
-    was.user_attrs = {**trial.user_attrs, REPORTS: reports}
-    was.intermediate_values = {e: v for e, v in trial.intermediate_values.items() if e <= len(reports)}
-    if not was_over:
-        was.state, was.values = TrialState.RUNNING, None
-    return was
+    return trial if was_over else _cut(trial, asked - 1)
 
 
 def is_open(trial: FrozenTrial) -> bool:

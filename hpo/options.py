@@ -229,10 +229,13 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what = search.add_argument_group("what is searched (fixed once the search exists)")
     what.add_argument("--space", metavar="NAME|FILE.py", help="losses_and_rates, optimizers, architecture, or a file")
     what.add_argument("--epochs", type=_whole, metavar="N", help="of a trial that is never stopped (12)")
-    what.add_argument("--sampler", metavar="{surrogate,tpe,random}", help="who suggests (surrogate)")
+    what.add_argument("--sampler", metavar="{gp,tpe,random}|FILE.py", help="who suggests (gp); a file: docs/search.md")
     what.add_argument("--grace", type=_whole, metavar="N", help="epochs before a trial is compared with others (1)")
     what.add_argument("--reduction", type=_whole, metavar="N", help="one trial in N goes on after grace (4)")
-    what.add_argument("--scheduler", metavar="{leaders,asha,none}", help="who is stopped early (leaders)")
+    what.add_argument(
+        "--pruner", metavar="{asha,none}|FILE.py", help="who is stopped early (asha); a file: docs/search.md"
+    )
+    what.add_argument("--scheduler", help=argparse.SUPPRESS)  # the name of --pruner before 2026-12
     what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")
     what.add_argument("--seed", type=_whole, metavar="N", help="0")
     what.add_argument("--data", metavar="NAME|FOLDER", help=_DATA)

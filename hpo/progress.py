@@ -292,7 +292,7 @@ class Progress:
             self._display.tell(trial)
             if not self._expectation_told and (seconds := self._seconds_left()) is not None:
                 self._expectation_told = True
-                self._display.say(f"Expected: about {duration(seconds)} more, pruning taken into account")
+                self._display.say(f"Expected: about {duration(seconds)} more, {self._parts()}")
 
     def measuring(self, number: int, done: int, of: int) -> None:
         """A finalist; so many were measured before it."""
@@ -390,6 +390,16 @@ class Progress:
         final = self._search.final_epochs * per_epoch
         return final if phase == "finalists" else self._trials_seconds_left(per_epoch) + final
 
+    def _parts(self) -> str:
+        """What the time left is made of."""
+        parts, budget = "pruning taken into account", self._search.time_budget
+        if budget is not None:
+            parts += f"; no new trial begins after {duration(60 * budget)}"
+        if self._search.final_epochs:
+            per_epoch = self._epoch_seconds / self._epochs
+            parts += f"; {duration(self._search.final_epochs * per_epoch)} of it for the final training"
+        return parts
+
     def _trials_seconds_left(self, per_epoch: float) -> float:
         trials = list(self._display.trials.values())
         left = epochs_left(trials, self._search)
@@ -416,15 +426,12 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
     stopped = [n for n, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
     left = [0.0] * (search.epochs + 1)
     for epoch in range(search.epochs, 0, -1):
-        by_rule = 1 - 1 / search.reduction if epoch in decide.rungs(search) else 0.0
+        by_rule = 1 - decide.share_going_on(epoch, search) / decide.share_going_on(epoch - 1, search)
         share = (by_rule + stopped.count(epoch)) / (1 + sum(n >= epoch for n in reached))
         left[epoch - 1] = 1 + (1 - share) * left[epoch]
     return left
 
 
 def expected_epochs(search: SearchConfig) -> float:
-    """Epochs of a mean trial, when one in `reduction` goes on after grace."""
-    stops = [*decide.rungs(search), search.epochs]
-    lengths = zip([0, *stops[:-1]], stops, strict=True)
-    survivors = (float(search.reduction) ** -i for i in range(len(stops)))
-    return sum((end - start) * share for (start, end), share in zip(lengths, survivors, strict=True))
+    """Epochs of a mean trial, by the pruner's rule."""
+    return sum(decide.share_going_on(epoch, search) for epoch in range(search.epochs))

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import search_spaces
 from hpo import damage
 from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
-from hpo.decide import DECISION, ERROR, FAILURES, HEARD, MOVES, NODE, REPORTS, Decision, Suggestion, judge
+from hpo.decide import DECISION, ERROR, FAILURES, HEARD, KEPT, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
 from hpo.study import Study, check_file, told
 from model.checkpoint import write_atomically
@@ -248,6 +248,8 @@ class Record:
         trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}
         trials = [*self._trials[:number], trial, *self._trials[number + 1 :]]
         decision = judge(trials, number, report.epoch, self.search)
+        if decision.kept:
+            told[-1][KEPT] = decision.kept
         if decision.action != "go on":
             trial.user_attrs[DECISION] = asdict(decision)
             trial.values, trial.datetime_complete = [decision.value], _end_of(trial)
@@ -328,7 +330,7 @@ def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchCon
     """The same, and what it asks for. Raises DamagedError."""
     about = read_about(content, where)
     try:
-        return about, SearchConfig(**about["search"])
+        return about, SearchConfig.from_dict(about["search"])
     except (ConfigError, TypeError) as error:  # TypeError: fields of another version
         raise DamagedError(f"{where}: damaged ({error})") from error
 

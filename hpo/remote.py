@@ -188,6 +188,7 @@ def _checked(
 ) -> tuple[dict[str, Any], SearchConfig]:
     """What can be known of the request here without reading images. Raises ConfigError."""
     import search_spaces  # noqa: PLC0415 - Optuna and torch
+    from hpo import plugins  # noqa: PLC0415
     from model.folders import check_layout  # noqa: PLC0415
 
     default, config, search = SearchConfig(), None, None
@@ -203,6 +204,9 @@ def _checked(
     with mistakes.collected():
         base = search.base_config() if search else TrainConfig()
         search_spaces.load(asked.get("space", default.space)).check(base, asked.get("set", {}))
+    with mistakes.collected():
+        if search:
+            plugins.check(search)
     with mistakes.collected():
         if "/" in data and not data.startswith(("/", "s3://")) and not _is_here(data):
             raise ConfigError(f"data={data}: there is no such folder; one that the head sees has a path from / on")
@@ -267,18 +271,19 @@ _KEEP_KEY = (
 
 
 def _shipped(head: Head, name: str, asked: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The user's own space and images, on the head's disk: only the driver reads them, trials get both from it.
+    """The user's own files and images, on the head's disk: only the driver reads them, trials get theirs from it.
 
     Not as the job's working_dir: that goes through the memory of Ray's head, at most 500 MB, and to every node.
     """
-    space, data = str(asked.get("space", "")), str(asked.get("data", ""))
+    own = {name: str(asked.get(name, "")) for name in ("space", "sampler", "pruner")}
+    own, data = {name: path for name, path in own.items() if path.endswith(".py")}, str(asked.get("data", ""))
     words: dict[str, list[str]] = {}
-    if not space.endswith(".py") and not _is_here(data):
+    if not own and not _is_here(data):
         return words
     folder = head.run(f"mkdir -p ~/.hpo/shipped/{name} && cd ~/.hpo/shipped/{name} && pwd").strip()
-    if space.endswith(".py"):
-        words["space"] = ["--space", f"{folder}/{Path(space).name}"]
-        head.send(space, f"{folder}/")
+    for option, path in own.items():
+        words[option] = [f"--{option}", f"{folder}/{option}.py"]
+        head.send(path, f"{folder}/{option}.py")
     if _is_here(data):
         words["data"] = ["--data", f"{folder}/data"]
         head.send(f"{data}/", f"{folder}/data/")

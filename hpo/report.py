@@ -27,7 +27,7 @@ from PIL import Image
 from hpo import decide, results
 from hpo.config import SearchConfig
 from hpo.record import Record
-from hpo.tables import outcome
+from hpo.tables import collapse_told, outcome
 from model.checkpoint import CheckpointError, load_checkpoint, write_atomically
 from model.config import TrainConfig
 from model.data import NUM_VALIDATION
@@ -87,8 +87,7 @@ def contents(record: Record) -> dict[str, Any]:
     by_number = {trial.number: trial for trial in trials}
     document = results.document(record)
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
-    by_five = decide.finished_by(trials)
-    rows = [{**row, **_more(by_number[row["number"]], search, began, by_five)} for row in document["trials"]]
+    rows = [{**row, **_more(by_number[row["number"]], search, began)} for row in document["trials"]]
     slides = _SLIDES.get(search.space, {"points": 0})
     of_starts = [row["number"] for row in rows if row["by"] == "starting point" and row["value"] is not None]
     starts = sorted(of_starts, key=lambda number: number >= slides["points"])[:_STARTS]
@@ -103,6 +102,7 @@ def contents(record: Record) -> dict[str, Any]:
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
         "final_wins": results.final_wins(record),
         "final_training": final,
+        "final_collapses_told": [collapse_told(event) for event in document[results.COLLAPSES]],
         "slides": slides,
         "starts": starts,
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
@@ -126,14 +126,14 @@ def contents(record: Record) -> dict[str, Any]:
 # --- trials ----------------------------------------------------------------------------------------------------------
 
 
-def _more(trial: FrozenTrial, search: SearchConfig, began: datetime | None, by_five: float) -> dict[str, Any]:
+def _more(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -> dict[str, Any]:
     reports = results.reports_of(trial)
     best = results.best_report(trial, search.objective)
     nodes = [report.get(decide.NODE) for report in trial.user_attrs[decide.REPORTS]]
     return {
         "kind": _kind(trial),
         "outcome": outcome(trial).replace("pruned", "stopped"),  # one word for it on the page
-        "why": why(trial, search, by_five),
+        "why": why(trial, search),
         "worse_than_noisy": trial.state.is_finished() and best is not None and best.psnr_db < best.noisy_psnr_db,
         "candidate": results.is_candidate(trial),
         "by": trial.user_attrs.get(decide.BY),
@@ -158,11 +158,11 @@ def _seconds_between(began: datetime | None, then: datetime | None) -> float | N
 def _kind(trial: FrozenTrial) -> str:
     """finished, stopped (others were better), diverged, collapsed, failed, running."""
     reason = trial.user_attrs.get(decide.DECISION, {}).get("reason", "running")
-    return "failed" if trial.state == TrialState.FAIL else {"leaders": "stopped", "asha": "stopped"}.get(reason, reason)
+    return "failed" if trial.state == TrialState.FAIL else "stopped" if reason in decide.PRUNED else reason
 
 
-def why(trial: FrozenTrial, search: SearchConfig, by_five: float) -> str:
-    """Why it ended, in a sentence. by_five: reports that the search had had when five trials had finished."""
+def why(trial: FrozenTrial, search: SearchConfig) -> str:
+    """Why it ended, in a sentence."""
     kind, epochs = _kind(trial), len(trial.intermediate_values)
     if kind == "failed":
         when = f"after epoch {epochs}" if epochs else "before an epoch was done"
@@ -175,19 +175,23 @@ def why(trial: FrozenTrial, search: SearchConfig, by_five: float) -> str:
         return f"Diverged in epoch {epochs}: a loss or a metric was no longer a finite number"
     if kind == "collapsed":
         return f"Collapsed by epoch {epochs}: worse than the noisy images, or the same output for every image"
+    return _why_pruned(trial, search)
+
+
+def _why_pruned(trial: FrozenTrial, search: SearchConfig) -> str:
     taken = trial.user_attrs[decide.DECISION]
+    if taken["cutoff"] is None:
+        return f"Stopped after epoch {taken['epoch']} by the pruner of {search.pruner}, at {taken['value']:.4f}"
     value = trial.intermediate_values[taken["compared"]]
     at = "" if taken["compared"] == taken["epoch"] else f" in epoch {taken['compared']}"
-    passed = taken["rivals"] // search.reduction
-    if taken["reason"] == "leaders" and trial.user_attrs[decide.REPORTS][-1][decide.HEARD] > by_five:
-        bar = f"the lowest of the best {taken['rivals']} finished trials"
-    else:
-        bar = f"the lowest of the best {passed}" if passed > 1 else "the best"
-        bar += f" of the {taken['rivals']} trials by then"
-    return (
+    told = (
         f"Stopped after epoch {taken['epoch']}: its {value:.4f}{at} was below the bar, {taken['cutoff']:.4f}, which "
-        f"trial {taken['set_by']} had there: {bar}"
+        f"trial {taken['set_by']} had there"
     )
+    if not (places := taken.get("places")):  # of a search that began before 2026-12
+        return told
+    which = f"lowest of the best {places}" if places > 1 else "best"
+    return f"{told}: the {which} of the {taken['rivals']} trials by then"
 
 
 def pareto(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -338,8 +342,9 @@ def _final_training(record: Record) -> dict[str, Any] | None:
         verdict = f"It {reason} by epoch {len(values)}, and ended there: these settings do not bear a longer one."
     same = {**config.as_dict(), "epochs": record.search.epochs}
     of = (trial.number for trial in record.trials() if trial.user_attrs[decide.CONFIG] == same)
+    lower = (event["trial"] for event in results.collapses(record) if event.get("lr_g") == config.lr_g)
     return {
-        "trial": next(of, results.winner(record)),  # not always the winner's: that may have collapsed
+        "trial": next(of, next(lower, results.winner(record))),  # not always the winner's: that may have collapsed
         "epochs": record.search.final_epochs,
         "verdict": verdict,
         "best_epoch": len(values) - int(np.argmax(values[::-1])),  # of equal ones the last

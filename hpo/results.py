@@ -23,6 +23,7 @@ from model.run import BEST
 from model.stream import PixelFiles
 
 FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
+COLLAPSES = "final_collapses"  # as those: each time that a final training collapsed, and what was done then
 LOST = "lost"  # as those: numbers of the trials whose best checkpoint was damaged or gone when the search ended
 EXPORT = "export"  # the folder of the winner's export
 NUM_FINALISTS = 3
@@ -35,9 +36,14 @@ def reports_of(trial: FrozenTrial) -> list[EvalReport]:
 
 def best_report(trial: FrozenTrial, objective: Objective) -> EvalReport | None:
     """Of the epoch whose checkpoint is kept as the best."""
+    return best_of(reports_of(trial), objective)
+
+
+def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport | None:
+    """As above, of any training."""
     # The last of equal ones: the checkpoint too is exchanged when a later epoch is as good.
     return max(
-        reversed(reports_of(trial)),
+        reversed(reports),
         key=lambda report: objective_value(report.ssim, report.psnr_db, objective),
         default=None,
     )
@@ -115,6 +121,18 @@ def final_of(record: Record) -> dict[str, Any] | None:
     return final or None
 
 
+def collapses(record: Record) -> list[dict[str, Any]]:
+    """Each time that a final training collapsed or diverged, in order. Raises RecordError.
+
+    trial, epochs: whose configuration, and for how many epochs; reason, epoch: what happened, and when; back_to, lr_g,
+    lr_d: the epoch that it went back to and the rates from there on, None where it was given up.
+    """
+    found: list[dict[str, Any]] = record.notes().get(COLLAPSES, [])
+    if not isinstance(found, list) or any(map(damage.of_collapse, found)):
+        raise RecordError(f"the search's note {COLLAPSES}: damaged")
+    return found
+
+
 def winner(record: Record) -> int | None:
     """The trial with the best checkpoint, or with the configuration that the final training made the best of."""
     if final_wins(record):
@@ -132,6 +150,7 @@ def document(record: Record) -> dict[str, Any]:
         "winner": winner(record),
         FINALISTS: _finalists(notes),
         FINAL: final_of(record),
+        COLLAPSES: collapses(record),
         LOST: lost(notes),
         "trials": leaderboard(record.trials(), record.search.objective),
     }
@@ -147,7 +166,7 @@ def export_document(record: Record) -> dict[str, Any]:
 def decisions(record: Record) -> dict[str, Any]:
     """`hpo show --decisions --json`: why each trial was stopped or let go on, taken again from the record."""
     trials, search = record.trials(), record.search
-    return {"name": record.name, "rungs": decide.rungs(search), "trials": [_decided(trials, t, search) for t in trials]}
+    return {"name": record.name, "trials": [_decided(trials, t, search) for t in trials]}
 
 
 def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchConfig) -> dict[str, Any]:
@@ -158,9 +177,9 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
         "state": trial.state.name,
         "suggested_by": trial.user_attrs.get(BY),
         "suggested_after_reports": trial.user_attrs[ASKED],
-        "decisions": [decision for decision in taken if decision["reason"] != "between rungs"],
+        "decisions": [decision for decision in taken if decision["reason"] != "not compared"],
         "recorded": recorded,
-        "agrees": recorded is None or recorded == taken[-1],
+        "agrees": recorded is None or recorded.items() <= taken[-1].items(),  # an older one lacks `places`
         "failures": trial.user_attrs.get(FAILURES, []),
         "moves": trial.user_attrs.get(MOVES, []),
         "error": trial.user_attrs.get(ERROR, {}).get("text"),

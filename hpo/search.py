@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray.tune import TuneError
 from rich.console import Console
 
 import search_spaces
-from hpo import decide, on_finish, ray_runtime, results
+from hpo import decide, on_finish, plugins, ray_runtime, results
 from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig, check_name
@@ -40,7 +41,7 @@ from hpo.searcher import ConductorSearcher
 from hpo.stopping import HEAD_GONE, TO_BE_CONTINUED, Stop, Stopping
 from hpo.storage import Storage, StorageError
 from hpo.study import StudyAwayError
-from hpo.tables import Terminal
+from hpo.tables import Terminal, collapse_told
 from hpo.trial import FinalTraining, Pix2PixTrial, measure
 from hpo.watch import HangWatch
 from hpo.workplace import was_trained_with
@@ -52,7 +53,7 @@ from model.evaluate import against_slides, table
 from model.folders import check_layout
 from model.generator import Generator
 from model.metrics import EvalReport, objective_value, stop_reason
-from model.run import LAST
+from model.run import BEST, LAST, RATES
 from model.stream import PixelFiles
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_NOTHING_VALID, EXIT_MACHINE = 0, 3, 4
 NOTHING_VALID = "No trial came to a valid result"
+_LOWER_RATES = 2  # times that a final training goes on with half the rates after a collapse
 IMAGES = "images"  # note on the record: their digest
 
 
@@ -159,6 +161,9 @@ def _checked(
     with mistakes.collected():
         base = search.base_config() if search else TrainConfig()
         search_spaces.load(asked.get("space", was.space)).check(base, asked.get("set", was.set))
+    with mistakes.collected():
+        if search:
+            plugins.check(search)
     with mistakes.collected():
         check_layout(asked.get("data", was.data))
     if search:
@@ -384,9 +389,9 @@ def _of_a_sample(sample: Mapping[str, Any]) -> Iterator[None]:
 def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     search, before = record.search, len(record.trials())
     images = f"{search.images_per_epoch:,}" if search.images_per_epoch else "all training"
-    rungs = ", ".join(map(str, decide.rungs(search)))
-    compared = {"leaders": f"compared with others from epoch {rungs} on", "asha": f"ASHA compares after epoch {rungs}"}
-    pruning = compared[search.scheduler] if rungs else "none is pruned"
+    pruning = "none is pruned"
+    if (first := decide.next_comparison(0, search)) is not None:
+        pruning = f"the pruner is asked from epoch {first} on"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
     lines = [
         f"{record.name}: " + (f"continues with {before} trials on record" if before else "a new search"),
@@ -567,38 +572,60 @@ def _with_value(record: Record, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _train_final(context: _Context) -> None:
-    """The best finalist's configuration; where that collapses the next one's: rates that are right for few epochs may
-    be too high for many."""
-    context.record.note(results.FINAL, None)  # the checkpoint of an earlier one is about to go
-    for number in results.ranked(context.record):
-        reason = _train_longer(context, number)
-        if reason is None:
-            return
-        context.console.print(f"The final training of trial {number}'s configuration has {reason}")
+    """The best finalist's configuration, trained longer.
+
+    Rates that are right for few epochs may be too high for many: where it collapses it goes back to its best epoch with
+    half the rates, twice at most, before the next finalist's configuration is trained.
+    """
+    record = context.record
+    record.note(results.FINAL, None)  # the checkpoint of an earlier one is about to go
+    for number in results.ranked(record):
+        while True:
+            before = [event for event in results.collapses(record) if _is_of(event, number, record.search)]
+            if before and before[-1]["back_to"] is None:
+                break
+            event = _train_longer(context, number, before)
+            if event is None:
+                return
+            record.note(results.COLLAPSES, [*results.collapses(record), event])
+            context.copies.now()
+            context.console.print(collapse_told(event), highlight=False, soft_wrap=True)
 
 
-def _train_longer(context: _Context, number: int) -> str | None:
-    """And measure it; gives why it was given up."""
+def _is_of(event: Mapping[str, Any], number: int, search: SearchConfig) -> bool:
+    return bool(event["trial"] == number and event["epochs"] == search.final_epochs)
+
+
+def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """And measure it; where it collapses, what happened (results.collapses). before: its earlier collapses."""
     record, progress, alone = context.record, context.progress, context.cluster.whole_node
     config = TrainConfig.from_dict(record.trial(number).user_attrs[decide.CONFIG])
     config = replace(config, epochs=record.search.final_epochs)
+    if before:
+        config = replace(config, **{name: before[-1][name] for name in RATES})
     folder = record.folder / results.FINAL
-    if record.storage is None and not was_trained_with(folder / LAST, config):  # else its process looks
+    # Else its process looks.
+    if record.storage is None and not any(
+        was_trained_with(folder / name, config, RATES if before else ()) for name in (LAST, BEST)
+    ):
         shutil.rmtree(folder, ignore_errors=True)
     setup = context.ray_config(number, config.as_dict(), folder, alone["num_cpus"])
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
     progress.training(number, [], config.epochs)
-    training = FinalTraining.options(**options).remote(setup)  # type: ignore[attr-defined]
+    training = FinalTraining.options(**options).remote(setup, back_to_best=bool(before))  # type: ignore[attr-defined]
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote(context.images_ref))]
     progress.training(number, reports, config.epochs)
     board = _tensorboard(record)
     if board:
         board.final(reports)
 
+    def died_of() -> str | None:
+        return stop_reason(reports, is_last=len(reports) == config.epochs)
+
     def goes_on() -> bool:
         left = len(reports) < config.epochs and context.verdict(final_epochs=1) != "stop"
-        return left and stop_reason(reports) is None
+        return left and died_of() is None
 
     while goes_on():
         reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1, context.images_ref))))
@@ -608,10 +635,16 @@ def _train_longer(context: _Context, number: int) -> str | None:
         progress.training(number, reports, config.epochs)
     if board:
         board.close()
-    reason = stop_reason(reports)
+    reason = died_of()
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
         record.note(results.FINAL, {"trial": number, **_with_value(record, metrics)})
         context.copies.now()
     ray.kill(training)
-    return reason
+    if reason is None:
+        return None
+    event = {"trial": number, "epochs": config.epochs, "reason": reason, "epoch": len(reports)}
+    best = results.best_of(reports, record.search.objective)
+    if len(before) == _LOWER_RATES or best is None or best.is_dead or not math.isfinite(best.psnr_db):
+        return {**event, "back_to": None}
+    return {**event, "back_to": best.epoch, **{name: getattr(config, name) / 2 for name in RATES}}

@@ -1,4 +1,4 @@
-"""Which configurations are worth trying next: a Gaussian process over the reports of a search. Pure, NumPy alone.
+"""An Optuna sampler: a Gaussian process over all values that trials have reported, those that were pruned included.
 
 It only tells a promising part of the space from the rest; within it the choice is what differs most from all that was
 tried. With a few hundred noisy reports the very best point of a model is mostly an artefact, and suggestions that crowd
@@ -7,6 +7,8 @@ around it learn what is known (docs/log.md has the figures).
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -26,6 +31,73 @@ _POINTS = 160  # reports that the process is fitted to: its cost grows with thei
 _WEIGHTS = (0.1, 1.0, 5.0)  # tried for each parameter, times its starting weight: not relevant ... relevant
 _NOISES = (0.01, 0.03, 0.1)  # variances, of 1
 _CATEGORY = 0.5  # squared, twice: what two categories are apart, on the scale where numbers span 1
+
+
+class SurrogateSampler(BaseSampler):
+    """Suggests from the part of the space that promises the best value after the last epoch, far from what was tried.
+
+    What it suggests is a function of the study's trials, the seed and the trial's number alone. Spaces may be
+    conditional.
+
+    Args:
+        seed: of all that is drawn.
+        epochs: of a trial that is never pruned, the last step that it reports; None: the highest step in the study.
+        n_startup_trials: drawn at random before the first that is suggested.
+        random_share: of the later ones, in [0, 1], are drawn at random too: parts of the space that the process is
+            wrong about are found again.
+    """
+
+    def __init__(
+        self, *, seed: int = 0, epochs: int | None = None, n_startup_trials: int = 6, random_share: float = 0.3
+    ) -> None:
+        self._seed, self._epochs = seed, epochs
+        self._n_startup_trials, self._random_share = n_startup_trials, random_share
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters that any trial had. Raises ValueError for several objectives."""
+        self._raise_error_if_multi_objective(study)
+        return {name: of for other in _others(study, trial) for name, of in other.distributions.items()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Values for a structure of the space that was seen; none where the trial is drawn at random."""
+        others, rng = _others(study, trial), np.random.default_rng(_mixed(self._seed, trial.number))
+        if trial.number < self._n_startup_trials or rng.random() < self._random_share:
+            return {}
+        told = [_maximised(other, study.direction, self._epochs or 1) for other in others]
+        epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in told), default=1)
+        return promising(told, epochs, rng) or {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """At random."""
+        sampler = RandomSampler(seed=_mixed(self._seed, trial.number, param_name))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    """All trials but this one, without copies."""
+    return [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+
+
+def _mixed(*of: int | str) -> int:
+    """A seed of its own for each."""
+    return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:4], "little")
+
+
+def _maximised(trial: FrozenTrial, direction: StudyDirection, last: int) -> FrozenTrial:
+    """As one that is to be maximised; a value without reports is that of the last epoch."""
+    values = trial.intermediate_values
+    if not values and trial.value is not None:
+        values = {last: trial.value}
+    elif direction == StudyDirection.MAXIMIZE:
+        return trial
+    sign = 1 if direction == StudyDirection.MAXIMIZE else -1
+    told = copy.copy(trial)
+    told.intermediate_values = {step: sign * value for step, value in values.items()}
+    return told
 
 
 def promising(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:
@@ -40,7 +112,7 @@ def promising(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generat
     encoding = _Encoding.of(trials)
     owners = [told[report.owner].params for report in reports]
     gain = _expected_gains(told, epochs)
-    values = np.array([report.value + gain[report.epoch] for report in reports])
+    values = np.array([report.value + gain[min(report.epoch, epochs)] for report in reports])
     times = np.array([_time(report.epoch, epochs) for report in reports])
     process = _Process.fitted(encoding.encode(owners), times, _standardized(values))
     candidates = [encoding.draw(rng) for _ in range(_CANDIDATES)]
@@ -102,7 +174,7 @@ def _standardized(values: Array) -> Array:
 
 def _time(epoch: int, epochs: int) -> float:
     """Learning goes with the logarithm; the last epoch is 1."""
-    return math.log(epoch) / math.log(epochs) if epochs > 1 else 1.0
+    return math.log(max(epoch, 1)) / math.log(epochs) if epochs > 1 else 1.0  # others count steps from 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,18 +75,12 @@ def trial_table(
         cells += [f"{measured.ssim:.4f}", f"{measured.psnr_db:.2f}"] if measured else ["", ""]
         if width >= _SPEED_FROM:
             cells.append(f"{r['images_per_second']:,.0f}" if r["images_per_second"] else "")
-        state = outcome(trial) if done is None else _under_way(r["epochs"], search)
-        cells.append(Text(state, style=_STYLES.get(r["state"], "cyan")))
+        cells.append(Text(outcome(trial), style=_STYLES.get(r["state"], "cyan")))
         if len(cells) < len(table.columns):
             # A str would be read as markup. The column itself may wrap, so that others are not cut in its stead.
             cells.append(Text(parameters(trial), no_wrap=one_line, overflow="ellipsis" if one_line else "fold"))
         table.add_row(*cells)
     return table
-
-
-def _under_way(epochs: int, search: SearchConfig) -> str:
-    rung = decide.next_rung(epochs, search)
-    return "to the end" if rung is None else f"to rung {rung}"
 
 
 def headline(record: Record) -> Text:
@@ -100,6 +94,7 @@ def headline(record: Record) -> Text:
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
     if lost := results.lost(record.notes()):
         lines.append(Text(f"cannot win, their checkpoints being damaged or gone: trials {', '.join(map(str, lost))}"))
+    lines += [Text(collapse_told(event)) for event in results.collapses(record)]
     number = results.winner(record)
     if number is None:
         lines.append(Text("no trial has a valid result yet"))
@@ -116,6 +111,17 @@ def headline(record: Record) -> Text:
         so_far = "" if results.is_over(record) else " so far"
         lines.append(Text.assemble((f"winner{so_far}: trial {number}", "bold green"), found))
     return Text("\n").join(lines)
+
+
+def collapse_told(event: Mapping[str, Any]) -> str:
+    """What happened to a final training (results.collapses), and what was done."""
+    told = (
+        f"The final training of trial {event['trial']}'s configuration {event['reason']} in epoch {event['epoch']} of "
+    )
+    if event["back_to"] is None:
+        return f"{told}{event['epochs']}, and was given up"
+    rates = f"lr_g {event['lr_g']:.3g}, lr_d {event['lr_d']:.3g}"
+    return f"{told}{event['epochs']}; it went back to epoch {event['back_to']} with half the learning rates ({rates})"
 
 
 def metrics(report: EvalReport) -> str:
@@ -146,14 +152,14 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
         number = str(trial["number"])
         values = {decision["epoch"]: decision["value"] for decision in trial["decisions"]}
         for decision in trial["decisions"]:
-            asha = decision["cutoff"] is not None
+            compared = decision["cutoff"] is not None
             table.add_row(
                 number,
                 str(decision["epoch"]),
                 f"{values.get(decision['compared'], decision['value']):.4f}",  # what was compared with the cutoff
-                f"{decision['cutoff']:.4f}" if asha else "",
-                f"trial {decision['set_by']}" if asha else "",
-                str(decision["rivals"]) if asha else "",
+                f"{decision['cutoff']:.4f}" if compared else "",
+                f"trial {decision['set_by']}" if compared else "",
+                str(decision["rivals"]) if compared else "",
                 Text(_and_so(decision), style="dim" if decision["action"] == "prune" else ""),
             )
         for failure in trial["failures"]:
@@ -177,6 +183,7 @@ _SO = {
     "passed": "goes on",
     "asha": "pruned: below the cutoff",
     "leaders": "pruned: below the cutoff",
+    "pruner": "pruned",
     "finished": "finished",
     "diverged": "pruned: diverged",
     "collapsed": "pruned: collapsed",
@@ -194,7 +201,7 @@ def outcome(trial: FrozenTrial) -> str:
     reason = trial.user_attrs.get(decide.DECISION, {}).get("reason")
     if trial.state == TrialState.FAIL:
         return "failed"
-    if reason in ("asha", "leaders"):
+    if reason in decide.PRUNED:
         return f"pruned at {trial.user_attrs[decide.DECISION]['epoch']}"
     return reason or "under way"
 

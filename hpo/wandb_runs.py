@@ -26,6 +26,7 @@ from hpo import results
 from hpo.decide import CONFIG
 from hpo.record import Record
 from hpo.results import EXPORT, FINAL, best_report, reports_of
+from hpo.tables import collapse_told
 from model.checkpoint import load_checkpoint
 from model.config import ConfigError
 from model.denoise import verify_files
@@ -175,6 +176,9 @@ class Runs:
             rows = {what: row for what, row in (table or {}).items() if isinstance(row, Mapping)}
             for what, row in rows.items():
                 opened.run.summary.update({f"{split}/{what}/{name}": float(value) for name, value in row.items()})
+        if collapses := results.collapses(record):
+            told = "\n".join(map(collapse_told, collapses))
+            opened.run.summary.update({"final/collapses": len(collapses), "final/what_happened": told})
         self._log_generator(opened.run, manifest)
         self._end(opened)
 

@@ -130,7 +130,7 @@ def names() -> list[str]:
 def load(name: str) -> Space:
     """By the name of a module here, or the path of a file that defines suggest(trial, base). Raises SpaceError."""
     if name.endswith(".py"):
-        module = _run(Path(name))
+        module = run_file(Path(name))
     elif name in names():
         module = importlib.import_module(f"search_spaces.{name}")
     else:
@@ -148,14 +148,14 @@ def _is_point(point: Any) -> bool:
     return isinstance(point, Mapping) and all(isinstance(name, str) for name in point)
 
 
-def _run(path: Path) -> types.ModuleType:
-    """A user's file, nothing of it kept beside it. Raises SpaceError."""
+def run_file(path: Path, option: str = "space") -> types.ModuleType:
+    """A user's file, nothing of it kept beside it. option: who names it. Raises SpaceError."""
     if not os.path.isfile(path):
-        raise SpaceError(f"space={path}: there is no such file")
-    module = types.ModuleType(f"user_space_{path.stem}")
+        raise SpaceError(f"{option}={path}: there is no such file")
+    module = types.ModuleType(f"user_{option}_{path.stem}")
     module.__file__ = str(path)
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        raise SpaceError(f"space={path}: {type(error).__name__}: {error}") from error
+        raise SpaceError(f"{option}={path}: {type(error).__name__}: {error}") from error
     return module

@@ -21,7 +21,7 @@ from hpo.results import decisions, is_exported
 from model.config import ConfigError
 
 # Trials of a few seconds each, on Fashion-MNIST; none is stopped early, so that there is work for all hosts.
-SMALL = ("--epochs=5", "--images-per-epoch=2000", "--set=width=8", "--scheduler=none", "--wandb=disabled")
+SMALL = ("--epochs=5", "--images-per-epoch=2000", "--set=width=8", "--pruner=none", "--wandb=disabled")
 
 
 class Search:

@@ -32,7 +32,7 @@ SEARCH = {
     "trials": 7,
     "epochs": 3,
     "images_per_epoch": 256,
-    "scheduler": "none",
+    "pruner": "none",
     "set": {"width": 4, "dropout": 0.0, "batch_size": 16},
     "wandb": "disabled",
     "gpus_per_trial": 0.25,

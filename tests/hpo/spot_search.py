@@ -41,7 +41,7 @@ SEARCH = {
     "trials": 3,
     "epochs": 3,
     "images_per_epoch": 64,
-    "scheduler": "none",
+    "pruner": "none",
     "set": {"width": 2, "dropout": 0.0, "batch_size": 16},
     "wandb": "disabled",
     "gpus_per_trial": 1.0,

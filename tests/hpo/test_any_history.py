@@ -55,9 +55,9 @@ class Model:
             self.ends[number] = "finished"
         elif len(finished) >= 5:
             if all(value < values[epoch - 1] for values in finished[:5]):
-                self.ends[number] = "leaders"
+                self.ends[number] = "asha"
         elif sum(v > self.heard[number][0] for v in first) >= max(1, len(first) // SEARCH.reduction):
-            self.ends[number] = "leaders"
+            self.ends[number] = "asha"
         return number not in self.ends
 
     def die(self, number: int, *, for_good: bool) -> None:

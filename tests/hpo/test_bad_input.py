@@ -203,13 +203,13 @@ COMMAND_LINE = {
         "search new --trials many", ["trials='many': must be a whole number, such as 24"]
     ),
     "words where numbers belong, of several kinds": Row(
-        "search new --trials many --epochs x --max-cost y --crop z --scheduler asah --sampler tep",
+        "search new --trials many --epochs x --max-cost y --crop z --pruner asah --sampler tep",
         [
             "trials='many'",
             "epochs='x'",
             "max_cost='y'",
             "crop='z'",
-            "scheduler=asah: must be one of leaders, asha, none",
+            "pruner=asah: must be one of asha, none, or a .py file",
         ],
     ),
     "one thing wrong of each kind": Row(

@@ -36,7 +36,7 @@ class Listening:
 def test_the_synthetic_search_has_trials_of_every_end(undisturbed):
     """Or the tests below would compare less than they seem to."""
     reasons = {trial.user_attrs[decide.DECISION]["reason"] for trial in undisturbed.trials()}
-    assert reasons == {"finished", "leaders", "diverged"}
+    assert reasons == {"finished", "asha", "diverged"}
     assert len(undisturbed.trials()) == 8
 
 

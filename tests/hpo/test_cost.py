@@ -81,7 +81,7 @@ def trial(epochs: int, state: TrialState = TrialState.RUNNING, **seconds: float)
     return create_trial(state=state, user_attrs={REPORTS: told}, **values)
 
 
-SEARCH = SearchConfig(trials=4, epochs=10, scheduler="none", final_epochs=20, max_cost=10.0, address="auto")
+SEARCH = SearchConfig(trials=4, epochs=10, pruner="none", final_epochs=20, max_cost=10.0, address="auto")
 
 
 def test_what_is_ahead_is_the_longest_running_trial_and_then_the_end():

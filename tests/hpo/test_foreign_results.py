@@ -205,7 +205,7 @@ COMMANDS = {*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), "\u202e"} - {"\n
 
 
 def test_names_parameters_and_errors_are_no_commands_to_the_terminal(runs, capsys):
-    record = Record.create(runs, "first", SearchConfig(trials=2, scheduler="none"))
+    record = Record.create(runs, "first", SearchConfig(trials=2, pruner="none"))
     params = {HOSTILE: HOSTILE}
     distributions = {HOSTILE: CategoricalDistribution([HOSTILE, "x"])}
     for number in range(2):

@@ -88,14 +88,14 @@ class Killed:
     trials: int
     epochs: int
     images: int  # an epoch
-    scheduler: str = "none"
+    pruner: str = "none"
 
     @property
     def options(self) -> list[str]:
         settings = ["width=4", "dropout=0", "batch_size=16"]
         return [
             *("--trials", str(self.trials), "--epochs", str(self.epochs), "--images-per-epoch", str(self.images)),
-            *("--scheduler", self.scheduler, "--concurrent", str(self.slots)),
+            *("--pruner", self.pruner, "--concurrent", str(self.slots)),
             *("--final-epochs", "0", "--wandb", "disabled"),
             *(part for setting in settings for part in ("--set", setting)),
         ]
@@ -239,7 +239,7 @@ def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Rec
 @pytest.mark.timeout(3 * GUARD_SECONDS)
 def test_a_search_that_is_killed_four_times_is_the_undisturbed_one(tmp_path, one_thread):
     """While it starts, twice while it trains, and after the last trial."""
-    search = Killed(folder=tmp_path, kills=4, slots=1, trials=5, epochs=3, images=256, scheduler="leaders")
+    search = Killed(folder=tmp_path, kills=4, slots=1, trials=5, epochs=3, images=256, pruner="asha")
     rng = random.Random(1)
     with traced(tmp_path):
         search.run(0, search.start_up, rng.uniform(0, 8))

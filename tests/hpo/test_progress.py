@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hpo import results
 from hpo.config import SearchConfig
-from hpo.decide import HEARD, REPORTS, next_rung, suggest
+from hpo.decide import HEARD, REPORTS, next_comparison, suggest
 from hpo.progress import Progress, Status, epochs_left, expected_epochs, picture
 from hpo.record import Record
 from hpo.results import reports_of
@@ -24,11 +24,12 @@ from hpo.tables import decision_table, trial_table
 @pytest.mark.parametrize(
     ("asked", "epochs"),
     [
-        ({"grace": 1, "reduction": 3, "epochs": 12}, 1 + 11 / 3),
+        ({"grace": 2, "reduction": 4, "epochs": 4}, 2 + 1 / 4 + 1 / (4 * 1.5**0.3)),
         # All run epoch 1; a third goes on to 3, a ninth to 9, a 27th to 12.
-        ({"scheduler": "asha", "reduction": 3, "epochs": 12}, 1 + 2 / 3 + 6 / 9 + 3 / 27),
-        ({"scheduler": "asha", "grace": 2, "reduction": 2, "epochs": 5}, 2 + 2 / 2 + 1 / 4),
-        ({"scheduler": "none", "epochs": 12}, 12),
+        ({"pruner": "former-asha", "reduction": 3, "epochs": 12}, 1 + 2 / 3 + 6 / 9 + 3 / 27),
+        ({"pruner": "former-asha", "grace": 2, "reduction": 2, "epochs": 5}, 2 + 2 / 2 + 1 / 4),
+        ({"pruner": "leaders", "reduction": 3, "epochs": 12}, 1 + 11 / 3),
+        ({"pruner": "none", "epochs": 12}, 12),
     ],
 )
 def test_the_expected_epochs_of_a_trial_are_those_worked_out_by_hand(asked, epochs):
@@ -55,7 +56,7 @@ def test_without_a_terminal_each_event_is_one_plain_line(record):
         for line, told in zip(epochs, reports_of(trial), strict=True):
             assert f"epoch {told.epoch}/4  SSIM {told.ssim:.4f}  PSNR {told.psnr_db:.2f} dB" in line
         reason = trial.user_attrs["decision"]["reason"]
-        assert ended.endswith({"leaders": f"pruned at {trial.last_step}"}.get(reason, reason))
+        assert ended.endswith({"asha": f"pruned at {trial.last_step}"}.get(reason, reason))
 
 
 def test_a_continued_search_tells_only_of_what_it_does_itself(record):
@@ -117,16 +118,29 @@ def test_the_live_table_follows_a_whole_search(record):
 def test_the_expected_time_counts_what_is_left(record):
     """Two trials have an epoch of 2.5 seconds behind them and passed the only rung: 3 epochs are left, side by side."""
     console = Console(file=io.StringIO(), width=80)
-    search = replace(record.search, trials=2)
+    search = replace(record.search, trials=2, pruner="leaders")
     progress = Progress(search, "first", 2, console)
     for number in (0, 1):
         trial = bracketed(number)
         progress.changed(trial)
-    assert "Expected: about 00:08 more" in console.file.getvalue()
+    assert "Expected: about 00:08 more, pruning taken into account\n" in console.file.getvalue()
 
 
-def test_the_decision_table_shows_the_values_that_were_compared(record):
+def test_the_expected_time_says_what_it_is_made_of(record):
+    console = Console(file=io.StringIO(), width=120)
+    search = replace(record.search, trials=2, pruner="leaders", time_budget=8, final_epochs=4)
+    progress = Progress(search, "first", 2, console)
+    for number in (0, 1):
+        progress.changed(bracketed(number))
+    told = (
+        "Expected: about 00:18 more, pruning taken into account; no new trial begins after 08:00; 00:10 of it for the"
+    )
+    assert told in console.file.getvalue()
+
+
+def test_the_decision_table_shows_the_values_that_were_compared(record, tmp_path):
     """Not those of the epoch that they were compared at: 0.95 is above the cutoff of 0.9, which is of epoch 1."""
+    record = Record.create(tmp_path, "former", replace(record.search, pruner="leaders"))
     for _ in range(2):
         record.add(suggest(record.trials(), SPACE, record.search))
     for number, epoch, value in ((0, 1, 0.1), (1, 1, 0.9), (0, 2, 0.95)):
@@ -150,7 +164,7 @@ def ended(number: int, epochs: int, state: TrialState) -> Any:
 def test_how_long_trials_run_is_learned_from_those_under_way_too():
     """By hand. The rule: half go on after epoch 1; it counts as one trial. Of four that had an epoch one was stopped,
     so (0.5 + 1) of (1 + 4); of three that had two epochs one: 1 of (1 + 3); of two that had three none."""
-    search = SearchConfig(epochs=4, reduction=2)
+    search = SearchConfig(epochs=4, reduction=2, pruner="leaders")
     trials = [ended(0, 1, TrialState.PRUNED), ended(1, 2, TrialState.PRUNED), ended(2, 4, TrialState.COMPLETE)]
     trials.append(create_trial(state=TrialState.RUNNING, user_attrs={REPORTS: [{}] * 3}))
     left = epochs_left(trials, search)
@@ -201,19 +215,24 @@ def test_the_picture_fits_any_terminal(done, width, height):
     assert max(map(len, lines)) <= width
     assert len(lines) <= max(height, 12)
     text = " ".join(" ".join(lines).split())
-    figures = ("30 under way", "05:12", "about 06:40 left", "301 images/s", "overhead 0.4 %", "to rung 2")
+    figures = ("30 under way", "05:12", "about 06:40 left", "301 images/s", "overhead 0.4 %")
     for told in (*figures, *(["more under way"] if height < 40 else [])):
         assert told in text
     assert "best: trial" in text
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "rungs"),
-    [("leaders", [2, 2, 3, 4, 5, 6, 7, 8, None]), ("asha", [2, 2, 6, 6, 6, 6, None, None, None]), ("none", [None] * 9)],
+    ("pruner", "epochs"),
+    [
+        ("asha", [2, 2, 3, 4, 5, 6, 7, 8, None]),
+        ("leaders", [2, 2, 3, 4, 5, 6, 7, 8, None]),
+        ("former-asha", [2, 2, 6, 6, 6, 6, None, None, None]),
+        ("none", [None] * 9),
+    ],
 )
-def test_the_next_rung_is_the_next_epoch_that_is_judged(scheduler, rungs):
-    search = SearchConfig(scheduler=scheduler, epochs=9, grace=2, reduction=3)
-    assert [next_rung(epochs, search) for epochs in range(9)] == rungs
+def test_the_next_comparison_is_after_the_next_epoch_that_is_judged(pruner, epochs):
+    search = SearchConfig(pruner=pruner, epochs=9, grace=2, reduction=3)
+    assert [next_comparison(done, search) for done in range(9)] == epochs
 
 
 def test_what_trials_wait_for_is_told_once_a_minute_and_stands_in_the_status_while_they_do(record, tmp_path):

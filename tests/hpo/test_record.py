@@ -138,7 +138,7 @@ def test_optuna_sees_how_each_trial_really_ended(done, runs):
         assert list(trial.intermediate_values.values()) == values
         assert trial.value == values[-1]
         reasons[trial.state].add(trial.user_attrs["decision"]["reason"])
-    assert reasons == {TrialState.COMPLETE: {"finished"}, TrialState.PRUNED: {"leaders", "diverged"}}
+    assert reasons == {TrialState.COMPLETE: {"finished"}, TrialState.PRUNED: {"asha", "diverged"}}
 
 
 def test_who_reads_while_another_writes_sees_whole_events(record, runs):

@@ -36,7 +36,7 @@ from model.config import TrainConfig
 from model.pictures import cells, strip
 from model.run import LAST, strip_name
 
-ENDS = SearchConfig(trials=7, epochs=3, scheduler="none", objective="balanced")
+ENDS = SearchConfig(trials=7, epochs=3, pruner="none", objective="balanced")
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +204,20 @@ def test_a_final_training_that_collapsed_is_over(runs):
     assert final["verdict"].startswith("It collapsed by epoch 3, and ended there")
 
 
+def test_a_final_training_that_went_on_with_lower_rates_is_still_its_trials(runs):
+    record = Record.create(runs, "first", SearchConfig(final_epochs=32))
+    for ssim in (0.9, 0.8):
+        record.hear(record.add(suggest(record.trials(), SPACE, record.search)).number, report(1, ssim))
+    config = {**record.trial(1).user_attrs[CONFIG], "epochs": 32, "lr_g": 1e-4, "lr_d": 1e-4}
+    save_checkpoint(record.folder / "final" / LAST, {}, {"config": config, "reports": [report(1, 0.9).as_dict()]})
+    event = {"trial": 1, "epochs": 32, "epoch": 3, "reason": "collapsed", "back_to": 1, "lr_g": 1e-4, "lr_d": 1e-4}
+    record.note("final_collapses", [event])
+    told = contents(record)
+    assert told["final_training"]["trial"] == 1
+    [line] = told["final_collapses_told"]
+    assert line.startswith("The final training of trial 1's configuration collapsed in epoch 3 of 32; it went back")
+
+
 @needs_chromium
 def test_units_and_images_are_those_of_the_search(runs, browser):
     shown(browser, Record.create(runs, "first", SearchConfig(time_budget=8)))
@@ -336,7 +350,7 @@ HOSTILE = (
 @needs_chromium
 def test_hostile_texts_stay_texts(runs, browser):
     (folder := runs.parent / HOSTILE.replace("/", ":")).mkdir()
-    asked = SearchConfig(trials=3, scheduler="none", data=str(folder), on_finish=HOSTILE)
+    asked = SearchConfig(trials=3, pruner="none", data=str(folder), on_finish=HOSTILE)
     record = Record.create(runs, "first", asked)
     record.search = replace(asked, space=HOSTILE)
     record.about |= {"versions": {HOSTILE: HOSTILE}, "git_commit": HOSTILE, "created": HOSTILE}

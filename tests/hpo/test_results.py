@@ -20,7 +20,8 @@ from hpo import results, search
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.decide import DECISION, Decision, suggest
-from hpo.record import Record
+from hpo.record import Record, RecordError
+from hpo.tables import headline
 from model.denoise import MANIFEST
 from model.run import BEST
 
@@ -39,7 +40,7 @@ def rewritten(record: Record, number: int, decision: Decision, **changes: Any) -
 @pytest.fixture
 def record(runs) -> Record:
     """Trials with an end of every kind, none in the order of its quality."""
-    search = SearchConfig(trials=7, epochs=3, scheduler="none", objective=OBJECTIVE, final_epochs=2)
+    search = SearchConfig(trials=7, epochs=3, pruner="none", objective=OBJECTIVE, final_epochs=2)
     record = Record.create(runs, "first", search)
     told = {
         0: [0.5, 0.6, 0.55],  # complete; best in epoch 2
@@ -54,7 +55,7 @@ def record(runs) -> Record:
         record.add(suggest(record.trials(), SPACE, search))
         for epoch, value in enumerate(values, start=1):
             record.hear(number, report(epoch, value))
-    decision = Decision(action="prune", reason="leaders", epoch=1, value=0.7)
+    decision = Decision(action="prune", reason="asha", epoch=1, value=0.7)
     rewritten(record, 1, decision, state=TrialState.PRUNED, values=[0.7])
     record.fail(2, "its node is gone")
     return record
@@ -71,7 +72,7 @@ def test_the_leaderboard_is_in_the_order_of_the_best_epochs(record):
         (0, 0.6, 2),
         (5, None, None),
     ]
-    assert [r["stop_reason"] for r in board] == ["diverged", "error", None, "leaders", "finished", "finished", None]
+    assert [r["stop_reason"] for r in board] == ["diverged", "error", None, "asha", "finished", "finished", None]
     trained = {r["number"]: (r["epochs"], r["images"], r["images_per_second"]) for r in board}
     assert (trained[0], trained[1], trained[5]) == ((3, 3000, 500.0), (1, 1000, 500.0), (0, 0, None))
     json.dumps(results.document(record), allow_nan=False)
@@ -120,20 +121,64 @@ def test_the_final_training_wins_where_it_is_better_than_every_finalist(record, 
     assert not results.final_wins(record)
 
 
-def test_where_a_final_training_collapses_the_next_finalists_configuration_is_trained(record, monkeypatch):
-    record.note(results.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
-    record.note(results.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
-    trained = []
+def collapse(trial: int, back_to: int | None, **changed: Any) -> dict[str, Any]:
+    rates = {} if back_to is None else {"lr_g": 1e-3 / 2**back_to, "lr_d": 1e-4 / 2**back_to}
+    event = {"trial": trial, "epochs": 2, "epoch": 2, "reason": "collapsed", "back_to": back_to, **rates}
+    return {**event, **changed}
 
-    def train(_, number: int) -> str | None:
-        trained.append(number)
+
+def trained_finally(record: Record, monkeypatch: pytest.MonkeyPatch, *events: dict[str, Any] | None) -> list[Any]:
+    """The trials and the rates of each final training; events: what became of them."""
+    trained, left = [], list(events)
+
+    def train(_, number: int, before: list[dict[str, Any]]) -> dict[str, Any] | None:
+        trained.append((number, before[-1]["lr_g"] if before else None))
         assert results.winner(record) == 1
         assert not results.final_wins(record)
-        return "collapsed" if number == 1 else None
+        return left.pop(0)
 
     monkeypatch.setattr(search, "_train_longer", train)
-    search._train_final(SimpleNamespace(record=record, console=Console(file=io.StringIO())))
-    assert trained == [1, 4]
+    console = Console(file=io.StringIO())
+    copies = SimpleNamespace(now=lambda: None)
+    search._train_final(SimpleNamespace(record=record, console=console, copies=copies))
+    assert not left
+    return [*trained, *console.file.getvalue().splitlines()]
+
+
+def test_a_final_training_that_collapses_goes_back_with_half_the_rates_twice_before_another_is_tried(
+    record, monkeypatch
+):
+    record.note(results.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.note(results.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
+    events = [collapse(1, 1), collapse(1, 2), collapse(1, None)]
+    began = "The final training of trial 1's configuration collapsed in epoch 2 of 2"
+    assert trained_finally(record, monkeypatch, *events, None) == [
+        (1, None),
+        (1, 5e-4),
+        (1, 2.5e-4),
+        (4, None),
+        f"{began}; it went back to epoch 1 with half the learning rates (lr_g 0.0005, lr_d 5e-05)",
+        f"{began}; it went back to epoch 2 with half the learning rates (lr_g 0.00025, lr_d 2.5e-05)",
+        f"{began}, and was given up",
+    ]
+    assert results.collapses(record) == results.document(record)[results.COLLAPSES] == events
+    assert f"{began}, and was given up" in str(headline(record))
+
+
+def test_a_driver_that_was_killed_goes_on_with_the_rates_that_its_final_training_had(record, monkeypatch):
+    record.note(results.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    earlier = [collapse(4, None), collapse(1, None, epochs=9), collapse(1, 1)]  # another length is another training
+    record.note(results.COLLAPSES, earlier)
+    assert trained_finally(record, monkeypatch, None) == [(1, 5e-4)]
+    record.note(results.COLLAPSES, [*earlier, collapse(1, None), collapse(6, None)])
+    assert trained_finally(record, monkeypatch) == []  # all were tried
+
+
+@pytest.mark.parametrize("note", [{}, [3], [{"trial": 1}], [{**collapse(1, 1), "lr_g": "high"}]])
+def test_a_damaged_note_of_collapses_is_told(record, note):
+    record.note(results.COLLAPSES, note)
+    with pytest.raises(RecordError, match="the search's note final_collapses: damaged"):
+        results.collapses(record)
 
 
 def test_a_search_is_over_when_all_that_was_asked_for_has_ended(record):
@@ -195,7 +240,6 @@ def test_an_export_is_the_searchs_until_more_is_asked_for(done):
 
 def test_decisions_taken_again_are_those_on_record(done):
     told = results.decisions(done)
-    assert told["rungs"] == (1,)
     assert [trial["number"] for trial in told["trials"]] == list(range(8))
     for trial in told["trials"]:
         assert trial["agrees"]
@@ -205,6 +249,6 @@ def test_decisions_taken_again_are_those_on_record(done):
 
 
 def test_a_decision_that_the_record_does_not_bear_out_is_told(done):
-    pruned = next(trial for trial in done.trials() if trial.user_attrs[DECISION]["reason"] == "leaders")
+    pruned = next(trial for trial in done.trials() if trial.user_attrs[DECISION]["reason"] == "asha")
     rewritten(done, pruned.number, Decision(**{**pruned.user_attrs[DECISION], "cutoff": 0.0}))
     assert [trial["number"] for trial in results.decisions(done)["trials"] if not trial["agrees"]] == [pruned.number]

@@ -27,7 +27,7 @@ from model.config import ConfigError, TrainConfig
 from model.run import BEST, LAST
 
 OBJECTIVE = "ssim"
-ENDS = {"finished": "COMPLETE", "leaders": "PRUNED", "diverged": "PRUNED", "collapsed": "PRUNED", "error": "FAIL"}
+ENDS = {"finished": "COMPLETE", "asha": "PRUNED", "diverged": "PRUNED", "collapsed": "PRUNED", "error": "FAIL"}
 
 
 def trial(number: int, values: list[float], end: str | None) -> FrozenTrial:
@@ -78,7 +78,7 @@ class Disk:
 
 # Few values, so that many are equal.
 values = st.lists(st.integers(1, 6).map(lambda tenths: tenths / 10), min_size=1, max_size=3)
-ends = st.sampled_from(["finished", "leaders", "leaders", "diverged", "collapsed", "error"])
+ends = st.sampled_from(["finished", "asha", "asha", "diverged", "collapsed", "error"])
 plans = st.lists(st.tuples(values, ends) | st.just(([], "error")), max_size=14)
 
 

@@ -27,7 +27,7 @@ from model.config import ConfigError
         ({"grace": 0}, "grace=0: must be from 1 to the 12 epochs"),
         ({"grace": 5, "epochs": 4}, "grace=5: must be from 1 to the 4 epochs"),
         ({"reduction": 1}, "reduction=1: must be at least 2"),
-        ({"scheduler": "asah"}, "scheduler=asah: must be one of leaders, asha, none"),
+        ({"pruner": "asah"}, "pruner=asah: must be one of asha, none, or a .py file"),
         ({"objective": "loss"}, "objective=loss: must be one of balanced, ssim, psnr"),
         ({"wandb": "online!"}, "wandb=online!: must be one of"),
         ({"final_epochs": -1}, "final_epochs=-1: must be 0"),

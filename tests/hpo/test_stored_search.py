@@ -79,7 +79,7 @@ def ended(running: Driver, code: int) -> str:
 
 @pytest.fixture(params=KINDS)
 def search(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Search]:
-    what = Killed(folder=tmp_path, kills=2, slots=1, trials=5, epochs=3, images=256, scheduler="leaders")
+    what = Killed(folder=tmp_path, kills=2, slots=1, trials=5, epochs=3, images=256, pruner="asha")
     with place(request.param, tmp_path) as there, traced(tmp_path), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTEMPT", "0")
         patch.setenv("SOME_SECRET", CANARY)

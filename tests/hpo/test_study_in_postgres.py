@@ -360,7 +360,7 @@ def test_a_server_that_is_not_there_is_told_at_once(runs):
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
 
-OPTIONS = ["--trials", "4", "--epochs", "3", "--images-per-epoch", "256", "--scheduler", "none", "--concurrent", "2"]
+OPTIONS = ["--trials", "4", "--epochs", "3", "--images-per-epoch", "256", "--pruner", "none", "--concurrent", "2"]
 OPTIONS += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 IMPATIENT = "import sys; from hpo import study; study.PATIENCE_SECONDS = 3.0\n"
 IMPATIENT += "from hpo.cli import main; sys.exit(main(['search', 'first', *sys.argv[1:]]))"

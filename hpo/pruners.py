@@ -1,0 +1,128 @@
+"""Optuna pruners: which trials go on. Pure functions of the study, so that every decision can be taken again."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from optuna import Study
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+_POWER = 0.3  # how fast places get fewer: 1 is ASHA's own pace, which stops slow starters (docs/log.md)
+_LEADERS = 5  # finished trials that are the measure of the former rule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What a trial's value was held against."""
+
+    passed: bool
+    cutoff: float  # the value of the last that goes on
+    set_by: int  # its number
+    rivals: int  # values that were compared, the trial's own among them where it was
+    places: int  # how many of them go on
+    step: int  # after which the values were reported
+
+
+class ComparingPruner(BasePruner):
+    """One that can say why."""
+
+    @abstractmethod
+    def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
+        """Hold a trial's last value against those of others; None where it goes on without."""
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """As Optuna asks."""
+        found = self.compare(study, trial)
+        return found is not None and not found.passed
+
+
+class AshaPruner(ComparingPruner):
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), asked after every step instead of at rungs.
+
+    A trial's value is ranked among the values that trials have had after the same step so far, its own among them. Of
+    all trials that have reported, 1/reduction go on after step `grace`, and fewer after each later one; at least the
+    best one goes on, and those that are equal to it. So a trial that is the best at its step is never pruned. As more
+    trials report, a trial may be pruned that would have gone on before.
+
+    Args:
+        grace: steps before the first comparison, at least 1.
+        reduction: one trial in so many goes on after them, at least 1.
+        is_dead: whether a trial is no rival any more, as one that has diverged.
+    """
+
+    def __init__(
+        self, *, grace: int = 1, reduction: float = 4, is_dead: Callable[[FrozenTrial], bool] = lambda trial: False
+    ) -> None:
+        if grace < 1 or reduction < 1:
+            raise ValueError(f"grace={grace}, reduction={reduction}: both must be at least 1")
+        self._grace, self._reduction, self._is_dead = grace, reduction, is_dead
+
+    def share(self, step: int) -> float:
+        """Of all trials, those that go on after a step."""
+        return 1.0 if step < self._grace else 1 / (self._reduction * (step / self._grace) ** _POWER)
+
+    def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
+        """See the class."""
+        step = trial.last_step
+        if step is None or step < self._grace:
+            return None
+        alive = [
+            other
+            for other in study.get_trials(deepcopy=False)
+            if other.intermediate_values and (other.number == trial.number or not self._is_dead(other))
+        ]
+        rivals = [other for other in alive if step in other.intermediate_values]
+        return _ranked(study, trial, rivals, step, max(1, int(len(alive) * self.share(step))))
+
+
+class FormerPruner(ComparingPruner):
+    """The rules that searches began with before 2026-12, for those that are continued.
+
+    asha: at rungs grace, grace x reduction, ... one in `reduction` goes on. leaders: once five trials are complete, who
+    is worse than each of the best five was after the same step is pruned; until then one in `reduction` goes on, by
+    the value after step `grace`, and is asked again after each later step.
+    """
+
+    def __init__(self, rule: Literal["leaders", "asha"], *, grace: int, reduction: int) -> None:
+        self._rule, self._grace, self._reduction = rule, grace, reduction
+
+    def rungs(self, last: int) -> tuple[int, ...]:
+        """Steps below the last one after which ASHA compares."""
+        found, rung = [], self._grace
+        while rung < last:
+            found.append(rung)
+            rung *= self._reduction
+        return tuple(found)
+
+    def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
+        """See the class."""
+        step, trials = trial.last_step, study.get_trials(deepcopy=False)
+        if step is None or step < self._grace or (self._rule == "asha" and step not in self.rungs(step + 1)):
+            return None
+        complete = sorted((-t.values[0], t.number) for t in trials if t.state == TrialState.COMPLETE)
+        if self._rule == "leaders" and len(complete) >= _LEADERS:
+            leaders = [trials[number] for _, number in complete[:_LEADERS]]
+            return _ranked(study, trial, leaders, step, _LEADERS)
+        at = step if self._rule == "asha" else self._grace
+        rivals = [other for other in trials if at in other.intermediate_values]
+        return _ranked(study, trial, rivals, at, max(1, len(rivals) // self._reduction))
+
+
+def _ranked(study: Study, trial: FrozenTrial, rivals: Sequence[FrozenTrial], step: int, places: int) -> Comparison:
+    """By the values after a step; of equal ones all pass."""
+    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+    order = sorted((sign * rival.intermediate_values[step], rival.number) for rival in rivals)
+    bar, set_by = order[min(places, len(order)) - 1]
+    return Comparison(
+        passed=sign * trial.intermediate_values[step] <= bar,
+        cutoff=sign * bar,
+        set_by=set_by,
+        rivals=len(order),
+        places=places,
+        step=step,
+    )
