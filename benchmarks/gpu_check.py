@@ -761,11 +761,11 @@ def _watched(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
     import psutil  # type: ignore[import-untyped]  # noqa: PLC0415 - Ray brings it
 
     began, at_once = time.perf_counter(), 0
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, env=environment, stderr=said, **quiet) as process,
-    ):
+    with ExitStack() as opened:
+        said = opened.enter_context(tempfile.TemporaryFile("w+"))
+        process = opened.enter_context(
+            subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+        )
         while process.poll() is None:
             now = 0
             for child in psutil.Process().children(recursive=True):

@@ -29,8 +29,8 @@ class SearchConfig:
     trials: int = 24  # in all, >= 1
     epochs: int = 12  # of a trial that is never stopped, >= 1
     sampler: str = "gp"  # gp, tpe, random, or a .py file that defines sampler(seed): hpo.plugins
-    grace: int = 1  # epochs before a trial is compared with others
-    reduction: int = 4  # one trial in so many goes on after them, >= 2
+    grace: int | None = None  # epochs before a trial is compared with others; None: a thirteenth of all
+    reduction: int = 6  # one trial in so many goes on after them, >= 2
     pruner: str = "asha"  # asha, none, or a .py file that defines pruner(): hpo.plugins
     objective: Objective = "balanced"
     seed: int = 0
@@ -94,7 +94,11 @@ class SearchConfig:
         return [
             ("trials", 1 <= self.trials <= _MOST_TRIALS, trials),
             ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
-            ("grace", 1 <= self.grace <= max(self.epochs, 1), f"from 1 to the {self.epochs} epochs of a trial"),
+            (
+                "grace",
+                self.grace is None or 1 <= self.grace <= max(self.epochs, 1),
+                f"from 1 to the {self.epochs} epochs of a trial",
+            ),
             ("reduction", self.reduction >= 2, "at least 2"),
             ("sampler", _is_named(self.sampler, SAMPLERS), f"one of {', '.join(SAMPLERS)}, or a .py file"),
             ("pruner", _is_named(self.pruner, PRUNERS + FORMER_PRUNERS), f"one of {', '.join(PRUNERS)}, or a .py file"),
@@ -119,6 +123,11 @@ class SearchConfig:
             ("address", bool(_ADDRESS.fullmatch(self.address)), "local, auto, or HOST:PORT of a cluster's head"),
             ("on_finish", "\0" not in (self.on_finish or ""), "a command for the shell"),
         ]
+
+    @property
+    def grace_epochs(self) -> int:
+        """After how many epochs the pruner is asked first. A user's own has a patience of its own."""
+        return self.grace or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
@@ -155,7 +164,7 @@ def _is_named(name: str, names: tuple[str, ...]) -> bool:
 
 
 _EXAMPLES = {
-    "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
+    "grace": 1, "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
 }  # fmt: skip
 _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
 _DEFAULTS: dict[str, Any] = {

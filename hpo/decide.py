@@ -158,7 +158,7 @@ def _seed(search: SearchConfig, number: int, attempt: int) -> int:
 
 def next_comparison(epochs: int, search: SearchConfig) -> int | None:
     """The epoch after which the pruner is asked next of a trial that has so many behind it; None: never."""
-    after = max(epochs + 1, search.grace)
+    after = max(epochs + 1, search.grace_epochs)
     if search.pruner == "former-asha":
         after = next((rung for rung in plugins.former(search).rungs(search.epochs) if rung >= after), search.epochs)
     return after if search.pruner != "none" and after < search.epochs else None
@@ -196,7 +196,7 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
     pruner = plugins.pruner(search, is_dead)
-    if pruner is None or epoch < search.grace:
+    if pruner is None or epoch < search.grace_epochs:
         return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
     heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
     study = in_memory_study(_as_heard(trials, heard), heard=heard)

@@ -43,7 +43,7 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
     if search.pruner == "none":
         return None
     if search.pruner == "asha":
-        return AshaPruner(grace=search.grace, reduction=search.reduction, is_dead=is_dead)
+        return AshaPruner(grace=search.grace_epochs, reduction=search.reduction, is_dead=is_dead)
     if search.pruner in FORMER_PRUNERS:
         return former(search)
     made: BasePruner = _made("pruner", search.pruner, BasePruner, "pruner()")
@@ -53,7 +53,7 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
 def former(search: SearchConfig) -> FormerPruner:
     """That of a search which began before 2026-12."""
     rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
-    return FormerPruner(rule, grace=search.grace, reduction=search.reduction)
+    return FormerPruner(rule, grace=search.grace_epochs, reduction=search.reduction)
 
 
 def check(search: SearchConfig) -> None:

@@ -56,7 +56,7 @@ class AshaPruner(ComparingPruner):
     """
 
     def __init__(
-        self, *, grace: int = 1, reduction: float = 4, is_dead: Callable[[FrozenTrial], bool] = lambda trial: False
+        self, *, grace: int = 1, reduction: float = 6, is_dead: Callable[[FrozenTrial], bool] = lambda trial: False
     ) -> None:
         if grace < 1 or reduction < 1:
             raise ValueError(f"grace={grace}, reduction={reduction}: both must be at least 1")

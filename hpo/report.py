@@ -102,6 +102,7 @@ def contents(record: Record) -> dict[str, Any]:
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
         "final_wins": results.final_wins(record),
         "final_training": final,
+        "grace_epochs": search.grace_epochs,
         "final_collapses_told": [collapse_told(event) for event in document[results.COLLAPSES]],
         "slides": slides,
         "starts": starts,

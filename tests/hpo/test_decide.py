@@ -126,6 +126,7 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
         "rivals": 8,
         "compared": 1,
         "places": 2,
+        "kept": None,
     }
     assert judge(trials, 4, 1, search).cutoff == 0.7  # three had not come yet: one place
 

@@ -166,6 +166,7 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
         "rivals": 6,
         "compared": 1,
         "places": 2,
+        "kept": None,
     }
     assert judge(trials, 4, 1, FORMER).cutoff == 0.7  # the sixth had not come yet: the best of five passes
 
