@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs
+SEED ?= 0
 
 # What `make search` passes explicitly, so that it ends within 20 minutes on two cores without a GPU, and denoises better
 # (docs/log.md). The defaults of `hpo search` stay those of the slides (width 64, whole training set, constant rates).
@@ -27,7 +28,7 @@ data: .venv/installed
 	@$(BIN)/python -m model.data
 
 search: setup
-	$(BIN)/hpo search first --runs $(RUNS) $(FIRST)
+	$(BIN)/hpo search first --runs $(RUNS) --seed $(SEED) $(FIRST)
 
 test: setup
 	$(BIN)/ruff check .

@@ -4,8 +4,8 @@ rates, each trained with and without a change of TrainConfig.
     python benchmarks/stability.py --to runs/stability                       # without gradient clipping, and with it
     python benchmarks/stability.py --to runs/stability --arms grad_clip=1.2  # another change beside these
 
-The other settings are those that `make search` had before 2026-12, with half the images an epoch. A training dies when it
-diverges or collapses (model.metrics). What was trained is kept under --to: the same command continues.
+The other settings are those that `make search` had before 2026-12, with half the images an epoch. A training dies when
+it diverges or collapses (model.metrics). What was trained is kept under --to: the same command continues.
 """
 
 from __future__ import annotations

@@ -164,7 +164,8 @@ def _is_named(name: str, names: tuple[str, ...]) -> bool:
 
 
 _EXAMPLES = {
-    "grace": 1, "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
+    "grace": 1,
+    "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
 }  # fmt: skip
 _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
 _DEFAULTS: dict[str, Any] = {

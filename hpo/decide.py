@@ -164,17 +164,19 @@ def next_comparison(epochs: int, search: SearchConfig) -> int | None:
     return after if search.pruner != "none" and after < search.epochs else None
 
 
-def share_going_on(epoch: int, search: SearchConfig) -> float:
-    """About how many of all trials go on after an epoch, before there are any."""
-    pruner = plugins.pruner(search, is_dead)
-    if isinstance(pruner, AshaPruner):
-        return pruner.share(epoch)
-    if pruner is None or next_comparison(0, search) is None:
-        return 1.0
-    passed = [e for e in range(1, epoch + 1) if next_comparison(e - 1, search) == e]
-    if search.pruner != "former-asha":
-        passed = passed[:1]
-    return float(search.reduction) ** -len(passed)
+def shares_going_on(search: SearchConfig) -> list[float]:
+    """About how many of all trials go on after 0, 1, 2, ... epochs, while there is nothing to learn it from."""
+    asha = AshaPruner(grace=search.grace_epochs, reduction=search.reduction) if search.pruner == "asha" else None
+    shares = [1.0]
+    for epoch in range(1, search.epochs):
+        is_compared = next_comparison(epoch - 1, search) == epoch
+        if asha:
+            shares.append(asha.share(epoch))
+        elif is_compared and (shares[-1] == 1 or search.pruner == "former-asha"):
+            shares.append(shares[-1] / search.reduction)
+        else:
+            shares.append(shares[-1])
+    return shares
 
 
 def is_dead(trial: FrozenTrial) -> bool:

@@ -424,9 +424,9 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
     """
     reached = [len(trial.user_attrs[decide.REPORTS]) for trial in trials]
     stopped = [n for n, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
-    left = [0.0] * (search.epochs + 1)
+    left, shares = [0.0] * (search.epochs + 1), [*decide.shares_going_on(search), 0.0]
     for epoch in range(search.epochs, 0, -1):
-        by_rule = 1 - decide.share_going_on(epoch, search) / decide.share_going_on(epoch - 1, search)
+        by_rule = 1 - shares[epoch] / shares[epoch - 1]
         share = (by_rule + stopped.count(epoch)) / (1 + sum(n >= epoch for n in reached))
         left[epoch - 1] = 1 + (1 - share) * left[epoch]
     return left
@@ -434,4 +434,4 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
 
 def expected_epochs(search: SearchConfig) -> float:
     """Epochs of a mean trial, by the pruner's rule."""
-    return sum(decide.share_going_on(epoch, search) for epoch in range(search.epochs))
+    return sum(decide.shares_going_on(search))

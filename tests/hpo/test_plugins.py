@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, replace
 
@@ -11,6 +12,7 @@ from curves import SPACE, conductor, run_all, story
 from test_decide import played, reported
 
 from hpo import plugins
+from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.decide import DECISION, KEPT, judge, judgements, suggest
 from hpo.record import Record
@@ -147,3 +149,38 @@ def test_both_files_mistakes_are_told_at_once(tmp_path):
         f"sampler={tmp_path / 'a.py'}",
         f"pruner={tmp_path / 'b.py'}",
     ]
+
+
+def test_a_search_that_began_with_the_former_options_is_continued_by_its_own_rules(tmp_path):
+    former = replace(SEARCH, trials=8, sampler="gp", pruner="leaders", grace=1, reduction=4)
+    undisturbed = Record.create(tmp_path / "a", "first", replace(former, trials=16))
+    run_all(conductor(undisturbed))
+    begun = Record.create(tmp_path / "b", "first", former)
+    run_all(conductor(begun))
+    path = tmp_path / "b" / "first" / "search.json"
+    about = json.loads(path.read_text())
+    del about["search"]["pruner"]
+    about["search"] |= {"sampler": "surrogate", "scheduler": "leaders"}  # as it was written before 2026-12
+    path.write_text(json.dumps(about))
+    again = Record(tmp_path / "b", "first")
+    assert (again.search.sampler, again.search.pruner) == ("gp", "leaders")
+    again.change({"trials": 16})
+    run_all(conductor(again))
+    assert story(again.trials()) == story(undisturbed.trials())
+    assert {trial.user_attrs[DECISION]["reason"] for trial in again.trials()} >= {"leaders", "finished"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--scheduler leaders --sampler surrogate", {"pruner": "leaders", "sampler": "gp"}),
+        ("--scheduler asha", {"pruner": "former-asha"}),
+        ("--scheduler none --sampler tpe", {"pruner": "none", "sampler": "tpe"}),
+        ("--pruner asha", {"pruner": "asha"}),
+    ],
+)
+def test_the_former_options_are_still_understood(typed, meant, tmp_path, monkeypatch):
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("hpo.search.run_search", lambda name, runs, options, **rest: asked.update(options) or 0)
+    assert main(["search", "first", "--runs", str(tmp_path), *typed.split()]) == 0
+    assert asked == meant
