@@ -738,7 +738,7 @@ def search(check: Check) -> Iterator[Row]:
         options = {
             "--runs": runs, "--space": space, "--data": pictures, "--crop": SIDE, "--noise": f"gaussian:{NOISE_STD:g}",
             "--trials": _TRIALS, "--epochs": _EPOCHS, "--images-per-epoch": check.sizes.epoch, "--sampler": "random",
-            "--scheduler": "none", "--gpus-per-trial": 0.25, "--cpus-per-trial": 0.25, "--wandb": "disabled",
+            "--pruner": "none", "--gpus-per-trial": 0.25, "--cpus-per-trial": 0.25, "--wandb": "disabled",
         }  # fmt: skip
         words = [str(word) for option in options.items() for word in option]
         words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import plugins
 from hpo.config import SearchConfig
-from hpo.pruners import AshaPruner, ComparingPruner
+from hpo.pruners import ComparingPruner
 from model.config import ConfigError, TrainConfig
 from model.metrics import EvalReport, stop_reason
 from search_spaces import Space
@@ -159,6 +159,8 @@ def _seed(search: SearchConfig, number: int, attempt: int) -> int:
 def next_comparison(epochs: int, search: SearchConfig) -> int | None:
     """The epoch after which the pruner is asked next of a trial that has so many behind it; None: never."""
     after = max(epochs + 1, search.grace_epochs)
+    if search.pruner == "asha" and not plugins.asha(search, is_dead).compares(after):
+        return None
     if search.pruner == "former-asha":
         after = next((rung for rung in plugins.former(search).rungs(search.epochs) if rung >= after), search.epochs)
     return after if search.pruner != "none" and after < search.epochs else None
@@ -166,12 +168,12 @@ def next_comparison(epochs: int, search: SearchConfig) -> int | None:
 
 def shares_going_on(search: SearchConfig) -> list[float]:
     """About how many of all trials go on after 0, 1, 2, ... epochs, while there is nothing to learn it from."""
-    asha = AshaPruner(grace=search.grace_epochs, reduction=search.reduction) if search.pruner == "asha" else None
+    asha = plugins.asha(search, is_dead) if search.pruner == "asha" else None
     shares = [1.0]
     for epoch in range(1, search.epochs):
         is_compared = next_comparison(epoch - 1, search) == epoch
         if asha:
-            shares.append(asha.share(epoch))
+            shares.append(asha.share(epoch) if is_compared else shares[-1])
         elif is_compared and (shares[-1] == 1 or search.pruner == "former-asha"):
             shares.append(shares[-1] / search.reduction)
         else:

@@ -43,11 +43,16 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
     if search.pruner == "none":
         return None
     if search.pruner == "asha":
-        return AshaPruner(grace=search.grace_epochs, reduction=search.reduction, is_dead=is_dead)
+        return asha(search, is_dead)
     if search.pruner in FORMER_PRUNERS:
         return former(search)
     made: BasePruner = _made("pruner", search.pruner, BasePruner, "pruner()")
     return made
+
+
+def asha(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> AshaPruner:
+    """With the search's settings."""
+    return AshaPruner(grace=search.grace_epochs, reduction=search.reduction, epochs=search.epochs, is_dead=is_dead)
 
 
 def former(search: SearchConfig) -> FormerPruner:

@@ -52,15 +52,26 @@ class AshaPruner(ComparingPruner):
     Args:
         grace: steps before the first comparison, at least 1.
         reduction: one trial in so many goes on after them, at least 1.
+        epochs: steps of a trial that is never pruned. Who has at most an eighth of them left goes on: to prune it would
+            save next to nothing. None: not known.
         is_dead: whether a trial is no rival any more, as one that has diverged.
     """
 
     def __init__(
-        self, *, grace: int = 1, reduction: float = 6, is_dead: Callable[[FrozenTrial], bool] = lambda trial: False
+        self,
+        *,
+        grace: int = 1,
+        reduction: float = 6,
+        epochs: int | None = None,
+        is_dead: Callable[[FrozenTrial], bool] = lambda trial: False,
     ) -> None:
         if grace < 1 or reduction < 1:
             raise ValueError(f"grace={grace}, reduction={reduction}: both must be at least 1")
-        self._grace, self._reduction, self._is_dead = grace, reduction, is_dead
+        self._grace, self._reduction, self._epochs, self._is_dead = grace, reduction, epochs, is_dead
+
+    def compares(self, step: int) -> bool:
+        """Whether a trial can be pruned after a step."""
+        return step >= self._grace and not (self._epochs and 8 * (self._epochs - step) <= self._epochs)
 
     def share(self, step: int) -> float:
         """Of all trials, those that go on after a step."""
@@ -69,7 +80,7 @@ class AshaPruner(ComparingPruner):
     def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
         """See the class."""
         step = trial.last_step
-        if step is None or step < self._grace:
+        if step is None or not self.compares(step):
             return None
         alive = [
             other

@@ -135,6 +135,12 @@ def test_in_a_plain_optuna_study_most_bad_trials_are_pruned_and_the_best_never(d
     assert sum(trial.state == TrialState.PRUNED for trial in study.trials) >= 25
 
 
+def test_who_has_an_eighth_of_its_epochs_left_is_let_finish():
+    for epoch, expected in {10: "prune", 11: "go on"}.items():
+        behind = reported([*((0, 0.5) for _ in range(11)), *((1, 0.5) for _ in range(epoch - 1)), (1, 0.4)])
+        assert judge(behind, 1, epoch, SEARCH).action == expected
+
+
 @pytest.mark.parametrize(("grace", "reduction"), [(0, 4), (1, 0.5)])
 def test_what_cannot_be_asked_of_the_pruner_is_refused(grace, reduction):
     with pytest.raises(ValueError, match=f"grace={grace}, reduction={reduction}: both must be at least 1"):
