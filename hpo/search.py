@@ -609,8 +609,8 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         was_trained_with(folder / name, config, RATES if before else ()) for name in (LAST, BEST)
     ):
         shutil.rmtree(folder, ignore_errors=True)
-    # With as many threads as a trial, though the node is its own: at width 16 a second one costs more than it gives, and
-    # beside other work ten times as much (docs/log.md).
+    # With as many threads as a trial, though the node is its own: at width 16 a second one costs more than it gives,
+    # and beside other work ten times as much (docs/log.md).
     setup = context.ray_config(number, config.as_dict(), folder, context.cluster.cpus_per_trial)
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}

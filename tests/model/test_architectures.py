@@ -154,16 +154,23 @@ def test_blocks_stand_on_each_level_of_both_sides_the_first_at_full_resolution(b
     assert sizes == [level for level in levels for _ in range(blocks)]
 
 
-def test_a_residual_generator_is_trained_on_what_it_gives():
+@pytest.mark.parametrize(
+    ("bias", "down", "up"),
+    [
+        (0.5, 1, -1),  # the identity's gradient, where nothing is cut off
+        (5.0, 0.1, 0),  # a step down leads a pixel back that is above 1, a step up does not
+        (-5.0, 0, -0.1),
+    ],
+)
+def test_a_residual_generator_is_trained_on_what_it_gives_and_cut_off_pixels_are_led_back(bias, down, up):
     network = generator(output="residual").train()
     noisy = torch.zeros(2, 1, 32, 32)
-    torch.nn.init.constant_(network.last.bias, 0.5)
-    network(noisy).sum().backward()
-    assert network.last.bias.grad.item() == noisy.numel()  # the identity's gradient, where nothing is cut off
-    network.zero_grad()
-    torch.nn.init.constant_(network.last.bias, 5.0)
-    network(noisy).sum().backward()
-    assert network.last.bias.grad.item() == 0
+    torch.nn.init.constant_(network.last.bias, bias)
+    for sign, expected in ((1, down), (-1, up)):
+        network.zero_grad()
+        (sign * network(noisy)).sum().backward()
+        assert network.last.bias.grad.item() == pytest.approx(expected * noisy.numel())
+    assert network(noisy).abs().max() <= 1
 
 
 def test_the_full_resolution_skip_goes_around_all_strided_layers():
