@@ -52,7 +52,7 @@ def test_a_search_whose_disk_is_full_again_and_again_is_the_search_that_had_room
     pictures, searched_plainly, small, plainly, capsys
 ):
     """At any of its writes: the room that is left is drawn."""
-    rng, places, code, rounds = random.Random(5), set(), 4, 0
+    rng, places, code, rounds = random.Random(8), set(), 4, 0
     checkpoint = (searched_plainly / "first/trials/00000" / BEST).stat().st_size >> 12
     while code:
         assert code == 4
