@@ -22,6 +22,7 @@ import numpy as np
 import optuna
 import torch
 from machine import processor
+from scipy.stats import binomtest
 
 import search_spaces
 from model.checkpoint import write_atomically
@@ -88,10 +89,8 @@ def trained(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def share(count: int, of: int) -> str:
     """With Wilson's 95 % interval."""
-    z, p = 1.96, count / of
-    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    low, high = ((middle + sign * half) / (1 + z * z / of) for sign in (-1, 1))
-    return f"{count} of {of}: {p:.1%} ({low:.1%} to {high:.1%})"
+    interval = binomtest(count, of).proportion_ci(method="wilson")
+    return f"{count} of {of}: {count / of:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def rows(done: dict[str, dict[str, Any]], options: argparse.Namespace) -> Iterator[str]:
