@@ -30,7 +30,7 @@ class SearchConfig:
     epochs: int = 12  # of a trial that is never stopped, >= 1
     sampler: str = "gp"  # gp, tpe, random, or a .py file that defines sampler(seed): hpo.plugins
     grace: int | None = None  # epochs before a trial is compared with others; None: a thirteenth of all
-    reduction: int = 6  # one trial in so many goes on after them, >= 2
+    reduction: int = 4  # one trial in so many goes on after them, >= 2
     pruner: str = "asha"  # asha, none, or a .py file that defines pruner(): hpo.plugins
     objective: Objective = "balanced"
     seed: int = 0

@@ -233,7 +233,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--grace", type=_whole, metavar="N", help="epochs before a trial is compared with others (a 13th)"
     )
-    what.add_argument("--reduction", type=_whole, metavar="N", help="one trial in N goes on after grace (6)")
+    what.add_argument("--reduction", type=_whole, metavar="N", help="one trial in N goes on after grace (4)")
     what.add_argument(
         "--pruner", metavar="{asha,none}|FILE.py", help="who is stopped early (asha); a file: docs/search.md"
     )

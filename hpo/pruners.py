@@ -61,7 +61,7 @@ class AshaPruner(ComparingPruner):
         self,
         *,
         grace: int = 1,
-        reduction: float = 6,
+        reduction: float = 4,
         epochs: int | None = None,
         is_dead: Callable[[FrozenTrial], bool] = lambda trial: False,
     ) -> None:
