@@ -18,6 +18,7 @@ from hpo.config import FORMER_PRUNERS, SearchConfig
 from hpo.pruners import AshaPruner, FormerPruner
 from hpo.surrogate import SurrogateSampler
 from model.config import ConfigError
+from model.metrics import SMALL
 
 
 def sampler(search: SearchConfig, seed: int) -> BaseSampler:
@@ -52,7 +53,13 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
 
 def asha(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> AshaPruner:
     """With the search's settings."""
-    return AshaPruner(grace=search.grace_epochs, reduction=search.reduction, epochs=search.epochs, is_dead=is_dead)
+    return AshaPruner(
+        grace=search.grace_epochs,
+        reduction=search.reduction,
+        epochs=search.epochs,
+        min_delta=SMALL[search.objective],
+        is_dead=is_dead,
+    )
 
 
 def former(search: SearchConfig) -> FormerPruner:

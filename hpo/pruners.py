@@ -46,7 +46,7 @@ class AshaPruner(ComparingPruner):
 
     A trial's value is ranked among the values that trials have had after the same step so far, its own among them. Of
     all trials that have reported, 1/reduction go on after step `grace`, and fewer after each later one; at least the
-    best one goes on, and those that are equal to it. So a trial that is the best at its step is never pruned. As more
+    best one goes on, and those that are as good. So a trial that is the best at its step is never pruned. As more
     trials report, a trial may be pruned that would have gone on before.
 
     Args:
@@ -54,6 +54,7 @@ class AshaPruner(ComparingPruner):
         reduction: one trial in so many goes on after them, at least 1.
         epochs: steps of a trial that is never pruned. Who has at most an eighth of them left goes on: to prune it would
             save next to nothing. None: not known.
+        min_delta: a value that is less than this below the bar is as good.
         is_dead: whether a trial is no rival any more, as one that has diverged.
     """
 
@@ -63,11 +64,13 @@ class AshaPruner(ComparingPruner):
         grace: int = 1,
         reduction: float = 4,
         epochs: int | None = None,
+        min_delta: float = 0.0,
         is_dead: Callable[[FrozenTrial], bool] = lambda trial: False,
     ) -> None:
         if grace < 1 or reduction < 1:
             raise ValueError(f"grace={grace}, reduction={reduction}: both must be at least 1")
-        self._grace, self._reduction, self._epochs, self._is_dead = grace, reduction, epochs, is_dead
+        self._grace, self._reduction, self._epochs = grace, reduction, epochs
+        self._min_delta, self._is_dead = min_delta, is_dead
 
     def compares(self, step: int) -> bool:
         """Whether a trial can be pruned after a step."""
@@ -88,7 +91,9 @@ class AshaPruner(ComparingPruner):
             if other.intermediate_values and (other.number == trial.number or not self._is_dead(other))
         ]
         rivals = [other for other in alive if step in other.intermediate_values]
-        return _ranked(study, trial, rivals, step, max(1, int(len(alive) * self.share(step))))
+        return _ranked(
+            study, trial, rivals, step, max(1, int(len(alive) * self.share(step))), min_delta=self._min_delta
+        )
 
 
 class FormerPruner(ComparingPruner):
@@ -124,13 +129,21 @@ class FormerPruner(ComparingPruner):
         return _ranked(study, trial, rivals, at, max(1, len(rivals) // self._reduction))
 
 
-def _ranked(study: Study, trial: FrozenTrial, rivals: Sequence[FrozenTrial], step: int, places: int) -> Comparison:
+def _ranked(
+    study: Study,
+    trial: FrozenTrial,
+    rivals: Sequence[FrozenTrial],
+    step: int,
+    places: int,
+    *,
+    min_delta: float = 0.0,
+) -> Comparison:
     """By the values after a step; of equal ones all pass."""
     sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
     order = sorted((sign * rival.intermediate_values[step], rival.number) for rival in rivals)
     bar, set_by = order[min(places, len(order)) - 1]
     return Comparison(
-        passed=sign * trial.intermediate_values[step] <= bar,
+        passed=sign * trial.intermediate_values[step] <= bar + min_delta,
         cutoff=sign * bar,
         set_by=set_by,
         rivals=len(order),

@@ -33,7 +33,7 @@ from model.config import TrainConfig
 from model.data import NUM_VALIDATION
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.evaluate import SLIDES_TEST
-from model.metrics import EvalReport, Objective, objective_value, stop_reason
+from model.metrics import SMALL, EvalReport, Objective, objective_value, stop_reason
 from model.pictures import ImageError, cells, open_image
 from model.run import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
@@ -363,7 +363,7 @@ def longer(values: Sequence[float], epochs: int, objective: Objective, *, is_con
 
     is_constant: the learning rate is. One that falls to zero levels every curve at its end, whatever its length.
     """
-    quarter, small = len(values) // 4, 0.04 if objective == "psnr" else 0.001
+    quarter, small = len(values) // 4, SMALL[objective]
     if len(values) < epochs:
         return "It is not over: too early to say whether a longer one would help."
     if quarter < 2:

@@ -135,6 +135,11 @@ def test_in_a_plain_optuna_study_most_bad_trials_are_pruned_and_the_best_never(d
     assert sum(trial.state == TrialState.PRUNED for trial in study.trials) >= 25
 
 
+def test_who_is_a_difference_that_nobody_sees_below_the_bar_goes_on():
+    for value, expected in {0.4991: "go on", 0.4989: "prune"}.items():
+        assert judge(reported([(0, 0.5), (1, value)]), 1, 1, SEARCH).action == expected
+
+
 def test_who_has_an_eighth_of_its_epochs_left_is_let_finish():
     for epoch, expected in {10: "prune", 11: "go on"}.items():
         behind = reported([*((0, 0.5) for _ in range(11)), *((1, 0.5) for _ in range(epoch - 1)), (1, 0.4)])
