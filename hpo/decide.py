@@ -203,11 +203,11 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
     if pruner is None or epoch < search.grace_epochs:
         return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
     heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
-    study = in_memory_study(_as_heard(trials, heard), heard=heard)
-    now = study.get_trials(deepcopy=False)[number]
+    then = _as_heard(trials, heard)
     if not isinstance(pruner, ComparingPruner):
-        return _by_others(pruner, study, now, search)
-    found = pruner.compare(study, now)
+        study = in_memory_study(then, heard=heard)
+        return _by_others(pruner, study, study.get_trials(deepcopy=False)[number], search)
+    found = pruner.compare(then, then[number])
     if found is None:
         return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
     return Decision(

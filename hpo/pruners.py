@@ -32,12 +32,14 @@ class ComparingPruner(BasePruner):
     """One that can say why."""
 
     @abstractmethod
-    def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
-        """Hold a trial's last value against those of others; None where it goes on without."""
+    def compare(
+        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
+    ) -> Comparison | None:
+        """Hold a trial's last value against those of all trials, by number; None where it goes on without."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """As Optuna asks."""
-        found = self.compare(study, trial)
+        found = self.compare(study.get_trials(deepcopy=False), trial, study.direction)
         return found is not None and not found.passed
 
 
@@ -80,19 +82,21 @@ class AshaPruner(ComparingPruner):
         """Of all trials, those that go on after a step."""
         return 1.0 if step < self._grace else 1 / (self._reduction * (step / self._grace) ** _POWER)
 
-    def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
+    def compare(
+        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
+    ) -> Comparison | None:
         """See the class."""
         step = trial.last_step
         if step is None or not self.compares(step):
             return None
         alive = [
             other
-            for other in study.get_trials(deepcopy=False)
+            for other in trials
             if other.intermediate_values and (other.number == trial.number or not self._is_dead(other))
         ]
         rivals = [other for other in alive if step in other.intermediate_values]
         return _ranked(
-            study, trial, rivals, step, max(1, int(len(alive) * self.share(step))), min_delta=self._min_delta
+            direction, trial, rivals, step, max(1, int(len(alive) * self.share(step))), min_delta=self._min_delta
         )
 
 
@@ -115,22 +119,24 @@ class FormerPruner(ComparingPruner):
             rung *= self._reduction
         return tuple(found)
 
-    def compare(self, study: Study, trial: FrozenTrial) -> Comparison | None:
+    def compare(
+        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
+    ) -> Comparison | None:
         """See the class."""
-        step, trials = trial.last_step, study.get_trials(deepcopy=False)
+        step = trial.last_step
         if step is None or step < self._grace or (self._rule == "asha" and step not in self.rungs(step + 1)):
             return None
         complete = sorted((-t.values[0], t.number) for t in trials if t.state == TrialState.COMPLETE)
         if self._rule == "leaders" and len(complete) >= _LEADERS:
             leaders = [trials[number] for _, number in complete[:_LEADERS]]
-            return _ranked(study, trial, leaders, step, _LEADERS)
+            return _ranked(direction, trial, leaders, step, _LEADERS)
         at = step if self._rule == "asha" else self._grace
         rivals = [other for other in trials if at in other.intermediate_values]
-        return _ranked(study, trial, rivals, at, max(1, len(rivals) // self._reduction))
+        return _ranked(direction, trial, rivals, at, max(1, len(rivals) // self._reduction))
 
 
 def _ranked(
-    study: Study,
+    direction: StudyDirection,
     trial: FrozenTrial,
     rivals: Sequence[FrozenTrial],
     step: int,
@@ -139,7 +145,7 @@ def _ranked(
     min_delta: float = 0.0,
 ) -> Comparison:
     """By the values after a step; of equal ones all pass."""
-    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+    sign = 1 if direction == StudyDirection.MINIMIZE else -1
     order = sorted((sign * rival.intermediate_values[step], rival.number) for rival in rivals)
     bar, set_by = order[min(places, len(order)) - 1]
     return Comparison(

@@ -164,8 +164,8 @@ def test_a_stopped_trial_is_told_with_its_bar_and_where_it_is_worse_than_the_inp
         "2 of the 4 trials by then"
     )
     assert why[7] == (
-        "Stopped after epoch 1: its 0.4900 was below the bar, 0.5100, which trial 1 had there: the lowest of the best "
-        "5 finished trials; at its best, 20.00 dB, worse than the noisy images (20.55 dB)"
+        "Stopped after epoch 1: its 0.4900 was below the bar, 0.5200, which trial 2 had there: the lowest of the best "
+        "4 of the 8 trials by then; at its best, 20.00 dB, worse than the noisy images (20.55 dB)"
     )
     ends = dict(zip(column(browser, "number"), column(browser, "outcome"), strict=True))
     assert [number for number, end in ends.items() if "worse than noisy" in end] == ["7"]
