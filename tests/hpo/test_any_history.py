@@ -46,17 +46,14 @@ class Model:
         """Whether the trial goes on."""
         self.heard[number].append(value)
         epoch = len(self.heard[number])
-        finished = [self.heard[n] for n in sorted(self.ends) if self.ends[n] == "finished"]
-        finished.sort(key=lambda values: -values[-1])
-        first = [values[0] for values in self.heard.values() if values]
+        alive = [v for n, v in self.heard.items() if v and (n == number or self.ends.get(n) != "diverged")]
+        rivals = sorted(-values[epoch - 1] for values in alive if len(values) >= epoch)
+        places = max(1, int(len(alive) / (SEARCH.reduction * epoch**0.3)))
         if diverged:
             self.ends[number] = "diverged"
         elif epoch == SEARCH.epochs:
             self.ends[number] = "finished"
-        elif len(finished) >= 5:
-            if all(value < values[epoch - 1] for values in finished[:5]):
-                self.ends[number] = "asha"
-        elif sum(v > self.heard[number][0] for v in first) >= max(1, len(first) // SEARCH.reduction):
+        elif -value > rivals[min(places, len(rivals)) - 1] + 0.001:
             self.ends[number] = "asha"
         return number not in self.ends
 
