@@ -23,7 +23,7 @@ from model.metrics import EvalReport
 
 SEARCH_VALIDATION_IMAGES = 1_000  # that trials look at; finalists are measured on all
 _EVAL_BATCH = 250
-_MEAN_NORM_DECAY = 0.98  # a memory of 50 steps; 0.9 and 0.99 do as well (docs/log.md)
+_MEAN_NORM_DECAY = 0.98  # a memory of 50 steps; no other was tried
 
 
 class Trainer:
@@ -273,8 +273,7 @@ def _mix(seed: int, number: int, purpose: str) -> int:
 def clip_gradients(gradients: Sequence[torch.Tensor], mean_norm: torch.Tensor, factor: float) -> None:
     """Limit the norm of all gradients together to `factor` times its running mean, both in place.
 
-    One bad step at a high learning rate otherwise throws every pixel out of [-1, 1], where the clamp of a residual
-    output has no gradient that leads back (docs/log.md). The norm enters the mean as clipped, so that one outlier
+    One bad step at a high learning rate can otherwise throw every pixel out of [-1, 1] (docs/log.md). The norm enters the mean as clipped, so that one outlier
     does not lift the limit for the next. No value is read: the device is not waited for.
 
     Args:
