@@ -273,8 +273,9 @@ def _mix(seed: int, number: int, purpose: str) -> int:
 def clip_gradients(gradients: Sequence[torch.Tensor], mean_norm: torch.Tensor, factor: float) -> None:
     """Limit the norm of all gradients together to `factor` times its running mean, both in place.
 
-    One bad step at a high learning rate can otherwise throw every pixel out of [-1, 1] (docs/log.md). The norm enters the mean as clipped, so that one outlier
-    does not lift the limit for the next. No value is read: the device is not waited for.
+    One bad step at a high learning rate can otherwise throw every pixel out of [-1, 1] (docs/log.md). The norm enters
+    the mean as clipped, so that one outlier does not lift the limit for the next. No value is read: the device is not
+    waited for.
 
     Args:
         gradients: of one network, any shapes.
