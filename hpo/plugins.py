@@ -17,7 +17,7 @@ import search_spaces
 from hpo.config import FORMER_PRUNERS, SearchConfig
 from hpo.pruners import AshaPruner, FormerPruner
 from hpo.surrogate import SurrogateSampler
-from model.config import ConfigError
+from model.config import ConfigError, Mistakes
 from model.metrics import SMALL
 
 
@@ -69,15 +69,13 @@ def former(search: SearchConfig) -> FormerPruner:
 
 
 def check(search: SearchConfig) -> None:
-    """That both can be made. Raises ConfigError."""
-    mistakes = []
-    for make in (lambda: sampler(search, 0), lambda: pruner(search, lambda trial: False)):
-        try:
-            make()
-        except ConfigError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+    """That both can be made. Raises ConfigError, with the mistakes of both."""
+    mistakes = Mistakes()
+    with mistakes.collected():
+        sampler(search, 0)
+    with mistakes.collected():
+        pruner(search, lambda trial: False)
+    mistakes.tell()
 
 
 def _made(option: str, path: str, kind: type, how: str, *arguments: Any) -> Any:
