@@ -66,7 +66,7 @@ def test_a_search_whose_disk_is_full_again_and_again_is_the_search_that_had_room
         after = ended(small)
         assert {number: after.get(number) for number in before} == before
     print(f"full {rounds} times: {places}")
-    assert places >= {"study.db", LAST, "epoch-0001.png"}
+    assert places >= {"study.db", LAST}  # which small files as well depends on their sizes
     record = Record(small, "first")
     assert essence(record.trials()) == essence(Record(searched_plainly, "first").trials())
     assert_best_checkpoints_are_as_recorded(record)
