@@ -1,9 +1,8 @@
 """What a GPU makes of this project, in one table and at most eight minutes: python benchmarks/gpu_check.py
 
 Nothing is downloaded: the images are smooth random blobs of Fashion-MNIST's shape (uint8, 28x28, padded to 32x32), made
-from a seed. The first half needs torch and NumPy alone. The product's Trainer needs safetensors and Pillow too, so its
-step is written here once more, of the same networks and losses; where both are installed a row of the table compares
-the two, bit for bit. The second half is `hpo search` itself, and is left out where something that it needs is missing.
+from a seed. The first half is the product's own step (model/gan.py) and needs torch and NumPy alone. The second half is
+`hpo search` itself, and is left out where something that it needs is missing.
 
 Every part has a process of its own and a share of the time: what fails, or takes longer, is a row that says why, and
 the check goes on. An agreement is ok within its tolerance, a speed where it was measured and every loss was finite:
@@ -44,17 +43,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the package i
 import numpy as np
 import torch
 from machine import processor
-from torch.utils.data import DataLoader, Dataset
+from plain_pix2pix import NOISE_STD, PlainPix2Pix, loader, with_plain_layers
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import losses, metrics
-from model.config import Precision, TrainConfig, visible
-from model.discriminator import Discriminator
-from model.generator import Generator
+from model import metrics
+from model.config import TrainConfig, visible
+from model.gan import LOSS_NAMES, Gan
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, PADDING = 32, 2
-NOISE_STD = 30.0  # of 255, as gaussian:30
 OK, DIFFERS, NOT_AVAILABLE = "ok", "differs", "not available"
 CPU = torch.device("cpu")
 _NO_BFLOAT16, _NOT_FINITE, _TOO_FAR = "this GPU does not multiply it", "a loss is not finite", "too far apart"
@@ -188,137 +185,41 @@ class Shown:
 
 
 class Training:
-    """What model.trainer.Trainer does in a step, without its reports, checkpoints and schedule."""
+    """The product's networks and optimisers, stepped without reports, checkpoints and schedule."""
 
     def __init__(self, config: TrainConfig, device: torch.device, *, capturable: bool = False) -> None:
-        self.config, self._device, self.steps = config, device, 0
-        self.generator, self.discriminator = networks(config)
-        for network in (self.generator, self.discriminator):
-            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        adam = partial(torch.optim.Adam, betas=(config.beta1, config.beta2), fused=True, capturable=capturable)
-        self._adam_g = adam(self.generator.parameters(), config.lr_g)
-        self._adam_d = adam(self.discriminator.parameters(), config.lr_d)
-        self.mean_norm_g, self.mean_norm_d = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.totals = torch.zeros(5, device=device)
+        self.gan = Gan(config, channels=1, image_size=SIDE, device=device, capturable=capturable)
+        self.steps = 0
+        self.totals = torch.zeros(len(LOSS_NAMES), device=device)
 
     def advance(self, shown: Shown) -> None:
         """One step on the next batch."""
         self.totals += self.step(*shown.batch())
 
-    def autocast(self) -> torch.autocast:
-        """As the configuration asks."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
-
     def step(self, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """One update of both networks and of the moving average; gives the five losses."""
-        with self.autocast():
-            fake = self.generator(noisy)
-            logits_real = self.discriminator(noisy, clean)
-            logits_fake = self.discriminator(noisy, fake)
-        real, generated = losses.real(logits_real), losses.generated(logits_fake)
-        adversarial = self.config.adversarial_weight * losses.adversarial(logits_fake)
-        reconstruction = losses.reconstruction(fake, clean, self.config)
-        total = adversarial + reconstruction
-        self._set_gradients(self.discriminator, real + generated, self.mean_norm_d, retain_graph=True)
-        self._set_gradients(self.generator, total, self.mean_norm_g, retain_graph=False)
-        self._adam_d.step()
-        self._adam_g.step()
-        decay = min(self.config.average_decay, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
+        found = self.gan.step(noisy, clean)
+        self.gan.update_average(self.steps)
         self.steps += 1
-        return torch.stack([total, adversarial, reconstruction, real, generated]).detach()
-
-    def _set_gradients(
-        self, network: torch.nn.Module, loss: torch.Tensor, mean_norm: torch.Tensor, *, retain_graph: bool
-    ) -> None:
-        parameters = list(network.parameters())
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
-        if self.config.grad_clip:
-            clip(gradients, mean_norm, self.config.grad_clip)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-
-
-def networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
-    """The same weights for every device."""
-    torch.manual_seed(config.seed)
-    generator = Generator.of(config, channels=1, image_size=SIDE)
-    return generator, Discriminator(channels=1, width=config.width, patch=config.patch)
-
-
-@torch.no_grad()
-def clip(gradients: Sequence[torch.Tensor], mean_norm: torch.Tensor, factor: float) -> None:
-    """model.trainer.clip_gradients."""
-    norm, begun = torch.nn.utils.get_total_norm(gradients), mean_norm > 0
-    clipped = torch.where(begun, torch.minimum(norm, factor * mean_norm), norm)
-    mean_norm.copy_(torch.where(begun, torch.lerp(clipped, mean_norm, 0.98), norm))
-    torch._foreach_mul_(list(gradients), clipped / norm.clamp_min(torch.finfo(norm.dtype).tiny))
-
-
-def with_plain_layers(network: torch.nn.Module) -> None:
-    """Ordinary convolutions in place of the product's matrix products."""
-    for layer in network.modules():
-        for plain in (torch.nn.Conv2d, torch.nn.ConvTranspose2d):
-            if isinstance(layer, plain):
-                layer.__class__ = plain
-
-
-class Noised(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Images that the host makes noisy when they are asked for."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self._images, self._random = images, np.random.default_rng(0)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        clean = torch.from_numpy(self._images[index].astype(np.float32) / 127.5 - 1)
-        noise = torch.from_numpy(self._random.standard_normal(clean.shape, dtype=np.float32))
-        return (clean + noise * (NOISE_STD / 127.5)).clamp(-1, 1), clean
+        return found
 
 
 class Plain:
-    """pix2pix as most people write it: UsualTraining of train_throughput.py, which says what that is, and needs more
-    than torch. A test compares their steps."""
+    """The peer, batch after batch."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self._config, self._device = config, device
-        generator, discriminator = networks(config)
-        with_plain_layers(generator)
-        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
-        adam = partial(torch.optim.Adam, betas=(config.beta1, config.beta2))
-        self._adam_g = adam(self.generator.parameters(), lr=config.lr_g)
-        self._adam_d = adam(self.discriminator.parameters(), lr=config.lr_d)
+    def __init__(self, config: TrainConfig, images: np.ndarray, device: torch.device) -> None:
+        self._plain = PlainPix2Pix(config, channels=1, image_size=SIDE, device=device)
+        self._loader = loader(images.astype(np.float32) / 127.5 - 1, config.batch_size)
+        self._batches = iter(self._loader)
         self.last = (0.0, 0.0)
 
-    def advance(self, batches: Iterator[Sequence[torch.Tensor]]) -> None:
+    def advance(self) -> None:
         """One step on the next batch."""
-        noisy, clean = (tensor.to(self._device) for tensor in next(batches))
-        self.last = self.step(noisy, clean)
-
-    def step(self, noisy: torch.Tensor, clean: torch.Tensor) -> tuple[float, float]:
-        """The losses of the discriminator and of the generator."""
-        fake = self.generator(noisy)
-        judged = [self.discriminator(noisy, image) for image in (clean, fake.detach())]
-        loss_d = losses.real(judged[0]) + losses.generated(judged[1])
-        self._adam_d.zero_grad()
-        loss_d.backward()  # type: ignore[no-untyped-call]
-        self._adam_d.step()
-        loss_g = losses.adversarial(self.discriminator(noisy, fake)) + losses.reconstruction(fake, clean, self._config)
-        self._adam_g.zero_grad()
-        loss_g.backward()  # type: ignore[no-untyped-call]
-        self._adam_g.step()
-        return loss_d.item(), loss_g.item()
-
-
-def batches(images: np.ndarray, batch: int) -> Iterator[Sequence[torch.Tensor]]:
-    """Without end."""
-    loader = DataLoader(Noised(images), batch, shuffle=True, drop_last=True)
-    while True:
-        yield from loader
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(self._loader)
+            batch = next(self._batches)
+        self.last = self._plain.step(*batch)
 
 
 # --- how fast -------------------------------------------------------------------------------------------------------
@@ -386,8 +287,8 @@ def _throughput(check: Check, config: TrainConfig, peaks: Mapping[str, float]) -
     ours, shown = check.begin(config)
     with FlopCounterMode(display=False) as counter:
         ours.advance(shown)
-    plain, endless = Plain(config, check.device), batches(blobs(check.sizes.images), config.batch_size)
-    works = {"ours": partial(ours.advance, shown), "plain": partial(plain.advance, endless)}
+    plain = Plain(config, blobs(check.sizes.images), check.device)
+    works = {"ours": partial(ours.advance, shown), "plain": plain.advance}
     speeds = steps_per_second(works, check.device, check.seconds)
     per_second = {name: config.batch_size * statistics.median(rounds) for name, rounds in speeds.items()}
     times = ratio(speeds["ours"], speeds["plain"])
@@ -414,15 +315,14 @@ _KINDS = {
 
 def agreement(check: Check) -> Iterator[Row]:
     """Two networks after a few steps on the CPU, and what both devices then make of one batch."""
-    yield same_step()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     config = check.config(dropout=0.0, precision="float32")  # dropout draws other numbers on each device
     shown, trained = Shown(blobs(check.sizes.images), config.batch_size, CPU), Training(config, CPU)
     for _ in range(10):
         trained.advance(shown)
-    for network in (trained.generator, trained.discriminator):
+    for network in (trained.gan.generator, trained.gan.discriminator):
         with_plain_layers(network.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
-    weights = [copy.deepcopy(net.state_dict()) for net in (trained.generator, trained.discriminator)]
+    weights = [copy.deepcopy(net.state_dict()) for net in (trained.gan.generator, trained.gan.discriminator)]
     batch = shown.batch()
     reference = outcome(trained, *batch)
     for precision, tolerances in TOLERANCES.items():
@@ -439,23 +339,23 @@ def agreement(check: Check) -> Iterator[Row]:
 def on_device(config: TrainConfig, device: torch.device, weights: Sequence[Mapping[str, torch.Tensor]]) -> Training:
     """A training that begins with these weights."""
     training = Training(config, device)
-    for network, state in zip((training.generator, training.discriminator), weights, strict=True):
+    for network, state in zip((training.gan.generator, training.gan.discriminator), weights, strict=True):
         network.load_state_dict(state)
     return training
 
 
 def outcome(training: Training, noisy: torch.Tensor, clean: torch.Tensor) -> dict[str, torch.Tensor]:
     """Everything that a step and a validation compute. The first clipping limits nothing: gradients are as they are."""
-    generator, discriminator = training.generator, training.discriminator
+    generator, discriminator = training.gan.generator, training.gan.discriminator
     with torch.no_grad():
         validated = generator.eval()(noisy)
         generator.train()
-        with training.autocast():
+        with training.gan.autocast():
             image = generator(noisy)
             logits = discriminator(noisy, image)
         ssim, psnr_db = metrics.ssim(image, clean), metrics.psnr_db(image, clean)
-    training.mean_norm_g.zero_()
-    training.mean_norm_d.zero_()
+    training.gan.mean_norm_g.zero_()
+    training.gan.mean_norm_d.zero_()
     of_step = training.step(noisy, clean)
     gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (generator, discriminator)]  # type: ignore[union-attr]
     values = (image, logits, of_step, ssim, psnr_db, *gradients, validated)
@@ -477,38 +377,6 @@ def compared(what: str, value: torch.Tensor, reference: torch.Tensor, limit: flo
     found = (of_any if what.endswith("losses") else difference)(value, reference)
     beside, wrong = f"the CPU's float32; at most {limit:.1e}", "" if found <= limit else _TOO_FAR
     return measured(what, f"{found:.1e} apart", beside, wrong, apart=found, limit=limit)
-
-
-def same_step(precision: Precision = "float32") -> Row:
-    """This file's training beside the product's: the same weights after three steps, on the CPU."""
-    what = "this check's step"
-    try:
-        from model.data import DeviceImages  # noqa: PLC0415 - need safetensors and Pillow
-        from model.noise import parse_noise  # noqa: PLC0415
-        from model.trainer import Trainer  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        return unavailable(what, f"the Trainer beside it needs more: {error}", excused=True)
-    config = TrainConfig(width=ON_CPU.width, batch_size=ON_CPU.batch, precision=precision, grad_clip=1.0)
-    shown, mine = Shown(blobs(ON_CPU.images), config.batch_size, CPU), Training(config, CPU)
-    clean = torch.zeros(1, 1, SIDE, SIDE)
-    noise = parse_noise(f"gaussian:{NOISE_STD:g}")
-    placed = DeviceImages(train=shown.images, validation=clean, validation_noisy=clean + 0.1, noise=noise)
-    theirs, draw, rows = Trainer(config, placed), torch.Generator().manual_seed(1), shown._batches
-    for step in range(3):
-        batch = placed.batch(rows[step], draw)
-        torch.manual_seed(step)  # of dropout
-        theirs._set_learning_rates(step)
-        theirs._step(*batch)
-        theirs._update_average(step)
-        torch.manual_seed(step)
-        mine.advance(shown)
-    apart = max(
-        (a - b).abs().max().item()
-        for part in ("generator", "discriminator", "average")
-        for a, b in zip(*(getattr(each, part).state_dict().values() for each in (mine, theirs)), strict=True)
-    )
-    figure, beside = f"weights {apart:.1e} apart after three", "the Trainer's, on the CPU: bit for bit"
-    return measured(what, figure, beside, "" if apart == 0 else _TOO_FAR, apart=apart, limit=0.0)
 
 
 # --- what is not used yet: would it help? ---------------------------------------------------------------------------
@@ -552,7 +420,7 @@ def compiled(check: Check) -> Iterator[Row]:
     functorch.donated_buffer = False  # a buffer given away is missing where D(fake) serves two losses
     config, backend = check.config(dropout=0.0), check.sizes.compiler
     training, shown = check.begin(config)
-    for network in (training.generator, training.discriminator):
+    for network in (training.gan.generator, training.gan.discriminator):
         network.compile(backend=backend)
     noisy, clean = shown.batch()
     began = time.perf_counter()

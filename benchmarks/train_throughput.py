@@ -1,9 +1,7 @@
 """How fast a training is, beside pix2pix as most people write it: python benchmarks/train_throughput.py
 
-Whole epochs with validation, of both, taking turns on one device: the machine is noisy, their ratio is not. The peer: a
-DataLoader that adds noise on the host, D(fake) twice a step, gradients of D's weights in G's pass, `.item()` for each
-loss, Adam as it comes, float32. Networks (as plain layers), losses and validation are the product's own, so that what
-differs is how they are used; both must come to the same quality.
+Whole epochs with validation, of both, taking turns on one device: the machine is noisy, their ratio is not. The peer is
+plain_pix2pix.py; both must come to the same quality.
 
 --tensorflow PYTHON, an interpreter that has TensorFlow: its tutorial's training takes turns with them;
 tensorflow_peer.py says how to make one.
@@ -25,78 +23,29 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
 
-import numpy as np
 import torch
 from machine import processor
-from torch.utils.data import DataLoader, Dataset
+from plain_pix2pix import NOISE_STD, PlainPix2Pix, loader
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import losses
 from model.config import TrainConfig
 from model.data import DataConfig, DeviceImages, Images, to_unit
-from model.discriminator import Discriminator
-from model.generator import Generator
-from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, autocast_dtype, validate
+from model.gan import autocast_dtype
+from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 
-NOISE = "gaussian:30"
+NOISE = f"gaussian:{NOISE_STD}"
 MATRIX = 2048  # rows of the product that tells the machine's peak
 
 
-class NoisyImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The first `count` training images, noised when they are asked for."""
-
-    def __init__(self, images: Images, count: int) -> None:
-        self._clean = to_unit(images.train[:count])
-        self._random = np.random.default_rng(0)
-
-    def __len__(self) -> int:
-        return len(self._clean)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        clean = self._clean[index]
-        noise = self._random.standard_normal(clean.shape, dtype=np.float32) * np.float32(30 / 127.5)
-        return torch.from_numpy(np.clip(clean + noise, -1, 1)), torch.from_numpy(clean)
-
-
-class UsualTraining:
-    """pix2pix in PyTorch as tutorials have it."""
-
-    def __init__(self, config: TrainConfig, images: Images, placed: DeviceImages, count: int) -> None:
-        self._config, self._placed, self._device = config, placed, placed.device
-        torch.manual_seed(config.seed)
-        self.generator = Generator.of(config, channels=1, image_size=32).to(self._device)
-        for layer in self.generator.modules():  # without the product's matrix products
-            for plain in (torch.nn.Conv2d, torch.nn.ConvTranspose2d):
-                if isinstance(layer, plain):
-                    layer.__class__ = plain
-        self.discriminator = Discriminator(channels=1, width=config.width, patch=config.patch).to(self._device)
-        betas = (config.beta1, config.beta2)
-        self._adam_g = torch.optim.Adam(self.generator.parameters(), lr=config.lr_g, betas=betas)
-        self._adam_d = torch.optim.Adam(self.discriminator.parameters(), lr=config.lr_d, betas=betas)
-        self._loader = DataLoader(NoisyImages(images, count), config.batch_size, shuffle=True, drop_last=True)
-
-    def run_epoch(self) -> float:
-        """Gives PSNR on validation images."""
-        self.generator.train()
-        for batch in self._loader:
-            noisy, clean = (tensor.to(self._device) for tensor in batch)
-            self.step(noisy, clean)
-        return validate(self.generator.eval(), self._placed)["psnr_db"]
-
-    def step(self, noisy: torch.Tensor, clean: torch.Tensor) -> tuple[float, float]:
-        """The discriminator's, then the generator's."""
-        fake = self.generator(noisy)
-        self._adam_d.zero_grad()
-        loss_d = losses.real(self.discriminator(noisy, clean)) + losses.generated(
-            self.discriminator(noisy, fake.detach())
-        )
-        loss_d.backward()
-        self._adam_d.step()
-        self._adam_g.zero_grad()
-        loss_g = losses.adversarial(self.discriminator(noisy, fake)) + losses.reconstruction(fake, clean, self._config)
-        loss_g.backward()
-        self._adam_g.step()
-        return loss_d.item(), loss_g.item()
+def plain_epoch(
+    plain: PlainPix2Pix, batches: DataLoader[tuple[torch.Tensor, torch.Tensor]], placed: DeviceImages
+) -> float:
+    """Gives PSNR on validation images."""
+    plain.generator.train()
+    for noisy, clean in batches:
+        plain.step(noisy, clean)
+    return validate(plain.generator.eval(), placed)["psnr_db"]
 
 
 @contextmanager
@@ -145,10 +94,10 @@ def _wait(device: torch.device) -> None:
 
 def flop_per_image(trainer: Trainer) -> float:
     """Of one step: both networks forward, and back as far as the trainer goes."""
-    rows = torch.arange(trainer.config.batch_size, device=trainer.device)
-    draw = torch.Generator(trainer.device)
+    rows = torch.arange(trainer.config.batch_size, device=trainer.images.device)
+    draw = torch.Generator(trainer.images.device)
     with FlopCounterMode(display=False) as counter:
-        trainer._step(*trainer.images.batch(rows, draw))
+        trainer.gan.step(*trainer.images.batch(rows, draw))
     return counter.get_total_flops() / trainer.config.batch_size
 
 
@@ -160,14 +109,19 @@ def measure(
     placed = DeviceImages.place(images, NOISE, device, num_validation=SEARCH_VALIDATION_IMAGES)
     assert config.images_per_epoch is not None
     few = DeviceImages(**{**_fields(placed), "train": placed.train[: config.images_per_epoch]})
-    ours, usual = Trainer(config, few), UsualTraining(config, images, placed, config.images_per_epoch)
+    ours = Trainer(config, few)
+    plain = PlainPix2Pix(config, channels=1, image_size=32, device=device)
+    batches = loader(to_unit(images.train[: config.images_per_epoch]), config.batch_size)
     flop = flop_per_image(Trainer(config, few))
-    runs: dict[str, Callable[[], float]] = {"ours": lambda: ours.run_epoch().psnr_db, "usual": usual.run_epoch}
+    runs: dict[str, Callable[[], float]] = {
+        "ours": lambda: ours.run_epoch().psnr_db,
+        "plain": lambda: plain_epoch(plain, batches, placed),
+    }
     with ExitStack() as stack:
         if tensorflow:
             sizes, runs["tensorflow"] = stack.enter_context(tensorflow_training(tensorflow, config, threads))
             for name in ("generator", "discriminator"):
-                assert sizes[name] == sum(p.numel() for p in getattr(ours, name).parameters()), name
+                assert sizes[name] == sum(p.numel() for p in getattr(ours.gan, name).parameters()), name
         seconds, psnr_db = _taking_turns(runs, device, epochs)
     shown = config.images_per_epoch // config.batch_size * config.batch_size
     speed = {name: shown / statistics.median(times) for name, times in seconds.items()}
@@ -229,7 +183,7 @@ def main() -> None:
     if not given.json:
         name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
         print(f"{name}, torch {torch.__version__}; {given.images} images an epoch, validation on 1,000 included\n")
-        peers = ["usual", "ratio", *["TensorFlow", "ratio"] * bool(given.tensorflow)]
+        peers = ["plain", "ratio", *["TensorFlow", "ratio"] * bool(given.tensorflow)]
         columns = ["width", "batch", "threads", "ours, images/s", *peers, "GFLOP/s", "of peak", "validation", "PSNR dB"]
         print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     base = TrainConfig(images_per_epoch=given.images, epochs=given.epochs + 1, average_decay=0.0)

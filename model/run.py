@@ -109,5 +109,5 @@ class TrainingRun:
     def _strip(self) -> Any:
         images = self.trainer.images
         noisy, clean = images.validation_noisy[:_STRIP_IMAGES], images.validation[:_STRIP_IMAGES]
-        denoised = torch.nan_to_num(self.trainer.average(noisy))
+        denoised = torch.nan_to_num(self.trainer.gan.average(noisy))
         return strip([t.cpu().numpy() for t in (noisy, denoised, clean)], scale=1)

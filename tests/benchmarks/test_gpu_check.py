@@ -18,13 +18,9 @@ import gpu_check
 import psutil
 import pytest
 import torch
-from gpu_check import CPU, ON_CPU, Check, Plain, Row, Shown, blobs, exit_code
+from gpu_check import CPU, ON_CPU, Check, Row, blobs, exit_code
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from train_throughput import UsualTraining
-
-from model.config import TrainConfig
-from model.data import DeviceImages, Images, Pairs
 
 CHECK = Check(device=CPU, sizes=ON_CPU, seconds=0.1, tolerance=1.0, words=("--cpu",))
 PATIENT = ("--minutes", "20")  # with each part: other tests keep the machine busy
@@ -71,7 +67,6 @@ def rows_with(done: dict[str, Any], pattern: str) -> list[dict[str, Any]]:
 
 def test_torch_and_numpy_alone_are_enough_for_the_first_half_and_what_is_left_out_says_why(done):
     left = {row["what"]: row["why"] for row in done["rows"] if row["verdict"] != "ok"}
-    assert left.pop("this check's step").startswith("the Trainer beside it needs more: No module named")
     assert left.pop("hpo search, four trials on quarter GPUs").startswith("left out: No module named")
     assert left == {
         "CUDA graph of a step, width 4, batch 16": "no GPU",
@@ -124,7 +119,7 @@ def test_a_network_that_computes_something_else_differs(monkeypatch):
     def perturbed(*given):
         training = as_it_should(*given)
         with torch.no_grad():
-            next(training.generator.parameters()).mul_(1.02)
+            next(training.gan.generator.parameters()).mul_(1.02)
         return training
 
     monkeypatch.setattr(gpu_check, "on_device", perturbed)
@@ -136,29 +131,6 @@ def test_a_network_that_computes_something_else_differs(monkeypatch):
 def test_what_is_not_a_number_differs():
     nan, one = torch.tensor([math.nan]), torch.ones(1)
     assert [gpu_check.compared("losses", value, one, 1e9).verdict for value in (nan, one)] == ["differs", "ok"]
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_step_is_the_trainers_bit_for_bit_and_another_would_be_noticed(precision, monkeypatch):
-    assert gpu_check.same_step(precision).verdict == "ok"
-    monkeypatch.setattr(gpu_check, "clip", lambda *_: None)
-    assert gpu_check.same_step(precision).verdict == "differs"
-
-
-def test_plain_pix2pix_is_the_one_of_the_throughput_benchmark():
-    config, images = TrainConfig(width=4, batch_size=16, precision="float32"), blobs(64)
-    images_of = Images(train=images, validation=Pairs(images[:4]))
-    placed = DeviceImages.place(images_of, "gaussian:30", CPU, num_validation=4)
-    trainings = Plain(config, CPU), UsualTraining(config, images_of, placed, 64)
-    shown = Shown(images, config.batch_size, CPU)
-    for step in range(3):
-        batch, told = shown.batch(), []
-        for training in trainings:
-            torch.manual_seed(step)  # of dropout
-            told.append(training.step(*batch))
-        assert told[0] == told[1]
-    pairs = zip(*(training.generator.state_dict().values() for training in trainings), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_images_are_smooth_of_the_right_shape_and_always_the_same():
@@ -228,6 +200,6 @@ def test_four_trials_share_a_gpu_by_the_products_own_command():
     trials, overlap, speeds = (row["numbers"] for row in json.loads(ended.stdout)["rows"])
     assert trials["finished"] == 4
     assert overlap["processes"] == 4
-    assert 0 <= overlap["seconds"] <= overlap["shortest"]
+    assert 0 <= overlap["seconds"] <= overlap["shortest"] + 1e-3  # the record keeps microseconds
     assert len(speeds) == 4
     assert min(speeds.values()) > 0

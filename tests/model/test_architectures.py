@@ -66,18 +66,20 @@ def kinds(network: torch.nn.Module) -> set[str]:
 def test_it_trains_to_finite_figures_and_continues_exactly(settings, placed, tmp_path):
     config = replace(SMALL, **settings)
     undisturbed = Trainer(config, placed)
-    before = {name: tensor.clone() for name, tensor in undisturbed.generator.named_parameters()}
+    before = {name: tensor.clone() for name, tensor in undisturbed.gan.generator.named_parameters()}
     undisturbed.run_epoch()
     undisturbed.save(tmp_path / "checkpoint")
     undisturbed.run_epoch()
     resumed = Trainer(config, placed)
     resumed.load(tmp_path / "checkpoint")
     resumed.run_epoch()
-    ours, theirs = resumed._tensors(), undisturbed._tensors()
+    ours, theirs = resumed.gan.tensors(), undisturbed.gan.tensors()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     numbers = undisturbed.reports[-1].as_dict().values()
     assert all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
-    unmoved = [name for name, tensor in undisturbed.generator.named_parameters() if torch.equal(tensor, before[name])]
+    unmoved = [
+        name for name, tensor in undisturbed.gan.generator.named_parameters() if torch.equal(tensor, before[name])
+    ]
     assert unmoved == []  # every weight takes part
 
 

@@ -63,7 +63,7 @@ def test_onnxruntime_equals_torch(shape, exported, torch_generator, all_test_ima
 
 def test_the_weights_are_the_moving_average(exported, trained):
     weights = load_file(exported.folder / "generator.safetensors")
-    average = trained.average.state_dict()
+    average = trained.gan.average.state_dict()
     assert weights.keys() == average.keys()
     assert all(torch.equal(weights[name], average[name]) for name in weights)
 
@@ -88,7 +88,7 @@ def test_the_manifest_tells_where_the_model_comes_from(exported, trained):
     assert manifest == exported.manifest
     assert manifest["origin"] == {"search": "first", "trial": 7, "epoch": 4}
     assert TrainConfig.from_dict(manifest["config"]) == trained.config
-    assert manifest["model"]["parameters"] == sum(p.numel() for p in trained.generator.parameters())
+    assert manifest["model"]["parameters"] == sum(p.numel() for p in trained.gan.generator.parameters())
     assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30", "crop": None}
     assert manifest["versions"]["torch"] == torch.__version__
 

@@ -14,7 +14,8 @@ from model import metrics
 from model.config import TrainConfig
 from model.data import DeviceImages, Images, Ragged
 from model.folders import Picture
-from model.trainer import Trainer, autocast_dtype
+from model.gan import Gan, autocast_dtype
+from model.trainer import Trainer
 
 META = torch.device("meta")
 SMALL = TrainConfig(width=2, batch_size=4, loss="both", precision="float32")
@@ -44,7 +45,7 @@ class Watched(TorchDispatchMode):
 def watched(monkeypatch) -> Watched:
     # What this device lacks beside values: random numbers, autocast, a fused Adam. A GPU has them.
     monkeypatch.setattr(Trainer, "_random_state_of_epoch", lambda _: nullcontext())
-    monkeypatch.setattr(Trainer, "_autocast", lambda _: nullcontext())
+    monkeypatch.setattr(Gan, "autocast", lambda _: nullcontext())
     optimizer = import_module("torch.optim.optimizer")
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cuda", "meta"])
     metrics._window_matrix.cache_clear()
@@ -85,7 +86,7 @@ def test_a_step_waits_for_nothing_and_all_of_it_is_on_the_device(settings, few, 
             waits.append(watched.waits - before)
     # The order of the images goes there, the losses and the validation's figures come back; and once, SSIM's window.
     assert waits == [4, 3]
-    assert {tensor.device for tensor in trainer._tensors().values()} == {META}
+    assert {tensor.device for tensor in trainer.gan.tensors().values()} == {META}
 
 
 def test_crops_of_a_folders_images_are_cut_on_the_device(few, watched):
@@ -100,11 +101,11 @@ def test_crops_of_a_folders_images_are_cut_on_the_device(few, watched):
 
 def test_weights_are_channels_last_and_adam_is_fused(few):
     trainer = Trainer(SMALL, DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=6))
-    for network in (trainer.generator, trainer.discriminator, trainer.average):
+    for network in (trainer.gan.generator, trainer.gan.discriminator, trainer.gan.average):
         kernels = [weight for weight in network.parameters() if weight.dim() == 4]
         assert kernels
         assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
-    assert all(adam.param_groups[0]["fused"] for adam in (trainer._adam_g, trainer._adam_d))
+    assert all(adam.param_groups[0]["fused"] for adam in (trainer.gan.adam_g, trainer.gan.adam_d))
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])

@@ -11,9 +11,10 @@ from torch.nn.functional import binary_cross_entropy, l1_loss
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.config import ConfigError, TrainConfig
 from model.data import DeviceImages, Images, Pairs, to_unit
+from model.gan import autocast_dtype, clip_gradients
 from model.metrics import stop_reason
 from model.noise import parse_noise
-from model.trainer import Trainer, autocast_dtype, clip_gradients, load_generator
+from model.trainer import Trainer, load_generator
 
 CPU = torch.device("cpu")
 # 64 of 100 images an epoch: the second epoch's batches span two shuffles.
@@ -42,7 +43,7 @@ def told(trainer: Trainer) -> list[dict[str, object]]:
 
 
 def same_state(a: Trainer, b: Trainer) -> bool:
-    ours, theirs = a._tensors(), b._tensors()
+    ours, theirs = a.gan.tensors(), b.gan.tensors()
     assert ours.keys() == theirs.keys()
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -140,8 +141,8 @@ def test_every_image_is_shown_once_before_any_is_shown_again(images, batch_size,
 def test_noise_is_drawn_afresh_for_every_showing(few):
     seen = []
     trainer = Trainer(replace(SMALL, batch_size=100, images_per_epoch=100), few)
-    step = trainer._step
-    trainer._step = lambda noisy, clean: seen.append((noisy - clean, clean)) or step(noisy, clean)
+    step = trainer.gan.step
+    trainer.gan.step = lambda noisy, clean: seen.append((noisy - clean, clean)) or step(noisy, clean)
     run(trainer, 2)
     (first, clean), (second, _) = seen
     assert not torch.equal(first.sum(dim=(1, 2, 3)).sort()[0], second.sum(dim=(1, 2, 3)).sort()[0])
@@ -155,7 +156,7 @@ def test_the_shared_forward_gives_the_textbooks_gradients(few):
     trainer = Trainer(replace(SMALL, dropout=0.0, l1_weight=30.0), few)
     clean = torch.from_numpy(to_unit(few.train[:16].numpy()))
     noisy = parse_noise("gaussian:30")(clean, torch.Generator().manual_seed(1))
-    gen, disc = (copy.deepcopy(network).train() for network in (trainer.generator, trainer.discriminator))
+    gen, disc = (copy.deepcopy(network).train() for network in (trainer.gan.generator, trainer.gan.discriminator))
 
     # Isola et al. 2017, one pass for each network; the losses by probabilities, as the slides write them.
     fake = gen(noisy)
@@ -167,12 +168,12 @@ def test_the_shared_forward_gives_the_textbooks_gradients(few):
     disc_loss = disc_loss + binary_cross_entropy(generated, torch.zeros_like(generated))
     disc_gradients = torch.autograd.grad(disc_loss, list(disc.parameters()))
 
-    trainer.generator.train()
-    trainer.discriminator.train()
-    losses = trainer._step(noisy, clean)
+    trainer.gan.generator.train()
+    trainer.gan.discriminator.train()
+    losses = trainer.gan.step(noisy, clean)
     assert losses[0].item() == pytest.approx(gen_loss.item(), rel=1e-5)
     assert losses[3:].sum().item() == pytest.approx(disc_loss.item(), rel=1e-5)
-    for network, expected in ((trainer.generator, gen_gradients), (trainer.discriminator, disc_gradients)):
+    for network, expected in ((trainer.gan.generator, gen_gradients), (trainer.gan.discriminator, disc_gradients)):
         for (name, parameter), gradient in zip(network.named_parameters(), expected, strict=True):
             scale = gradient.abs().max().item()
             assert scale > 0, name
@@ -196,32 +197,32 @@ def test_gradients_are_clipped_as_torch_clips_them_to_twice_the_running_mean_of_
 
 def test_gradients_within_the_limit_are_left_as_they_are_bit_for_bit(few):
     clipped, free = (run(Trainer(replace(SMALL, lr_g=1e-5, lr_d=1e-5, grad_clip=c), few), 1) for c in (1e6, 0.0))
-    assert all(torch.equal(clipped._tensors()[name], tensor) for name, tensor in free._tensors().items()
+    assert all(torch.equal(clipped.gan.tensors()[name], tensor) for name, tensor in free.gan.tensors().items()
                if not name.startswith("mean_norm"))  # fmt: skip
-    assert free._mean_norm_g == 0 < clipped._mean_norm_g
+    assert free.gan.mean_norm_g == 0 < clipped.gan.mean_norm_g
 
 
 def test_a_checkpoint_made_before_gradients_were_clipped_is_continued(few, tmp_path):
     old = run(Trainer(replace(SMALL, grad_clip=0.0), few), 1)
     config = {name: value for name, value in old.config.as_dict().items() if name != "grad_clip"}
-    tensors = {name: tensor for name, tensor in old._tensors().items() if not name.startswith("mean_norm")}
+    tensors = {name: tensor for name, tensor in old.gan.tensors().items() if not name.startswith("mean_norm")}
     state = {"config": config, "reports": [report.as_dict() for report in old.reports], "notes": {}}
     save_checkpoint(tmp_path / "old", tensors, state)
     new = Trainer(SMALL, few)
     new.load(tmp_path / "old")
     assert new.epoch == 1
     run(new, 1)
-    assert new._mean_norm_g > 0 < new._mean_norm_d
+    assert new.gan.mean_norm_g > 0 < new.gan.mean_norm_d
 
 
 def test_without_an_adversarial_loss_the_discriminator_is_never_run_and_never_changes(few):
     trainer = Trainer(replace(SMALL, adversarial="none"), few)
     runs = []
-    trainer.discriminator.register_forward_hook(lambda *_: runs.append(1))
-    before = {name: tensor.clone() for name, tensor in trainer.discriminator.state_dict().items()}
+    trainer.gan.discriminator.register_forward_hook(lambda *_: runs.append(1))
+    before = {name: tensor.clone() for name, tensor in trainer.gan.discriminator.state_dict().items()}
     report = trainer.run_epoch()
     assert runs == []
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.discriminator.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.gan.discriminator.state_dict().items())
     assert (report.disc_real, report.disc_generated, report.gen_adversarial) == (0, 0, 0)
     assert report.gen_total == report.gen_reconstruction > 0
 
@@ -229,42 +230,42 @@ def test_without_an_adversarial_loss_the_discriminator_is_never_run_and_never_ch
 def test_the_adversarial_weight_scales_the_generators_loss_alone(few):
     one, three = (Trainer(replace(SMALL, dropout=0.0, adversarial_weight=w), few) for w in (1.0, 3.0))
     clean = torch.rand(8, 1, 32, 32) * 2 - 1
-    light, heavy = (trainer._step(clean, clean) for trainer in (one, three))
+    light, heavy = (trainer.gan.step(clean, clean) for trainer in (one, three))
     torch.testing.assert_close(heavy, torch.stack([light[0] + 2 * light[1], 3 * light[1], *light[2:]]))
 
 
 def watch(trainer: Trainer) -> list[tuple[float, float, list[torch.Tensor]]]:
     """The learning rates of G and D at each step and G's weights after it, once the trainer ran."""
     seen = []
-    step = trainer._step
+    step = trainer.gan.step
 
     def watched(noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         losses = step(noisy, clean)
-        rates = [adam.param_groups[0]["lr"] for adam in (trainer._adam_g, trainer._adam_d)]
-        seen.append((*rates, [p.detach().clone() for p in trainer.generator.parameters()]))
+        rates = [adam.param_groups[0]["lr"] for adam in (trainer.gan.adam_g, trainer.gan.adam_d)]
+        seen.append((*rates, [p.detach().clone() for p in trainer.gan.generator.parameters()]))
         return losses
 
-    trainer._step = watched
+    trainer.gan.step = watched
     return seen
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.3, 0.999])
 def test_the_moving_average_follows_its_formula(average_decay, few):
     trainer = Trainer(replace(SMALL, average_decay=average_decay, lr_g=0.01), few)
-    expected = [p.detach().double() for p in trainer.generator.parameters()]
+    expected = [p.detach().double() for p in trainer.gan.generator.parameters()]
     seen = watch(trainer)
     run(trainer, 2)
     assert len(seen) == 8
     for step, (*_, weights) in enumerate(seen):
         decay = min(average_decay, (1 + step) / (10 + step))
         expected = [decay * old + (1 - decay) * new.double() for old, new in zip(expected, weights, strict=True)]
-    for ours, theirs in zip(trainer.average.parameters(), expected, strict=True):
+    for ours, theirs in zip(trainer.gan.average.parameters(), expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_average_normalises_with_the_generators_statistics(few):
     trainer = run(Trainer(SMALL, few), 1)
-    for ours, theirs in zip(trainer.average.buffers(), trainer.generator.buffers(), strict=True):
+    for ours, theirs in zip(trainer.gan.average.buffers(), trainer.gan.generator.buffers(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -286,7 +287,7 @@ def test_constant_rates_stay(few):
 
 def test_each_networks_adam_has_its_own_rate_and_the_configs_betas(few):
     trainer = Trainer(replace(SMALL, beta1=0.3, beta2=0.9), few)
-    for adam, network in ((trainer._adam_g, trainer.generator), (trainer._adam_d, trainer.discriminator)):
+    for adam, network in ((trainer.gan.adam_g, trainer.gan.generator), (trainer.gan.adam_d, trainer.gan.discriminator)):
         [group] = adam.param_groups
         assert group["betas"] == (0.3, 0.9)
         assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
@@ -313,12 +314,12 @@ def test_bfloat16_trains_float32_weights_to_finite_losses(few):
     # Two steps of few images: most CPUs emulate bfloat16, a hundred times slower.
     trainer = Trainer(replace(SMALL, batch_size=4, images_per_epoch=8, precision="bfloat16"), few)
     kinds = set()
-    trainer.generator.down[1].register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    before = [p.detach().clone() for p in trainer.generator.parameters()]
+    trainer.gan.generator.down[1].register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    before = [p.detach().clone() for p in trainer.gan.generator.parameters()]
     report = trainer.run_epoch()
     assert kinds == {torch.bfloat16}
     assert all(math.isfinite(v) for v in (report.gen_total, report.disc_real, report.disc_generated, report.psnr_db))
-    for old, new in zip(before, trainer.generator.parameters(), strict=True):
+    for old, new in zip(before, trainer.gan.generator.parameters(), strict=True):
         assert new.dtype == torch.float32
         assert not torch.equal(old, new)
 
@@ -341,7 +342,7 @@ def test_auto_takes_bfloat16_where_the_cpu_has_units_for_it(precision, units, ex
 def test_a_training_with_nan_is_reported_as_diverged_and_can_be_saved(few, tmp_path):
     trainer = Trainer(SMALL, few)
     with torch.no_grad():
-        trainer.generator.last.weight[0, 0, 0, 0] = math.nan
+        trainer.gan.generator.last.weight[0, 0, 0, 0] = math.nan
     trainer.run_epoch()
     assert stop_reason(trainer.reports) == "diverged"
     trainer.save(tmp_path / "checkpoint")
@@ -364,7 +365,7 @@ def test_the_generator_of_a_checkpoint_is_its_moving_average(few, tmp_path):
     assert state["config"] == trainer.config.as_dict()
     assert not generator.training
     for name, tensor in generator.state_dict().items():
-        assert torch.equal(tensor, trainer.average.state_dict()[name])
-    assert not torch.equal(generator.last.weight, trainer.generator.last.weight)
+        assert torch.equal(tensor, trainer.gan.average.state_dict()[name])
+    assert not torch.equal(generator.last.weight, trainer.gan.generator.last.weight)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_generator(tmp_path / "checkpoint", channels=3, image_size=32)

@@ -90,7 +90,7 @@ def test_after_a_collapse_a_run_goes_back_to_its_best_epoch_with_lower_rates_how
 def test_a_run_that_diverges_still_has_its_picture_and_checkpoint(few, tmp_path):
     run = TrainingRun(replace(CONFIG, seed=1), few, tmp_path, "psnr")
     with torch.no_grad():
-        run.trainer.generator.last.bias.fill_(float("nan"))
+        run.trainer.gan.generator.last.bias.fill_(float("nan"))
     run.run_epoch()
     assert (tmp_path / "epoch-0001.png").exists()
     assert epochs_in(tmp_path / LAST) == 1
