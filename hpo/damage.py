@@ -25,6 +25,8 @@ def of_search(about: Any) -> str:
     wrong += [] if isinstance(of := about.get("id"), str) and _ID.fullmatch(of) else ["id"]
     wrong += [] if isinstance(about.get("search"), dict) else ["search"]
     wrong += [] if _is_space(about.get("space")) else ["space"]
+    files = about.get("files", {})
+    wrong += [] if isinstance(files, dict) and all(isinstance(told, str) for told in files.values()) else ["files"]
     return ", ".join(wrong)
 
 

@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+import search_spaces
 from hpo import plugins
 from hpo.config import SearchConfig
 from hpo.pruners import ComparingPruner
@@ -102,19 +103,36 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     return None
 
 
+def check_plugins(search: SearchConfig) -> None:
+    """Before anything is started: that sampler and pruner can be made, and that a user's sampler has a suggestion once
+    trials are complete, of which three are made up here. Raises ConfigError."""
+    plugins.check(search)
+    if not search.sampler.endswith(".py"):
+        return
+    space = search_spaces.load(search.space)
+    study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0))
+    for _ in range(3):
+        trial = study.ask()
+        space.sample(trial, search.base_config())
+        study.tell(trial, 0.5)
+    asked = in_memory_study(study.get_trials(deepcopy=False), plugins.sampler(search, 0))
+    _asked(asked, space, search.base_config(), search.sampler)
+
+
 def _asked(study: optuna.Study, space: Space, base: TrainConfig, name: str) -> tuple[optuna.Trial, TrainConfig]:
     """Raises ConfigError where a user's sampler fails, or keeps what only a study that lives on would have."""
     try:
         trial = study.ask()
         config = space.sample(trial, base)
-    except ConfigError:
-        raise
+    except ConfigError as error:  # the space's, or of a sampler that it asked for a value
+        raise ConfigError(f"sampler={name}: {error}" if name.endswith(".py") else str(error)) from error
     except Exception as error:  # a user's code may raise anything
         raise ConfigError(f"sampler={name}: {type(error).__name__}: {error}") from error
     if study._storage.get_study_system_attrs(study._study_id):
         raise ConfigError(
-            f"sampler={name}: it counts its suggestions in the study, as QMCSampler does. Each suggestion is made by a "
-            "new sampler in a new study of all trials: a sampler may keep what it needs with the trials alone"
+            f"sampler={name}: it keeps something in the study itself, as QMCSampler does. Here each suggestion comes "
+            "from a new sampler in a new study of the trials on record, so that only what it keeps with a trial is "
+            "there the next time. Choose another sampler"
         )
     return trial, config
 
@@ -158,32 +176,36 @@ def _seed(search: SearchConfig, number: int, attempt: int) -> int:
 
 def next_comparison(epochs: int, search: SearchConfig) -> int | None:
     """The epoch after which the pruner is asked next of a trial that has so many behind it; None: never."""
-    after = max(epochs + 1, search.grace_epochs)
-    if search.pruner == "asha" and not plugins.asha(search, is_dead).compares(after):
-        return None
-    if search.pruner == "former-asha":
-        after = next((rung for rung in plugins.former(search).rungs(search.epochs) if rung >= after), search.epochs)
-    return after if search.pruner != "none" and after < search.epochs else None
+    pruner = plugins.pruner(search, is_dead)
+    for after in range(max(epochs + 1, search.grace_epochs), search.epochs if pruner else 0):
+        if not isinstance(pruner, ComparingPruner) or pruner.compares(after):
+            return after
+    return None
 
 
 def shares_going_on(search: SearchConfig) -> list[float]:
-    """About how many of all trials go on after 0, 1, 2, ... epochs, while there is nothing to learn it from."""
-    asha = plugins.asha(search, is_dead) if search.pruner == "asha" else None
-    shares = [1.0]
+    """About how many of all trials go on after 0, 1, 2, ... epochs, while there is nothing to learn it from. Of a
+    user's pruner nothing is known: all."""
+    pruner, shares = plugins.pruner(search, is_dead), [1.0]
     for epoch in range(1, search.epochs):
-        is_compared = next_comparison(epoch - 1, search) == epoch
-        if asha:
-            shares.append(asha.share(epoch) if is_compared else shares[-1])
-        elif is_compared and (shares[-1] == 1 or search.pruner == "former-asha"):
-            shares.append(shares[-1] / search.reduction)
-        else:
-            shares.append(shares[-1])
+        shares.append(shares[-1])
+        if isinstance(pruner, ComparingPruner) and pruner.compares(epoch):
+            shares[-1] = pruner.share(epoch)
     return shares
 
 
 def is_dead(trial: FrozenTrial) -> bool:
-    """Whether it diverged or collapsed: no rival to anybody."""
-    return trial.user_attrs.get(DECISION, {}).get("reason") in ("diverged", "collapsed")
+    """Whether it diverged or collapsed, or has not recovered yet from an epoch that could become a collapse: no rival
+    to anybody."""
+    if DECISION in trial.user_attrs:
+        return trial.user_attrs[DECISION]["reason"] in ("diverged", "collapsed")
+    reports = trial.user_attrs[REPORTS][-1:]
+    return bool(reports) and EvalReport.from_dict(reports[0]).is_dead and _died(trial.user_attrs[REPORTS]) is not None
+
+
+def _died(reports: Sequence[Mapping[str, Any]]) -> Literal["diverged", "collapsed"] | None:
+    """Of what, if no epoch follows."""
+    return stop_reason([EvalReport.from_dict(report) for report in reports], is_last=True)
 
 
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
@@ -199,6 +221,16 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
         return Decision(action="prune", reason=reason, epoch=epoch, value=value)
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
+    decision = _asked_pruner(trials, number, epoch, search)
+    if decision.action == "prune" and _died(trial.user_attrs[REPORTS][:epoch]):
+        # Not because others were better: it is to win nothing, and to be nobody's rival.
+        return Decision(action="prune", reason="collapsed", epoch=epoch, value=value, kept=decision.kept)
+    return decision
+
+
+def _asked_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
+    trial = trials[number]
+    value = trial.intermediate_values[epoch]
     pruner = plugins.pruner(search, is_dead)
     if pruner is None or epoch < search.grace_epochs:
         return Decision(action="go on", reason="not compared", epoch=epoch, value=value)

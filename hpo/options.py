@@ -231,9 +231,14 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--epochs", type=_whole, metavar="N", help="of a trial that is never stopped (12)")
     what.add_argument("--sampler", metavar="{gp,tpe,random}|FILE.py", help="who suggests (gp); a file: docs/search.md")
     what.add_argument(
-        "--grace", type=_whole, metavar="N", help="epochs before a trial is compared with others (a 13th)"
+        "--grace",
+        type=_whole,
+        metavar="N",
+        help="epochs of each trial before it is compared with others (a thirteenth of --epochs)",
     )
-    what.add_argument("--reduction", type=_whole, metavar="N", help="one trial in N goes on after grace (4)")
+    what.add_argument(
+        "--reduction", type=_whole, metavar="N", help="one trial in N goes on after --grace epochs, later fewer (4)"
+    )
     what.add_argument(
         "--pruner", metavar="{asha,none}|FILE.py", help="who is stopped early (asha); a file: docs/search.md"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from hpo.pruners import AshaPruner, FormerPruner
 from hpo.surrogate import SurrogateSampler
 from model.config import ConfigError, Mistakes
 from model.metrics import SMALL
+
+FILES = ("sampler", "pruner")  # options that take one
 
 
 def sampler(search: SearchConfig, seed: int) -> BaseSampler:
@@ -44,28 +47,18 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
     if search.pruner == "none":
         return None
     if search.pruner == "asha":
-        return asha(search, is_dead)
+        return AshaPruner(
+            grace=search.grace_epochs,
+            reduction=search.reduction,
+            epochs=search.epochs,
+            min_delta=SMALL[search.objective],
+            is_dead=is_dead,
+        )
     if search.pruner in FORMER_PRUNERS:
-        return former(search)
+        rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
+        return FormerPruner(rule, grace=search.grace_epochs, reduction=search.reduction)
     made: BasePruner = _made("pruner", search.pruner, BasePruner, "pruner()")
     return made
-
-
-def asha(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> AshaPruner:
-    """With the search's settings."""
-    return AshaPruner(
-        grace=search.grace_epochs,
-        reduction=search.reduction,
-        epochs=search.epochs,
-        min_delta=SMALL[search.objective],
-        is_dead=is_dead,
-    )
-
-
-def former(search: SearchConfig) -> FormerPruner:
-    """That of a search which began before 2026-12."""
-    rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
-    return FormerPruner(rule, grace=search.grace_epochs, reduction=search.reduction)
 
 
 def check(search: SearchConfig) -> None:
@@ -76,6 +69,19 @@ def check(search: SearchConfig) -> None:
     with mistakes.collected():
         pruner(search, lambda trial: False)
     mistakes.tell()
+
+
+def digests(search: SearchConfig) -> dict[str, str | None]:
+    """SHA-256 of the files that they come from, by option."""
+    return {option: digest(path) for option in FILES if (path := getattr(search, option)).endswith(".py")}
+
+
+def digest(path: str) -> str | None:
+    """Of a file; None where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _made(option: str, path: str, kind: type, how: str, *arguments: Any) -> Any:

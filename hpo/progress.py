@@ -397,7 +397,7 @@ class Progress:
             parts += f"; no new trial begins after {duration(60 * budget)}"
         if self._search.final_epochs:
             per_epoch = self._epoch_seconds / self._epochs
-            parts += f"; {duration(self._search.final_epochs * per_epoch)} of it for the final training"
+            parts = f"{duration(self._search.final_epochs * per_epoch)} of it for the final training; {parts}"
         return parts
 
     def _trials_seconds_left(self, per_epoch: float) -> float:

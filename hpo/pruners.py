@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ class Comparison:
 
 class ComparingPruner(BasePruner):
     """One that can say why."""
+
+    @abstractmethod
+    def compares(self, step: int) -> bool:
+        """Whether a trial can be pruned after a step."""
+
+    @abstractmethod
+    def share(self, step: int) -> float:
+        """About how many of all trials go on after a step that it compares at."""
 
     @abstractmethod
     def compare(
@@ -75,11 +84,11 @@ class AshaPruner(ComparingPruner):
         self._min_delta, self._is_dead = min_delta, is_dead
 
     def compares(self, step: int) -> bool:
-        """Whether a trial can be pruned after a step."""
+        """See ComparingPruner."""
         return step >= self._grace and not (self._epochs and 8 * (self._epochs - step) <= self._epochs)
 
     def share(self, step: int) -> float:
-        """Of all trials, those that go on after a step."""
+        """See ComparingPruner."""
         return 1.0 if step < self._grace else 1 / (self._reduction * (step / self._grace) ** _POWER)
 
     def compare(
@@ -119,12 +128,21 @@ class FormerPruner(ComparingPruner):
             rung *= self._reduction
         return tuple(found)
 
+    def compares(self, step: int) -> bool:
+        """See ComparingPruner."""
+        return step >= self._grace and (self._rule == "leaders" or step in self.rungs(step + 1))
+
+    def share(self, step: int) -> float:
+        """See ComparingPruner."""
+        times = 1 if self._rule == "leaders" else len(self.rungs(step + 1))
+        return float(self._reduction) ** -times
+
     def compare(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
     ) -> Comparison | None:
         """See the class."""
         step = trial.last_step
-        if step is None or step < self._grace or (self._rule == "asha" and step not in self.rungs(step + 1)):
+        if step is None or not self.compares(step):
             return None
         complete = sorted((-t.values[0], t.number) for t in trials if t.state == TrialState.COMPLETE)
         if self._rule == "leaders" and len(complete) >= _LEADERS:
@@ -144,12 +162,17 @@ def _ranked(
     *,
     min_delta: float = 0.0,
 ) -> Comparison:
-    """By the values after a step; of equal ones all pass."""
+    """By the values after a step; of equal ones all pass, and what is not a number is worse than all."""
     sign = 1 if direction == StudyDirection.MINIMIZE else -1
-    order = sorted((sign * rival.intermediate_values[step], rival.number) for rival in rivals)
+
+    def key(of: FrozenTrial) -> float:
+        value = of.intermediate_values[step]
+        return math.inf if math.isnan(value) else sign * value
+
+    order = sorted((key(rival), rival.number) for rival in rivals)
     bar, set_by = order[min(places, len(order)) - 1]
     return Comparison(
-        passed=sign * trial.intermediate_values[step] <= bar + min_delta,
+        passed=key(trial) <= bar + min_delta and not math.isnan(trial.intermediate_values[step]),
         cutoff=sign * bar,
         set_by=set_by,
         rivals=len(order),

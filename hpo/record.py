@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
-from hpo import damage
+from hpo import damage, plugins
 from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, KEPT, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
@@ -152,6 +152,7 @@ class Record:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "search": search.as_dict(),
             "space": search_spaces.load(search.space).check(search.base_config(), search.set),
+            "files": plugins.digests(search),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
         }
@@ -338,8 +339,14 @@ def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchCon
 def check_same(name: str, about: Mapping[str, Any], search: SearchConfig, asked: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the difference, where a search that exists is asked to be another."""
     was = search.as_dict()
-    refused = [field for field in was if asked.get(field, was[field]) != was[field] and field not in CHANGEABLE]
+    files: Mapping[str, str] = about.get("files", {})  # of the options that may move, but not change
+    may_change = CHANGEABLE | {option for option in files if str(asked.get(option)).endswith(".py")}
+    refused = [field for field in was if asked.get(field, was[field]) != was[field] and field not in may_change]
     differences = [f"  {field}: it has {was[field]}, asked for {asked[field]}" for field in refused]
+    for option, began_with in files.items():
+        path = asked.get(option, was[option])
+        if plugins.digest(path) not in (began_with, None):  # one that is not there is told by who needs it
+            differences.append(f"  {option}: {path} is not the file that it began with (SHA-256 {began_with[:12]}...)")
     if not refused:  # of the space's source only what it yields is compared
         space = search_spaces.load(str(asked.get("space", was["space"])))
         differences += [f"  space: {line}" for line in space.differences(about["space"], search.base_config())]

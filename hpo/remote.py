@@ -188,7 +188,7 @@ def _checked(
 ) -> tuple[dict[str, Any], SearchConfig]:
     """What can be known of the request here without reading images. Raises ConfigError."""
     import search_spaces  # noqa: PLC0415 - Optuna and torch
-    from hpo import plugins  # noqa: PLC0415
+    from hpo import decide  # noqa: PLC0415
     from model.folders import check_layout  # noqa: PLC0415
 
     default, config, search = SearchConfig(), None, None
@@ -206,7 +206,7 @@ def _checked(
         search_spaces.load(asked.get("space", default.space)).check(base, asked.get("set", {}))
     with mistakes.collected():
         if search:
-            plugins.check(search)
+            decide.check_plugins(search)
     with mistakes.collected():
         if "/" in data and not data.startswith(("/", "s3://")) and not _is_here(data):
             raise ConfigError(f"data={data}: there is no such folder; one that the head sees has a path from / on")

@@ -14,6 +14,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -341,8 +342,8 @@ def _final_training(record: Record) -> dict[str, Any] | None:
     verdict = longer(values, record.search.final_epochs, record.search.objective, is_constant=is_constant)
     if reason := stop_reason(reports):
         verdict = f"It {reason} by epoch {len(values)}, and ended there: these settings do not bear a longer one."
-    same = {**config.as_dict(), "epochs": record.search.epochs}
-    of = (trial.number for trial in record.trials() if trial.user_attrs[decide.CONFIG] == same)
+    same = replace(config, epochs=record.search.epochs)
+    of = (t.number for t in record.trials() if TrainConfig.from_dict(t.user_attrs[decide.CONFIG]) == same)
     lower = (event["trial"] for event in results.collapses(record) if event.get("lr_g") == config.lr_g)
     return {
         "trial": next(of, next(lower, results.winner(record))),  # not always the winner's: that may have collapsed

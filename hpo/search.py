@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import time
@@ -21,7 +20,7 @@ from ray.tune import TuneError
 from rich.console import Console
 
 import search_spaces
-from hpo import decide, on_finish, plugins, ray_runtime, results
+from hpo import decide, on_finish, ray_runtime, results
 from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
 from hpo.config import SearchConfig, check_name
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_NOTHING_VALID, EXIT_MACHINE = 0, 3, 4
 NOTHING_VALID = "No trial came to a valid result"
+_WIDE = 32  # channels from which a second thread of a training pays (docs/quality.md)
 _LOWER_RATES = 2  # times that a final training goes on with half the rates after a collapse
 IMAGES = "images"  # note on the record: their digest
 
@@ -163,7 +163,7 @@ def _checked(
         search_spaces.load(asked.get("space", was.space)).check(base, asked.get("set", was.set))
     with mistakes.collected():
         if search:
-            plugins.check(search)
+            decide.check_plugins(search)
     with mistakes.collected():
         check_layout(asked.get("data", was.data))
     if search:
@@ -390,13 +390,15 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
     search, before = record.search, len(record.trials())
     images = f"{search.images_per_epoch:,}" if search.images_per_epoch else "all training"
     pruning = "none is pruned"
-    if (first := decide.next_comparison(0, search)) is not None:
-        pruning = f"the pruner is asked from epoch {first} on"
+    if search.pruner.endswith(".py"):
+        pruning = f"pruned by {search.pruner}"
+    elif (first := decide.next_comparison(0, search)) is not None:
+        expected = search.trials * expected_epochs(search)
+        pruning = f"weak ones are pruned from epoch {first} on, so that about {expected:.0f} epochs are run"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
     lines = [
         f"{record.name}: " + (f"continues with {before} trials on record" if before else "a new search"),
-        f"  {search.trials} trials of up to {search.epochs} epochs of {images} images; {pruning}, so that about "
-        f"{search.trials * expected_epochs(search):.0f} epochs are run",
+        f"  {search.trials} trials of up to {search.epochs} epochs of {images} images; {pruning}",
         f"  space {search.space}, objective {search.objective}, noise {search.noise}, seed {search.seed}",
         f"  {cluster.slots} at a time with {gpus}{search.cpus_per_trial:g} CPUs each; W&B {search.wandb}",
     ]
@@ -609,9 +611,10 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         was_trained_with(folder / name, config, RATES if before else ()) for name in (LAST, BEST)
     ):
         shutil.rmtree(folder, ignore_errors=True)
-    # With as many threads as a trial, though the node is its own: at width 16 a second one costs more than it gives,
-    # and beside other work ten times as much (docs/log.md).
-    setup = context.ray_config(number, config.as_dict(), folder, context.cluster.cpus_per_trial)
+    # A narrow network has as many threads as a trial, though the node is its own: at width 16 a second one costs more
+    # than it gives, and beside other work ten times as much (docs/log.md).
+    threads = context.cluster.cpus_per_trial if config.width < _WIDE else alone["num_cpus"]
+    setup = context.ray_config(number, config.as_dict(), folder, threads)
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
     progress.training(number, [], config.epochs)
@@ -647,6 +650,6 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         return None
     event = {"trial": number, "epochs": config.epochs, "reason": reason, "epoch": len(reports)}
     best = results.best_of(reports, record.search.objective)
-    if len(before) == _LOWER_RATES or best is None or best.is_dead or not math.isfinite(best.psnr_db):
+    if len(before) == _LOWER_RATES or best is None or best.is_dead or best is reports[-1]:
         return {**event, "back_to": None}
     return {**event, "back_to": best.epoch, **{name: getattr(config, name) / 2 for name in RATES}}

@@ -65,9 +65,8 @@ class SurrogateSampler(BaseSampler):
         others, rng = _others(study, trial), np.random.default_rng(_mixed(self._seed, trial.number))
         if trial.number < self._n_startup_trials or rng.random() < self._random_share:
             return {}
-        told = [_maximised(other, study.direction, self._epochs or 1) for other in others]
-        epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in told), default=1)
-        return promising(told, epochs, rng) or {}
+        epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
+        return promising([_maximised(other, study.direction, epochs) for other in others], epochs, rng) or {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -88,15 +87,14 @@ def _mixed(*of: int | str) -> int:
 
 
 def _maximised(trial: FrozenTrial, direction: StudyDirection, last: int) -> FrozenTrial:
-    """As one that is to be maximised; a value without reports is that of the last epoch."""
+    """As one that is to be maximised; a value without reports is that of the last epoch, and what is not finite was
+    never reported."""
     values = trial.intermediate_values
     if not values and trial.value is not None:
         values = {last: trial.value}
-    elif direction == StudyDirection.MAXIMIZE:
-        return trial
     sign = 1 if direction == StudyDirection.MAXIMIZE else -1
     told = copy.copy(trial)
-    told.intermediate_values = {step: sign * value for step, value in values.items()}
+    told.intermediate_values = {step: sign * value for step, value in values.items() if math.isfinite(value)}
     return told
 
 

@@ -55,7 +55,10 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
             train(loop, next_trial, placed)
         if results.winner(record) is None:
             return search.EXIT_NOTHING_VALID
-        measure_finalists(copies, images, console)
+        context = here(copies, images, console)
+        search._measure_finalists(context)
+        if record.search.final_epochs:
+            search._train_final(context)
         if exports:
             results.export_winner(record, images, over=True)
         return search.EXIT_DONE
@@ -63,7 +66,9 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
     torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently
     patch.setattr(search, "_run", run)
     patch.setattr(search, "measure", SimpleNamespace(options=lambda **_: _Remote(trial._measured)))
+    patch.setattr(search, "FinalTraining", _RemoteClass(trial.FinalTraining.__ray_metadata__.modified_class))
     patch.setattr(search.ray, "get", lambda asked: asked())
+    patch.setattr(search.ray, "kill", lambda _: None)
 
 
 def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
@@ -76,13 +81,12 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
         run.run_epoch()
 
 
-def measure_finalists(copies: Copies, images: Any, console: Any) -> None:
-    cluster = SimpleNamespace(whole_node={"num_cpus": 1.0, "num_gpus": 0.0}, gpus_per_trial=0.0, scratch="")
-    progress = SimpleNamespace(measuring=lambda *_: None)
-    here: Any = {"images_ref": images, "cluster": cluster, "progress": progress}
-    search._measure_finalists(
-        search._Context(record=copies.record, copies=copies, images=images, console=console, **here)
-    )
+def here(copies: Copies, images: Any, console: Any) -> search._Context:
+    whole = {"num_cpus": 1.0, "num_gpus": 0.0}
+    cluster: Any = SimpleNamespace(whole_node=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
+    progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)
+    given = {"record": copies.record, "copies": copies, "images": images, "images_ref": images, "console": console}
+    return search._Context(**given, cluster=cluster, progress=progress)
 
 
 class _Remote:
@@ -99,6 +103,20 @@ class _Remote:
                 raise RayTaskError("measure", f"{type(error).__name__}: {error}", error).as_instanceof_cause() from None
 
         return run
+
+
+class _RemoteClass:
+    """The same of a class."""
+
+    def __init__(self, made_of: type) -> None:
+        self._made_of = made_of
+
+    def options(self, **_: object) -> _RemoteClass:
+        return self
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        actor = self._made_of(*arguments, **named)
+        return SimpleNamespace(**{name: _Remote(getattr(actor, name)) for name in ("reports", "report", "measured")})
 
 
 def place(asked: SearchConfig) -> DeviceImages:

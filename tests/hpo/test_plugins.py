@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import sys
 from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
 
 import optuna
 import pytest
 from curves import SPACE, conductor, run_all, story
+from optuna.trial import TrialState
 from test_decide import played, reported
 
 from hpo import plugins
 from hpo.cli import main
 from hpo.config import SearchConfig
-from hpo.decide import DECISION, KEPT, judge, judgements, suggest
+from hpo.decide import DECISION, KEPT, check_plugins, judge, judgements, suggest
 from hpo.record import Record
 from hpo.surrogate import SurrogateSampler
 from model.config import ConfigError
@@ -75,11 +80,21 @@ def test_our_sampler_refuses_several_objectives():
 def test_a_search_by_a_users_sampler_and_pruner_suggests_and_prunes_what_they_do_in_plain_optuna(tmp_path):
     search = theirs(tmp_path)
     trials = played(10, search=search)
-    assert suggest(trials, SPACE, search).by == search.sampler
+    seed = int.from_bytes(hashlib.sha256(b"0 10 0").digest()[:4], "little")  # of trial 10 of search 0
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+    study.add_trials(trials)
+    asked = study.ask()
+    SPACE.suggest(asked, search.base_config())
+    found = suggest(trials, SPACE, search)
+    assert (found.params, found.by) == (asked.params, search.sampler)
     values = [(0, 0.5), (0, 0.6), (0, 0.7), (0, 0.8), (1, 0.5), (1, 0.6), (1, 0.7), (1, 0.8), (2, 0.6), (3, 0.4)]
     told = reported(values)
     for trial in told[:2]:
-        trial.state, trial.values = optuna.trial.TrialState.COMPLETE, [0.8]
+        trial.state, trial.values, trial.datetime_complete = TrialState.COMPLETE, [0.8], datetime.now()
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=2))
+    study.add_trials(told)
+    pruned = [study.pruner.prune(study, study.trials[number]) for number in (2, 3)]
+    assert pruned == [False, True]
     assert [judge(told, number, 1, search).action for number in (2, 3)] == ["go on", "prune"]
     assert judge(told, 3, 1, search).reason == "pruner"
 
@@ -117,8 +132,46 @@ def test_what_a_sampler_keeps_with_the_trials_is_there_for_its_next_suggestion(t
 
 def test_a_sampler_that_counts_in_the_study_is_refused(tmp_path):
     search = theirs(tmp_path, sampler="QMCSampler(seed=seed, warn_independent_sampling=False)")
-    with pytest.raises(ConfigError, match="it counts its suggestions in the study"):
+    with pytest.raises(ConfigError, match="it keeps something in the study itself"):
         suggest(played(4), SPACE, search)
+    with pytest.raises(ConfigError, match="it keeps something in the study itself"):  # before anything is started
+        check_plugins(search)
+
+
+def test_a_sampler_that_needs_what_is_not_installed_is_refused_before_anything_is_started(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(ConfigError, match=r"sampler=.*cmaes"):
+        check_plugins(theirs(tmp_path, sampler="CmaEsSampler(seed=seed)"))
+
+
+def test_a_users_file_may_move_but_not_change(tmp_path):
+    search = theirs(tmp_path)
+    record = Record.create(tmp_path, "first", search)
+    moved = tmp_path / "moved.py"
+    Path(search.pruner).rename(moved)
+    record.change({"pruner": str(moved), "sampler": str(moved)})
+    assert Record(tmp_path, "first").search.pruner == str(moved)
+    moved.write_text(moved.read_text() + "# edited")
+    with pytest.raises(ConfigError, match=r"pruner: .*moved\.py is not the file that it began with"):
+        record.change({})
+    with pytest.raises(ConfigError, match=r"sampler: it has .*, asked for tpe"):
+        record.change({"sampler": "tpe"})
+
+
+def test_a_value_that_is_not_finite_does_not_blind_our_sampler():
+    def suggested(bad: float) -> dict[str, object]:
+        study = optuna.create_study(sampler=SurrogateSampler(seed=0, random_share=0.0))
+        study.optimize(branin, n_trials=12)
+        trial = study.ask()
+        branin(trial)
+        trial.report(bad, 1)
+        study.tell(trial, state=TrialState.PRUNED)
+        following = study.ask()
+        branin(following)
+        return following.params
+
+    assert suggested(math.nan) == suggested(math.inf)
+    assert suggested(math.nan) != suggested(1e6)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_the_expected_time_says_what_it_is_made_of(record):
     progress = Progress(search, "first", 2, console)
     for number in (0, 1):
         progress.changed(bracketed(number))
-    told = "Expected: about 00:18 more, pruning taken into account; no new trial begins after 08:00; 00:10 of it for"
+    told = "Expected: about 00:18 more, 00:10 of it for the final training; pruning taken into account; no new trial "
     assert told in console.file.getvalue()
 
 

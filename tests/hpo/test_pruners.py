@@ -2,100 +2,127 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 from test_decide import reported
 
 from hpo.config import SearchConfig
-from hpo.decide import DECISION, judge
+from hpo.decide import DECISION, REPORTS, Decision, judge
 from hpo.pruners import AshaPruner, FormerPruner
+from hpo.results import candidates
 
 SEARCH = SearchConfig(epochs=12, reduction=3, objective="ssim")
 VALUES = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
 
 
-@st.composite
-def histories(draw: st.DrawFn, epochs: int, trials: int = 10) -> list[tuple[int, float]]:
-    """(trial, value) in the order of arrival; dead trials are told apart by their value, 0."""
-    order: list[tuple[int, float]] = []
-    dead: set[int] = set()
-    for _ in range(draw(st.integers(1, 50))):
-        number = draw(st.integers(0, trials - 1))
-        if number in dead or sum(n == number for n, _ in order) == epochs:
-            continue
-        value = draw(st.one_of(VALUES, st.just(0.0)))
-        if value == 0.0:
-            dead.add(number)
-        order.append((number, value))
-    return order
+# A report of a history: whose, its value, and whether its images are further from the clean ones than the noisy input.
+Step = tuple[int, float, bool]
+STEPS = st.lists(st.tuples(st.integers(0, 9), VALUES, st.integers(0, 4).map(lambda n: n == 0)), min_size=1, max_size=50)
 
 
-def searched(order: list[tuple[int, float]], search: SearchConfig) -> list[FrozenTrial]:
-    """The trials of a history, ended where they are full or dead, the way the record ends them."""
-    trials = reported(order)
-    for trial in trials:
-        last = max(trial.intermediate_values, default=0)
-        is_dead = last > 0 and trial.intermediate_values[last] == 0.0
-        if is_dead or last == search.epochs:
-            trial.state = TrialState.PRUNED if is_dead else TrialState.COMPLETE
-            trial.values = [trial.intermediate_values[last]]
-            trial.user_attrs[DECISION] = {"reason": "collapsed" if is_dead else "finished"}
-    return trials
+class Played:
+    """A history played as the record plays it: each report is judged, and a trial that its decision ended is silent."""
+
+    def __init__(self, order: list[Step], search: SearchConfig) -> None:
+        self.search = search
+        self.order: list[Step] = []
+        self.decisions: list[Decision] = []
+        self._ended: dict[int, Decision] = {}
+        for step in order:
+            if step[0] not in self._ended:
+                self.order.append(step)
+                decision = judge(self.trials(), step[0], self.epoch(step[0]), search)
+                self.decisions.append(decision)
+                if decision.action != "go on":
+                    self._ended[step[0]] = decision
+
+    def epoch(self, number: int) -> int:
+        return sum(n == number for n, *_ in self.order)
+
+    def trials(self) -> list[FrozenTrial]:
+        trials = reported([(number, value) for number, value, _ in self.order])
+        for trial in trials:
+            is_below = [dead for number, _, dead in self.order if number == trial.number]
+            for report, dead in zip(trial.user_attrs[REPORTS], is_below, strict=True):
+                report["psnr_db"] = 8.7 if dead else 25.0
+            if decision := self._ended.get(trial.number):
+                trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
+                trial.values = [decision.value]
+                trial.user_attrs[DECISION] = asdict(decision)
+        return trials
 
 
-def wrongly_pruned(order: list[tuple[int, float]], search: SearchConfig) -> list[int]:
-    """Places of a history at which a trial is pruned although none that reached its epoch, and lives, was better."""
-    found = []
-    for place, (number, value) in enumerate(order):
-        trials = searched(order[: place + 1], search)
-        epoch = max(trials[number].intermediate_values)
-        if value == 0.0 or judge(trials, number, epoch, search).action != "prune":
-            continue
-        alive = [t for t in trials if t.user_attrs.get(DECISION, {}).get("reason") != "collapsed"]
-        if value >= max(t.intermediate_values[epoch] for t in alive if epoch in t.intermediate_values):
-            found.append(place)
+def has_died(order: list[Step], number: int) -> bool:
+    """Better than the noisy input once, and worse at present."""
+    below = [dead for n, _, dead in order if n == number]
+    return bool(below) and below[-1] and not all(below)
+
+
+def rivals(order: list[Step], epoch: int) -> dict[int, float]:
+    """Of all trials that reached the epoch and live, the value that they had there."""
+    values: dict[int, list[float]] = {}
+    for number, value, _ in order:
+        values.setdefault(number, []).append(value)
+    return {n: v[epoch - 1] for n, v in values.items() if len(v) >= epoch and not has_died(order, n)}
+
+
+def wrongly_pruned(order: list[Step], search: SearchConfig) -> list[int]:
+    """Places of a history at which a trial that lives is pruned although none that reached its epoch, and lives, was
+    better."""
+    played, found = Played(order, search), []
+    for place, decision in enumerate(played.decisions):
+        number, value, _ = played.order[place]
+        so_far = played.order[: place + 1]
+        if decision.action == "prune" and decision.reason != "collapsed" and not has_died(so_far, number):
+            found += [place] * (value >= max(rivals(so_far, decision.epoch).values()))
     return found
 
 
+def lived(*order: tuple[int, float]) -> list[Step]:
+    return [(number, value, False) for number, value in order]
+
+
 # What `make search` did: a trial that had died since set the bar of epoch 1, and the best trial was pruned by it.
-LOST_BEST = [(0, 0.4), (1, 0.5), (2, 0.1), (3, 0.1), (1, 0.0), (0, 0.5), (0, 0.5), (0, 0.5)]
+LOST_BEST = [*lived((0, 0.4), (1, 0.5), (2, 0.1), (3, 0.1), (1, 0.5)), (1, 0.2, True), (1, 0.2, True), *lived((0, 0.5))]
 
 
-@given(histories(epochs=4), st.integers(1, 2), st.integers(2, 5))
+@given(STEPS, st.integers(1, 2), st.integers(2, 5))
+@example([*lived((0, 0.4), (1, 0.5)), (1, 0.1, True), *lived((2, 0.45), (0, 0.45))], 1, 5)
+@example([*lived((0, 0.4), (1, 0.5), (0, 0.6)), (1, 0.1, True), *lived((2, 0.45))], 1, 5)
 @settings(deadline=None)
 def test_who_has_the_best_value_at_its_epoch_is_never_pruned(order, grace, reduction):
     assert wrongly_pruned(order, replace(SEARCH, epochs=4, grace=grace, reduction=reduction)) == []
 
 
 def test_the_former_rule_pruned_the_best_by_what_a_dead_trial_once_was():
-    assert wrongly_pruned(LOST_BEST, replace(SEARCH, pruner="leaders")) == [5, 6, 7]
+    assert wrongly_pruned(LOST_BEST, replace(SEARCH, pruner="leaders")) == [7]
     assert wrongly_pruned(LOST_BEST, SEARCH) == []
 
 
-@given(histories(epochs=4), st.integers(2, 5))
+def test_a_trial_that_is_pruned_in_its_first_dead_epoch_has_collapsed_and_is_nobodys_rival():
+    order = [*lived((0, 0.5), (1, 0.6), (0, 0.6)), (1, 0.2, True), *lived((2, 0.5))]
+    played = Played(order, SEARCH)
+    assert [(d.action, d.reason) for d in played.decisions[3:]] == [("prune", "collapsed"), ("go on", "passed")]
+    assert candidates(played.trials(), "ssim") == [0, 2]
+
+
+@given(STEPS, st.integers(2, 5))
 @settings(deadline=None)
 def test_values_are_compared_at_the_same_epoch_and_the_dead_are_no_rivals(order, reduction):
-    search = replace(SEARCH, epochs=4, reduction=reduction)
-    number, value = order[-1]
-    trials = searched(order, search)
-    epoch = max(trials[number].intermediate_values)
-    decision = judge(trials, number, epoch, search)
-    if value == 0.0 or epoch == search.epochs:
-        return
-    assert decision.compared == epoch
-    alive = [t for t in trials if t.user_attrs.get(DECISION, {}).get("reason") != "collapsed"]
-    assert decision.rivals == sum(epoch in t.intermediate_values for t in alive)
-    assert decision.set_by in {t.number for t in alive}
-    # Without the dead, and without what others did after this epoch, it is the same.
-    cut = [(n, v) for i, (n, v) in enumerate(order) if n in {t.number for t in alive} and (
-        n == number or sum(m == n for m, _ in order[:i]) < epoch)]  # fmt: skip
-    again = judge(searched(cut, search), number, epoch, search)
-    assert (again.action, again.cutoff) == (decision.action, decision.cutoff)
+    played = Played(order, replace(SEARCH, epochs=4, reduction=reduction))
+    for place, decision in enumerate(played.decisions):
+        so_far = played.order[: place + 1]
+        if decision.rivals is None or has_died(so_far, so_far[-1][0]):
+            continue
+        assert decision.compared == decision.epoch
+        assert decision.rivals == len(rivals(so_far, decision.epoch))
+        assert rivals(so_far, decision.epoch)[decision.set_by] == decision.cutoff
 
 
 def test_evidence_counts_while_none_has_finished():
@@ -103,16 +130,15 @@ def test_evidence_counts_while_none_has_finished():
     assert (decision.action, decision.cutoff, decision.set_by) == ("prune", 0.9, 9)
 
 
-@given(histories(epochs=4), st.integers(1, 2), st.integers(2, 5))
+@given(STEPS, st.integers(1, 2), st.integers(2, 5))
 @settings(deadline=None)
 def test_what_is_heard_later_changes_no_decision(order, grace, reduction):
     search = replace(SEARCH, epochs=4, grace=grace, reduction=reduction)
-    everything = searched(order, search)
-    for place, (number, value) in enumerate(order):
-        trials = searched(order[: place + 1], search)
-        epoch = max(trials[number].intermediate_values)
-        if value > 0.0:
-            assert judge(everything, number, epoch, search) == judge(trials, number, epoch, search)
+    played = Played(order, search)
+    everything, epochs = played.trials(), [0] * 10
+    for (number, *_), decision in zip(played.order, played.decisions, strict=True):
+        epochs[number] += 1
+        assert judge(everything, number, epochs[number], search) == decision
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
@@ -133,6 +159,15 @@ def test_in_a_plain_optuna_study_most_bad_trials_are_pruned_and_the_best_never(d
     study.optimize(objective, n_trials=40)
     assert study.best_trial.params["x"] == max(trial.params["x"] for trial in study.trials)
     assert sum(trial.state == TrialState.PRUNED for trial in study.trials) >= 25
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_what_is_not_a_number_is_worse_than_every_value(direction):
+    study = optuna.create_study(direction=direction, pruner=AshaPruner(reduction=2))
+    first, second = study.ask(), study.ask()
+    first.report(math.nan, 1)
+    second.report(0.9, 1)
+    assert (first.should_prune(), second.should_prune()) == (True, False)
 
 
 def test_who_is_a_difference_that_nobody_sees_below_the_bar_goes_on():

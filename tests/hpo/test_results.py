@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from curves import SPACE, report
 from optuna.trial import TrialState
+from plain_search import command
 from rich.console import Console
 
 from hpo import results, search
@@ -21,9 +22,12 @@ from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.decide import DECISION, Decision, suggest
 from hpo.record import Record, RecordError
-from hpo.tables import headline
+from hpo.tables import collapse_told, headline
+from model.checkpoint import load_checkpoint
+from model.config import TrainConfig
 from model.denoise import MANIFEST
-from model.run import BEST
+from model.run import BEST, LAST
+from model.trainer import Trainer
 
 OBJECTIVE = "ssim"
 
@@ -172,6 +176,48 @@ def test_a_driver_that_was_killed_goes_on_with_the_rates_that_its_final_training
     assert trained_finally(record, monkeypatch, None) == [(1, 5e-4)]
     record.note(results.COLLAPSES, [*earlier, collapse(1, None), collapse(6, None)])
     assert trained_finally(record, monkeypatch) == []  # all were tried
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_its_best_epoch(
+    is_killed, pictures, tmp_path, plainly, monkeypatch
+):
+    """The training and its checkpoints are real, its metrics are not: at the trial's own rates all is lost from epoch 3
+    on. is_killed: the driver is, before the training goes on."""
+    evaluate, rate = Trainer._evaluate, TrainConfig().lr_g
+
+    def metrics(trainer: Trainer) -> dict[str, float]:
+        epoch, is_lost = trainer.epoch + 1, trainer.config.lr_g == rate and trainer.epoch >= 2
+        found = {"psnr_db": 8.7 if is_lost else 25 + epoch / 10, "ssim": 0.1 if is_lost else 0.5, "output_std": 0.2}
+        return {**evaluate(trainer), **(found if trainer.config.epochs == 5 else {})}
+
+    def killed(_: object) -> str:
+        monkeypatch.setattr(search, "collapse_told", collapse_told)
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "_evaluate", metrics)
+    (tmp_path / "space.py").write_text(
+        "from dataclasses import replace\n\ndef suggest(trial, base):\n"
+        "    return replace(base, l1_weight=trial.suggest_float('l1_weight', 50, 200))\n"
+    )
+    words = command(pictures, tmp_path / "runs", "--space", str(tmp_path / "space.py"), "--final-epochs", "5")
+    if is_killed:
+        monkeypatch.setattr(search, "collapse_told", killed)
+        with pytest.raises(Killed):
+            main(words)
+    assert main(words) == 0
+    found = Record(tmp_path / "runs", "first")
+    [event] = results.collapses(found)
+    told = {"reason": "collapsed", "epoch": 4, "back_to": 2, "lr_g": rate / 2, "lr_d": TrainConfig().lr_d / 2}
+    assert event.items() >= told.items()
+    _, state = load_checkpoint(found.folder / results.FINAL / LAST)
+    assert state["config"].items() >= {"lr_g": rate / 2, "lr_d": event["lr_d"], "epochs": 5}.items()
+    assert [report["psnr_db"] for report in state["reports"]] == [25.1, 25.2, 25.3, 25.4, 25.5]
+    assert results.final_of(found)["trial"] == event["trial"]
 
 
 @pytest.mark.parametrize("note", [{}, [3], [{"trial": 1}], [{**collapse(1, 1), "lr_g": "high"}]])
