@@ -199,13 +199,10 @@ def is_dead(trial: FrozenTrial) -> bool:
     to anybody."""
     if DECISION in trial.user_attrs:
         return trial.user_attrs[DECISION]["reason"] in ("diverged", "collapsed")
-    reports = trial.user_attrs[REPORTS][-1:]
-    return bool(reports) and EvalReport.from_dict(reports[0]).is_dead and _died(trial.user_attrs[REPORTS]) is not None
-
-
-def _died(reports: Sequence[Mapping[str, Any]]) -> Literal["diverged", "collapsed"] | None:
-    """Of what, if no epoch follows."""
-    return stop_reason([EvalReport.from_dict(report) for report in reports], is_last=True)
+    reports = trial.user_attrs[REPORTS]
+    if not reports or not EvalReport.from_dict(reports[-1]).is_dead:  # nearly always: the rest is not read
+        return False
+    return stop_reason([EvalReport.from_dict(report) for report in reports], is_last=True) is not None
 
 
 def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
@@ -222,7 +219,7 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
     decision = _asked_pruner(trials, number, epoch, search)
-    if decision.action == "prune" and _died(trial.user_attrs[REPORTS][:epoch]):
+    if decision.action == "prune" and stop_reason(reports, is_last=True):
         # Not because others were better: it is to win nothing, and to be nobody's rival.
         return Decision(action="prune", reason="collapsed", epoch=epoch, value=value, kept=decision.kept)
     return decision

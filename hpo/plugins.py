@@ -21,8 +21,6 @@ from hpo.surrogate import SurrogateSampler
 from model.config import ConfigError, Mistakes
 from model.metrics import SMALL
 
-FILES = ("sampler", "pruner")  # options that take one
-
 
 def sampler(search: SearchConfig, seed: int) -> BaseSampler:
     """A new one: what it suggests shall depend on the study and the seed alone. Raises ConfigError."""
@@ -73,7 +71,8 @@ def check(search: SearchConfig) -> None:
 
 def digests(search: SearchConfig) -> dict[str, str | None]:
     """SHA-256 of the files that they come from, by option."""
-    return {option: digest(path) for option in FILES if (path := getattr(search, option)).endswith(".py")}
+    paths = {"sampler": search.sampler, "pruner": search.pruner}
+    return {option: digest(path) for option, path in paths.items() if path.endswith(".py")}
 
 
 def digest(path: str) -> str | None:
