@@ -23,7 +23,7 @@ import search_spaces
 from hpo import plugins
 from hpo.config import SearchConfig
 from hpo.pruners import ComparingPruner
-from model.config import ConfigError, TrainConfig
+from model.config import ConfigError, Mistakes, TrainConfig
 from model.metrics import EvalReport, stop_reason
 from search_spaces import Space
 
@@ -105,8 +105,13 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
 
 def check_plugins(search: SearchConfig) -> None:
     """Before anything is started: that sampler and pruner can be made, and that a user's sampler has a suggestion once
-    trials are complete, of which three are made up here. Raises ConfigError."""
-    plugins.check(search)
+    trials are complete, of which three are made up here. Raises ConfigError, with the mistakes of both."""
+    mistakes = Mistakes()
+    with mistakes.collected():
+        plugins.sampler(search, 0)
+    with mistakes.collected():
+        plugins.pruner(search, is_dead)
+    mistakes.tell()
     if not search.sampler.endswith(".py"):
         return
     space = search_spaces.load(search.space)

@@ -18,7 +18,7 @@ import search_spaces
 from hpo.config import FORMER_PRUNERS, SearchConfig
 from hpo.pruners import AshaPruner, FormerPruner
 from hpo.surrogate import SurrogateSampler
-from model.config import ConfigError, Mistakes
+from model.config import ConfigError
 from model.metrics import SMALL
 
 
@@ -57,16 +57,6 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
         return FormerPruner(rule, grace=search.grace_epochs, reduction=search.reduction)
     made: BasePruner = _made("pruner", search.pruner, BasePruner, "pruner()")
     return made
-
-
-def check(search: SearchConfig) -> None:
-    """That both can be made. Raises ConfigError, with the mistakes of both."""
-    mistakes = Mistakes()
-    with mistakes.collected():
-        sampler(search, 0)
-    with mistakes.collected():
-        pruner(search, lambda trial: False)
-    mistakes.tell()
 
 
 def digests(search: SearchConfig) -> dict[str, str | None]:

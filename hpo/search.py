@@ -51,7 +51,7 @@ from model.disk import in_words
 from model.evaluate import against_slides, table
 from model.folders import check_layout
 from model.generator import Generator
-from model.metrics import EvalReport, objective_value, stop_reason
+from model.metrics import EvalReport, Objective, objective_value, stop_reason
 from model.run import BEST, LAST, RATES
 from model.stream import PixelFiles
 
@@ -649,7 +649,15 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     if reason is None:
         return None
     event = {"trial": number, "epochs": config.epochs, "reason": reason, "epoch": len(reports)}
-    best = results.best_of(reports, record.search.objective)
-    if len(before) == _LOWER_RATES or best is None or best.is_dead or best is reports[-1]:
-        return {**event, "back_to": None}
-    return {**event, "back_to": best.epoch, **{name: getattr(config, name) / 2 for name in RATES}}
+    return {**event, **_way_back(reports, config, len(before), record.search.objective)}
+
+
+def _way_back(
+    reports: Sequence[EvalReport], config: TrainConfig, times: int, objective: Objective
+) -> dict[str, Any]:
+    """After a collapse: the best epoch and half the rates, unless it went back so many times before, or that epoch is
+    the very one in which it died."""
+    best = results.best_of(reports, objective)
+    if times == _LOWER_RATES or best is None or best.is_dead or best is reports[-1]:
+        return {"back_to": None}
+    return {"back_to": best.epoch, **{name: getattr(config, name) / 2 for name in RATES}}

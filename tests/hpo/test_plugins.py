@@ -190,14 +190,14 @@ def test_what_is_wrong_with_a_users_file_is_told_with_its_path(text, told, tmp_p
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        plugins.check(replace(SEARCH, sampler=str(path)))
+        check_plugins(replace(SEARCH, sampler=str(path)))
     assert str(caught.value).startswith(f"sampler={path}: ")
     assert told in str(caught.value)
 
 
 def test_both_files_mistakes_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        plugins.check(replace(SEARCH, sampler=str(tmp_path / "a.py"), pruner=str(tmp_path / "b.py")))
+        check_plugins(replace(SEARCH, sampler=str(tmp_path / "a.py"), pruner=str(tmp_path / "b.py")))
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
         f"sampler={tmp_path / 'a.py'}",
         f"pruner={tmp_path / 'b.py'}",

@@ -6,7 +6,7 @@ import copy
 import io
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,6 +218,23 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
     assert state["config"].items() >= {"lr_g": rate / 2, "lr_d": event["lr_d"], "epochs": 5}.items()
     assert [report["psnr_db"] for report in state["reports"]] == [25.1, 25.2, 25.3, 25.4, 25.5]
     assert results.final_of(found)["trial"] == event["trial"]
+
+
+@pytest.mark.parametrize(
+    ("ssim", "last", "times", "back_to"),
+    [
+        ((0.5, 0.6, 0.4), {}, 0, 2),
+        ((0.5, 0.6, 0.4), {}, 2, None),  # so often it went back before
+        ((0.5, 0.6, 0.7), {"gen_total": math.nan}, 0, None),  # it diverged in its best epoch: there is no way back
+        ((), {}, 0, None),
+    ],
+)
+def test_a_training_goes_back_to_its_best_epoch_at_half_the_rates_where_that_one_lived(ssim, last, times, back_to):
+    reports = [report(epoch, value) for epoch, value in enumerate(ssim, start=1)]
+    reports[-1:] = [replace(at, **last) for at in reports[-1:]]
+    config = TrainConfig(lr_g=4e-3, lr_d=2e-4)
+    rates = {} if back_to is None else {"lr_g": 2e-3, "lr_d": 1e-4}
+    assert search._way_back(reports, config, times, OBJECTIVE) == {"back_to": back_to, **rates}
 
 
 @pytest.mark.parametrize("note", [{}, [3], [{"trial": 1}], [{**collapse(1, 1), "lr_g": "high"}]])
