@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import decide
 from hpo.deaths import Death
-from hpo.decide import Decision
+from hpo.decide import Decision, Suggestion
 from hpo.record import Record
-from model.config import MachineError
+from model.config import ConfigError, MachineError
 from model.metrics import EvalReport
 from search_spaces import Space
 
@@ -81,6 +81,8 @@ class Conductor:
         trials = self.record.trials()
         if self._exhausted or len(trials) >= self.record.search.trials or self._time_is_up():
             return None
+        if queued := self.record.queued():
+            return self._queued_trial(queued) or self._new_trial()
         suggestion = decide.suggest(trials, self._space, self.record.search)
         if suggestion is None:
             self._exhausted = True  # not to look through the whole space again ten times a second
@@ -88,6 +90,23 @@ class Conductor:
         trial = self.record.add(suggestion)
         self._tell(trial)
         return trial
+
+    def _queued_trial(self, queued: FrozenTrial) -> FrozenTrial | None:
+        """One that somebody put into the study with Optuna's tools. None: it fails, since the space has no such one."""
+        record, wrong = self.record, ""
+        try:
+            suggestion = decide.queued(
+                queued.system_attrs.get(decide.FIXED, {}), record.trials(), self._space, record.search
+            )
+        except ConfigError as error:
+            wrong = f"it was queued, but {error}"
+            suggestion = Suggestion(params={}, distributions={}, config=record.search.base_config(), by=decide.QUEUED)
+        trial = record.add(suggestion, queued)
+        if wrong:
+            log.warning("trial %d: %s", trial.number, wrong)
+            record.fail(trial.number, wrong)
+        self._tell(record.trial(trial.number))
+        return None if wrong else trial
 
     def hear(self, number: int, reports: Sequence[EvalReport], node: str | None = None) -> Decision:
         """All reports of a trial so far; those that the record lacks are judged in turn. Gives the last decision.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,13 +18,13 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
 from hpo import plugins
 from hpo.config import SearchConfig
 from hpo.pruners import ComparingPruner
-from model.config import ConfigError, Mistakes, TrainConfig
+from model.config import ConfigError, Mistakes, TrainConfig, nearest
 from model.metrics import EvalReport, stop_reason
 from search_spaces import Space
 
@@ -40,6 +41,9 @@ DECISION = "decision"  # user attribute of an ended trial: the Decision that end
 
 KEPT = "kept"  # user attribute, and of a report: Optuna's system attributes that sampler or pruner set then
 
+QUEUED = "queued"  # a value of BY: somebody put the trial into the study
+FIXED = "fixed_params"  # Optuna's own system attribute of such a trial: its parameters
+
 PRUNED = ("asha", "leaders", "pruner")  # reasons of a Decision by which others were better
 
 _LEARNED_TRIES = 20  # at a configuration that was not there before; a small space makes a sampler repeat its favourites
@@ -53,7 +57,7 @@ class Suggestion:
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     config: TrainConfig
-    by: str  # "starting point", "random", or the sampler's name
+    by: str  # "starting point", "queued", "random", or the sampler's name
     kept: Mapping[str, Any] = field(default_factory=dict)  # by the sampler, for its next suggestions
 
     def user_attrs(self, heard: int) -> dict[str, Any]:
@@ -97,10 +101,30 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
         if by != "starting point" and (attempt >= _LEARNED_TRIES or _is_random(trial, search.sampler)):
             by = "random"
         if trial.params not in seen:
-            kept = study._storage.get_trial_system_attrs(trial._trial_id)
-            kept = {name: value for name, value in kept.items() if name != "fixed_params"}
-            return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by, kept=kept)
+            return _suggestion(study, trial, config, by)
     return None
+
+
+def queued(params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion:
+    """The next configuration where somebody has put it into the study (Optuna's enqueue_trial); the sampler suggests
+    what is not in `params`. Raises ConfigError where that is no configuration of the space."""
+    study = in_memory_study(trials, plugins.sampler(search, _seed(search, len(trials), 0)))
+    study.enqueue_trial(dict(params))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # Optuna's, of what is refused below
+        trial, config = _asked(study, space, search.base_config(), search.sampler)
+    if unknown := sorted(set(params) - set(trial.params)):
+        raise ConfigError(f"{unknown[0]}: the space suggests no such parameter. {nearest(unknown[0], trial.params)}")
+    try:  # Optuna asks with values out of range, and refuses to keep them
+        create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return _suggestion(study, trial, config, QUEUED)
+
+
+def _suggestion(study: optuna.Study, trial: optuna.Trial, config: TrainConfig, by: str) -> Suggestion:
+    kept = study._storage.get_trial_system_attrs(trial._trial_id)
+    kept = {name: value for name, value in kept.items() if name != FIXED}
+    return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by, kept=kept)
 
 
 def check_plugins(search: SearchConfig) -> None:

@@ -19,7 +19,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -30,7 +29,7 @@ from hpo import damage, plugins
 from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, KEPT, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
-from hpo.study import Study, check_file, told
+from hpo.study import Study, check_file, file_url, told
 from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError, nearest
 from model.disk import check_writable, in_words
@@ -99,9 +98,11 @@ class Record:
         return study, self._read_trials(study)
 
     def _read_trials(self, study: Study) -> list[FrozenTrial]:
-        """Whole ones. Raises RecordError, StudyAwayError."""
+        """Whole ones; those that wait to be run are none yet. Raises RecordError, StudyAwayError."""
         with self._telling(Exception):
             trials = study.trials()
+        while trials and trials[-1].state == TrialState.WAITING:
+            trials.pop()
         for place, trial in enumerate(trials):
             if wrong := "number" if trial.number != place else damage.of_trial(trial, self.search.objective):
                 raise DamagedError(f"{self.study_place}: damaged (trial {place}: its {wrong}); {self._remedy}")
@@ -219,17 +220,24 @@ class Record:
         """Whether the search has that file; it need not be here."""
         return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 
-    def add(self, suggestion: Suggestion) -> FrozenTrial:
-        """A trial under way."""
+    def queued(self) -> FrozenTrial | None:
+        """The next trial that somebody has put into the study with Optuna's enqueue_trial."""
+        with self._telling():
+            return self._study.queued()
+
+    def add(self, suggestion: Suggestion, queued: FrozenTrial | None = None) -> FrozenTrial:
+        """A trial under way. queued: the one that waited for it."""
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
             distributions=dict(suggestion.distributions),
-            user_attrs=suggestion.user_attrs(self._reports_heard()),
+            user_attrs={**(queued.user_attrs if queued else {}), **suggestion.user_attrs(self._reports_heard())},
+            system_attrs=queued.system_attrs if queued else {},
         )
         trial.number = len(self._trials)
+        trial._trial_id = queued._trial_id if queued else trial._trial_id
         with self._telling():
-            self._study.write(trial, None)
+            self._study.write(trial, queued)
         self._trials.append(trial)
         return trial
 
@@ -396,10 +404,7 @@ def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -
     url: str | None = about["search"].get("study_url")
     if url:
         return url, f"{about['name']}-{about['id']}"
-    path = folder / STUDY_FILE
-    if read_only:
-        return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true", folder.name
-    return f"sqlite:///{path}", folder.name
+    return file_url(folder / STUDY_FILE, read_only=read_only), folder.name
 
 
 def missing(runs: Path, name: str) -> ConfigError:

@@ -25,8 +25,8 @@ from optuna.distributions import distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, TextClause, event, insert, update
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL, Connection, TextClause, event, insert, select, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from model.config import ConfigError, MachineError
@@ -67,7 +67,7 @@ class StudyAwayError(MachineError):
 class Study:
     """One that exists; `create` makes one.
 
-    url: sqlite:///FILE, or postgresql://USER@HOST/DATABASE, its password in PGPASSWORD or ~/.pgpass. read_only: of a
+    url: file_url's, or postgresql://USER@HOST/DATABASE, its password in PGPASSWORD or ~/.pgpass. read_only: of a
     server; a file's URL says it itself. waits: PATIENCE_SECONDS for a server that is away; if in vain, never again.
 
     Raises KeyError where it is not there, SQLAlchemy's DatabaseError; with a server StudyAwayError, ConfigError.
@@ -97,6 +97,17 @@ class Study:
         """As they are on disk, by number."""
         return self._answered(lambda _: self._storage.get_all_trials(self._id, deepcopy=False))
 
+    def queued(self) -> FrozenTrial | None:
+        """The first trial that waits to be run: Optuna's enqueue_trial puts it there, in whatever program."""
+        waiting = select(_TRIALS.c.trial_id).filter_by(study_id=self._id, state=TrialState.WAITING)
+
+        def first(_: bool) -> FrozenTrial | None:
+            with self._storage.engine.begin() as connection:
+                found = connection.execute(waiting.order_by(_TRIALS.c.number).limit(1)).scalar()
+            return None if found is None else self._storage.get_trial(found)
+
+        return self._answered(first)
+
     def write(self, now: FrozenTrial, was: FrozenTrial | None) -> None:
         """What is new in a trial, all or nothing. was: the trial as it was written last; None: never, and it gets its
         id. Values of attributes are exchanged, not changed in place.
@@ -112,9 +123,17 @@ class Study:
             if was is None:
                 now._trial_id = self._insert(connection, now)
             elif now.state != was.state:
-                ended = {"state": now.state, "datetime_complete": _utc(now.datetime_complete)}
-                connection.execute(update(_TRIALS).where(_TRIALS.c.trial_id == now._trial_id), ended)
+                times = {"datetime_start": _utc(now.datetime_start), "datetime_complete": _utc(now.datetime_complete)}
+                connection.execute(
+                    update(_TRIALS).where(_TRIALS.c.trial_id == now._trial_id), {"state": now.state, **times}
+                )
             own = {"trial_id": now._trial_id}
+            for name, value in now.params.items():
+                if was is not None and name in was.params:
+                    continue
+                of = now.distributions[name]
+                row = {**own, "param_name": name, "param_value": of.to_internal_repr(value)}
+                connection.execute(insert(_PARAMS), {**row, "distribution_json": distribution_to_json(of)})
             for key, value in now.user_attrs.items():
                 known = was is not None and key in was.user_attrs
                 if known and value is was.user_attrs[key]:  # type: ignore[union-attr]
@@ -137,15 +156,16 @@ class Study:
                 connection.execute(insert(_VALUES), final_row)
 
     def _insert(self, connection: Connection, trial: FrozenTrial) -> int:
-        row: dict[str, Any] = {"study_id": self._id, "number": trial.number, "state": trial.state}
-        result = connection.execute(insert(_TRIALS), {**row, "datetime_start": _utc(trial.datetime_start)})
+        """Its id. Raises MachineError where its number was taken."""
+        row: dict[str, Any] = {"study_id": self._id, "number": trial.number}
+        if connection.execute(select(_TRIALS.c.trial_id).filter_by(**row)).first():
+            raise MachineError(
+                f"trial {trial.number} was added by another program this moment; the same command continues"
+            )
+        row |= {"state": trial.state, "datetime_start": _utc(trial.datetime_start)}
+        result = connection.execute(insert(_TRIALS), row)
         assert result.inserted_primary_key is not None
-        trial_id = int(result.inserted_primary_key[0])
-        for name, value in trial.params.items():
-            of = trial.distributions[name]
-            row = {"trial_id": trial_id, "param_name": name, "param_value": of.to_internal_repr(value)}
-            connection.execute(insert(_PARAMS), {**row, "distribution_json": distribution_to_json(of)})
-        return trial_id
+        return int(result.inserted_primary_key[0])
 
     def _is_written(self, now: FrozenTrial, was: FrozenTrial | None) -> bool:
         """Whether a commit without an answer took place. Raises MachineError where the trial is neither."""
@@ -187,6 +207,13 @@ class Study:
         if since is not None:
             log.warning("%s: is back after %.0f s", self._url, time.monotonic() - since)
         return result
+
+
+def file_url(path: Path, *, read_only: bool = False) -> str:
+    """Of a database in a file, for a Study. Whatever the path's characters: SQLite takes %XX, Optuna's template no
+    braces, and SQLAlchemy quotes once more what it will unquote (from 2.1 on)."""
+    query = {"mode": "ro" if read_only else "rwc", "uri": "true"}
+    return URL.create("sqlite", database=path.absolute().as_uri(), query=query).render_as_string()
 
 
 def check_file(path: Path, *, read_only: bool) -> None:

@@ -33,9 +33,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.cli import main
 from hpo.config import SearchConfig
-from hpo.decide import ASKED, BY, CONFIG, DECISION, HEARD, REPORTS, suggest
+from hpo.decide import ASKED, BY, CONFIG, DECISION, ERROR, HEARD, REPORTS, suggest
 from hpo.record import Record, RecordError, locked
-from model.config import ConfigError, TrainConfig
+from model.config import ConfigError, MachineError, TrainConfig
 from model.metrics import EvalReport
 
 
@@ -394,3 +394,92 @@ def test_a_study_that_is_held_for_too_long_ends_the_search_which_then_goes_on(re
     assert len(checkpoints[number]) == 1
     run_all(conductor(Record(runs, "first")), checkpoints)
     assert story(Record(runs, "first").trials()) == story(undisturbed.trials())
+
+
+PRINTABLE = "".join(sorted({chr(code) for code in range(1, 127)} - {"/"}))
+
+
+@pytest.mark.parametrize("folder", ["a%20b", "a?b", "a{b}", "a#b=c&d;e", "ü 日本\udcff", PRINTABLE], ids=ascii)
+def test_a_study_lies_in_its_folder_whatever_characters_the_path_has(folder, tmp_path):
+    """One that the path's name means in a URL keeps its own."""
+    others = Record.create(tmp_path / "a b" / "runs", "first", SearchConfig(trials=2, epochs=2))
+    before = others.study_file.read_bytes()
+    Record.create(tmp_path / folder / "runs", "first", SearchConfig(trials=2, epochs=2))
+    for read_only in (False, True):
+        assert with_trials(Record(tmp_path / folder / "runs", "first", read_only=read_only), 0).trials() == []
+    with_trials(Record(tmp_path / folder / "runs", "first"), 1)
+    assert others.study_file.read_bytes() == before
+    with closing(sqlite3.connect(tmp_path / folder / "runs" / "first" / "study.db")) as study:
+        assert study.execute("SELECT COUNT(*) FROM trials").fetchone() == (1,)
+    assert sorted(os.listdir(tmp_path)) == sorted(["a b", folder])
+
+
+# --- what Optuna's tools add -------------------------------------------------------------------------------------------
+
+
+def optunas(record: Record) -> optuna.Study:
+    return optuna.load_study(study_name="first", storage=f"sqlite:///{record.study_file}")
+
+
+def test_a_trial_that_optuna_enqueues_is_run_next_and_the_sampler_suggests_what_it_leaves_open(record, runs):
+    loop = conductor(record)
+    train(loop, loop.next_trial().number, [])
+    optunas(record).enqueue_trial({"lr_g": 5e-4}, user_attrs={"why": "a guess"})
+    train(loop, loop.next_trial().number, [])
+    run_all(loop)
+    read = Record(runs, "first").trials()
+    assert story(read) == story(record.trials())
+    assert (read[1].params["lr_g"], read[1].user_attrs[BY], read[1].user_attrs["why"]) == (5e-4, "queued", "a guess")
+    assert {"loss", "lr_d"} <= read[1].params.keys()
+    assert [trial.number for trial in read] == [*range(record.search.trials)]
+    assert as_optuna_sees_it(runs)[1].params == read[1].params
+
+
+def test_what_waits_in_the_study_is_no_damage_and_waits_until_there_is_a_trial_left(record, runs):
+    run_all(conductor(record))
+    done = story(record.trials())
+    optunas(record).enqueue_trial({"lr_g": 5e-4})
+    found = Record(runs, "first")
+    assert story(found.trials()) == done
+    assert conductor(found).next_trial() is None
+    found.change({"trials": record.search.trials + 1})
+    assert conductor(found).next_trial().user_attrs[BY] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"lr_g": 0.05}, "The value 0.05 of parameter 'lr_g' isn't contained"),
+        ({"lr_g": 5.0}, "lr_g must be above 0 and at most 1"),
+        ({"lr_gg": 1e-4}, "lr_gg: the space suggests no such parameter. Did you mean lr_g?"),
+        ({"loss": "l7"}, "l7"),
+    ],
+)
+def test_what_is_queued_and_not_in_the_space_fails_by_itself_and_the_search_goes_on(params, told, record, runs):
+    optunas(record).enqueue_trial(params)
+    run_all(conductor(record))
+    first, *others = Record(runs, "first").trials()
+    assert (first.state, len(others)) == (TrialState.FAIL, record.search.trials - 1)
+    assert told in first.user_attrs[ERROR]["text"]
+    assert all(trial.state != TrialState.FAIL for trial in others)
+
+
+def test_optunas_notes_and_attributes_change_nothing(record, runs):
+    study = optunas(record)
+    study.set_user_attr("mine", [1, 2])
+    study._storage.set_study_system_attr(study._study_id, "dashboard:note_ver", 1)
+    loop = conductor(record)
+    loop.next_trial()
+    [trial] = study.trials
+    study._storage.set_trial_user_attr(trial._trial_id, "tag", "good")
+    study._storage.set_trial_system_attr(trial._trial_id, "dashboard:0:note_ver", 1)
+    train(loop, 0, [])
+    run_all(loop)
+    assert len(Record(runs, "first").trials()) == record.search.trials
+
+
+def test_a_trial_that_another_program_adds_this_moment_is_not_written_over(record):
+    suggestion = suggest([], SPACE, record.search)
+    optunas(record).enqueue_trial({"lr_g": 5e-4})
+    with pytest.raises(MachineError, match="trial 0 was added by another program this moment"):
+        record.add(suggestion)
