@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from model.config import ConfigError
 from model.data import Pairs
 from model.denoise import DenoiseError, Denoiser, verify_files
-from model.pictures import SCALE, cells, open_image
+from model.image_files import read_image
+from model.pictures import SCALE, cells
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 _STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
@@ -81,8 +81,8 @@ def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[
 def on_strip(denoiser: Denoiser, path: Path) -> dict[str, Any]:
     """What the model makes of the noisy images of an export's picture: a few, which travel with it. Raises ImageError,
     ValueError."""
-    sheet = Image.fromarray(np.asarray(open_image(path))[::SCALE, ::SCALE])
-    noisy, clean = (_as_floats(column) for column in cells(sheet)[:2])
+    pixels = read_image(path).pixels[::SCALE, ::SCALE]
+    noisy, clean = (_as_floats(column) for column in cells(pixels)[:2])
     return {"file": path.name, "images": len(noisy), **quality(denoiser.batch(noisy), clean).as_dict()}
 
 

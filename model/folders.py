@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 
 from model import s3
 from model.config import ConfigError, MachineError
-from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, open_image
+from model.image_files import IMAGE_SUFFIXES, ImageError, check_size, read_file, read_image
 from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
@@ -143,24 +142,10 @@ def _local(folder: Path) -> _Files:
                 continue
             if not Path(os.path.realpath(path)).is_relative_to(root):
                 leaving.append(str(path))
-            files[path.relative_to(folder).as_posix()] = functools.partial(_read, path)
+            files[path.relative_to(folder).as_posix()] = functools.partial(read_file, path)
     if leaving:
         raise DataError(f"data={folder}: links that leave the folder: {', '.join(leaving[:_SHOWN])}")
     return files
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():  # a pipe would be waited for, a device be read for ever
-        raise ImageError(f"{path}: is no file")
-    _check_size(path, path.stat().st_size)
-    return path.read_bytes()
-
-
-def _check_size(path: object, size: int) -> None:
-    if size > MAX_BYTES:
-        raise ImageError(
-            f"{path}: has {size:,} bytes, above {MAX_BYTES:,}: no image of up to {MAX_PIXELS:,} pixels has"
-        )
 
 
 def _s3(address: str) -> _Files:
@@ -172,7 +157,7 @@ def _s3(address: str) -> _Files:
 
     def reader(path: str, size: int) -> Callable[[], bytes]:
         def read() -> bytes:
-            _check_size(path, size)
+            check_size(path, size)
             with _asked(address), system.open_input_file(path) as file:
                 content: bytes = file.read()
                 return content
@@ -260,10 +245,11 @@ def _take(splits: dict[str, list[Picture]], name: str) -> None:
 def _pixels(read: Callable[[], bytes], path: str) -> np.ndarray:
     """(C, H, W) uint8, grey or RGB. Raises ImageError, and DataError where memory ends."""
     try:
-        image = open_image(Path(path), io.BytesIO(read()))
+        pixels = read_image(Path(path), read()).pixels
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error
-    pixels = np.asarray(image.convert(image.mode.removesuffix("A")))
+    if pixels.dtype != np.uint8:
+        raise ImageError(f"{path}: has {pixels.dtype} pixels; training takes 8 bits a channel")
     if 4 * pixels.nbytes > memory("MemAvailable"):  # they are copied for the trials to share
         raise DataError(f"{path}: with it the images fill this machine's memory; take fewer, or a larger machine")
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -72,14 +72,13 @@ def strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def cells(sheet: Image.Image, columns: int = 3) -> list[np.ndarray]:
-    """The columns of a strip of scale 1 whose pictures are square: uint8 (N, S, S), or (N, S, S, 3). Raises ValueError
-    where its size is that of none."""
-    pixels = np.asarray(sheet)
+def cells(pixels: np.ndarray, columns: int = 3) -> list[np.ndarray]:
+    """The columns of a strip of scale 1 whose pictures are square: uint8 (N, S, S), or (N, S, S, 3). pixels: the
+    strip's, (H, W) or (H, W, 3). Raises ValueError where its size is that of none."""
     side, rest = divmod(pixels.shape[1] + _GAP, columns)
     count, left = divmod(pixels.shape[0] + _GAP, side)
     if rest or left or not count:
-        raise ValueError(f"{sheet.width}x{sheet.height} pixels are no {columns} columns of square pictures")
+        raise ValueError(f"{pixels.shape[1]}x{pixels.shape[0]} pixels are no {columns} columns of square pictures")
     starts = range(0, columns * side, side)
     return [np.stack([pixels[y * side :, x:][: side - _GAP, : side - _GAP] for y in range(count)]) for x in starts]
 

@@ -22,7 +22,7 @@ from model.denoise import Denoiser
 from model.evaluate import evaluate
 from model.export import export
 from model.folders import grid, read_pictures
-from model.pictures import MAX_BYTES
+from model.image_files import MAX_BYTES
 from model.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -248,7 +248,7 @@ def _leaving(folder: Path) -> str:
 
 def _sixteen_bits(folder: Path) -> str:
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "deep.png")
-    return "deep.png: I;16 pixels; convert it to 8 bits a channel"
+    return "deep.png: has uint16 pixels; training takes 8 bits a channel"
 
 
 def _pipe(folder: Path) -> str:
