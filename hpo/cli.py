@@ -99,6 +99,8 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
             setattr(arguments, name, os.path.realpath(getattr(arguments, name)))
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
+    if hasattr(arguments, "range"):
+        arguments.range = tuple(arguments.range)
 
 
 def _absolute(data: str) -> str:
@@ -251,12 +253,17 @@ def _export(arguments: argparse.Namespace) -> int:
 
     with _looking(arguments) as record:
         check_target(arguments.to or record.home / results.EXPORT)
+        data = record.search.data_config()
+        if arguments.data is not None:
+            data = replace(data, data=_absolute(arguments.data))
         with PixelFiles(arguments.runs, arguments.name) as store:
-            images = record.search.data_config().load(store)
+            images = data.load(store)
+            results.check_images(record, images, data.data)
         manifest = results.export_winner(
             record,
             images,
             over=results.is_over(record),
+            data=data,
             trial=arguments.trial,
             to=arguments.to,
             trainable=arguments.trainable,
@@ -383,7 +390,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.trainer import SEARCH_VALIDATION_IMAGES
 
     with mistakes.collected():
-        data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
+        data = DataConfig(
+            data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop, range=arguments.range
+        )
     with mistakes.collected():
         check_layout(arguments.data)
     mistakes.tell()
@@ -391,6 +400,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with PixelFiles(arguments.to) as store:
         store.remove_others()
         images = data.load(store)
+        sys.stderr.writelines(visible(f"{data.data}: {line}") + "\n" for line in images.told)
         placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
         run = TrainingRun(config, placed, arguments.to, "balanced")
         events = None
@@ -408,8 +418,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
                 file=sys.stderr,
             )
-    reason = stop_reason(run.reports)
-    metrics = None
+    reason, metrics = stop_reason(run.reports), None
     if arguments.export and not reason:
         from model.export import export
         from model.run import BEST
@@ -460,6 +469,8 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
     option = action.option_strings[0]
     if action.nargs == 0:
         return [option] if value else []
+    if action.nargs == 2:
+        return [option, *map(str, value)]
     return [word for one in (value if isinstance(value, list) else [value]) for word in (option, str(one))]
 
 

@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from model.config import ConfigError
 from model.data import Pairs
 from model.denoise import DenoiseError, Denoiser, verify_files
+from model.depth import EIGHT_BITS, Depth
 from model.image_files import read_image
 from model.pictures import SCALE, cells
 
@@ -25,9 +26,9 @@ SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two n
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """Means over images on [-1, 1], each measured by itself."""
+    """Means over images, each measured by itself."""
 
-    l1: float
+    l1: float  # on [-1, 1]
     ssim: float
     psnr_db: float  # infinite for the ground truth itself
 
@@ -40,26 +41,30 @@ class Quality:
         }
 
 
-def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
-    """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones."""
+def quality(images: np.ndarray, clean: np.ndarray, depth: Depth = EIGHT_BITS) -> Quality:
+    """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones.
+
+    depth: of 16-bit and float32 images PSNR and SSIM are scikit-image's of the values that their files would have; of
+    8-bit ones, as in the slides, those on [-1, 1].
+    """
+    l1, width = float(np.abs(images - clean).mean()), 2.0
+    if depth.dtype != "uint8":
+        images, clean = (depth.from_unit(column).astype(np.float64) for column in (images, clean))
+        width = depth.high - depth.low
     pairs = list(zip(images, clean, strict=True))
     with np.errstate(divide="ignore"):
-        psnr_db = [peak_signal_noise_ratio(truth, image, data_range=2) for image, truth in pairs]
-    ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK]) for i in range(0, len(images), _STACK)]
-    return Quality(
-        l1=float(np.abs(images - clean).mean()),
-        ssim=float(np.concatenate(ssim).mean()),
-        psnr_db=float(np.mean(psnr_db)),
-    )
+        psnr_db = [peak_signal_noise_ratio(truth, image, data_range=width) for image, truth in pairs]
+    ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK], width) for i in range(0, len(images), _STACK)]
+    return Quality(l1=l1, ssim=float(np.concatenate(ssim).mean()), psnr_db=float(np.mean(psnr_db)))
 
 
-def _ssim(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
     """scikit-image's, of each channel of each image (N, C). All of them are one tall image to it, which takes a fifth
     of the time: where the window lies within one of them, and nowhere else does its mean look, nothing changes."""
     _, similarity = structural_similarity(
         images.reshape(-1, images.shape[-1]),
         clean.reshape(-1, clean.shape[-1]),
-        data_range=2,
+        data_range=width,
         gaussian_weights=True,
         sigma=1.5,
         use_sample_covariance=False,
@@ -74,7 +79,7 @@ def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[
     """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
     noisy, clean = images.noised(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
-    rows = {name: quality(column, clean).as_dict() for name, column in columns.items()}
+    rows = {name: quality(column, clean, images.depth).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}
 
 

@@ -27,6 +27,7 @@ from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError
 from model.data import REAL, DataConfig, Images, Pairs
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
+from model.depth import EIGHT_BITS, Depth
 from model.disk import check_writable, writing
 from model.evaluate import against_slides, evaluate, on_strip, table
 from model.generator import Generator
@@ -64,6 +65,7 @@ def export(
     check_target(to)
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
+    depth = images.depth.stated
 
     with _beside(to) as folder:
         weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
@@ -79,14 +81,16 @@ def export(
                 "channels": channels,
                 "image_size": image_size,
                 "padding": images.padding,
+                "depth": depth.dtype,
                 "size_multiple": generator.size_multiple,
                 "value_range": [-1, 1],
                 "parameters": sum(p.numel() for p in generator.parameters()),
             },
             "config": state["config"],
-            "data": dataclasses.asdict(data),
+            "data": dataclasses.asdict(data) | {"range": depth.range},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
+            "images": list(images.told),
             "metrics": {},
             "files": _digests(folder),
         }
@@ -209,16 +213,19 @@ def git_commit() -> str | None:
 
 def _card(manifest: Mapping[str, Any]) -> str:
     origin, model, config = manifest["origin"], manifest["model"], manifest["config"]
-    metrics, noise = manifest["metrics"], manifest["data"]["noise"]
+    metrics, data = manifest["metrics"], manifest["data"]
+    noise = data["noise"]
     where = ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None)
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
     units = "of the noisy images of its pairs" if noise == REAL else parse_noise(noise).units()
-    is_slides = metrics["test"] and DataConfig(**manifest["data"]).is_slides
+    is_slides = metrics["test"] and DataConfig(**data).is_slides
+    depth = Depth(model["depth"], data["range"] and tuple(data["range"]))
     verdict = f"\n{against_slides(metrics['test'])}.\n" if is_slides else ""
+    scale = "[-1, 1]" if depth == EIGHT_BITS else f"the values of {depth}, but for L1, which is on [-1, 1]"
     return f"""# Image denoiser (pix2pix U-Net)
 
 Removes noise `{noise}` ({units}) from images like those of
-{manifest["data"]["data"]}. {model["parameters"]:,} parameters. From {where}.
+{data["data"]} ({depth}). {model["parameters"]:,} parameters. From {where}.
 
 ![Input, ground truth, predicted]({STRIP_FILE})
 
@@ -226,7 +233,7 @@ Input / Ground Truth / Predicted, images that it was not trained on.
 
 ## Quality
 
-Measured on `{ONNX_FILE}` itself with scikit-image, on [-1, 1]: SSIM with an 11x11 Gaussian window, sigma 1.5.
+Measured on `{ONNX_FILE}` itself with scikit-image, on {scale}: SSIM with an 11x11 Gaussian window, sigma 1.5.
 
 {table(metrics)}
 {verdict}
