@@ -131,6 +131,10 @@ class DataConfig:
             raise DataError(f"noise={self.noise}: {self.data} has pairs, whose noise is in the files: --noise {REAL}")
         if self.noise == REAL and not are_pairs:
             raise DataError(f"noise={REAL}: {self.data} has no noisy/ beside clean/; name a noise, such as gaussian:30")
+        if not pictures.has_noise:
+            raise DataError(
+                f"data={self.data}: all noisy images are their clean ones, pixel by pixel: nothing to learn"
+            )
         return pictures
 
 

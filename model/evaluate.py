@@ -16,6 +16,7 @@ from model.data import Pairs
 from model.denoise import DenoiseError, Denoiser, verify_files
 from model.depth import EIGHT_BITS, Depth
 from model.image_files import read_image
+from model.metrics import EXACT_DB
 from model.pictures import SCALE, cells
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
@@ -41,21 +42,29 @@ class Quality:
         }
 
 
-def quality(images: np.ndarray, clean: np.ndarray, depth: Depth = EIGHT_BITS) -> Quality:
+def quality(
+    images: np.ndarray, clean: np.ndarray, depth: Depth = EIGHT_BITS, has_noise: np.ndarray | None = None
+) -> Quality:
     """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones.
 
-    depth: of 16-bit and float32 images PSNR and SSIM are scikit-image's of the values that their files would have; of
-    8-bit ones, as in the slides, those on [-1, 1].
+    Args:
+        images: what is measured.
+        clean: what they should be.
+        depth: of 16-bit and float32 images PSNR and SSIM are scikit-image's of the values that their files would have;
+            of 8-bit ones, as in the slides, those on [-1, 1].
+        has_noise: (N,) bool, those that PSNR is the mean of, as in model.metrics; None: all.
     """
     l1, width = float(np.abs(images - clean).mean()), 2.0
     if depth.dtype != "uint8":
         images, clean = (depth.from_unit(column).astype(np.float64) for column in (images, clean))
         width = depth.high - depth.low
-    pairs = list(zip(images, clean, strict=True))
+    counted = slice(None) if has_noise is None or not has_noise.any() else has_noise
+    pairs = zip(images[counted], clean[counted], strict=True)
     with np.errstate(divide="ignore"):
-        psnr_db = [peak_signal_noise_ratio(truth, image, data_range=width) for image, truth in pairs]
+        psnr_db = np.array([peak_signal_noise_ratio(truth, image, data_range=width) for image, truth in pairs])
+    mean_db = psnr_db.mean() if np.isinf(psnr_db).all() else np.minimum(psnr_db, EXACT_DB).mean()
     ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK], width) for i in range(0, len(images), _STACK)]
-    return Quality(l1=l1, ssim=float(np.concatenate(ssim).mean()), psnr_db=float(np.mean(psnr_db)))
+    return Quality(l1=l1, ssim=float(np.concatenate(ssim).mean()), psnr_db=float(mean_db))
 
 
 def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
@@ -79,7 +88,8 @@ def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[
     """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
     noisy, clean = images.noised(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
-    rows = {name: quality(column, clean, images.depth).as_dict() for name, column in columns.items()}
+    has_noise = (noisy != clean).any(axis=(1, 2, 3))
+    rows = {name: quality(column, clean, images.depth, has_noise).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}
 
 

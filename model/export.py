@@ -87,7 +87,7 @@ def export(
                 "parameters": sum(p.numel() for p in generator.parameters()),
             },
             "config": state["config"],
-            "data": dataclasses.asdict(data) | {"range": depth.range},
+            "data": dataclasses.asdict(data) | {"range": depth.range and [*depth.range]},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
             "images": list(images.told),
@@ -219,7 +219,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
     units = "of the noisy images of its pairs" if noise == REAL else parse_noise(noise).units()
     is_slides = metrics["test"] and DataConfig(**data).is_slides
-    depth = Depth(model["depth"], data["range"] and tuple(data["range"]))
+    depth = Depth(model["depth"], DataConfig(**data).range)
     verdict = f"\n{against_slides(metrics['test'])}.\n" if is_slides else ""
     scale = "[-1, 1]" if depth == EIGHT_BITS else f"the values of {depth}, but for L1, which is on [-1, 1]"
     return f"""# Image denoiser (pix2pix U-Net)

@@ -55,6 +55,11 @@ class Picture:
         about = repr(self.clean.shape) + ("" if self.clean.dtype == np.uint8 else str(self.clean.dtype))
         return hashlib.sha256(about.encode() + self.clean.tobytes()).hexdigest()
 
+    @functools.cached_property
+    def noisy_digest(self) -> str:
+        """As digest: one clean image may have several noisy ones."""
+        return "" if self.noisy is None else hashlib.sha256(self.noisy.tobytes()).hexdigest()
+
     @property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
         """Of a pair: noisy and clean."""
@@ -68,6 +73,7 @@ class Pictures:
 
     splits: dict[str, list[Picture]]  # train, validation, test
     depth: Depth
+    has_noise: bool  # of pairs: whether any differ
     told: tuple[str, ...]  # how many there are, how they were split, what was left out: a line each, for people
 
 
@@ -118,8 +124,6 @@ def read_pictures(
     mistakes += _mixed([(picture.name, ("grey", "RGB")[len(picture.clean) > 1]) for _, picture in read])
     mistakes += values.mixed()
     same = [picture.name for _, picture in read if picture.noisy is not None and np.array_equal(*picture.halves)]
-    if read and len(same) == len(read):
-        mistakes.append(f"all {len(same)} noisy images are their clean ones, pixel by pixel: nothing is to be learned")
     _refuse(where, mistakes)
     pictures: dict[str, list[Picture]] = defaultdict(list)
     for split, picture in read:
@@ -133,7 +137,7 @@ def read_pictures(
         *([f"noisy and clean are the same, pixel by pixel: {few(same)}"] if same else []),
         *values.told(),
     ]
-    return Pictures(splits=splits, depth=depth, told=tuple(told))
+    return Pictures(splits=splits, depth=depth, told=tuple(told), has_noise=len(same) < len(read))
 
 
 def check_layout(where: str) -> None:
@@ -254,13 +258,14 @@ def _complete(pictures: Mapping[str, list[Picture]], where: str) -> tuple[dict[s
     splits, copies = dict(pictures), 0
     if "" in splits:
         pool = splits.pop("")
-        splits["train"] = list({picture.digest: picture for picture in pool}.values())  # copies count once
+        different = {(picture.digest, picture.noisy_digest): picture for picture in pool}  # copies count once
+        splits["train"] = list(different.values())
         copies = len(pool) - len(splits["train"])
     for name in ("test", "validation"):
         _take(splits, name)
     for name in SPLITS:
         if not splits.get(name):
-            count = sum(map(len, pictures.values()))
+            count = len({picture.digest for several in pictures.values() for picture in several})
             raise DataError(f"data={where}: {count} different images are too few; 3 make training, validation and test")
     seen: dict[str, str] = {}
     for split in SPLITS:
@@ -272,11 +277,12 @@ def _complete(pictures: Mapping[str, list[Picture]], where: str) -> tuple[dict[s
 
 
 def _take(splits: dict[str, list[Picture]], name: str) -> None:
-    """A tenth of the training pictures, at least one, where there is no such split."""
+    """A tenth of the training pictures, at least one, where there is no such split; all noisy ones of a clean one."""
     if name not in splits:
         by_content = sorted(splits["train"], key=lambda picture: hashlib.sha256(picture.digest.encode()).digest())
-        count = max(1, len(by_content) // _TENTH)
-        splits[name], splits["train"] = by_content[:count], by_content[count:]
+        taken = {picture.digest for picture in by_content[: max(1, len(by_content) // _TENTH)]}
+        splits[name] = [picture for picture in by_content if picture.digest in taken]
+        splits["train"] = [picture for picture in by_content if picture.digest not in taken]
 
 
 # --- one image ------------------------------------------------------------------------------------------------------

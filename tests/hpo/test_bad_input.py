@@ -420,7 +420,7 @@ DATA = {
 def of_images(make: Callable[[Path], object], told: str, name: str, as_data: str = "") -> list[Row]:
     """Each as data, and as what is to be denoised. as_data: what is told there, where it is something else."""
     return [
-        Row(PHOTOS, [f"{name}: {as_data or told}"], picture(name, make)),
+        Row(PHOTOS, [as_data or f"{name}: {told}"], picture(name, make)),
         Row("denoise model photos --to out", [f"photos/{name}: {told}"], picture(name, make)),
     ]
 
@@ -439,13 +439,13 @@ IMAGES = {
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.uint16))),
             "I;16 pixels; convert it to 8 bits",
             "deep.png",
-            "has uint16 pixels; training takes 8 bits a channel",
+            "1 16-bit, 3 8-bit; all must be of one. 16-bit: deep.png",
         ),
         "floating point": of_images(
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.float32))),
             "F pixels; convert it to 8 bits",
             "float.tif",
-            "has float32 pixels; training takes 8 bits a channel",
+            "3 8-bit, 1 float32; all must be of one. float32: float.tif",
         ),
         "an animation": of_images(
             saved(photo, save_all=True, append_images=[photo("chelsea")]), "has several frames; split it", "moving.webp"

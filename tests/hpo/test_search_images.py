@@ -13,7 +13,8 @@ from PIL import Image
 from plain_search import command, without_ray
 from saying import hpo_says
 
-from hpo.cli import main
+from hpo.cli import _words, main
+from hpo.options import parser
 from hpo.record import Record
 from hpo.results import IMAGES
 from model.denoise import read_manifest
@@ -116,6 +117,13 @@ def test_a_range_that_is_none_is_told_before_anything_starts(words, told, tmp_pa
     assert code == 2
     assert told in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_range_comes_to_the_head_of_a_cluster_as_it_was_typed():
+    asked = parser().parse_args(["launch", "cluster.yaml", "first", "--range", "0", "4095"])
+    (option,) = (action for action in asked.parser._actions if action.dest == "range")
+    words = _words(option, tuple(asked.range))
+    assert parser().parse_args(["search", "first", *words]).range == asked.range == [0, 4095]
 
 
 def test_a_training_by_hand_tells_what_it_trains_on(pictures, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from model.depth import EIGHT_BITS, Depth
 from model.evaluate import evaluate, quality
 from model.export import export
 from model.folders import read_pictures
+from model.image_files import read_image
 from model.pictures import strip
 from model.stream import PixelFiles
 from model.trainer import Trainer
@@ -93,6 +96,18 @@ def test_any_two_numbers_are_a_range_that_can_be_reckoned_with_or_refused(low, h
 def test_a_range_that_cannot_be_is_told_with_its_values(dtype, values, words):
     with pytest.raises(ConfigError, match=words):
         Depth(dtype, values)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)], ids=["grey", "rgb"])
+def test_a_colour_that_stands_for_transparency_becomes_alpha_at_16_bits_too(shape):
+    pixels = (np.arange(np.prod(shape)).reshape(shape) * 1000 + 1).astype(np.uint16)
+    written, key = imagecodecs.png_encode(pixels), np.atleast_1d(pixels[1, 2]).astype(">u2").tobytes()
+    chunk = struct.pack(">I", len(key)) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    read = read_image(Path("a.png"), written[:33] + chunk + written[33:])  # behind the header
+    assert np.array_equal(read.pixels, pixels)
+    expected = np.full((4, 5), 65535)
+    expected[1, 2] = 0
+    assert np.array_equal(read.alpha, expected)
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -250,7 +265,7 @@ def test_an_export_has_its_range_on_record_and_figures_of_the_values_by_scikit_i
     trainer.run_epoch()
     trainer.save(tmp_path / "checkpoint")
     manifest = export(tmp_path / "checkpoint", tmp_path / "model", data=data, images=images, test=test, origin={})
-    assert manifest["data"]["range"] == (depth.low, depth.high)
+    assert manifest["data"]["range"] == [depth.low, depth.high]
     assert manifest["model"]["depth"] == depth.dtype
     assert manifest["images"] == list(images.told)
     assert f"({depth})" in (tmp_path / "model" / "README.md").read_text()

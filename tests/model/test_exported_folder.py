@@ -89,7 +89,7 @@ def test_the_manifest_tells_where_the_model_comes_from(exported, trained):
     assert manifest["origin"] == {"search": "first", "trial": 7, "epoch": 4}
     assert TrainConfig.from_dict(manifest["config"]) == trained.config
     assert manifest["model"]["parameters"] == sum(p.numel() for p in trained.gan.generator.parameters())
-    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30", "crop": None}
+    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30", "crop": None, "range": None}
     assert manifest["versions"]["torch"] == torch.__version__
 
 

@@ -219,8 +219,28 @@ def test_pairs_without_a_difference_are_named_and_a_set_of_them_is_refused(tmp_p
     assert read_pictures(str(tmp_path), 16).told[1:] == ("noisy and clean are the same, pixel by pixel: 3.png, 4.png",)
     for number in range(12):
         save(slope(number), tmp_path / "noisy" / f"{number}.png")
-    with pytest.raises(DataError, match="all 12 noisy images are their clean ones, pixel by pixel"):
-        read_pictures(str(tmp_path), 16)
+    with pytest.raises(DataError, match="all noisy images are their clean ones, pixel by pixel"):
+        DataConfig(data=str(tmp_path), crop=16, noise="real").load()
+
+
+@pytest.mark.parametrize("form", ["KIND/{}.png", "train/KIND/{}.png"])
+def test_all_noisy_images_of_a_clean_one_are_used_and_stay_together(tmp_path, form):
+    """As microscopes take them: several frames of one scene, whose mean is the clean image of each."""
+    for scene in range(11):
+        for frame in range(4):
+            name = f"scene{scene}-frame{frame}"
+            save(slope(scene), tmp_path / form.replace("KIND", "clean").format(name))
+            save(slope(scene, 5 * frame + 3), tmp_path / form.replace("KIND", "noisy").format(name))
+    if "train" in form:
+        for kind, offset in (("clean", 0), ("noisy", 9)):
+            save(slope(11, offset), tmp_path / "test" / kind / "other.png")
+    found = read_pictures(str(tmp_path), 16)
+    scenes = {split: {name.partition("-")[0] for name in several} for split, several in names(tmp_path, 16).items()}
+    counts = {split: len(several) for split, several in found.splits.items()}
+    assert sum(counts.values()) == 44 + ("train" in form)
+    assert counts["validation"] == 4
+    assert len(set().union(*scenes.values())) == sum(map(len, scenes.values()))  # no scene is in two splits
+    assert len(found.told) == 1
 
 
 def test_a_folder_that_cannot_be_opened_or_leads_elsewhere_is_not_passed_over(folder, monkeypatch):
