@@ -382,9 +382,10 @@ def _mixed(kinds: Sequence[tuple[str, str]]) -> list[str]:
         by_kind[kind].append(name)
     if len(by_kind) < 2:
         return []
-    counts = ", ".join(f"{len(names)} {kind}" for kind, names in sorted(by_kind.items()))
+    counts = [(len(by_kind[kind]), kind) for kind in sorted(by_kind, key=str.casefold)]
+    told = " and ".join([f"{counts[0][0]} images are {counts[0][1]}", *(f"{n} {kind}" for n, kind in counts[1:])])
     rarest = min(by_kind, key=lambda kind: len(by_kind[kind]))
-    return [f"images of several kinds: {counts}; all must be of one. {rarest}: {few(by_kind[rarest])}"]
+    return [f"{told}; all must be of one kind. {rarest}: {few(by_kind[rarest])}"]
 
 
 # --- what is told of all of them ------------------------------------------------------------------------------------

@@ -439,13 +439,13 @@ IMAGES = {
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.uint16))),
             "I;16 pixels; convert it to 8 bits",
             "deep.png",
-            "1 16-bit, 3 8-bit; all must be of one. 16-bit: deep.png",
+            "1 images are 16-bit and 4 8-bit; all must be of one kind. 16-bit: deep.png",
         ),
         "floating point": of_images(
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.float32))),
             "F pixels; convert it to 8 bits",
             "float.tif",
-            "3 8-bit, 1 float32; all must be of one. float32: float.tif",
+            "4 images are 8-bit and 1 float32; all must be of one kind. float32: float.tif",
         ),
         "an animation": of_images(
             saved(photo, save_all=True, append_images=[photo("chelsea")]), "has several frames; split it", "moving.webp"

@@ -216,7 +216,7 @@ def _beyond(folder: Path) -> str:
 
 def _mixed(folder: Path) -> str:
     write(folder / "eight.png", ramp("uint8", 9, 255))
-    return "images of several kinds: 1 8-bit, 4 float32; all must be of one. 8-bit: eight.png"
+    return "1 images are 8-bit and 4 float32; all must be of one kind. 8-bit: eight.png"
 
 
 @pytest.mark.parametrize("spoil", [_nan, _beyond, _mixed], ids=lambda spoil: spoil.__name__.strip("_"))

@@ -391,7 +391,7 @@ def _small(folder: Path) -> str:
 
 def _mixed(folder: Path) -> str:
     save(np.zeros((40, 50), np.uint8), folder / "grey.png")
-    return "images of several kinds: 4 RGB, 1 grey; all must be of one. grey: grey.png"
+    return "1 images are grey and 4 RGB; all must be of one kind. grey: grey.png"
 
 
 def _leaving(folder: Path) -> str:
@@ -402,7 +402,7 @@ def _leaving(folder: Path) -> str:
 
 def _sixteen_bits(folder: Path) -> str:
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "deep.png")
-    return "images of several kinds: 1 16-bit, 4 8-bit; all must be of one. 16-bit: deep.png"
+    return "1 images are 16-bit and 4 8-bit; all must be of one kind. 16-bit: deep.png"
 
 
 def _pipe(folder: Path) -> str:
