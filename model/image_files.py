@@ -7,17 +7,18 @@ import itertools
 import logging
 import math
 import re
+import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
-from tifffile import PHOTOMETRIC, TiffFile, TiffPage
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage, TiffWriter
 
 from model.config import ConfigError
 
@@ -274,7 +275,19 @@ def _deep_tiff(path: Path, page: TiffPage) -> np.ndarray:
     pixels = np.asarray(page.asarray())
     if page.axes == "SYX":
         pixels = np.moveaxis(pixels, 0, -1)
+    if page.extrasamples and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA:
+        pixels = _apart(pixels)
     return 65535 - pixels if is_negative else pixels
+
+
+def _apart(pixels: np.ndarray) -> np.ndarray:
+    """Colours that alpha was multiplied into, as they are without it."""
+    white = 65535 if pixels.dtype == np.uint16 else 1
+    alpha = pixels[..., -1:]
+    colours = pixels[..., :-1] / np.where(alpha == 0, white, alpha) * white
+    if pixels.dtype == np.uint16:
+        colours = np.rint(np.clip(colours, 0, white))
+    return np.concatenate([colours.astype(pixels.dtype), alpha], axis=2)
 
 
 # --- what all of them go through ------------------------------------------------------------------------------------
@@ -331,9 +344,7 @@ def _resolution(exif: Image.Exif) -> tuple[float, float, int] | None:
 def _kept_exif(exif: Image.Exif, size: tuple[int, ...]) -> bytes | None:
     """What describes the picture: not how its pixels lay in the file, and no thumbnail, which shows the noisy image."""
     made = Image.Exif()
-    for tag in _TEXTS:
-        if tag in exif:
-            made[tag] = exif[tag]
+    _take_texts(exif, made)
     for part in (_EXIF, _GPS):
         if values := dict(exif.get_ifd(part)):
             values.pop(_INTEROP, None)
@@ -345,6 +356,20 @@ def _kept_exif(exif: Image.Exif, size: tuple[int, ...]) -> bytes | None:
     return made.tobytes()
 
 
+def _take_texts(exif: Image.Exif, made: Image.Exif) -> None:
+    """As bytes: Pillow writes ASCII alone, and others write UTF-8."""
+    for tag in _TEXTS:
+        if isinstance(text := exif.get(tag), str):
+            made[tag] = text.encode("latin-1", "replace")
+
+
+def _loaded(written: bytes | None) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(written or b"")
+    _take_texts(exif, exif)
+    return exif
+
+
 def png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Kind and the whole chunk, of each before the pixels."""
     at = 8
@@ -352,3 +377,155 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
         yield kind, content[at:end]
         at = end
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+_WRITTEN = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM")  # without loss, but for JPEG
+_DEPTHS = {
+    "PNG": ("uint8", "uint16"),
+    "TIFF": ("uint8", "uint16", "float32"),
+    "PPM": ("uint8", "uint16", "float32"),
+}
+_SIDES = {"JPEG": 65_500, "WEBP": 16_383}  # pixels at most, of libjpeg and libwebp
+_JPEG_QUALITY = 95  # where neither the input nor the user names one
+_JPEG_EXIF = 65_527  # bytes at most
+_IN_WORDS = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats"}
+# What TIFF has a number for, of what loses nothing and that tifffile writes; the others become deflate.
+_COMPRESSIONS = {1: None, 5: "lzw", 8: "zlib", 32773: "packbits", 50000: "zstd"}
+
+
+def output_format(image: ImageFile) -> str:
+    """The image's own, where it can be written without loss or is JPEG; else PNG, or TIFF for floats."""
+    if image.format in _WRITTEN and not unwritable(image, image.format):
+        return image.format
+    return "TIFF" if image.pixels.dtype == np.float32 else "PNG"
+
+
+def unwritable(image: ImageFile, form: str) -> str:
+    """Why an image cannot be of a format; empty: it can."""
+    depth = str(image.pixels.dtype)
+    if depth not in _DEPTHS.get(form, ("uint8",)) or (form == "PPM" and depth == "float32" and image.channels == 3):
+        able = [other for other in _WRITTEN if depth in _DEPTHS.get(other, ("uint8",))]
+        return f"{form} has no {_IN_WORDS[depth]} a channel, as the image has; {' and '.join(able)} have"
+    if image.alpha is not None and form in ("JPEG", "BMP", "PPM"):
+        return f"{form} has no transparency, as the image has; PNG, TIFF and WEBP have"
+    if max(image.pixels.shape[:2]) > _SIDES.get(form, math.inf):
+        return f"{form} has sides of at most {_SIDES[form]} pixels; PNG and TIFF have longer ones"
+    if form == "JPEG" and image.exif and len(image.exif) > _JPEG_EXIF:
+        return f"its EXIF is longer than {form} takes; leave it out with --strip-metadata"
+    return ""
+
+
+def write_image(image: ImageFile, path: Path, form: str, *, quality: int | None = None) -> None:
+    """Of any format that is not `unwritable`.
+
+    JPEG has the quantisation and subsampling that the image came with, and without any quality 95 and 4:4:4; all else
+    loses nothing. quality: 1 to 100, of JPEG, and of a WebP that may lose. Raises OSError.
+    """
+    if form == "TIFF":
+        write_tiff([image], path)
+    elif form == "PNG":
+        path.write_bytes(_as_png(image))
+    elif form == "PPM" and image.pixels.dtype == np.uint16:
+        height, width = image.pixels.shape[:2]
+        head = f"P{5 if image.channels == 1 else 6}\n{width} {height}\n65535\n"
+        path.write_bytes(head.encode() + image.pixels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(_joined(image)).save(path, form, **_options(image, form, quality))
+
+
+def write_tiff(pages: Iterable[ImageFile], path: Path) -> None:
+    """One page for each image, at its depth; EXIF is the first one's. Raises OSError."""
+    first: Image.Exif | None = None
+    with TiffWriter(path, byteorder="<") as file:
+        for page in pages:
+            exif = _loaded(page.exif)
+            first = exif if first is None else first
+            texts = {tag: exif[tag] for tag in _TEXTS if tag in exif}
+            compression = _COMPRESSIONS.get(page.compression, "zlib")
+            file.write(
+                _joined(page),
+                photometric="minisblack" if page.channels == 1 else "rgb",
+                planarconfig="contig" if page.channels == 3 or page.alpha is not None else None,
+                extrasamples=None if page.alpha is None else ["unassalpha"],
+                compression=compression,
+                predictor=compression in ("lzw", "zlib", "zstd") and page.pixels.dtype != np.float32,
+                iccprofile=page.profile,
+                resolution=page.resolution and page.resolution[:2],
+                resolutionunit=page.resolution and page.resolution[2],
+                description=texts.pop(_DESCRIPTION, None),
+                software=texts.pop(_SOFTWARE, False),
+                extratags=[(tag, "s", 0, text, True) for tag, text in texts.items()],
+                metadata=None,
+            )
+    if first is not None and (first.get_ifd(_EXIF) or first.get_ifd(_GPS)):
+        _add_exif(path, first)
+
+
+def _add_exif(path: Path, exif: Image.Exif) -> None:
+    """Tifffile writes no directories of EXIF and GPS: they go to the end, with a first one that names them."""
+    with path.open("r+b") as file:
+        file.seek(4)
+        (begin,) = struct.unpack("<I", file.read(4))
+        file.seek(begin)
+        (count,) = struct.unpack("<H", file.read(2))
+        entries = [file.read(12) for _ in range(count)]
+        following = file.read(4)
+        for part in (_EXIF, _GPS):
+            directory = TiffImagePlugin.ImageFileDirectory_v2(group=part)
+            directory.update(exif.get_ifd(part))
+            if directory:
+                at = _even_end(file)
+                file.write(directory.tobytes(at))
+                entries.append(struct.pack("<HHII", part, 4, 1, at))
+        at = _even_end(file)
+        entries.sort(key=lambda entry: int.from_bytes(entry[:2], "little"))
+        file.write(struct.pack("<H", len(entries)) + b"".join(entries) + following)
+        file.seek(4)
+        file.write(struct.pack("<I", at))
+
+
+def _even_end(file: BinaryIO) -> int:
+    """Where a TIFF's next directory begins."""
+    end = file.seek(0, io.SEEK_END)
+    return end + file.write(b"\0" * (end % 2))
+
+
+def _joined(image: ImageFile) -> np.ndarray:
+    """(H, W), or (H, W, channels) with alpha behind the colours."""
+    return image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
+
+
+def _as_png(image: ImageFile) -> bytes:
+    """Its pixels are imagecodecs', of any depth; what else it says is Pillow's, around one pixel."""
+    about = io.BytesIO()
+    Image.new("L", (1, 1)).save(about, "PNG", **_options(image, "PNG", None))
+    said = b"".join(chunk for kind, chunk in png_chunks(about.getvalue()) if kind != b"IHDR")
+    made = bytes(imagecodecs.png_encode(_joined(image)))
+    return made[:_PNG_HEADER] + image.colour_chunks + said + made[_PNG_HEADER:]
+
+
+_PNG_HEADER = 33  # bytes of the signature and of IHDR
+
+
+def _options(image: ImageFile, form: str, quality: int | None) -> dict[str, Any]:
+    """What Pillow takes, of what a format has."""
+    options: dict[str, Any] = {}
+    if form in ("PNG", "JPEG", "WEBP"):
+        options |= {"icc_profile": image.profile} if image.profile else {}
+        options |= {"exif": image.exif} if image.exif else {}
+    if form in ("PNG", "JPEG", "BMP") and image.resolution and image.resolution[2] != 1:
+        inches = 2.54 if image.resolution[2] == 3 else 1
+        options["dpi"] = (image.resolution[0] * inches, image.resolution[1] * inches)
+    if form == "WEBP" and image.resolution:  # which has no other place for it
+        exif = _loaded(image.exif)
+        exif[_X_RESOLUTION], exif[_Y_RESOLUTION], exif[_RESOLUTION_UNIT] = image.resolution
+        options["exif"] = exif.tobytes()
+    if form == "WEBP":
+        options |= {"lossless": True, "exact": True} if quality is None else {"quality": quality}
+    if form == "JPEG":
+        as_it_came = image.quantisation and quality is None  # Pillow would scale the tables by a quality
+        options |= {"qtables": image.quantisation} if as_it_came else {"quality": quality or _JPEG_QUALITY}
+        options["subsampling"] = image.subsampling
+    return options
