@@ -1,4 +1,4 @@
-"""A deployable folder -> arrays or images of any size denoised. Needs onnxruntime, numpy and pillow, nothing else."""
+"""A deployable folder -> arrays of any size denoised. Needs onnxruntime and numpy, nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and keep what it tells below ~/.cache
 
@@ -22,6 +21,7 @@ from model.config import ConfigError, is_a, shown
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
+_GREYS = {np.dtype(np.uint8): 127.5, np.dtype(np.uint16): 32767.5}  # half of white
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
 
@@ -59,15 +59,20 @@ class Denoiser:
         self._try()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Denoise one image of any size: (H, W) or (H, W, C), uint8 or float in [-1, 1]; gives the same shape and type.
+        """Denoise one image of any size: (H, W) or (H, W, C), uint8, uint16 or float in [-1, 1]; gives the same shape
+        and type.
 
-        A model of grey images takes colour ones channel by channel. Raises DenoiseError.
+        A model of grey images takes colour ones channel by channel; one of colour images takes a grey one three times,
+        and gives the mean. Raises DenoiseError.
         """
         planes = self._planes(image)
-        noisy = planes.astype(np.float32) / np.float32(127.5) - 1 if image.dtype == np.uint8 else planes
+        grey = np.float32(_GREYS.get(image.dtype, 0))
+        noisy = planes.astype(np.float32) / grey - 1 if grey else planes
         denoised: np.ndarray = np.clip(self._tiled(np.ascontiguousarray(noisy, np.float32)), -1, 1)  # blending rounds
-        if image.dtype == np.uint8:
-            denoised = np.rint((denoised + 1) * 127.5)
+        if planes.size > image.size:
+            denoised = denoised.mean(axis=1)
+        if grey:
+            denoised = np.rint((denoised + 1) * grey)
         pixels = denoised.reshape(-1, *image.shape[:2]).astype(image.dtype)
         return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
 
@@ -95,14 +100,18 @@ class Denoiser:
         """(N, C, H, W) with C the model's channels."""
         if image.ndim not in (2, 3) or 0 in image.shape:
             raise DenoiseError(f"an image has the shape (H, W) or (H, W, C), not {image.shape}")
-        if image.dtype != np.uint8:
+        if image.dtype not in _GREYS:
             if not np.issubdtype(image.dtype, np.floating):
-                raise DenoiseError(f"an image is uint8 or float in [-1, 1], not {image.dtype}")
+                raise DenoiseError(f"an image is uint8, uint16 or float in [-1, 1], not {image.dtype}")
             if not (np.isfinite(image).all() and image.min() >= -1 and image.max() <= 1):
-                raise DenoiseError("a float image has finite values in [-1, 1]; 8-bit images may come as uint8")
+                raise DenoiseError(
+                    "a float image has finite values in [-1, 1]; images of 8 and 16 bits may come as uint8 and uint16"
+                )
         planes = (image[None] if image.ndim == 2 else image.transpose(2, 0, 1))[:, None]
         if self.channels == 1:
             return planes
+        if len(planes) == 1:
+            planes = np.repeat(planes, self.channels, axis=0)
         if len(planes) != self.channels:
             raise DenoiseError(f"the model takes images of {self.channels} channels, not {len(planes)}")
         return planes.transpose(1, 0, 2, 3)
@@ -212,22 +221,6 @@ def verify_files(folder: Path) -> dict[str, Any]:
         if path.name not in {MANIFEST, *manifest["files"]}:
             raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
     return manifest
-
-
-def check_image(denoiser: Denoiser, image: Image.Image, name: object) -> None:
-    """Raises DenoiseError where the model takes no such images."""
-    channels = len(image.mode.removesuffix("A"))
-    if denoiser.channels not in (1, channels):
-        raise DenoiseError(f"{name}: has {channels} channels, and the model takes images of {denoiser.channels}")
-
-
-def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
-    """Colour or grey of any size; an alpha channel is carried over as it is."""
-    if image.mode in ("LA", "RGBA"):
-        *colours, alpha = image.split()
-        bands = denoise_image(denoiser, Image.merge(image.mode.removesuffix("A"), colours)).split()
-        return Image.merge(image.mode, [*bands, alpha])
-    return Image.fromarray(denoiser(np.asarray(image)))
 
 
 def _read(path: Path) -> bytes:
