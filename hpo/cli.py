@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.options import EXIT_BAD_INPUT, parser
@@ -24,7 +23,7 @@ from model.config import (
     parse_setting,
     visible,
 )
-from model.disk import check_writable, in_words, replacing
+from model.disk import check_writable, in_words
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -33,9 +32,9 @@ EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 3, 4, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
-    75 Ray's head, the study's database or the storage is gone, 130 interrupted, 143 terminated (the same command
-    continues)."""
+    """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed, 5 some
+    images were left out, 75 Ray's head, the study's database or the storage is gone, 130 interrupted, 143 terminated
+    (the same command continues)."""
     arguments = parser().parse_args(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible())
@@ -319,56 +318,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
+    from hpo.denoise_files import Wishes, denoise_files
 
-    from model.denoise import Denoiser, check_image, denoise_image
-    from model.pictures import open_image
-
-    mistakes = Mistakes()
-    targets = _targets(arguments.images, arguments.to, mistakes)
-    denoiser = None
+    mistakes, wishes = Mistakes(), None
+    asked = {part.name: getattr(arguments, part.name) for part in fields(Wishes)}
     with mistakes.collected():
-        denoiser = Denoiser(arguments.model)
-    for source in targets:  # each is read twice: one that is refused is told before the others are written
-        with mistakes.collected():
-            image = open_image(source)
-            if denoiser:
-                check_image(denoiser, image, source)
-    mistakes.tell()
-    assert denoiser
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    with Progress(console=Console(stderr=True)) as progress:
-        for source, target in progress.track(list(targets.items()), description="Denoising"):
-            denoised = denoise_image(denoiser, open_image(source))
-            with replacing(target) as part:
-                denoised.save(part)
-    return 0
-
-
-def _targets(images: Sequence[Path], to: Path, mistakes: Mistakes) -> dict[Path, Path]:
-    """Source to target, of those that are right."""
-    from model.pictures import IMAGE_SUFFIXES
-
-    targets: dict[Path, Path] = {}
-    taken: dict[Path, Path] = {}
-    for given in images:
-        files = sorted(p for p in given.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if given.is_dir() else [given]
-        if not files:
-            mistakes.add(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
-        for source in files:
-            target = to / source.name
-            if not source.is_file():
-                mistakes.add(f"{source}: there is no such file")
-            elif source.suffix.lower() not in IMAGE_SUFFIXES:
-                mistakes.add(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
-            elif target.resolve() == source.resolve():
-                mistakes.add(f"{source}: would be overwritten; name another folder with --to")
-            elif target in taken:
-                mistakes.add(f"{source}: has the same name as {taken[target]}")
-            else:
-                targets[source], taken[target] = target, source
-    return targets
+        wishes = Wishes(**asked)
+    return denoise_files(arguments.model, arguments.images, arguments.to, wishes or Wishes(), mistakes)
 
 
 def _train(arguments: argparse.Namespace) -> int:

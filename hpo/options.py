@@ -156,10 +156,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", metavar="FOLDER", help="where its images are now (None: where they were)")
     as_json(evaluate)
 
-    denoise = command("denoise", "Denoise images of any size with an exported model.")
-    denoise.add_argument("model", type=_path, metavar="DIR", help="an exported folder")
-    denoise.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="images, or folders of images")
-    denoise.add_argument("--to", type=_path, required=True, metavar="DIR", help="where the denoised ones go")
+    _add_denoise_options(command("denoise", "Denoise images of any size with an exported model."))
 
     _add_cluster_commands(command)
 
@@ -168,6 +165,20 @@ def parser() -> argparse.ArgumentParser:
     )
     as_json(train)
     return made
+
+
+def _add_denoise_options(denoise: argparse.ArgumentParser) -> None:
+    add = denoise.add_argument
+    add("model", type=_path, metavar="DIR", help="an exported folder")
+    add("images", type=_path, nargs="+", metavar="IMAGE", help="images, or folders of images with all below")
+    add("--to", type=_path, required=True, metavar="DIR", help="where the denoised ones go")
+    add("--format", metavar="{png,tiff,webp,jpeg}", help="of all outputs (None: each as its input, or without loss)")
+    add("--quality", type=_whole, metavar="N", help="1 to 100, of JPEG and WebP (None: as the input; no loss)")
+    add("--range", type=_number, nargs=2, metavar=("LOW", "HIGH"), help="black, white (None: the model's, or all)")
+    add("--frames", metavar="all", help="all: each page of a TIFF (None: one image a file, or it is refused)")
+    add("--strip-metadata", action="store_true", help="without EXIF and resolution; the colour profile stays")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used; ends with 5")
+    add("--overwrite", action="store_true", help="replace what is there; else what is whole is not made again")
 
 
 def _add_cluster_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:

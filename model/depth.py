@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from model.config import ConfigError
+from model.config import ConfigError, shown
 
 ValueRange: TypeAlias = tuple[float, float]  # black, white
 _WHOLE: dict[str, ValueRange] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
@@ -29,6 +29,8 @@ class Depth:
     range: ValueRange | None = None
 
     def __post_init__(self) -> None:
+        if self.dtype not in _WHOLE:
+            raise ConfigError(f"dtype={shown(self.dtype)}: must be one of {', '.join(_WHOLE)}")
         if self.dtype == "uint8" and self.range is not None:
             raise ConfigError(f"range={told(self.range)}: is for 16-bit and float32 images, and not for 8-bit ones")
         if mistake := wrong_range(self.range):
@@ -66,7 +68,7 @@ class Depth:
 
     def from_unit(self, unit: np.ndarray) -> np.ndarray:
         """The inverse: clipped, and rounded to the nearest where the values are whole numbers."""
-        values = (np.clip(unit, -1, 1).astype(np.float64) + 1) * self.half + self.low
+        values = (np.clip(unit, -1, 1).astype(np.float32) + 1) * np.float32(self.half) + np.float32(self.low)
         pixels: np.ndarray = (values if self.dtype == "float32" else np.rint(values)).astype(self.dtype)
         return pixels
 

@@ -37,6 +37,10 @@ from model.trainer import load_generator
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
+_OTHER_COLOURS = {  # what Denoiser does with them
+    1: "It takes grey images; of a colour image each channel is denoised by itself.",
+    3: "It takes colour images; a grey image is given to it three times, and the mean of the three is the result.",
+}
 _TOLERANCE = 1e-4  # onnxruntime against torch, on [-1, 1]
 _STRIP_IMAGES = 6
 _PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-image", "safetensors")
@@ -242,8 +246,10 @@ Measured on `{ONNX_FILE}` itself with scikit-image, on {scale}: SSIM with an 11x
 ```python
 from model.denoise import Denoiser       # needs onnxruntime, numpy, pillow
 
-denoised = Denoiser("path/to/this/folder")(noisy)     # (H, W) or (H, W, C) uint8, any size
+denoised = Denoiser("path/to/this/folder")(noisy)     # (H, W) or (H, W, C) of any size; uint8, uint16, float in [-1, 1]
 ```
+
+{_OTHER_COLOURS[model["channels"]]}
 
 Any ONNX runtime: input `noisy` and output `denoised` are float32 (N, {model["channels"]}, H, W) in [-1, 1], H and W
 multiples of {model["size_multiple"]}. It was trained on {model["image_size"]}x{model["image_size"]}

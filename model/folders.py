@@ -323,7 +323,7 @@ class _Values:
         if pixels.dtype == np.uint8:
             return pixels
         if strange := int(np.count_nonzero(~np.isfinite(pixels))):
-            raise ImageError(f"{path}: {strange:,} of its pixels are no numbers (NaN or infinite); fill them first")
+            raise ImageError(f"{path}: {strange} values are NaN or infinite; put numbers there, such as a median's")
         found = float(pixels.min()), float(pixels.max())
         self._found = min(self._found[0], found[0]), max(self._found[1], found[1])
         if depth.low <= found[0] and found[1] <= depth.high:

@@ -206,7 +206,7 @@ def _nan(folder: Path) -> str:
     pixels = ramp("float32", 9, 1)
     pixels[3, 4:7] = np.nan
     write(folder / "gap.tif", pixels)
-    return "gap.tif: 3 of its pixels are no numbers (NaN or infinite); fill them first"
+    return "gap.tif: 3 values are NaN or infinite; put numbers there, such as a median's"
 
 
 def _beyond(folder: Path) -> str:
@@ -270,6 +270,10 @@ def test_an_export_has_its_range_on_record_and_figures_of_the_values_by_scikit_i
     assert manifest["images"] == list(images.told)
     assert f"({depth})" in (tmp_path / "model" / "README.md").read_text()
     denoiser = Denoiser(tmp_path / "model")
+    assert denoiser.depth(np.dtype(depth.dtype)) == depth.stated
+    if depth.dtype == "uint16":  # floats come as [-1, 1]
+        pixels = test.clean[0].transpose(1, 2, 0)
+        assert np.array_equal(denoiser(pixels), depth.from_unit(denoiser(depth.to_unit(pixels))))
     again = DataConfig.from_dict(denoiser.manifest["data"])
     assert again.load().digest == images.digest
     row = evaluate(denoiser, test, data.noise, "test")["denoised"]

@@ -117,6 +117,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     assert "noise `gaussian:30` (STD: on the scale of 8-bit images) from" in card
     assert "DOES NOT BEAT" in card  # of a model this small it must say so
     assert "![Input, ground truth, predicted](strip.png)" in card
+    assert "It takes grey images; of a colour image each channel is denoised by itself." in card
     clean = to_unit(test_images[:6])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     expected = strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])

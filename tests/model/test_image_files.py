@@ -11,9 +11,20 @@ from fuzzing import assert_told, damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.JpegImagePlugin import get_sampling
 
 from model import image_files
-from model.image_files import IMAGE_SUFFIXES, ImageError, ImageFile, read_image, read_pages
+from model.image_files import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    ImageFile,
+    no_format,
+    output_format,
+    read_image,
+    read_pages,
+    write_image,
+    write_tiff,
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +169,22 @@ def test_a_deep_pgm_is_what_pillow_reads_and_a_deep_ppm_is_not_cut(white, deep, 
     assert "above 255" in refused(tmp_path / "letters.ppm")
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.uint32, np.float16, np.float64, np.complex64])
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint32, np.float16, np.float64, np.complex64])
 def test_a_depth_that_is_none_of_ours_is_refused_with_what_to_do(dtype, tmp_path):
     tifffile.imwrite(tmp_path / "odd.tif", np.ones((50, 70), dtype))
-    assert f"{np.dtype(dtype)} a pixel (MINISBLACK); convert it to 8 or 16 bits a channel" in refused(
-        tmp_path / "odd.tif"
-    )
+    told = refused(tmp_path / "odd.tif")
+    assert f"1 x {np.dtype(dtype)} of {8 * np.dtype(dtype).itemsize} bits a pixel (MINISBLACK); convert it to 8" in told
 
 
-def test_many_samples_a_pixel_are_refused_with_what_to_do(deep, tmp_path):
-    tifffile.imwrite(tmp_path / "five.tif", np.dstack([deep, deep])[..., :5], photometric="rgb")
-    assert "5 x uint16 a pixel (RGB)" in refused(tmp_path / "five.tif")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_of_many_samples_a_pixel_none_is_left_out_without_a_word(dtype, deep, tmp_path):
+    """Pillow gives the first three of five, and of four, where nobody says that the fourth is alpha."""
+    samples = np.dstack([deep, deep]).astype(dtype)
+    tifffile.imwrite(tmp_path / "five.tif", samples[..., :5], photometric="rgb")
+    assert f"5 x {np.dtype(dtype)} of" in refused(tmp_path / "five.tif")
+    tifffile.imwrite(tmp_path / "four.tif", samples[..., :4], photometric="rgb", extrasamples=["unspecified"])
+    image = read_image(tmp_path / "four.tif")
+    assert np.array_equal(np.dstack([image.pixels, image.alpha]), samples[..., :4])
 
 
 def test_jpeg_2000_and_avif_of_more_than_8_bits_are_refused_rather_than_cut(deep, tmp_path):
@@ -232,8 +248,9 @@ def test_exif_is_kept_without_the_thumbnail_and_for_the_upright_image(picture, t
     assert b"a picture" not in read_image(tmp_path / "a.jpg").exif
 
 
-def test_damaged_exif_is_left_out_and_said_and_the_image_is_read(picture, tmp_path):
-    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x7f" * 20)
+@pytest.mark.parametrize("damaged", [b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x7f" * 20, b"http://ns.adobe.com/", b"MM"])
+def test_damaged_exif_is_left_out_and_the_image_is_read(damaged, picture, tmp_path):
+    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0" + damaged)
     image = read_image(tmp_path / "a.jpg")
     assert image.pixels.shape == (50, 70, 3)
     assert image.exif is None
@@ -253,6 +270,23 @@ def test_a_profile_is_kept_where_it_is_one_of_the_pixels(picture, tmp_path):
     of_inks = profile[:16] + b"CMYK" + profile[20:]
     picture.convert("CMYK").save(tmp_path / "inks.tif", icc_profile=of_inks)
     assert read_image(tmp_path / "inks.tif").profile is None
+
+
+@pytest.mark.parametrize("kind", ["iCCP", "zTXt", "gAMA"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_png_is_read_though_something_beside_its_pixels_is_damaged(depth, kind, deep, tmp_path):
+    """Browsers show them. Pillow's trackers have many: python-pillow/Pillow issues 2445, 4472, 4592, 6843, 8363."""
+    path, pixels = tmp_path / "a.png", deep if depth == 16 else (deep >> 8).astype(np.uint8)
+    write_image(ImageFile(pixels=pixels, format="PNG"), path, "PNG")
+    content = path.read_bytes()
+    data = {"iCCP": b"ICC\0\0" + b"x" * 9, "zTXt": b"a\0\0" + zlib.compress(bytes(2 << 20)), "gAMA": b"\1"}[kind]
+    chunk = struct.pack(">I", len(data)) + kind.encode() + data
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]) ^ (kind == "iCCP"))  # of the profile the checksum, too
+    path.write_bytes(content[:33] + chunk + content[33:])
+    image = read_image(path)
+    assert np.array_equal(image.pixels, pixels)
+    path.write_bytes(content[:33] + chunk + content[33:-40])
+    refused(path)
 
 
 # --- several pictures in a file --------------------------------------------------------------------------------------
@@ -389,6 +423,167 @@ def test_a_damaged_file_is_an_image_or_a_named_mistake(form_and_mode, picture, t
             outcomes.add("refused" if str(path) in str(error) else f"unnamed: {error}")
     assert "refused" in outcomes
     assert outcomes <= {"refused", "image"}
+
+
+# --- out -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def _described() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x010F], exif[0x0131] = 1, "5 \u00b5m".encode(), "ACME", "raw 1.0"
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9003: "2026:01:02 03:04:05"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (60.0, 1.0, 2.0)})
+    return exif.tobytes()
+
+
+def _pixels(deep: np.ndarray, depth: str, mode: str) -> dict[str, np.ndarray | None]:
+    white = {"uint8": 255, "uint16": 65535, "float32": 1.0}[depth]
+    image = deep if depth == "uint16" else (deep / 65535 * white).astype(depth)
+    return {
+        "pixels": image if mode.startswith("RGB") else np.ascontiguousarray(image[..., 0]),
+        "alpha": np.ascontiguousarray(image[..., 1]) if mode.endswith("A") else None,
+    }
+
+
+FORMS = [
+    *(("PNG", depth, mode) for depth in ("uint8", "uint16") for mode in ("L", "LA", "RGB", "RGBA")),
+    *(("TIFF", depth, mode) for depth in ("uint8", "uint16", "float32") for mode in ("L", "LA", "RGB", "RGBA")),
+    *(("WEBP", "uint8", mode) for mode in ("RGB", "RGBA")),
+    *(("PPM", depth, mode) for depth in ("uint8", "uint16") for mode in ("L", "RGB")),
+    ("PPM", "float32", "L"),
+    *(("BMP", "uint8", mode) for mode in ("L", "RGB")),
+]
+
+
+@pytest.mark.parametrize("written", FORMS, ids="-".join)
+def test_what_is_written_is_read_again_bit_for_bit_with_all_that_it_says(written, deep, profile, tmp_path):
+    form, depth, mode = written
+    of_pixels = profile if mode.startswith("RGB") else profile[:16] + b"GRAY" + profile[20:]
+    image = ImageFile(
+        **_pixels(deep, depth, mode), format=form, profile=of_pixels, resolution=(300, 150, 2), exif=_described()
+    )
+    assert not no_format(image, form)
+    write_image(image, tmp_path / "a", form)
+    again = read_image(tmp_path / "a")
+    assert (again.pixels.dtype, again.format) == (image.pixels.dtype, form)
+    assert np.array_equal(again.pixels, image.pixels)
+    assert (again.alpha is None and image.alpha is None) or np.array_equal(again.alpha, image.alpha)
+    if form in ("PNG", "TIFF", "WEBP"):
+        assert (again.profile, again.exif) == (image.profile, image.exif)
+    if form in ("PNG", "TIFF", "BMP", "WEBP"):
+        assert [round(part) for part in again.resolution] == [300, 150, 2]
+    if (form, depth) in (("TIFF", "uint16"), ("TIFF", "float32"), ("PPM", "uint16")):
+        return  # which Pillow reads in part
+    with Image.open(tmp_path / "a") as seen:  # what others see
+        if form != "PNG" or depth == "uint8":
+            assert np.array_equal(np.asarray(seen), np.asarray(as_pillow(image)))
+        if form in ("PNG", "TIFF", "WEBP"):
+            assert seen.getexif().get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
+            assert seen.getexif().get_ifd(0x8825)[1] == "N"
+
+
+def test_exif_of_a_deep_tiff_is_what_tifffile_reads(deep, tmp_path):
+    write_image(ImageFile(pixels=deep, format="TIFF", exif=_described()), tmp_path / "a.tif", "TIFF")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        tags = file.pages[0].tags
+        assert tags["ExifTag"].value["DateTimeOriginal"] == "2026:01:02 03:04:05"
+        assert tags["GPSTag"].value["GPSLatitudeRef"] == "N"
+        assert (tags["ImageDescription"].value, tags["Make"].value) == ("5 \u00b5m", "ACME")
+        assert np.array_equal(file.asarray(), deep)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("quality", [60, 98])
+def test_a_jpeg_is_written_with_the_quantisation_and_subsampling_it_came_with(quality, subsampling, picture, tmp_path):
+    picture.save(tmp_path / "in.jpg", quality=quality, subsampling=subsampling)
+    write_image(read_image(tmp_path / "in.jpg"), tmp_path / "out.jpg", "JPEG")
+    with Image.open(tmp_path / "in.jpg") as before, Image.open(tmp_path / "out.jpg") as after:
+        assert after.quantization == before.quantization
+        assert get_sampling(after) == get_sampling(before) == subsampling
+
+
+def test_quality_is_for_jpeg_and_for_webp_that_may_lose(picture, tmp_path):
+    image = ImageFile(pixels=np.asarray(picture), format="PNG")
+    sizes = {}
+    for form, quality in (("JPEG", 20), ("JPEG", None), ("WEBP", 20), ("WEBP", None)):
+        write_image(image, tmp_path / "a", form, quality=quality)
+        sizes[form, quality] = (tmp_path / "a").stat().st_size
+    assert sizes["JPEG", 20] < sizes["JPEG", None]
+    assert sizes["WEBP", 20] < sizes["WEBP", None]
+
+
+def test_what_the_numbers_of_a_png_mean_is_kept(deep, tmp_path):
+    """Without a profile it is in chunks of their own: an image of linear light, as here, would look far too dark."""
+    linear = [(b"gAMA", struct.pack(">I", 100_000)), (b"cICP", bytes((9, 8, 0, 1)))]
+    (tmp_path / "in.png").write_bytes(_png(deep, *linear))
+    write_image(read_image(tmp_path / "in.png"), tmp_path / "out.png", "PNG")
+    chunks = {kind: chunk[8:-4] for kind, chunk in image_files.png_chunks((tmp_path / "out.png").read_bytes())}
+    assert {kind: chunks[kind] for kind, _ in linear} == dict(linear)
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits", "zstd"])
+def test_a_tiff_is_compressed_as_it_came(compression, deep, tmp_path):
+    tifffile.imwrite(tmp_path / "in.tif", deep, compression=compression, photometric="rgb")
+    write_image(read_image(tmp_path / "in.tif"), tmp_path / "out.tif", "TIFF")
+    with tifffile.TiffFile(tmp_path / "in.tif") as before, tifffile.TiffFile(tmp_path / "out.tif") as after:
+        assert after.pages[0].compression == before.pages[0].compression
+
+
+def test_a_stack_of_a_microscope_keeps_its_pages_and_its_scale(deep, tmp_path):
+    stack = np.ascontiguousarray(deep.transpose(2, 0, 1))
+    resolution = {"resolution": (2.5, 2.5), "metadata": {"spacing": 0.5, "unit": "um", "axes": "ZYX"}}
+    tifffile.imwrite(tmp_path / "in.tif", stack, imagej=True, **resolution)
+    write_tiff(read_pages(tmp_path / "in.tif"), tmp_path / "out.tif")
+    with tifffile.TiffFile(tmp_path / "in.tif") as before, tifffile.TiffFile(tmp_path / "out.tif") as after:
+        assert np.array_equal(after.asarray(), stack)
+        assert after.imagej_metadata == before.imagej_metadata
+        assert after.series[0].axes == "ZYX"
+        for name in ("XResolution", "ResolutionUnit"):
+            assert after.pages[0].tags[name].value == before.pages[0].tags[name].value
+
+
+def test_colours_that_alpha_was_multiplied_into_are_taken_apart_as_pillow_does(deep, tmp_path):
+    pixels = (np.dstack([deep, deep[..., 0]]) >> 8).astype(np.uint8)
+    pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
+    for name, of in {"a.tif": pixels, "b.tif": pixels.astype(np.uint16) * 257}.items():
+        tifffile.imwrite(tmp_path / name, of, photometric="rgb", extrasamples=["assocalpha"])
+    with Image.open(tmp_path / "a.tif") as saved:
+        expected = np.asarray(saved.convert("RGBA")).astype(float)
+    seen = expected[..., 3] > 0
+    for name, scale in {"a.tif": 1, "b.tif": 257}.items():
+        image = read_image(tmp_path / name)
+        assert np.abs(image.pixels / scale - expected[..., :3])[seen].max() <= 1
+        assert np.array_equal(image.alpha / scale, expected[..., 3])
+
+
+@pytest.mark.parametrize(
+    ("form", "depth", "mode", "told"),
+    [
+        ("JPEG", "uint8", "RGBA", "JPEG has no transparency, as the image has; PNG, TIFF and WEBP have"),
+        ("JPEG", "uint16", "RGB", "JPEG has no 16 bits a channel, as the image has; PNG and TIFF and PPM have"),
+        ("WEBP", "uint16", "RGB", "WEBP has no 16 bits"),
+        ("PNG", "float32", "L", "PNG has no floats a channel, as the image has; TIFF and PPM have"),
+        ("BMP", "uint8", "RGBA", "BMP has no transparency"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told(form, depth, mode, told, deep):
+    assert told in no_format(ImageFile(**_pixels(deep, depth, mode), format="TIFF"), form)
+
+
+def test_the_format_of_an_output_is_the_inputs_or_one_that_loses_nothing(deep):
+    def form(of: str, depth: str, mode: str) -> str:
+        return output_format(ImageFile(**_pixels(deep, depth, mode), format=of))
+
+    assert [form(of, "uint8", "RGB") for of in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM")] == [
+        "PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM"
+    ]  # fmt: skip
+    assert [form(of, "uint8", "RGB") for of in ("GIF", "AVIF", "JPEG2000")] == ["PNG", "PNG", "PNG"]
+    assert (form("BMP", "uint8", "RGBA"), form("PPM", "float32", "L")) == ("PNG", "PPM")
 
 
 # --- whatever a file holds -------------------------------------------------------------------------------------------
