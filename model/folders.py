@@ -144,7 +144,7 @@ def check_layout(where: str) -> None:
     """What a folder's names tell already; no image is read. Raises DataError."""
     mistakes: list[str] = []
     if os.path.isdir(where) and where != FASHION_MNIST:
-        layout_of(_local(Path(where)).images.keys(), mistakes)
+        layout_of(_files(where).images.keys(), mistakes)
     _refuse(where, mistakes)
 
 
@@ -183,6 +183,15 @@ class _Files:
 
     images: Mapping[str, Callable[[], bytes]]  # what reads each
     skipped: tuple[str, ...]
+
+
+def _files(where: str) -> _Files:
+    """Raises DataError, also where no image is among them."""
+    files = _s3(where) if where.startswith("s3://") else _local(Path(where))
+    if not files.images:
+        none = f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})"
+        raise DataError("\n".join([none, *told_skipped(files.skipped)]))
+    return files
 
 
 def _local(folder: Path) -> _Files:
