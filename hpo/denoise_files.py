@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -40,12 +40,8 @@ EXIT_LEFT_OUT = 5  # --skip-bad left something out
 RECORD = ".hpo-denoise.jsonl"  # beside the outputs: what each was made from
 FORMATS = {"png": "PNG", "tiff": "TIFF", "webp": "WEBP", "jpeg": "JPEG"}
 _SHOWN = 5  # names in a message
-_LITTER = (
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    ".ds_store",
-)  # what systems leave beside images; as does macOS: ._*
+# What systems leave beside images; as does macOS: ._*
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 
 
@@ -77,7 +73,8 @@ class Wishes:
 
 
 def _is_range(given: Sequence[Any]) -> bool:
-    return all(isinstance(each, float) and math.isfinite(each) for each in given) and given[0] < given[1]
+    are_numbers = all(isinstance(each, float) and math.isfinite(np.float32(each)) for each in given)
+    return are_numbers and bool(np.float32(given[0]) < np.float32(given[1]))  # as they are reckoned with
 
 
 def denoise_files(model: Path, images: Sequence[Path], to: Path, wishes: Wishes, mistakes: Mistakes) -> int:
@@ -88,10 +85,12 @@ def denoise_files(model: Path, images: Sequence[Path], to: Path, wishes: Wishes,
     """
     work = _Work(to=to, wishes=wishes)
     sources = list(_sources(images, to, work, mistakes))
+    if not sources and not mistakes:
+        mistakes.add(f"{_named(images)}: no images there ({', '.join(IMAGE_SUFFIXES)})")
     denoiser = None
     with mistakes.collected():
         denoiser = Denoiser(model)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         for source, below in progress.track(sources, description="Reading"):
             work.plan(source, below, denoiser)
     work.check(mistakes)
@@ -230,11 +229,11 @@ class _Work:
             elif target.exists() and not self.wishes.overwrite:
                 self._check_there(plan, target, written, mistakes)
 
-    def _check_there(self, plan: _Plan, target: Path, written: Mapping[str, Any], mistakes: Mistakes) -> None:
-        record = written.get(str(plan.below), {})
-        if record.get("sha256") != _digest(target):
+    def _check_there(self, plan: _Plan, target: Path, written: _Written, mistakes: Mistakes) -> None:
+        made_from = written.get((str(plan.below), _digest(target)))
+        if made_from is None:
             mistakes.add(f"{target}: is there, and is no file that this command wrote; --overwrite replaces it")
-        elif record.get("made_from") == plan.made_from:
+        elif made_from == plan.made_from:
             self.done.append(plan)
         else:
             self._note("made anew: what is there is of another model, other options or another input", plan.source)
@@ -267,7 +266,7 @@ class _Work:
             else:
                 write_image(next(denoised), part, plan.form, quality=self.wishes.quality)
             record = {"output": str(plan.below), "made_from": plan.made_from, "sha256": _digest(part)}
-        _record(self.to / RECORD, record)
+            _record(self.to / RECORD, record)  # first: a file in its place is known, whenever the command ends
 
     def tell_notes(self) -> None:
         """What a user should know, once a run."""
@@ -295,12 +294,14 @@ def denoise_image(denoiser: Denoiser, image: ImageFile, given: Sequence[float] |
     DenoiseError.
     """
     pixels = image.pixels
-    if pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and not given):
         return replace(image, pixels=denoiser(pixels))
     low, high = (np.float32(end) for end in _range_of(image, given, denoiser))
     scaled = np.clip((pixels.astype(np.float32) - low) / (high - low) * 2 - 1, -1, 1)  # clip: rounding
     denoised = (denoiser(scaled) + 1) / 2 * (high - low) + low
-    return replace(image, pixels=(np.rint(denoised) if pixels.dtype == np.uint16 else denoised).astype(pixels.dtype))
+    if pixels.dtype == np.uint16:
+        denoised = np.rint(np.clip(denoised, 0, 65535))  # a range may be wider
+    return replace(image, pixels=denoised.astype(pixels.dtype))
 
 
 def _range_of(image: ImageFile, given: Sequence[float] | None, denoiser: Denoiser | None) -> tuple[float, float]:
@@ -383,21 +384,23 @@ def _made_from(source: Path, form: str, wishes: Wishes, denoiser: Denoiser) -> s
     return hashlib.sha256(json.dumps([network, _digest(source), form, asked]).encode()).hexdigest()
 
 
-def _recorded(to: Path) -> dict[str, Any]:
-    """By output; the last line about it counts."""
+_Written: TypeAlias = dict[tuple[str, str], str]  # what an output was made from, by its path below `to` and its SHA-256
+
+
+def _recorded(to: Path) -> _Written:
     path, found = to / RECORD, {}
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             record = json.loads(line)
-            found[record["output"]] = record
+            found[record["output"], record["sha256"]] = str(record["made_from"])
         except (ValueError, TypeError, KeyError, RecursionError):  # cut short, or somebody else's
             continue
     return found
 
 
 def _record(path: Path, record: Mapping[str, str]) -> None:
-    """A line that is cut short is none: a file that it was about is then not taken for this command's."""
+    """A line of its own, even behind one that was cut short."""
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "a") as file:
         file.write(f"\n{json.dumps(record)}\n")
 

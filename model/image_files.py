@@ -117,7 +117,7 @@ def read_pages(path: Path) -> Iterator[ImageFile]:
 
 
 def read_file(path: Path) -> bytes:
-    """Raises ImageError where it is no file, or larger than any image."""
+    """Raises ImageError where it is no file, or too large."""
     if path.exists() and not path.is_file():  # a pipe would be waited for, a device be read for ever
         raise ImageError(f"{path}: is no file")
     check_size(path, path.stat().st_size)
@@ -125,11 +125,9 @@ def read_file(path: Path) -> bytes:
 
 
 def check_size(path: object, size: int) -> None:
-    """Raises ImageError for more bytes than any image has."""
+    """Raises ImageError for more bytes than are read."""
     if size > MAX_BYTES:
-        raise ImageError(
-            f"{path}: has {size:,} bytes, above {MAX_BYTES:,}: no image of up to {MAX_PIXELS:,} pixels has"
-        )
+        raise ImageError(f"{path}: has {size:,} bytes, above {MAX_BYTES:,}; compress it, or split it")
 
 
 @contextmanager
@@ -162,7 +160,7 @@ def _other(path: Path, content: bytes) -> ImageFile:
     """Of a PNG whose pixels are whole, but not what it says beside them, Pillow reads nothing, and all viewers do."""
     try:
         return _by_pillow(path, content)
-    except ImageError:
+    except ImageError:  # which is a ValueError
         raise
     except (UnidentifiedImageError, SyntaxError, ValueError):
         bare = b"".join(chunk for kind, chunk in png_chunks(content, to=b"") if kind in _PIXEL_CHUNKS)
@@ -276,10 +274,8 @@ def _tiff_pages(tiff: TiffFile) -> Iterator[tuple[int, TiffPage]]:
 def _tiff_page(path: Path, content: bytes, number: int, page: TiffPage) -> ImageFile:
     """Grey and RGB by tifffile, which leaves no sample out; what is to become either (palettes, CMYK) by Pillow."""
     _check_pixels(path, page.imagewidth, page.imagelength)
-    is_plain = page.photometric in (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
-    if page.sampleformat == SAMPLEFORMAT.UINT and (
-        page.bitspersample < 8 or (page.bitspersample == 8 and not is_plain)
-    ):
+    becomes_one = page.bitspersample < 8 or (page.bitspersample == 8 and page.photometric not in _COLOURS)
+    if page.sampleformat == SAMPLEFORMAT.UINT and becomes_one:
         return _by_pillow(path, content, page, number)
 
     def exif() -> Image.Exif:
@@ -292,13 +288,16 @@ def _tiff_page(path: Path, content: bytes, number: int, page: TiffPage) -> Image
     return _upright(pixels, exif, format="TIFF", profile=page.iccprofile, compression=int(page.compression))
 
 
+# Samples of a pixel, without alpha.
+_COLOURS: dict[int, int] = {PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.RGB: 3}
+
+
 def _by_tifffile(path: Path, page: TiffPage) -> np.ndarray:
     """(H, W) or (H, W, samples)."""
-    colours = 3 if page.photometric == PHOTOMETRIC.RGB else 1
     is_negative = page.photometric == PHOTOMETRIC.MINISWHITE
-    is_ours = str(page.dtype) in _DEPTHS["TIFF"] and page.bitspersample in (8, 16, 32) and page.imagedepth == 1
-    is_one = is_negative or page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
-    if not (is_ours and is_one) or page.samplesperpixel - colours not in ((0,) if is_negative else (0, 1)):
+    is_ours = str(page.dtype) in _WHITE and page.bitspersample in (8, 16, 32) and page.imagedepth == 1
+    more = page.samplesperpixel - _COLOURS.get(page.photometric, 0)
+    if not is_ours or page.photometric not in _COLOURS or more not in ((0,) if is_negative else (0, 1)):
         kind = f"{page.samplesperpixel} x {page.dtype} of {page.bitspersample} bits a pixel"
         raise ImageError(f"{path}: {kind} ({getattr(page.photometric, 'name', page.photometric)}); {_CONVERT}")
     pixels = np.asarray(page.asarray())
@@ -435,6 +434,8 @@ def no_format(image: ImageFile, form: str) -> str:
         return f"{form} has no {_IN_WORDS[depth]} a channel, as the image has; {' and '.join(able)} have"
     if image.alpha is not None and form in ("JPEG", "BMP", "PPM"):
         return f"{form} has no transparency, as the image has; PNG, TIFF and WEBP have"
+    if form == "WEBP" and image.channels == 1 and image.profile:
+        return f"{form} has colours alone, and the image a profile of grey; PNG, TIFF and JPEG have grey"
     if max(image.pixels.shape[:2]) > _SIDES.get(form, math.inf):
         return f"{form} has sides of at most {_SIDES[form]} pixels; PNG and TIFF have longer ones"
     if form == "JPEG" and image.exif and len(image.exif) > _JPEG_EXIF:

@@ -412,7 +412,7 @@ IMAGES = {
         "120 megapixels in 100 bytes": of_images(huge, "12000x10000 is above 100000000 pixels", "huge.png"),
         "32 bits": of_images(
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.int32))),
-            "1 x int32 a pixel (MINISBLACK); convert it to 8 or 16 bits a channel, or to float32",
+            "1 x int32 of 32 bits a pixel (MINISBLACK); convert it to 8 or 16 bits a channel, or to float32",
             "deep.tif",
         ),
         "floating point that is no number": of_images(

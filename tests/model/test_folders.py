@@ -413,7 +413,7 @@ def _pipe(folder: Path) -> str:
 def _far_too_large(folder: Path) -> str:
     with (folder / "large.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # of holes: it takes no room
-    return "large.png: has 500,000,001 bytes, above 500,000,000: no image of up to 100,000,000 pixels has"
+    return "large.png: has 500,000,001 bytes, above 500,000,000; compress it, or split it"
 
 
 def _beside_the_split(folder: Path) -> str:
