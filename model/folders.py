@@ -52,8 +52,7 @@ class Picture:
     @functools.cached_property
     def digest(self) -> str:
         """Of its pixels: the same picture in two files, of two formats even, has one."""
-        about = repr(self.clean.shape) + ("" if self.clean.dtype == np.uint8 else str(self.clean.dtype))
-        return hashlib.sha256(about.encode() + self.clean.tobytes()).hexdigest()
+        return hashlib.sha256(repr(self.clean.shape).encode() + self.clean.tobytes()).hexdigest()
 
     @functools.cached_property
     def noisy_digest(self) -> str:

@@ -189,15 +189,6 @@ def test_a_streamed_set_of_any_depth_is_the_same_to_the_bit_as_in_memory(tmp_pat
             assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
 
 
-def test_the_digest_tells_another_depth(tmp_path):
-    zeros = {depth: tmp_path / depth.dtype for depth in (Depth("uint16"), Depth("float32"))}
-    for depth, folder in zeros.items():
-        for number in range(3):
-            write(folder / f"{number}.tif", np.full((32, 32 + number), 0, depth.dtype))
-    digests = {DataConfig(data=str(folder), crop=32).load().digest for folder in zeros.values()}
-    assert len(digests) == 2
-
-
 def ramp(dtype: str, number: int, top: float) -> np.ndarray:
     return np.linspace(0, top, 40 * (40 + number)).reshape(40, 40 + number).astype(dtype)
 
