@@ -91,11 +91,7 @@ def read_pictures(
         DataError: they cannot be used.
         MachineError: an s3:// server is away.
     """
-    files = _s3(where) if where.startswith("s3://") else _local(Path(where))
-    if not files.images:
-        raise DataError(
-            "\n".join([f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})", *told_skipped(files.skipped)])
-        )
+    files = _files(where)
     mistakes: list[str] = []
     layout = layout_of(files.images.keys(), mistakes)
     values = _Values(value_range)
