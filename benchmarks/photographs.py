@@ -1,9 +1,12 @@
-"""Photographs, against what is not learned: python benchmarks/photographs.py --to DIR [--export DIR]
+"""Photographs, against what is not learned: python benchmarks/photographs.py --to DIR [--export DIR] [--depths]
 
 Trains on crops of some of the photographs that scikit-image's wheel has, denoises others whole, from files to files, by
 `hpo train` and `hpo denoise`, and measures the result beside scikit-image's non-local means, total variation and
 wavelets: each is told the true sigma and has the parameters that are best on the training photographs. Also: whether a
 whole photograph gains as much as its crops, and whether tiles leave seams.
+
+With --depths instead: the same photographs as files of 8 and of 16 bits, bright and at a sixteenth of the light, with
+the same noise and seed; both models on the 16-bit test photographs.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
 
+import imagecodecs
 import numpy as np
 import skimage.data
 from PIL import Image
 from skimage.metrics import structural_similarity
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
-from model.data import NOISE_SEEDS, to_unit
+from model.data import NOISE_SEEDS, DataConfig, to_unit
 from model.denoise import Denoiser
 from model.evaluate import quality
 from model.noise import parse_noise
@@ -227,6 +231,48 @@ def _joined(crops: np.ndarray, height: int, width: int) -> np.ndarray:
     return tiles.swapaxes(1, 2).reshape(height, width, 3)
 
 
+# --- 8 and 16 bits --------------------------------------------------------------------------------------------------
+
+
+def depths(to: Path, much: list[str]) -> None:
+    """A training for each depth and each light; the PSNR of what each makes of the same noisy crops. The photographs
+    have half the size: the mean of four pixels has values between the 256, which 16 bits keep."""
+    print(f"| {CROP}x{CROP} crops, PSNR dB; noise gaussian:{SIGMA}, if white is 255 | noisy | 8 bits | 16 bits |")
+    print("|---|---|---|---|")
+    for light, name in ((1, "white is 65535"), (16, "white is 4096")):
+        white, folders = (65536 // light, {bits: to / f"light-{light}-{bits}-bits" for bits in (8, 16)})
+        for path in (to / "photographs").glob("*/*.png"):
+            pixels = _read(path).astype(float)
+            height, width = (side // 2 for side in pixels.shape[:2])
+            mean = pixels[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3).mean(axis=(1, 3)) / light
+            for bits, folder in folders.items():
+                place = folder / path.parent.name / path.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                deep = np.rint(257 * mean).astype(np.uint16) if bits == 16 else np.rint(mean).astype(np.uint8)
+                place.write_bytes(imagecodecs.png_encode(deep))
+        noises = {8: f"gaussian:{SIGMA / light}", 16: f"gaussian:{SIGMA}"}  # as much of white
+        ranges = {8: [], 16: ["--range", "0", str(min(white, 65535))]}
+        test = DataConfig(data=str(folders[16]), crop=CROP, noise=noises[8]).load_test()
+        noisy, clean = test.noised(noises[8], "test")  # on the scale that 8 bits have
+        told = [f"{_mean_psnr_db(noisy, clean, light):.2f}"]
+        for bits, folder in folders.items():
+            export = to / f"trained-{light}-{bits}-bits"
+            data = ["--data", str(folder), "--crop", str(CROP), "--noise", noises[bits], *ranges[bits]]
+            settings = [word for pair in SETTINGS.split() for word in ("--set", pair)]
+            hpo("train", "--to", str(export), "--export", *data, *much, *settings)
+            # The model of 16 bits takes white for 1, that of 8 bits the whole range.
+            factor = light if bits == 16 else 1
+            made = Denoiser(export / "export").batch(np.clip(np.float32(factor) * (noisy + 1) - 1, -1, 1))
+            told.append(f"{_mean_psnr_db((made + 1) / factor - 1, clean, light):.2f}")
+        print(f"| {name} | {' | '.join(told)} |", flush=True)
+
+
+def _mean_psnr_db(images: np.ndarray, clean: np.ndarray, light: float) -> float:
+    """(N, C, H, W) on [-1, 1], of which -1 to 2 / light - 1 are black to white."""
+    errors = np.square(np.clip(images, -1, 2 / light - 1).astype(float) - clean).mean(axis=(1, 2, 3))
+    return float((10 * np.log10((2 / light) ** 2 / errors)).mean())
+
+
 # --- all of it ------------------------------------------------------------------------------------------------------
 
 
@@ -235,16 +281,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help="where everything is written; a training is continued")
     parser.add_argument("--export", type=Path, help="measure this export of a model of photographs instead of training")
+    parser.add_argument("--depths", action="store_true", help="compare 8 and 16 bits")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images-per-epoch", type=int, default=4000)
     given = parser.parse_args()
     to: Path = given.to.resolve()
     prepare(to)
+    much = ["--epochs", str(given.epochs), "--images-per-epoch", str(given.images_per_epoch)]
+    if given.depths:
+        depths(to, much)
+        return
     export, train_seconds = given.export, 0.0
     if export is None:
         settings = [word for pair in SETTINGS.split() for word in ("--set", pair)]
         data = ["--data", str(to / "photographs"), "--crop", str(CROP), "--noise", f"gaussian:{SIGMA}"]
-        much = ["--epochs", str(given.epochs), "--images-per-epoch", str(given.images_per_epoch)]
         train_seconds = hpo("train", "--to", str(to / "training"), "--export", *data, *much, *settings)
         export = to / "training" / "export"
     clean = {path.stem: _read(path) for path in sorted((to / "photographs" / "test").iterdir())}

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.options import EXIT_BAD_INPUT, parser
@@ -24,7 +23,7 @@ from model.config import (
     parse_setting,
     visible,
 )
-from model.disk import check_writable, in_words, replacing
+from model.disk import check_writable, in_words
 
 if TYPE_CHECKING:
     from hpo.record import Record
@@ -33,9 +32,9 @@ EXIT_NOTHING_VALID, EXIT_MACHINE, EXIT_INTERRUPTED = 3, 4, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed,
-    75 Ray's head, the study's database or the storage is gone, 130 interrupted, 143 terminated (the same command
-    continues)."""
+    """Run one command; gives the exit code: 0 done, 2 bad input, 3 nothing valid came out, 4 the machine failed, 5 some
+    images were left out, 75 Ray's head, the study's database or the storage is gone, 130 interrupted, 143 terminated
+    (the same command continues)."""
     arguments = parser().parse_args(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible())
@@ -99,6 +98,8 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
             setattr(arguments, name, os.path.realpath(getattr(arguments, name)))
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
+    if hasattr(arguments, "range"):
+        arguments.range = tuple(arguments.range)
 
 
 def _absolute(data: str) -> str:
@@ -251,12 +252,17 @@ def _export(arguments: argparse.Namespace) -> int:
 
     with _looking(arguments) as record:
         check_target(arguments.to or record.home / results.EXPORT)
+        data = record.search.data_config()
+        if arguments.data is not None:
+            data = replace(data, data=_absolute(arguments.data))
         with PixelFiles(arguments.runs, arguments.name) as store:
-            images = record.search.data_config().load(store)
+            images = data.load(store)
+            results.check_images(record, images, data.data)
         manifest = results.export_winner(
             record,
             images,
             over=results.is_over(record),
+            data=data,
             trial=arguments.trial,
             to=arguments.to,
             trainable=arguments.trainable,
@@ -312,56 +318,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
+    from hpo.denoise_files import Wishes, denoise_files
 
-    from model.denoise import Denoiser, check_image, denoise_image
-    from model.pictures import open_image
-
-    mistakes = Mistakes()
-    targets = _targets(arguments.images, arguments.to, mistakes)
-    denoiser = None
+    mistakes, wishes = Mistakes(), None
+    asked = {part.name: getattr(arguments, part.name) for part in fields(Wishes)}
     with mistakes.collected():
-        denoiser = Denoiser(arguments.model)
-    for source in targets:  # each is read twice: one that is refused is told before the others are written
-        with mistakes.collected():
-            image = open_image(source)
-            if denoiser:
-                check_image(denoiser, image, source)
-    mistakes.tell()
-    assert denoiser
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    with Progress(console=Console(stderr=True)) as progress:
-        for source, target in progress.track(list(targets.items()), description="Denoising"):
-            denoised = denoise_image(denoiser, open_image(source))
-            with replacing(target) as part:
-                denoised.save(part)
-    return 0
-
-
-def _targets(images: Sequence[Path], to: Path, mistakes: Mistakes) -> dict[Path, Path]:
-    """Source to target, of those that are right."""
-    from model.pictures import IMAGE_SUFFIXES
-
-    targets: dict[Path, Path] = {}
-    taken: dict[Path, Path] = {}
-    for given in images:
-        files = sorted(p for p in given.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if given.is_dir() else [given]
-        if not files:
-            mistakes.add(f"{given}: no images there ({', '.join(IMAGE_SUFFIXES)})")
-        for source in files:
-            target = to / source.name
-            if not source.is_file():
-                mistakes.add(f"{source}: there is no such file")
-            elif source.suffix.lower() not in IMAGE_SUFFIXES:
-                mistakes.add(f"{source}: an image ends in {', '.join(IMAGE_SUFFIXES)}")
-            elif target.resolve() == source.resolve():
-                mistakes.add(f"{source}: would be overwritten; name another folder with --to")
-            elif target in taken:
-                mistakes.add(f"{source}: has the same name as {taken[target]}")
-            else:
-                targets[source], taken[target] = target, source
-    return targets
+        wishes = Wishes(**asked)
+    return denoise_files(arguments.model, arguments.images, arguments.to, wishes or Wishes(), mistakes)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -383,7 +346,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.trainer import SEARCH_VALIDATION_IMAGES
 
     with mistakes.collected():
-        data = DataConfig(data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop)
+        data = DataConfig(
+            data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop, range=arguments.range
+        )
     with mistakes.collected():
         check_layout(arguments.data)
     mistakes.tell()
@@ -391,6 +356,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with PixelFiles(arguments.to) as store:
         store.remove_others()
         images = data.load(store)
+        sys.stderr.writelines(visible(f"{data.data}: {line}") + "\n" for line in images.told)
         placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
         run = TrainingRun(config, placed, arguments.to, "balanced")
         events = None
@@ -408,8 +374,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
                 file=sys.stderr,
             )
-    reason = stop_reason(run.reports)
-    metrics = None
+    reason, metrics = stop_reason(run.reports), None
     if arguments.export and not reason:
         from model.export import export
         from model.run import BEST
@@ -460,6 +425,8 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
     option = action.option_strings[0]
     if action.nargs == 0:
         return [option] if value else []
+    if action.nargs == 2:
+        return [option, *map(str, value)]
     return [word for one in (value if isinstance(value, list) else [value]) for word in (option, str(one))]
 
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 from model.config import MOST_EPOCHS, ConfigError, TrainConfig, check_not_twice, is_a, kinds, rule_of, shown
 from model.data import DataConfig
+from model.depth import ValueRange
 from model.metrics import Objective
 
 SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
@@ -42,6 +43,7 @@ class SearchConfig:
     data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX
     crop: int | None = None  # pixels a side, of a folder's images; None: 64
     noise: str = "gaussian:30"
+    range: ValueRange | None = None  # black and white of 16-bit and float32 images; None: see model.depth
     images_per_epoch: int | None = None  # None: the whole training set
     set: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig fields that hold for all trials
     concurrent: int | None = None  # trials at a time; None: as many as fit
@@ -55,6 +57,8 @@ class SearchConfig:
     study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
 
     def __post_init__(self) -> None:
+        if isinstance(self.range, list):  # out of JSON
+            object.__setattr__(self, "range", tuple(self.range))
         if wrong := self._wrong_types():  # the rules take them for granted, and get the defaults in their place
             try:
                 dataclasses.replace(self, **{name: _DEFAULTS[name] for name in wrong})
@@ -136,7 +140,7 @@ class SearchConfig:
 
     def data_config(self) -> DataConfig:
         """Raises ConfigError."""
-        return DataConfig(data=self.data, noise=self.noise, crop=self.crop)
+        return DataConfig(data=self.data, noise=self.noise, crop=self.crop, range=self.range)
 
     def base_config(self) -> TrainConfig:
         """What holds for all trials. Raises ConfigError."""
@@ -166,19 +170,21 @@ def _is_named(name: str, names: tuple[str, ...]) -> bool:
 _EXAMPLES = {
     "grace": 1,
     "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
+    "range": "0 4095",
 }  # fmt: skip
 _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
 _DEFAULTS: dict[str, Any] = {
     field.name: {} if field.name == "set" else field.default for field in dataclasses.fields(SearchConfig)
 }
-_NUMBERS = {name for name, kind in kinds(SearchConfig).items() if {int, float} & {kind, *get_args(kind)}}
+_NUMBERS = {name for name, kind in kinds(SearchConfig).items() if {int, float, ValueRange} & {kind, *get_args(kind)}}
 
 
-# What may change when a search is continued: how much and where, never what is compared with what. Of the space
-# its name or path alone: Record.change compares what it yields.
+# What may change when a search is continued: how much and where, never what is compared with what. Of the space and of
+# the images their name or path alone: Record.change compares what it yields, hpo.results their pixels.
 CHANGEABLE = frozenset(
     {
         "space",
+        "data",
         "trials",
         "time_budget",
         "max_cost",

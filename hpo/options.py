@@ -16,11 +16,13 @@ from model.disk import no_folder, no_path, unwritable
 EXIT_BAD_INPUT = 2
 STORAGE = "HPO_STORAGE"  # in the environment: the default of --storage
 _NOISES = (
-    "gaussian:STD (of 255), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, jpeg:QUALITY or correlated:STD:SIZE, each "
-    "number also LOW-HIGH; sums such as poisson:30+gaussian:10"
+    "gaussian:STD (of 255, or N%% of the range), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, jpeg:QUALITY or "
+    "correlated:STD:SIZE, each number also LOW-HIGH; sums such as poisson:30+gaussian:10"
 )
 _DATA = "fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ ones"
 _CROP = "side of what is cut at random out of a folder's images"
+_RANGE: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")}
+_RANGES = "black and white of a folder's 16-bit (0 65535) or float32 (0 1) images"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,10 +143,10 @@ def parser() -> argparse.ArgumentParser:
     in_runs(dashboard)
     dashboard.add_argument("--port", type=int, default=8080, help="on 127.0.0.1; 0: any that is free")
 
-    export = command("export", "Write the winner, or a trial's best, as a folder to deploy.")
-    in_runs(export)
+    in_runs(export := command("export", "Write the winner, or a trial's best, as a folder to deploy."))
     export.add_argument("--trial", type=int, metavar="N", help="this trial instead of the winner")
     export.add_argument("--to", type=_path, metavar="DIR", help="the folder (None: export/ of the search)")
+    export.add_argument("--data", metavar="FOLDER", help="where its images are now (None: where they were)")
     export.add_argument("--trainable", action="store_true", help="with the checkpoint to train on")
 
     in_runs(command("sync", "Send to W&B what it lacks of a search that was logged offline."))
@@ -154,10 +156,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", metavar="FOLDER", help="where its images are now (None: where they were)")
     as_json(evaluate)
 
-    denoise = command("denoise", "Denoise images of any size with an exported model.")
-    denoise.add_argument("model", type=_path, metavar="DIR", help="an exported folder")
-    denoise.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="images, or folders of images")
-    denoise.add_argument("--to", type=_path, required=True, metavar="DIR", help="where the denoised ones go")
+    _add_denoise_options(command("denoise", "Denoise images of any size with an exported model."))
 
     _add_cluster_commands(command)
 
@@ -166,6 +165,20 @@ def parser() -> argparse.ArgumentParser:
     )
     as_json(train)
     return made
+
+
+def _add_denoise_options(denoise: argparse.ArgumentParser) -> None:
+    add = denoise.add_argument
+    add("model", type=_path, metavar="DIR", help="an exported folder")
+    add("images", type=_path, nargs="+", metavar="IMAGE", help="images, or folders of images with all below")
+    add("--to", type=_path, required=True, metavar="DIR", help="where the denoised ones go")
+    add("--format", metavar="{png,tiff,webp,jpeg}", help="of all outputs (None: each as its input, or without loss)")
+    add("--quality", type=_whole, metavar="N", help="1 to 100, of JPEG and WebP (None: as the input; no loss)")
+    add("--range", type=_number, nargs=2, metavar=("LOW", "HIGH"), help="black, white (None: the model's, or all)")
+    add("--frames", metavar="all", help="all: each page of a TIFF (None: one image a file, or it is refused)")
+    add("--strip-metadata", action="store_true", help="without EXIF and resolution; the colour profile stays")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used; ends with 5")
+    add("--overwrite", action="store_true", help="replace what is there; else what is whole is not made again")
 
 
 def _add_cluster_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -217,6 +230,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--data", default="fashion-mnist", metavar="NAME|FOLDER", help=_DATA)
     train.add_argument("--crop", type=_whole, metavar="PIXELS", help=f"{_CROP} (None: 64)")
     train.add_argument("--noise", default="gaussian:30", metavar="SPEC", help=_NOISES)
+    train.add_argument("--range", type=_number, help=_RANGES, **_RANGE)
     train.add_argument("--export", action="store_true", help="the best epoch, to DIR/export, measured on test images")
     train.add_argument("--tensorboard", action="store_true", help="losses and metrics, in tensorboard/ of the folder")
 
@@ -245,9 +259,10 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--scheduler", help=argparse.SUPPRESS)  # the name of --pruner before 2026-12
     what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")
     what.add_argument("--seed", type=_whole, metavar="N", help="0")
-    what.add_argument("--data", metavar="NAME|FOLDER", help=_DATA)
+    what.add_argument("--data", metavar="NAME|FOLDER", help=f"{_DATA}; later: where they have moved to")
     what.add_argument("--crop", type=_whole, metavar="PIXELS", help=f"{_CROP} (64)")
     what.add_argument("--noise", metavar="SPEC", help=f"{_NOISES} (gaussian:30)")
+    what.add_argument("--range", type=_number, help=_RANGES, **_RANGE)
     what.add_argument("--images-per-epoch", type=_whole, metavar="N", help="(the whole training set)")
     what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")
     much = search.add_argument_group("how much, and where")

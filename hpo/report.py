@@ -34,8 +34,9 @@ from model.config import TrainConfig
 from model.data import NUM_VALIDATION
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.evaluate import SLIDES_TEST
+from model.image_files import ImageError, read_image
 from model.metrics import SMALL, EvalReport, Objective, objective_value, stop_reason
-from model.pictures import ImageError, cells, open_image
+from model.pictures import cells
 from model.run import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
 
@@ -403,7 +404,7 @@ def _pictures(
     noisy = clean = None
     for name, path in files.items():
         try:
-            noisy, denoised[name], clean = cells(open_image(record.here(path)))
+            noisy, denoised[name], clean = cells(read_image(record.here(path)).pixels)
         except (ImageError, OSError, ValueError):  # a picture that is gone, or half written, is left out
             continue
     if noisy is None or clean is None:

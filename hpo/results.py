@@ -15,7 +15,7 @@ from hpo.decide import ASKED, BY, DECISION, ERROR, FAILURES, MOVES, REPORTS
 from hpo.record import Record, RecordError
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, is_a
-from model.data import Images
+from model.data import DataConfig, Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export import export
 from model.metrics import EvalReport, Objective, objective_value
@@ -25,6 +25,7 @@ from model.stream import PixelFiles
 FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
 COLLAPSES = "final_collapses"  # as those: each time that a final training collapsed, and what was done then
 LOST = "lost"  # as those: numbers of the trials whose best checkpoint was damaged or gone when the search ended
+IMAGES = "images"  # as those: the digest of the images that its trials see
 EXPORT = "export"  # the folder of the winner's export
 NUM_FINALISTS = 3
 
@@ -210,19 +211,32 @@ def is_exported(record: Record) -> bool:
     return is_over(record) and origin.items() >= _extent(record).items()
 
 
+def check_images(record: Record, images: Images, where: str) -> None:
+    """Raises ConfigError where they are not those that its trials saw, wherever these have moved to."""
+    seen, digest = record.notes().get(IMAGES), images.digest
+    if seen in (None, digest):
+        return
+    raise ConfigError(
+        f"{record.name}: its trials saw other images than {where} has now, or the same split in another way: their "
+        f"digest begins with {str(seen)[:12]}, that of these with {digest[:12]}. If they have moved, --data says where "
+        "to; docs/data.md has what earlier versions read in another way"
+    )
+
+
 def export_winner(
     record: Record,
     images: Images,
     *,
     over: bool,
+    data: DataConfig | None = None,
     trial: int | None = None,
     to: Path | None = None,
     trainable: bool = False,
 ) -> dict[str, Any]:
     """The winner's best checkpoint, or that of a trial, as a deployable folder; gives its manifest.
 
-    over: whether the search is, so that the test images may be looked at. Raises ConfigError where there is nothing to
-    export, CheckpointError, ExportError, OSError.
+    over: whether the search is, so that the test images may be looked at. data: where they have moved to. Raises
+    ConfigError where there is nothing to export, CheckpointError, ExportError, OSError.
     """
     number = winner(record) if trial is None else record.trial(trial).number
     if number is None:
@@ -231,7 +245,7 @@ def export_winner(
         check_kept(record, trial)
     final = trial is None and final_wins(record)
     folder = record.folder / FINAL if final else record.trial_folder(number)
-    data = record.search.data_config()
+    data = data or record.search.data_config()
     origin = {"search": record.name, "search_id": record.id, "trial": number, "final_training": final}
     with PixelFiles(record.folder.parent, record.name) as store:
         test = data.load_test(store) if over else None

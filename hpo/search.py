@@ -63,7 +63,6 @@ EXIT_DONE, EXIT_NOTHING_VALID, EXIT_MACHINE = 0, 3, 4
 NOTHING_VALID = "No trial came to a valid result"
 _WIDE = 32  # channels from which a second thread of a training pays (docs/quality.md)
 _LOWER_RATES = 2  # times that a final training goes on with half the rates after a collapse
-IMAGES = "images"  # note on the record: their digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +192,8 @@ def _held(
     if not exists:
         search = SearchConfig(**asked)
         loaded = _loaded(search, store)
-        Record.create(runs, name, search)
+        # In numbers: what is black and white is to outlive the default.
+        Record.create(runs, name, replace(search, range=loaded[1].depth.stated.range))
 
     def over(error: StorageError) -> None:
         stopping.now(_left(error))
@@ -203,16 +203,13 @@ def _held(
         with held(runs, name, storage, over) as copies:
             record, ours = copies.record, not exists
             if exists:
-                loaded = _loaded(replace(record.search, **asked), store)
+                search = replace(record.search, **asked)
+                loaded = _loaded(search, store)
+                results.check_images(record, loaded[1], search.data)
                 record.change(asked)
             space, images = loaded
-            digest = images.digest
-            if record.notes().get(IMAGES, digest) != digest:
-                raise ConfigError(
-                    f"{name}: its trials saw other images; {record.search.data} has changed since it began"
-                )
             store.remove_others()
-            record.note(IMAGES, digest)
+            record.note(results.IMAGES, images.digest)
             with copies:
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
     except ConfigError:  # such as a cluster's, that has no room for a trial
@@ -249,6 +246,8 @@ def _until_its_end(
     copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping
 ) -> int:
     record = copies.record
+    for line in images.told:
+        console.print(f"{record.search.data}: {line}", highlight=False, soft_wrap=True)
     try:
         with stopping.on_signals(), _tracked(record, console) as tracker:
             code = _run(copies, space, images, console, stopping, tracker=tracker)

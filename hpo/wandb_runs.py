@@ -31,8 +31,8 @@ from model.checkpoint import load_checkpoint
 from model.config import ConfigError
 from model.denoise import verify_files
 from model.export import STRIP_FILE
+from model.image_files import ImageError, read_image
 from model.metrics import EvalReport
-from model.pictures import ImageError, open_image
 from model.run import LAST, is_shown, strip_name
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _is_refused(url: str, key: str) -> bool:
 def _picture(path: Path) -> str | None:
     """One that W&B may open, which knows more formats than we trust; None where there is none."""
     try:
-        open_image(path)
+        read_image(path)
     except ImageError:
         return None
     return str(path)

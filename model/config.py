@@ -220,12 +220,13 @@ def is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(kind, types.UnionType):
         return any(is_a(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):  # of JSON they are lists
+        return len(value) == len(get_args(kind)) and all(map(is_a, value, get_args(kind)))
     if kind is types.NoneType:
         return value is None
-    if kind is float:
-        return isinstance(value, float) or is_a(value, int)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and -_MOST < value < _MOST
+    if kind in (int, float):
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and -_MOST < value < _MOST
+        return is_whole or (kind is float and isinstance(value, float))
     return isinstance(value, get_origin(kind) or kind)
 
 
@@ -235,6 +236,8 @@ def rule_of(kind: Any) -> str:
         return f"one of {', '.join(get_args(kind))}"
     if isinstance(kind, types.UnionType):
         return " or ".join(rule_of(each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return " and ".join(rule_of(each) for each in get_args(kind))
     names = {
         int: "a whole number",
         float: "a number",

@@ -22,8 +22,11 @@ import numpy as np
 import torch
 
 from model.config import ConfigError, nearest, wrong_fields
+from model.depth import EIGHT_BITS, Depth, ValueRange, wrong_range
+from model.depth import told as range_told
 from model.disk import writing
-from model.folders import CLEAN, CROPS, FASHION_MNIST, NOISY, DataError, Picture, grid, read_pictures
+from model.folders import CROPS, FASHION_MNIST, DataError, Picture, Pictures, grid, read_pictures
+from model.layout import CLEAN, NOISY
 from model.noise import Noise, parse_noise
 from model.stream import PixelFile, PixelFiles
 
@@ -46,8 +49,11 @@ class DataConfig:
     data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX: see model.folders
     noise: str = "gaussian:30"  # see model.noise; of noisy/clean pairs: real
     crop: int | None = None  # pixels a side that are trained on, of a folder's images; None: 64
+    range: ValueRange | None = None  # black and white of 16-bit and float32 images; None: see model.depth
 
     def __post_init__(self) -> None:
+        if isinstance(self.range, list):  # out of JSON
+            object.__setattr__(self, "range", tuple(self.range))
         if wrong := wrong_fields(DataConfig, dataclasses.asdict(self)):
             raise ConfigError("\n".join(wrong))
         mistakes = []
@@ -57,6 +63,10 @@ class DataConfig:
             mistakes.append(f"crop={self.crop}: is for a folder of images; those of {FASHION_MNIST} have 32x32 pixels")
         elif self.crop not in (None, *CROPS):
             mistakes.append(f"crop={self.crop}: must be one of {', '.join(map(str, CROPS))}, which the network halves")
+        if self.range is not None and not self.is_folder:
+            mistakes.append(f"range={range_told(self.range)}: is for a folder of 16-bit or float32 images")
+        elif mistake := wrong_range(self.range):
+            mistakes.append(mistake)
         if self.noise == REAL and not self.is_folder:
             mistakes.append(f"noise={REAL}: is for a folder of noisy/clean pairs")
         if self.noise != REAL:
@@ -86,9 +96,9 @@ class DataConfig:
             train = _fashion_mnist("train")
             _fashion_mnist("test")  # nobody looks at it yet, but if it is damaged, that is told now
             return Images(train=train[:-NUM_VALIDATION], validation=Pairs(train[-NUM_VALIDATION:]), padding=PADDING)
-        pictures = self._pictures(store)
-        validation = Pairs(*grid(pictures["validation"], self._side))
-        return Images(train=Ragged.of(pictures["train"], self._side, store), validation=validation)
+        found = self._pictures(store)
+        crops = Ragged.of(found.splits["train"], self._side, store)
+        return Images(train=crops, validation=self._grid(found, "validation"), told=found.told)
 
     @property
     def is_slides(self) -> bool:
@@ -98,47 +108,55 @@ class DataConfig:
     def load_train(self, store: PixelFiles | None = None) -> Pairs:
         """A part of the training images, for measuring on them; as load."""
         if self.is_folder:
-            return Pairs(*grid(self._pictures(store)["train"], self._side))
+            return self._grid(self._pictures(store), "train")
         return Pairs(_fashion_mnist("train")[:_MEASURED])
 
     def load_test(self, store: PixelFiles | None = None) -> Pairs:
         """The test images, for measuring what was chosen; as load."""
         if self.is_folder:
-            return Pairs(*grid(self._pictures(store)["test"], self._side))
+            return self._grid(self._pictures(store), "test")
         return Pairs(_fashion_mnist("test"))
 
     @property
     def _side(self) -> int:
         return self.crop or _CROP
 
-    def _pictures(self, store: PixelFiles | None) -> dict[str, list[Picture]]:
-        pictures = read_pictures(self.data, self._side, store)
-        are_pairs = pictures["train"][0].noisy is not None
+    def _grid(self, found: Pictures, split: str) -> Pairs:
+        return Pairs(*grid(found.splits[split], self._side), found.depth)
+
+    def _pictures(self, store: PixelFiles | None) -> Pictures:
+        pictures = read_pictures(self.data, self._side, store, self.range)
+        are_pairs = pictures.splits["train"][0].noisy is not None
         if are_pairs and self.noise != REAL:
             raise DataError(f"noise={self.noise}: {self.data} has pairs, whose noise is in the files: --noise {REAL}")
         if self.noise == REAL and not are_pairs:
             raise DataError(f"noise={REAL}: {self.data} has no noisy/ beside clean/; name a noise, such as gaussian:30")
+        if not pictures.has_noise:
+            raise DataError(
+                f"data={self.data}: all noisy images are their clean ones, pixel by pixel: nothing to learn"
+            )
         return pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Images to measure on, uint8 (N, C, H, W), height and width equal; with noisy ones where the noise is real."""
+    """Images to measure on, (N, C, H, W), height and width equal; with noisy ones where the noise is real."""
 
     clean: np.ndarray
     noisy: np.ndarray | None = None
+    depth: Depth = EIGHT_BITS
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def __getitem__(self, which: slice) -> Pairs:
-        return Pairs(self.clean[which], None if self.noisy is None else self.noisy[which])
+        return Pairs(self.clean[which], None if self.noisy is None else self.noisy[which], self.depth)
 
     def noised(self, noise: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Noisy and clean, float32 (N, C, H, W) in [-1, 1]: the same for every trial, report and export."""
-        clean = to_unit(self.clean)
+        clean = self.depth.to_unit(self.clean)
         if self.noisy is not None:
-            return to_unit(self.noisy), clean
+            return self.depth.to_unit(self.noisy), clean
         return parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split]), clean
 
 
@@ -149,7 +167,9 @@ class Ragged:
     An epoch shows as many crops as would tile the images; each image is cut as often as it has tiles.
     """
 
-    pixels: np.ndarray | PixelFile  # uint8: each image (C, H, W), one after another; a file has other splits', too
+    pixels: (
+        np.ndarray | PixelFile
+    )  # of a depth's type: each image (C, H, W), one after another; a file has other splits', too
     noisy: np.ndarray | PixelFile | None  # as pixels
     tiles: np.ndarray  # int64 (M, 3), a row for each tile: where its image begins, and its height and width
     channels: int
@@ -197,11 +217,17 @@ class Ragged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """What a search may look at. train: uint8 (N, C, H, W) of the validation images' size, or larger ones to crop."""
+    """What a search may look at. train: (N, C, H, W) of the validation images' size, or larger ones to crop."""
 
     train: np.ndarray | Ragged
     validation: Pairs
     padding: int = 0  # pixels of black around each image: a denoiser must know
+    told: tuple[str, ...] = ()  # of a folder: how many images of what kind, and what was left out; lines for people
+
+    @property
+    def depth(self) -> Depth:
+        """Of all of them."""
+        return self.validation.depth
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -221,14 +247,14 @@ class Images:
 
 def to_unit(images: np.ndarray) -> np.ndarray:
     """uint8 in [0, 255] to float32 in [-1, 1]."""
-    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return EIGHT_BITS.to_unit(images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceImages:
     """What trainings read, on their device; made once and shared by the trainings that run there one after another."""
 
-    train: torch.Tensor | DeviceRagged  # uint8 (N, C, H, W): noise is drawn afresh for every image shown
+    train: torch.Tensor | DeviceRagged  # uint8 (N, C, H, W), or of any depth: noise is drawn afresh each time
     validation: torch.Tensor  # float32 (M, C, H, W) in [-1, 1]
     validation_noisy: torch.Tensor  # the same for every training
     noise: Noise | None  # None: real
@@ -238,7 +264,7 @@ class DeviceImages:
         """Without a copy of the training images on the CPU. noise: a spec such as gaussian:30, or real."""
         noisy, clean = images.validation[:num_validation].noised(noise, "validation")
         return cls(
-            train=_train_on(images.train, device),
+            train=_train_on(images.train, images.depth, device),
             validation=_on(clean, device),
             validation_noisy=_on(noisy, device),
             noise=None if noise == REAL else parse_noise(noise),
@@ -260,7 +286,7 @@ class DeviceImages:
         if isinstance(self.train, DeviceRagged):
             clean, noisy = self.train.crops(rows, draw)
         else:
-            clean, noisy = _unit(self.train[rows]), None
+            clean, noisy = _unit(self.train[rows], EIGHT_BITS), None
         if noisy is None:
             assert self.noise is not None
             noisy = self.noise(clean, draw)
@@ -271,11 +297,12 @@ class DeviceImages:
 class DeviceRagged:
     """As Ragged, on a device; but pixels in a file stay there, and each batch's crops are fetched by the host."""
 
-    pixels: torch.Tensor
+    pixels: torch.Tensor  # 16-bit ones as int16: torch has not all that it does for uint16 on every device
     noisy: torch.Tensor | None
     tiles: torch.Tensor
     channels: int
     crop: int
+    depth: Depth
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -288,23 +315,24 @@ class DeviceRagged:
         side = torch.arange(self.crop, device=rows.device)
         channel = torch.arange(self.channels, device=rows.device)[:, None, None]
         places = begin + channel * height * width + (top + side[:, None]) * width + left + side
-        return _cut(self.pixels, places), None if self.noisy is None else _cut(self.noisy, places)
+        return self._cut(self.pixels, places), None if self.noisy is None else self._cut(self.noisy, places)
+
+    def _cut(self, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return _unit(pixels[places.to(pixels.device)].to(places.device), self.depth)
 
 
-def _train_on(train: np.ndarray | Ragged, device: torch.device) -> torch.Tensor | DeviceRagged:
+def _train_on(train: np.ndarray | Ragged, depth: Depth, device: torch.device) -> torch.Tensor | DeviceRagged:
     if not isinstance(train, Ragged):
         return _on(train, device)
     noisy = None if train.noisy is None else _pixels_on(train.noisy, device)
     pixels, tiles = _pixels_on(train.pixels, device), _on(train.tiles, device)
-    return DeviceRagged(pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop)
+    return DeviceRagged(pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, depth=depth)
 
 
 def _pixels_on(pixels: np.ndarray | PixelFile, device: torch.device) -> torch.Tensor:
-    return _on(pixels.open(), torch.device("cpu")) if isinstance(pixels, PixelFile) else _on(pixels, device)
-
-
-def _cut(pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return _unit(pixels[places.to(pixels.device)].to(places.device))
+    if isinstance(pixels, PixelFile):
+        pixels, device = pixels.open(), torch.device("cpu")
+    return _on(pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels, device)
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -313,8 +341,12 @@ def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
 
-def _unit(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.float().div_(127.5).sub_(1)
+def _unit(pixels: torch.Tensor, depth: Depth) -> torch.Tensor:
+    """What Depth.to_unit gives, of pixels that nobody else has; see DeviceRagged."""
+    values = (pixels.int().bitwise_and_(0xFFFF) if pixels.dtype == torch.int16 else pixels).float()
+    if depth.low:
+        values.sub_(depth.low)
+    return values.div_(depth.half).sub_(1)
 
 
 # --- Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) -------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A deployable folder -> arrays or images of any size denoised. Needs onnxruntime, numpy and pillow, nothing else."""
+"""A deployable folder -> arrays of any size denoised. Needs onnxruntime and numpy, nothing else."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and keep what it tells below ~/.cache
 
 import onnxruntime
 
 from model.config import ConfigError, is_a, shown
+from model.depth import Depth, ValueRange
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"
@@ -42,6 +42,7 @@ class Denoiser:
         self.channels: int = model["channels"]
         self.image_size: int = model["image_size"]
         self.padding: int = model["padding"]
+        self._depth = _depth_of(self.manifest)
         path = self.folder / model["file"]
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
@@ -58,16 +59,24 @@ class Denoiser:
         self._path, self._input = path, inputs[0].name
         self._try()
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Denoise one image of any size: (H, W) or (H, W, C), uint8 or float in [-1, 1]; gives the same shape and type.
+    def depth(self, dtype: np.dtype[Any]) -> Depth:
+        """What the values of such images mean: of the depth that it was trained on what they meant there."""
+        return self._depth if dtype == self._depth.dtype else Depth(str(dtype))
 
-        A model of grey images takes colour ones channel by channel. Raises DenoiseError.
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Denoise one image of any size: (H, W) or (H, W, C), uint8, uint16 or float in [-1, 1]; gives the same shape
+        and type. Black and white of uint16 are 0 and 65535, or those that the model was trained on.
+
+        A model of grey images takes colour ones channel by channel; one of colour images takes a grey one three times,
+        and gives the mean. Raises DenoiseError.
         """
         planes = self._planes(image)
-        noisy = planes.astype(np.float32) / np.float32(127.5) - 1 if image.dtype == np.uint8 else planes
+        depth = None if np.issubdtype(image.dtype, np.floating) else self.depth(image.dtype)
+        noisy = np.clip(depth.to_unit(planes), -1, 1) if depth else planes
         denoised: np.ndarray = np.clip(self._tiled(np.ascontiguousarray(noisy, np.float32)), -1, 1)  # blending rounds
-        if image.dtype == np.uint8:
-            denoised = np.rint((denoised + 1) * 127.5)
+        if planes.size > image.size:
+            denoised = denoised.mean(axis=1)
+        denoised = depth.from_unit(denoised) if depth else denoised
         pixels = denoised.reshape(-1, *image.shape[:2]).astype(image.dtype)
         return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
 
@@ -95,14 +104,18 @@ class Denoiser:
         """(N, C, H, W) with C the model's channels."""
         if image.ndim not in (2, 3) or 0 in image.shape:
             raise DenoiseError(f"an image has the shape (H, W) or (H, W, C), not {image.shape}")
-        if image.dtype != np.uint8:
+        if image.dtype not in (np.uint8, np.uint16):
             if not np.issubdtype(image.dtype, np.floating):
-                raise DenoiseError(f"an image is uint8 or float in [-1, 1], not {image.dtype}")
+                raise DenoiseError(f"an image is uint8, uint16 or float in [-1, 1], not {image.dtype}")
             if not (np.isfinite(image).all() and image.min() >= -1 and image.max() <= 1):
-                raise DenoiseError("a float image has finite values in [-1, 1]; 8-bit images may come as uint8")
+                raise DenoiseError(
+                    "a float image has finite values in [-1, 1]; images of 8 and 16 bits may come as uint8 and uint16"
+                )
         planes = (image[None] if image.ndim == 2 else image.transpose(2, 0, 1))[:, None]
         if self.channels == 1:
             return planes
+        if len(planes) == 1:
+            planes = np.repeat(planes, self.channels, axis=0)
         if len(planes) != self.channels:
             raise DenoiseError(f"the model takes images of {self.channels} channels, not {len(planes)}")
         return planes.transpose(1, 0, 2, 3)
@@ -140,6 +153,17 @@ class Denoiser:
             return True
         inside = noisy[:, :, frame:-frame, frame:-frame]
         return bool((noisy.sum() - inside.sum()) / (noisy.size - inside.size) < _BLACK_FRAME)
+
+
+def _depth_of(manifest: Mapping[str, Any]) -> Depth:
+    """Of a manifest, which may come from anywhere, or from before there was any but 8 bits. Raises DenoiseError."""
+    dtype, value_range = manifest["model"].get("depth", "uint8"), manifest["data"].get("range")
+    try:
+        if not (isinstance(dtype, str) and is_a(value_range, ValueRange | None)):
+            raise ConfigError(f"depth={shown(dtype)}, range={shown(value_range)}: are none")
+        return Depth(dtype, value_range and tuple(value_range))
+    except ConfigError as error:
+        raise DenoiseError(f"{MANIFEST}: damaged or not ours ({error})") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -212,22 +236,6 @@ def verify_files(folder: Path) -> dict[str, Any]:
         if path.name not in {MANIFEST, *manifest["files"]}:
             raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
     return manifest
-
-
-def check_image(denoiser: Denoiser, image: Image.Image, name: object) -> None:
-    """Raises DenoiseError where the model takes no such images."""
-    channels = len(image.mode.removesuffix("A"))
-    if denoiser.channels not in (1, channels):
-        raise DenoiseError(f"{name}: has {channels} channels, and the model takes images of {denoiser.channels}")
-
-
-def denoise_image(denoiser: Denoiser, image: Image.Image) -> Image.Image:
-    """Colour or grey of any size; an alpha channel is carried over as it is."""
-    if image.mode in ("LA", "RGBA"):
-        *colours, alpha = image.split()
-        bands = denoise_image(denoiser, Image.merge(image.mode.removesuffix("A"), colours)).split()
-        return Image.merge(image.mode, [*bands, alpha])
-    return Image.fromarray(denoiser(np.asarray(image)))
 
 
 def _read(path: Path) -> bytes:

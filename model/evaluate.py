@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from model.config import ConfigError
 from model.data import Pairs
 from model.denoise import DenoiseError, Denoiser, verify_files
-from model.pictures import SCALE, cells, open_image
+from model.depth import EIGHT_BITS, Depth
+from model.image_files import read_image
+from model.metrics import EXACT_DB
+from model.pictures import SCALE, cells
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 _STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
@@ -25,9 +27,9 @@ SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two n
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """Means over images on [-1, 1], each measured by itself."""
+    """Means over images, each measured by itself."""
 
-    l1: float
+    l1: float  # on [-1, 1]
     ssim: float
     psnr_db: float  # infinite for the ground truth itself
 
@@ -40,26 +42,38 @@ class Quality:
         }
 
 
-def quality(images: np.ndarray, clean: np.ndarray) -> Quality:
-    """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones."""
-    pairs = list(zip(images, clean, strict=True))
+def quality(
+    images: np.ndarray, clean: np.ndarray, depth: Depth = EIGHT_BITS, has_noise: np.ndarray | None = None
+) -> Quality:
+    """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones.
+
+    Args:
+        images: what is measured.
+        clean: what they should be.
+        depth: of 16-bit and float32 images PSNR and SSIM are scikit-image's of the values that their files would have;
+            of 8-bit ones, as in the slides, those on [-1, 1].
+        has_noise: (N,) bool, those that PSNR is the mean of, as in model.metrics; None: all.
+    """
+    l1, width = float(np.abs(images - clean).mean()), 2.0
+    if depth.dtype != "uint8":
+        images, clean = (depth.from_unit(column).astype(np.float64) for column in (images, clean))
+        width = depth.high - depth.low
+    counted = slice(None) if has_noise is None or not has_noise.any() else has_noise
+    pairs = zip(images[counted], clean[counted], strict=True)
     with np.errstate(divide="ignore"):
-        psnr_db = [peak_signal_noise_ratio(truth, image, data_range=2) for image, truth in pairs]
-    ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK]) for i in range(0, len(images), _STACK)]
-    return Quality(
-        l1=float(np.abs(images - clean).mean()),
-        ssim=float(np.concatenate(ssim).mean()),
-        psnr_db=float(np.mean(psnr_db)),
-    )
+        psnr_db = np.array([peak_signal_noise_ratio(truth, image, data_range=width) for image, truth in pairs])
+    mean_db = psnr_db.mean() if np.isinf(psnr_db).all() else np.minimum(psnr_db, EXACT_DB).mean()
+    ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK], width) for i in range(0, len(images), _STACK)]
+    return Quality(l1=l1, ssim=float(np.concatenate(ssim).mean()), psnr_db=float(mean_db))
 
 
-def _ssim(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
     """scikit-image's, of each channel of each image (N, C). All of them are one tall image to it, which takes a fifth
     of the time: where the window lies within one of them, and nowhere else does its mean look, nothing changes."""
     _, similarity = structural_similarity(
         images.reshape(-1, images.shape[-1]),
         clean.reshape(-1, clean.shape[-1]),
-        data_range=2,
+        data_range=width,
         gaussian_weights=True,
         sigma=1.5,
         use_sample_covariance=False,
@@ -74,15 +88,16 @@ def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[
     """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
     noisy, clean = images.noised(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
-    rows = {name: quality(column, clean).as_dict() for name, column in columns.items()}
+    has_noise = (noisy != clean).any(axis=(1, 2, 3))
+    rows = {name: quality(column, clean, images.depth, has_noise).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}
 
 
 def on_strip(denoiser: Denoiser, path: Path) -> dict[str, Any]:
     """What the model makes of the noisy images of an export's picture: a few, which travel with it. Raises ImageError,
     ValueError."""
-    sheet = Image.fromarray(np.asarray(open_image(path))[::SCALE, ::SCALE])
-    noisy, clean = (_as_floats(column) for column in cells(sheet)[:2])
+    pixels = read_image(path).pixels[::SCALE, ::SCALE]
+    noisy, clean = (_as_floats(column) for column in cells(pixels)[:2])
     return {"file": path.name, "images": len(noisy), **quality(denoiser.batch(noisy), clean).as_dict()}
 
 

@@ -27,6 +27,7 @@ from model.checkpoint import write_atomically
 from model.config import ConfigError, MachineError
 from model.data import REAL, DataConfig, Images, Pairs
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
+from model.depth import EIGHT_BITS, Depth
 from model.disk import check_writable, writing
 from model.evaluate import against_slides, evaluate, on_strip, table
 from model.generator import Generator
@@ -36,6 +37,10 @@ from model.trainer import load_generator
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
+_OTHER_COLOURS = {  # what Denoiser does with them
+    1: "It takes grey images; of a colour image each channel is denoised by itself.",
+    3: "It takes colour images; a grey image is given to it three times, and the mean of the three is the result.",
+}
 _TOLERANCE = 1e-4  # onnxruntime against torch, on [-1, 1]
 _STRIP_IMAGES = 6
 _PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-image", "safetensors")
@@ -64,6 +69,7 @@ def export(
     check_target(to)
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
+    depth = images.depth.stated
 
     with _beside(to) as folder:
         weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
@@ -79,14 +85,16 @@ def export(
                 "channels": channels,
                 "image_size": image_size,
                 "padding": images.padding,
+                "depth": depth.dtype,
                 "size_multiple": generator.size_multiple,
                 "value_range": [-1, 1],
                 "parameters": sum(p.numel() for p in generator.parameters()),
             },
             "config": state["config"],
-            "data": dataclasses.asdict(data),
+            "data": dataclasses.asdict(data) | {"range": depth.range and [*depth.range]},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
+            "images": list(images.told),
             "metrics": {},
             "files": _digests(folder),
         }
@@ -209,16 +217,19 @@ def git_commit() -> str | None:
 
 def _card(manifest: Mapping[str, Any]) -> str:
     origin, model, config = manifest["origin"], manifest["model"], manifest["config"]
-    metrics, noise = manifest["metrics"], manifest["data"]["noise"]
+    metrics, data = manifest["metrics"], manifest["data"]
+    noise = data["noise"]
     where = ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None)
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
     units = "of the noisy images of its pairs" if noise == REAL else parse_noise(noise).units()
-    is_slides = metrics["test"] and DataConfig(**manifest["data"]).is_slides
+    is_slides = metrics["test"] and DataConfig(**data).is_slides
+    depth = Depth(model["depth"], DataConfig(**data).range)
     verdict = f"\n{against_slides(metrics['test'])}.\n" if is_slides else ""
+    scale = "[-1, 1]" if depth == EIGHT_BITS else f"the values of {depth}, but for L1, which is on [-1, 1]"
     return f"""# Image denoiser (pix2pix U-Net)
 
 Removes noise `{noise}` ({units}) from images like those of
-{manifest["data"]["data"]}. {model["parameters"]:,} parameters. From {where}.
+{data["data"]} ({depth}). {model["parameters"]:,} parameters. From {where}.
 
 ![Input, ground truth, predicted]({STRIP_FILE})
 
@@ -226,7 +237,7 @@ Input / Ground Truth / Predicted, images that it was not trained on.
 
 ## Quality
 
-Measured on `{ONNX_FILE}` itself with scikit-image, on [-1, 1]: SSIM with an 11x11 Gaussian window, sigma 1.5.
+Measured on `{ONNX_FILE}` itself with scikit-image, on {scale}: SSIM with an 11x11 Gaussian window, sigma 1.5.
 
 {table(metrics)}
 {verdict}
@@ -235,8 +246,10 @@ Measured on `{ONNX_FILE}` itself with scikit-image, on [-1, 1]: SSIM with an 11x
 ```python
 from model.denoise import Denoiser       # needs onnxruntime, numpy, pillow
 
-denoised = Denoiser("path/to/this/folder")(noisy)     # (H, W) or (H, W, C) uint8, any size
+denoised = Denoiser("path/to/this/folder")(noisy)     # (H, W) or (H, W, C) of any size; uint8, uint16, float in [-1, 1]
 ```
+
+{_OTHER_COLOURS[model["channels"]]}
 
 Any ONNX runtime: input `noisy` and output `denoised` are float32 (N, {model["channels"]}, H, W) in [-1, 1], H and W
 multiples of {model["size_multiple"]}. It was trained on {model["image_size"]}x{model["image_size"]}

@@ -1,7 +1,7 @@
 """Your own images: a folder or an s3:// prefix of pictures, or of noisy/clean pairs -> arrays, checked and split.
 
 FOLDER/*.png                                split by content: a tenth each for validation and test
-FOLDER/train, FOLDER/test (, validation)    your own split
+FOLDER/train and test, validation or both   your own split; one that is missing is a tenth of train
 noisy/NAME and clean/NAME in any of these   pairs: real noise, none is added
 """
 
@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
+import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from model import s3
 from model.config import ConfigError, MachineError
-from model.pictures import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, ImageError, open_image
+from model.depth import Depth, ValueRange
+from model.depth import told as range_told
+from model.image_files import IMAGE_SUFFIXES, ImageError, check_size, read_file, read_image
+from model.layout import CLEAN, NOISY, SPLITS, Layout, few, layout_of, told_skipped
 from model.stream import PixelFiles, memory
 
 MAX_CROPS = 5_000  # of validation and test images each
 FASHION_MNIST = "fashion-mnist"
-SPLITS = ("train", "validation", "test")
 CROPS = (16, 32, 64, 128, 256)
 _TENTH = 10
-NOISY, CLEAN = "noisy", "clean"
 _SHOWN = 5  # names in a message
 _S3_ATTEMPTS = 5  # a request of a server that hangs takes a minute in all
 
@@ -41,7 +42,7 @@ class DataError(ConfigError):
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, (C, H, W) uint8, and the same without its noise where the folder has both."""
+    """An image, (C, H, W) of a depth's type, and the same with its noise where the folder has both."""
 
     name: str
     clean: np.ndarray
@@ -53,28 +54,60 @@ class Picture:
         """Of its pixels: the same picture in two files, of two formats even, has one."""
         return hashlib.sha256(repr(self.clean.shape).encode() + self.clean.tobytes()).hexdigest()
 
+    @functools.cached_property
+    def noisy_digest(self) -> str:
+        """As digest: one clean image may have several noisy ones."""
+        return "" if self.noisy is None else hashlib.sha256(self.noisy.tobytes()).hexdigest()
 
-def read_pictures(where: str, crop: int, store: PixelFiles | None = None) -> dict[str, list[Picture]]:
-    """All pictures by split, each with at least crop x crop pixels, all grey or all RGB. Raises DataError, and
-    MachineError where an s3:// server is away.
+    @property
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of a pair: noisy and clean."""
+        assert self.noisy is not None
+        return self.noisy, self.clean
 
-    Alpha is dropped. where: a folder, or s3://BUCKET/PREFIX. store: for pixels that are too many for memory.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """All of a folder, checked and split."""
+
+    splits: dict[str, list[Picture]]  # train, validation, test
+    depth: Depth
+    has_noise: bool  # of pairs: whether any differ
+    told: tuple[str, ...]  # how many there are, how they were split, what was left out: a line each, for people
+
+
+def read_pictures(
+    where: str, crop: int, store: PixelFiles | None = None, value_range: ValueRange | None = None
+) -> Pictures:
+    """All pictures, each with at least crop x crop pixels, all grey or all RGB, all of one depth. Alpha is dropped.
+
+    Args:
+        where: a folder, or s3://BUCKET/PREFIX.
+        crop: pixels a side.
+        store: for pixels that are too many for memory.
+        value_range: black and white of 16-bit and float32 images; None: their depth's own.
+
+    Raises:
+        DataError: they cannot be used.
+        MachineError: an s3:// server is away.
     """
-    files_of = _s3(where) if where.startswith("s3://") else _local(Path(where))
+    files = _files(where)
     mistakes: list[str] = []
+    layout = layout_of(files.images.keys(), mistakes)
+    values = _Values(value_range)
     read: list[tuple[str, Picture]] = []
     mapped, size = 0, 0  # how many of them are, and the bytes of the others
-    for (split, name), files in sorted(_grouped(files_of, where, mistakes).items()):
+    for (split, name), paths in sorted(layout.groups.items()):
         try:
-            pixels = {kind: _pixels(files_of[path], path) for kind, path in files.items()}
+            pixels = {kind: values.within(_pixels(files.images[path], path), path) for kind, path in paths.items()}
         except ImageError as error:
             mistakes.append(str(error))
             continue
         clean, noisy = pixels[CLEAN], pixels.get(NOISY)
         if noisy is not None and noisy.shape != clean.shape:
-            mistakes.append(f"{files[NOISY]}: has {_size(noisy)}, and {files[CLEAN]} {_size(clean)}")
+            mistakes.append(f"{paths[NOISY]}: has {_size(noisy)}, and {paths[CLEAN]} {_size(clean)}")
         elif min(clean.shape[1:]) < crop:
-            mistakes.append(f"{files[CLEAN]}: has {_size(clean)}, below the crop of {crop}x{crop}")
+            mistakes.append(f"{paths[CLEAN]}: has {_size(clean)}, below the crop of {crop}x{crop}")
         else:
             read.append((split, Picture(name, clean, noisy)))
             size += sum(array.nbytes for array in pixels.values())
@@ -83,24 +116,35 @@ def read_pictures(where: str, crop: int, store: PixelFiles | None = None) -> dic
             mapped, size = len(read), 0
     if store is not None and 0 < mapped < len(read):
         read[mapped:] = _mapped(read[mapped:], store)
-    mistakes += _mixed_channels([picture for _, picture in read])
+    mistakes += _mixed([(picture.name, ("grey", "RGB")[len(picture.clean) > 1]) for _, picture in read])
+    mistakes += values.mixed()
+    same = [picture.name for _, picture in read if picture.noisy is not None and np.array_equal(*picture.halves)]
     _refuse(where, mistakes)
     pictures: dict[str, list[Picture]] = defaultdict(list)
     for split, picture in read:
         pictures[split].append(picture)
-    return _complete(pictures, where)
+    splits, copies = _complete(pictures, where)
+    depth = Depth(values.dtype, value_range)
+    told = [
+        _told_splits(splits, depth, layout),
+        *told_skipped(files.skipped),
+        *([f"copies of other images, which count once: {copies}"] if copies else []),
+        *([f"noisy and clean are the same, pixel by pixel: {few(same)}"] if same else []),
+        *values.told(),
+    ]
+    return Pictures(splits=splits, depth=depth, told=tuple(told), has_noise=len(same) < len(read))
 
 
 def check_layout(where: str) -> None:
     """What a folder's names tell already; no image is read. Raises DataError."""
     mistakes: list[str] = []
     if os.path.isdir(where) and where != FASHION_MNIST:
-        _grouped(_local(Path(where)), where, mistakes)
+        layout_of(_files(where).images.keys(), mistakes)
     _refuse(where, mistakes)
 
 
 def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Crops (N, C, crop, crop) uint8 that do not overlap, the same ones always, in random order; at most MAX_CROPS.
+    """Crops (N, C, crop, crop) that do not overlap, the same ones always, in random order; at most MAX_CROPS.
 
     And the same crops of the noisy ones, where there are any.
     """
@@ -128,39 +172,50 @@ def _refuse(where: str, mistakes: Sequence[str]) -> None:
 # --- what lies where ------------------------------------------------------------------------------------------------
 
 
-_Files: TypeAlias = Mapping[str, Callable[[], bytes]]  # what reads each image file, by its path, `/` between its parts
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Paths with `/` between their parts."""
+
+    images: Mapping[str, Callable[[], bytes]]  # what reads each
+    skipped: tuple[str, ...]
+
+
+def _files(where: str) -> _Files:
+    """Raises DataError, also where no image is among them."""
+    files = _s3(where) if where.startswith("s3://") else _local(Path(where))
+    if not files.images:
+        none = f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})"
+        raise DataError("\n".join([none, *told_skipped(files.skipped)]))
+    return files
 
 
 def _local(folder: Path) -> _Files:
     if not os.path.isdir(folder):
-        raise DataError(f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist")
-    root, files, leaving = Path(os.path.realpath(folder)), {}, []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent) / name
-            if not _is_image(name):
+        raise DataError(
+            f"data={folder}: is no folder, and no data set of that name is known; there is fashion-mnist. Where the "
+            "folder has moved, --data says where to"
+        )
+    root, images, skipped, leaving = Path(os.path.realpath(folder)), {}, [], []
+    closed: list[OSError] = []  # folders that cannot be read, which are no empty ones
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
+        inside = Path(parent).relative_to(folder)
+        passed = {name for name in folders if name.startswith(".") or os.path.islink(Path(parent) / name)}
+        skipped += [f"{(inside / name).as_posix()}/" for name in sorted(passed)]
+        for name in sorted([*names, *(name for name in passed if name[0] != ".")]):
+            path, is_file = Path(parent) / name, name not in passed
+            if is_file and not _is_image(name):
+                skipped.append((inside / name).as_posix())
                 continue
             if not Path(os.path.realpath(path)).is_relative_to(root):
                 leaving.append(str(path))
-            files[path.relative_to(folder).as_posix()] = functools.partial(_read, path)
+            if is_file:
+                images[(inside / name).as_posix()] = functools.partial(read_file, path)
+        folders[:] = sorted(set(folders) - passed)
+    if closed:
+        raise DataError("\n".join(f"data={folder}: {error.filename}: {error.strerror}" for error in closed[:_SHOWN]))
     if leaving:
         raise DataError(f"data={folder}: links that leave the folder: {', '.join(leaving[:_SHOWN])}")
-    return files
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():  # a pipe would be waited for, a device be read for ever
-        raise ImageError(f"{path}: is no file")
-    _check_size(path, path.stat().st_size)
-    return path.read_bytes()
-
-
-def _check_size(path: object, size: int) -> None:
-    if size > MAX_BYTES:
-        raise ImageError(
-            f"{path}: has {size:,} bytes, above {MAX_BYTES:,}: no image of up to {MAX_PIXELS:,} pixels has"
-        )
+    return _Files(images, tuple(skipped))
 
 
 def _s3(address: str) -> _Files:
@@ -172,7 +227,7 @@ def _s3(address: str) -> _Files:
 
     def reader(path: str, size: int) -> Callable[[], bytes]:
         def read() -> bytes:
-            _check_size(path, size)
+            check_size(path, size)
             with _asked(address), system.open_input_file(path) as file:
                 content: bytes = file.read()
                 return content
@@ -180,7 +235,8 @@ def _s3(address: str) -> _Files:
         return read
 
     found = {info.path[len(root) :].lstrip("/"): info for info in listed if info.is_file}
-    return {name: reader(info.path, info.size) for name, info in sorted(found.items()) if _is_image(name)}
+    images = {name: reader(info.path, info.size) for name, info in sorted(found.items()) if _is_image(name)}
+    return _Files(images, tuple(sorted(found.keys() - images.keys())))
 
 
 def _is_image(name: str) -> bool:
@@ -200,42 +256,20 @@ def _asked(address: str) -> Iterator[None]:
         raise MachineError(f"data={address}: cannot be read ({error}). The same command tries again") from error
 
 
-def _grouped(files_of: _Files, where: str, mistakes: list[str]) -> dict[tuple[str, str], dict[str, str]]:
-    """Paths by (split or "", name without noisy/ and clean/), then by kind: clean, and noisy of pairs."""
-    if not files_of:
-        raise DataError(f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})")
-    tops = {path.split("/")[0] for path in files_of if "/" in path}
-    has_splits, loose = {"train", "test"} <= tops, sorted(p for p in files_of if p.split("/")[0] not in SPLITS)
-    if has_splits and loose:
-        mistakes.append(f"{loose[0]}: beside train/ and test/; put each image into one of {', '.join(SPLITS)}")
-    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    has_pairs = any(part in (NOISY, CLEAN) for path in files_of for part in path.split("/")[:-1])
-    for path in files_of:
-        split, _, name = path.partition("/") if has_splits else ("", "", path)
-        kind = CLEAN
-        if has_pairs:
-            kind, _, name = name.partition("/")
-            if kind not in (NOISY, CLEAN):
-                mistakes.append(f"{path}: is neither in noisy/ nor in clean/, as the other images are")
-                continue
-        groups[split, name][kind] = path
-    for files in groups.values():
-        if has_pairs and len(files) == 1:
-            (kind, path), other = next(iter(files.items())), {NOISY: CLEAN, CLEAN: NOISY}
-            mistakes.append(f"{path}: has no partner in {other[kind]}/")
-    return {key: files for key, files in groups.items() if not has_pairs or len(files) == 2}
-
-
-def _complete(pictures: Mapping[str, list[Picture]], where: str) -> dict[str, list[Picture]]:
-    """Every split: what the folder's owner did not divide is divided by content, so that names don't matter."""
-    splits = dict(pictures)
+def _complete(pictures: Mapping[str, list[Picture]], where: str) -> tuple[dict[str, list[Picture]], int]:
+    """Every split: what the folder's owner did not divide is divided by content, so that names don't matter. And how
+    many copies of others there were in what was divided."""
+    splits, copies = dict(pictures), 0
     if "" in splits:
-        splits["train"] = list({picture.digest: picture for picture in splits.pop("")}.values())  # copies count once
-        _take(splits, "test")
-    _take(splits, "validation")
+        pool = splits.pop("")
+        different = {(picture.digest, picture.noisy_digest): picture for picture in pool}  # copies count once
+        splits["train"] = list(different.values())
+        copies = len(pool) - len(splits["train"])
+    for name in ("test", "validation"):
+        _take(splits, name)
     for name in SPLITS:
         if not splits.get(name):
-            count = sum(map(len, pictures.values()))
+            count = len({picture.digest for several in pictures.values() for picture in several})
             raise DataError(f"data={where}: {count} different images are too few; 3 make training, validation and test")
     seen: dict[str, str] = {}
     for split in SPLITS:
@@ -243,30 +277,91 @@ def _complete(pictures: Mapping[str, list[Picture]], where: str) -> dict[str, li
             other = seen.setdefault(picture.digest, f"{split}/{picture.name}")
             if not other.startswith(f"{split}/"):
                 raise DataError(f"data={where}: {other} and {split}/{picture.name} are the same image")
-    return splits
+    return splits, copies
 
 
 def _take(splits: dict[str, list[Picture]], name: str) -> None:
-    """A tenth of the training pictures, at least one, where there is no such split."""
+    """A tenth of the training pictures, at least one, where there is no such split; all noisy ones of a clean one."""
     if name not in splits:
         by_content = sorted(splits["train"], key=lambda picture: hashlib.sha256(picture.digest.encode()).digest())
-        count = max(1, len(by_content) // _TENTH)
-        splits[name], splits["train"] = by_content[:count], by_content[count:]
+        taken = {picture.digest for picture in by_content[: max(1, len(by_content) // _TENTH)]}
+        splits[name] = [picture for picture in by_content if picture.digest in taken]
+        splits["train"] = [picture for picture in by_content if picture.digest not in taken]
 
 
 # --- one image ------------------------------------------------------------------------------------------------------
 
 
 def _pixels(read: Callable[[], bytes], path: str) -> np.ndarray:
-    """(C, H, W) uint8, grey or RGB. Raises ImageError, and DataError where memory ends."""
+    """(C, H, W), grey or RGB. Raises ImageError, and DataError where memory ends."""
     try:
-        image = open_image(Path(path), io.BytesIO(read()))
+        pixels = read_image(Path(path), read()).pixels
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error
-    pixels = np.asarray(image.convert(image.mode.removesuffix("A")))
     if 4 * pixels.nbytes > memory("MemAvailable"):  # they are copied for the trials to share
         raise DataError(f"{path}: with it the images fill this machine's memory; take fewer, or a larger machine")
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class _Values:
+    """What the images' numbers are, over all of them."""
+
+    def __init__(self, asked: ValueRange | None) -> None:
+        self._asked = asked
+        self._dtypes: dict[str, list[str]] = defaultdict(list)  # to paths
+        self._beyond: list[str] = []  # images that were clipped
+        self._found = (math.inf, -math.inf)
+
+    @property
+    def dtype(self) -> str:
+        """Where they are not mixed."""
+        return next(iter(self._dtypes))
+
+    def within(self, pixels: np.ndarray, path: str) -> np.ndarray:
+        """An image, clipped to the range that was asked for. Raises ImageError where its values are none."""
+        self._dtypes[str(pixels.dtype)].append(path)
+        try:
+            depth = Depth(str(pixels.dtype), self._asked)
+        except ConfigError as error:
+            raise ImageError(f"{path}: {error}") from None
+        if pixels.dtype == np.uint8:
+            return pixels
+        if strange := int(np.count_nonzero(~np.isfinite(pixels))):
+            raise ImageError(f"{path}: {strange} values are NaN or infinite; put numbers there, such as a median's")
+        found = float(pixels.min()), float(pixels.max())
+        self._found = min(self._found[0], found[0]), max(self._found[1], found[1])
+        if depth.low <= found[0] and found[1] <= depth.high:
+            return pixels
+        values = f"{path}: has values from {found[0]:.6g} to {found[1]:.6g}"
+        if self._asked is None:
+            raise ImageError(f"{values}; float32 is taken as 0 ... 1, and --range LOW HIGH tells what else is meant")
+        clipped: np.ndarray = np.clip(pixels, depth.low, depth.high).astype(pixels.dtype)
+        if clipped.min() == clipped.max() and found[0] < found[1]:
+            raise ImageError(f"{values}, all of them beyond --range {range_told(self._asked)}")
+        self._beyond.append(path)
+        return clipped
+
+    def mixed(self) -> list[str]:
+        """What to tell where they are not all of one depth."""
+        names = {dtype: Depth.named(dtype) for dtype in self._dtypes}
+        return _mixed([(path, names[dtype]) for dtype, paths in self._dtypes.items() for path in paths])
+
+    def told(self) -> list[str]:
+        """Of the range, beside what the images have."""
+        lines = []
+        depth = Depth(self.dtype, self._asked)
+        if self._beyond:
+            up_to = f"{self._found[0]:.6g} ... {self._found[1]:.6g}"
+            lines.append(f"values beyond the range are clipped to it (all are {up_to}): {few(self._beyond)}")
+        if self.dtype != "uint8" and self._found[1] - depth.low < (depth.high - depth.low) / _DARK:
+            lines.append(
+                f"all values are {self._found[0]:.6g} ... {self._found[1]:.6g}, a small part of the range, by which "
+                "noise is measured; --range LOW HIGH says what is black and white"
+            )
+        return lines
+
+
+_DARK = 4  # times that white is above the brightest pixel: 14 bits in 16, or fewer
 
 
 def _mapped(read: Sequence[tuple[str, Picture]], store: PixelFiles) -> list[tuple[str, Picture]]:
@@ -284,13 +379,32 @@ def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[2]}x{pixels.shape[1]} pixels"
 
 
-def _mixed_channels(pictures: Iterable[Picture]) -> list[str]:
-    by_channels: dict[int, list[str]] = defaultdict(list)
-    for picture in pictures:
-        by_channels[len(picture.clean)].append(picture.name)
-    if len(by_channels) < 2:
+def _mixed(kinds: Sequence[tuple[str, str]]) -> list[str]:
+    """What to tell of images, by name and kind, that are not all of one kind; those of the rarest by name."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, kind in kinds:
+        by_kind[kind].append(name)
+    if len(by_kind) < 2:
         return []
-    grey, rgb = by_channels[1], by_channels[3]
-    fewer, kind = (grey, "grey") if len(grey) <= len(rgb) else (rgb, "RGB")
-    names = ", ".join(fewer[:_SHOWN])
-    return [f"{len(grey)} images are grey and {len(rgb)} RGB; all must be of one kind. {kind}: {names}"]
+    counts = [(len(by_kind[kind]), kind) for kind in sorted(by_kind, key=str.casefold)]
+    told = " and ".join([f"{counts[0][0]} images are {counts[0][1]}", *(f"{n} {kind}" for n, kind in counts[1:])])
+    rarest = min(by_kind, key=lambda kind: len(by_kind[kind]))
+    return [f"{told}; all must be of one kind. {rarest}: {few(by_kind[rarest])}"]
+
+
+# --- what is told of all of them ------------------------------------------------------------------------------------
+
+
+def _told_splits(splits: Mapping[str, list[Picture]], depth: Depth, layout: Layout) -> str:
+    some = splits["train"][0]
+    counts = ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS)
+    kind = ("grey", "RGB")[len(some.clean) > 1] + (" pairs, noisy and clean" if some.noisy is not None else "")
+    taken = [split for split in ("validation", "test") if split not in layout.splits]
+    if not taken:
+        how = "as its folders say"
+    elif layout.splits.keys() == {"train"} or not layout.splits:
+        of = f" from {few(layout.pooled)}" if layout.pooled else ""
+        how = f"validation and test are a tenth each, chosen by content out of all{of}"
+    else:
+        how = f"{' and '.join(taken)}: a tenth of {layout.splits['train']}/, chosen by content"
+    return f"{counts} images: {kind}, {depth}; {how}"

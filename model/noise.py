@@ -1,4 +1,5 @@
-"""Noise models, named by a short spec: `gaussian:30`, `poisson:10-60`, `poisson:30+gaussian:10`; docs/data.md."""
+"""Noise models, named by a short spec: `gaussian:30`, `gaussian:12%`, `poisson:10-60`, `poisson:30+gaussian:10`;
+docs/data.md."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from model.pictures import to_uint8
 _STD_SCALE = 2 / 255.0  # a standard deviation on the scale of 8-bit images, on [-1, 1]
 _MAX_SPEC = 200  # characters: ten noises in a row
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_RANGE = re.compile(f"({_NUMBER})(?:-({_NUMBER}))?")
+_RANGE = re.compile(f"({_NUMBER})(%?)(?:-({_NUMBER})(%?))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Parameter:
     most: float
     unit: str
     whole: bool = False
+    takes_per_cent: bool = False  # of the images' range
 
     def mistake(self, value: Range) -> str | None:
         """The broken rule and the value, or None."""
@@ -138,6 +140,8 @@ class _Fixed(Draw):
         return image + float(scaled) * self.normal(tuple(image.shape))
 
 
+_STD = Parameter("std", 0, 255, "on the scale of 8-bit images", takes_per_cent=True)
+
 # --- the noises -----------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +188,7 @@ class GaussianNoise(Noise):
 
     std: Range
 
-    PARAMETERS = (Parameter("std", 0, 255, "on the scale of 8-bit images"),)
+    PARAMETERS = (_STD,)
     EXAMPLE = "gaussian:30"
 
     def add_to(self, image: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -262,7 +266,7 @@ class CorrelatedNoise(Noise):
     size: Range
 
     PARAMETERS = (
-        Parameter("std", 0, 255, "on the scale of 8-bit images"),
+        _STD,
         Parameter("size", 0.1, 10, "pixels, the blur's standard deviation"),
     )
     EXAMPLE = "correlated:30:1.5"
@@ -354,13 +358,24 @@ def _parse_stage(stage: str) -> Noise:
     if kind is None:
         rule = f"no such noise. {nearest(name, KINDS)}" if stage else "a noise is missing there."
         raise ConfigError(f"{rule} Examples: {', '.join(each.EXAMPLE for each in KINDS.values())}, {_SUM_EXAMPLE}")
-    matches = [_RANGE.fullmatch(number) for number in numbers]
-    ranges = [Range(float(match[1]), float(match[2] or match[1])) for match in matches if match]
-    if not len(ranges) == len(numbers) == len(kind.PARAMETERS):
+    matches = [match for number in numbers if (match := _RANGE.fullmatch(number))]
+    if not len(matches) == len(numbers) == len(kind.PARAMETERS):
         form = ":".join((name, *(parameter.name.upper() for parameter in kind.PARAMETERS)))
         raise ConfigError(f"must be {form}, with a number or a range LOW-HIGH for each, such as {kind.EXAMPLE}")
+    ranges = [_range_of(match, parameter) for match, parameter in zip(matches, kind.PARAMETERS, strict=True)]
     make: Callable[..., Noise] = kind
     return make(*ranges)
+
+
+def _range_of(match: re.Match[str], parameter: Parameter) -> Range:
+    """Raises ConfigError for a % where there is none."""
+    low, low_sign, high, high_sign = match.groups()
+    if high is not None and low_sign != high_sign:
+        raise ConfigError(f"{match[0]}: both bounds have a %, or none has, such as {low}%-{high}%")
+    if low_sign and not parameter.takes_per_cent:
+        raise ConfigError(f"{parameter.name.upper()}={match[0]}: has no %; it counts {parameter.unit}")
+    low, high = float(low), float(high or low)
+    return Range(255 * low / 100, 255 * high / 100) if low_sign else Range(low, high)
 
 
 def _shown(text: str) -> str:

@@ -24,17 +24,18 @@ _TENTH = 10  # of the machine's memory, where it does not say: pixels in memory 
 
 @dataclass(frozen=True, slots=True)
 class PixelFile:
-    """Flat uint8 in a file. To a training it travels as this, on another node too."""
+    """Flat pixels of one type in a file. To a training it travels as this, on another node too."""
 
     path: Path
-    size: int
+    size: int  # bytes
+    dtype: str
 
     def open(self) -> np.ndarray:
         """Mapped, read-only. Raises MachineError."""
         try:
             found = self.path.stat().st_size
             if found == self.size:
-                return np.asarray(np.memmap(self.path, np.uint8, "r"))
+                return np.asarray(np.memmap(self.path, self.dtype, "r"))
             why = f"{found:,} bytes instead of {self.size:,}"
         except OSError as error:
             why = str(error.strerror)
@@ -51,7 +52,8 @@ class PixelFiles:
     def __init__(self, folder: Path | None = None, name: str = "images") -> None:
         self._folder, self._name = (folder or Path(tempfile.gettempdir())).absolute(), name
         self._token = secrets.token_hex(4)
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # bytes
+        self._dtypes: dict[str, str] = {}
         asked = os.environ.get(IN_MEMORY)
         if asked is not None and not asked.isdecimal():
             raise ConfigError(f"{IN_MEMORY}={asked}: must be a whole number of megabytes, such as 4000")
@@ -71,7 +73,8 @@ class PixelFiles:
                 path.unlink(missing_ok=True)
 
     def put(self, kind: str, arrays: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-        """For each uint8 array where it begins in the file, and the same array, mapped. Raises OSError."""
+        """For each array where it begins in the file, counted in pixels, and the same array, mapped. All of a file have
+        the same type, else it is of no use. Raises OSError."""
         if not self._sizes:
             log.warning("More than %.0f MB of pixels: streamed from %s", self.in_memory / 1e6, self._path(kind))
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -79,17 +82,19 @@ class PixelFiles:
         with writing(self._path(kind)), open(self._path(kind), "ab", opener=_private) as file:
             for array in arrays:
                 file.write(array.data)
-        pixels = np.asarray(np.memmap(self._path(kind), np.uint8, "r", begin))
+        content = np.asarray(np.memmap(self._path(kind), np.uint8, "r", begin))
         placed, at = [], 0
         for array in arrays:
-            placed.append((begin + at, pixels[at : at + array.size].reshape(array.shape)))
-            at += array.size
+            pixels = content[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
+            placed.append(((begin + at) // array.itemsize, pixels))
+            at += array.nbytes
+            self._dtypes[kind] = str(array.dtype)
         self._sizes[kind] += at
         return placed
 
     def file(self, kind: str) -> PixelFile:
         """All that was put there."""
-        return PixelFile(self._path(kind), self._sizes[kind])
+        return PixelFile(self._path(kind), self._sizes[kind], self._dtypes[kind])
 
     def _path(self, kind: str) -> Path:
         return self._folder / f".{self._name}~{self._token}~{kind}.pixels"

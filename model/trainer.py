@@ -38,7 +38,8 @@ class Trainer:
         if config.batch_size > len(images.train):
             raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train)} training images")
         self._steps_per_epoch = (config.images_per_epoch or len(images.train)) // config.batch_size
-        self._noisy_psnr_db = metrics.psnr_db(images.validation_noisy, images.validation).mean().item()
+        noisy, clean = images.validation_noisy, images.validation
+        self._noisy_psnr_db = metrics.mean_psnr_db(noisy, noisy, clean).item()
 
         channels, size, _ = images.shape
         self.gan = Gan(config, channels=channels, image_size=size, device=images.device)
@@ -163,8 +164,10 @@ def validate(generator: Generator, images: DeviceImages) -> dict[str, float]:
     denoised = torch.cat([generator(noisy) for noisy in torch.split(images.validation_noisy, _EVAL_BATCH)])
     pairs = zip(torch.split(denoised, _EVAL_BATCH), torch.split(clean, _EVAL_BATCH), strict=True)
     ssim = torch.cat([metrics.ssim(*pair) for pair in pairs])
-    psnr_db, l1 = metrics.psnr_db(denoised, clean), metrics.l1(denoised, clean)
-    measured = torch.stack([m.mean() for m in (ssim, psnr_db, l1, denoised.std(dim=0))]).tolist()
+    psnr_db = metrics.mean_psnr_db(denoised, images.validation_noisy, clean)
+    measured = torch.stack(
+        [m.mean() for m in (ssim, psnr_db, metrics.l1(denoised, clean), denoised.std(dim=0))]
+    ).tolist()
     return dict(zip(("ssim", "psnr_db", "l1", "output_std"), measured, strict=True))
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from hpo import storage
 from hpo.cli import main
 from hpo.storage import Storage, StorageError
-from model import folders, s3
+from model import folders, image_files, s3
 from model.config import ConfigError, MachineError
 from model.data import DataConfig, DataError
 
@@ -78,8 +78,8 @@ def test_a_prefix_gives_the_images_of_the_folder(server, buckets, prefix, noise)
 
 
 def test_what_is_too_large_for_an_image_is_not_even_fetched(server, monkeypatch):
-    monkeypatch.setattr(folders, "MAX_BYTES", 1000)
-    with pytest.raises(DataError, match=r"bytes, above 1,000: no image"):
+    monkeypatch.setattr(image_files, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match=r"bytes, above 1,000; compress it"):
         DataConfig(data="s3://photos/some/set", crop=32).load()
     assert [asked for asked in server.asked if asked.endswith(".png")] == []
 

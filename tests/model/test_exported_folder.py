@@ -89,7 +89,7 @@ def test_the_manifest_tells_where_the_model_comes_from(exported, trained):
     assert manifest["origin"] == {"search": "first", "trial": 7, "epoch": 4}
     assert TrainConfig.from_dict(manifest["config"]) == trained.config
     assert manifest["model"]["parameters"] == sum(p.numel() for p in trained.gan.generator.parameters())
-    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30", "crop": None}
+    assert manifest["data"] == {"data": "fashion-mnist", "noise": "gaussian:30", "crop": None, "range": None}
     assert manifest["versions"]["torch"] == torch.__version__
 
 
@@ -117,6 +117,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     assert "noise `gaussian:30` (STD: on the scale of 8-bit images) from" in card
     assert "DOES NOT BEAT" in card  # of a model this small it must say so
     assert "![Input, ground truth, predicted](strip.png)" in card
+    assert "It takes grey images; of a colour image each channel is denoised by itself." in card
     clean = to_unit(test_images[:6])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     expected = strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])

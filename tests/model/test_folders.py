@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import tifffile
 import torch
 from fuzzing import assert_told
 from hypothesis import HealthCheck, example, given, settings
@@ -22,7 +24,7 @@ from model.denoise import Denoiser
 from model.evaluate import evaluate
 from model.export import export
 from model.folders import grid, read_pictures
-from model.pictures import MAX_BYTES
+from model.image_files import MAX_BYTES
 from model.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -55,7 +57,9 @@ def noised(pixels: np.ndarray) -> np.ndarray:
 
 
 def names(folder: Path, crop: int = 32) -> dict[str, list[str]]:
-    return {split: sorted(p.name for p in several) for split, several in read_pictures(str(folder), crop).items()}
+    return {
+        split: sorted(p.name for p in several) for split, several in read_pictures(str(folder), crop).splits.items()
+    }
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------
@@ -103,15 +107,165 @@ def test_alpha_is_dropped_and_grey_stays_grey(tmp_path, photographs):
     for name, pixels in photographs.items():
         grey = pixels.mean(axis=2).astype(np.uint8)
         save(np.dstack([grey, np.full_like(grey, 7)]), tmp_path / f"{name}.png")
-    pictures = read_pictures(str(tmp_path), 32)
+    pictures = read_pictures(str(tmp_path), 32).splits
     assert {picture.clean.shape[0] for several in pictures.values() for picture in several} == {1}
+
+
+# What a search of an earlier version has on its record (the first 16 digits), and the test images that it measured.
+LAYOUTS = {
+    "a pool": (["{}.png"], "f0fa276b0ef54772", "fbbd60a12634633e"),
+    "a pool in folders": (["b/{}.png", "a/c/{}.png", "{}.png"], "f0fa276b0ef54772", "fbbd60a12634633e"),
+    "all in train/": (["train/{}.png"], "f0fa276b0ef54772", "fbbd60a12634633e"),
+    "train/ and test/": (
+        ["train/{}.png", "test/{}.png", "train/more/{}.png"], "8e907e841fd57c9e", "34d0d340426813d4"
+    ),
+    "three splits": (
+        ["train/{}.png", "test/{}.png", "validation/{}.png"], "982cc54486243f67", "34d0d340426813d4"
+    ),
+    "pairs": (["KIND/{}.png", "KIND/more/{}.png"], "f29f334e778fa9ae", "fbbd60a12634633e"),
+    "pairs in splits": (
+        ["train/KIND/{}.png", "test/KIND/{}.png", "train/KIND/more/{}.png"], "acb0cbbb6be38e2d", "34d0d340426813d4"
+    ),
+}  # fmt: skip
+
+
+def spread(folder: Path, forms: list[str], picture: Callable[[int, int], np.ndarray], count: int = 12) -> Path:
+    """Pictures by their number and an offset of their greys, PNG or TIFF, in the places of the forms by turns."""
+    for number in range(count):
+        path = forms[number % len(forms)].format(number)
+        for kind in ("noisy", "clean") if "KIND" in path else ("",):
+            place = folder / path.replace("KIND", kind)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = picture(number, 5 * (kind == "noisy"))
+            if place.suffix == ".tif":
+                tifffile.imwrite(place, pixels)
+            else:
+                save(pixels, place)
+    return folder
+
+
+def slope(number: int, offset: int = 0) -> np.ndarray:
+    """(40, 36 + number) uint8."""
+    row, column = np.mgrid[0:40, 0 : 36 + number]
+    return ((7 * row + 3 * column + 11 * number + offset) % 256).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_search_that_began_with_an_earlier_version_has_the_same_images_in_the_same_splits(tmp_path, name):
+    forms, digest, test_digest = LAYOUTS[name]
+    data = DataConfig(
+        data=str(spread(tmp_path, forms, slope)), crop=16, noise="real" if "pairs" in name else "gaussian:30"
+    )
+    assert data.load().digest[:16] == digest
+    assert hashlib.sha256(data.load_test().clean.tobytes()).hexdigest()[:16] == test_digest
+
+
+@pytest.mark.parametrize(
+    ("forms", "expected"),
+    [
+        (["{}.png"], "10, 1, 1: grey, 8-bit; validation and test are a tenth each, chosen by content out of all"),
+        (
+            ["b/{}.png", "a/{}.png"],
+            "10, 1, 1: grey, 8-bit; validation and test are a tenth each, chosen by content out of all from a/, b/",
+        ),
+        (["Train/{}.png", "VAL/{}.png"], "5, 6, 1: grey, 8-bit; test: a tenth of Train/, chosen by content"),
+        (["train/{}.png", "Testing/{}.png"], "5, 1, 6: grey, 8-bit; validation: a tenth of train/, chosen by content"),
+        (["train/{}.png", "test/{}.png", "valid/{}.png"], "4, 4, 4: grey, 8-bit; as its folders say"),
+        (
+            ["KIND/{}.png"],
+            "10, 1, 1: grey pairs, noisy and clean, 8-bit; validation and test are a tenth each, chosen by content out "
+            "of all",
+        ),
+    ],
+)
+def test_it_is_told_how_many_images_each_split_has_and_why(tmp_path, forms, expected):
+    counts, kind = expected.split(": ", 1)
+    train, validation, test = counts.split(", ")
+    (told,) = read_pictures(str(spread(tmp_path, forms, slope)), 16).told
+    assert told == f"{train} train, {validation} validation, {test} test images: {kind}"
+
+
+def test_noisy_and_clean_in_capitals_are_no_images_to_be_pooled(tmp_path):
+    spread(tmp_path, ["Clean/{}.png", "Noisy/{}.png"], slope)
+    with pytest.raises(DataError, match=r"Clean/0\.png: has no partner in noisy/"):
+        read_pictures(str(tmp_path), 16)
+
+
+def test_whatever_is_left_out_is_told_with_the_reason(folder, photographs):
+    (folder / "notes.txt").write_text("")
+    (folder / "._rocket.png").write_bytes(b"\x00\x05\x16\x07")
+    (folder / "Thumbs.db").write_bytes(b"")
+    (folder / ".cache").mkdir()
+    (folder / "raw.dng").write_bytes(b"")
+    (folder / "inside").mkdir()
+    (folder / "again").symlink_to(folder / "inside")
+    (folder / "copy.png").write_bytes((folder / "rocket.png").read_bytes())
+    told = read_pictures(str(folder), 32).told
+    assert told[1:] == (
+        "skipped, for their names: .dng: 1 (raw.dng); .txt: 1 (notes.txt); "
+        "hidden: 3 (.cache/, ._rocket.png, Thumbs.db); links to folders: 1 (again/)",
+        "copies of other images, which count once: 1",
+    )
+    (folder / "empty").mkdir()
+    (folder / "empty" / "raw.dng").write_bytes(b"")
+    with pytest.raises(DataError, match=r"has no images \(.*\nskipped, for their names: .dng: 1 \(raw.dng\)"):
+        read_pictures(str(folder / "empty"), 32)
+
+
+def test_pairs_without_a_difference_are_named_and_a_set_of_them_is_refused(tmp_path):
+    spread(tmp_path, ["KIND/{}.png"], slope)
+    for number in (3, 4):
+        save(slope(number), tmp_path / "noisy" / f"{number}.png")
+    assert read_pictures(str(tmp_path), 16).told[1:] == ("noisy and clean are the same, pixel by pixel: 3.png, 4.png",)
+    for number in range(12):
+        save(slope(number), tmp_path / "noisy" / f"{number}.png")
+    with pytest.raises(DataError, match="all noisy images are their clean ones, pixel by pixel"):
+        DataConfig(data=str(tmp_path), crop=16, noise="real").load()
+
+
+@pytest.mark.parametrize("form", ["KIND/{}.png", "train/KIND/{}.png"])
+def test_all_noisy_images_of_a_clean_one_are_used_and_stay_together(tmp_path, form):
+    """As microscopes take them: several frames of one scene, whose mean is the clean image of each."""
+    for scene in range(11):
+        for frame in range(4):
+            name = f"scene{scene}-frame{frame}"
+            save(slope(scene), tmp_path / form.replace("KIND", "clean").format(name))
+            save(slope(scene, 5 * frame + 3), tmp_path / form.replace("KIND", "noisy").format(name))
+    if "train" in form:
+        for kind, offset in (("clean", 0), ("noisy", 9)):
+            save(slope(11, offset), tmp_path / "test" / kind / "other.png")
+    found = read_pictures(str(tmp_path), 16)
+    scenes = {split: {name.partition("-")[0] for name in several} for split, several in names(tmp_path, 16).items()}
+    counts = {split: len(several) for split, several in found.splits.items()}
+    assert sum(counts.values()) == 44 + ("train" in form)
+    assert counts["validation"] == 4
+    assert len(set().union(*scenes.values())) == sum(map(len, scenes.values()))  # no scene is in two splits
+    assert len(found.told) == 1
+
+
+def test_a_folder_that_cannot_be_opened_or_leads_elsewhere_is_not_passed_over(folder, monkeypatch):
+    (folder / "more").mkdir()
+    (folder / "outside").symlink_to(folder.parent)
+    with pytest.raises(DataError, match=r"links that leave the folder: .*outside"):
+        read_pictures(str(folder), 32)
+    (folder / "outside").unlink()
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        if Path(path).name == "more":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # the tests run as root, who may open everything
+    with pytest.raises(DataError, match="more: Permission denied"):
+        read_pictures(str(folder), 32)
 
 
 # --- what is cut out of them ----------------------------------------------------------------------------------------
 
 
 def test_validation_crops_tile_the_images_and_are_always_the_same(folder):
-    pictures = read_pictures(str(folder), 32)["test"]
+    pictures = read_pictures(str(folder), 32).splits["test"]
     crops, noisy = grid(pictures, 32)
     height, width = pictures[0].clean.shape[1:]
     assert noisy is None
@@ -248,7 +402,7 @@ def _leaving(folder: Path) -> str:
 
 def _sixteen_bits(folder: Path) -> str:
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "deep.png")
-    return "deep.png: I;16 pixels; convert it to 8 bits a channel"
+    return "1 images are 16-bit and 4 8-bit; all must be of one kind. 16-bit: deep.png"
 
 
 def _pipe(folder: Path) -> str:
@@ -259,14 +413,14 @@ def _pipe(folder: Path) -> str:
 def _far_too_large(folder: Path) -> str:
     with (folder / "large.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # of holes: it takes no room
-    return "large.png: has 500,000,001 bytes, above 500,000,000: no image of up to 100,000,000 pixels has"
+    return "large.png: has 500,000,001 bytes, above 500,000,000; compress it, or split it"
 
 
 def _beside_the_split(folder: Path) -> str:
     for split, name in (("train", "chelsea"), ("train", "coffee"), ("test", "astronaut")):
         (folder / split).mkdir(exist_ok=True)
         (folder / f"{name}.png").rename(folder / split / f"{name}.png")
-    return "rocket.png: beside train/ and test/"
+    return "rocket.png: beside test/ and train/; put each image into one of train, validation, test"
 
 
 def _overlapping(folder: Path) -> str:
@@ -284,7 +438,7 @@ def _no_partner(folder: Path) -> str:
     for kind in ("noisy", "clean"):
         (folder / kind).mkdir()
     for path in list(folder.glob("*.png")):
-        (folder / "noisy" / path.name).write_bytes(path.read_bytes())
+        save(noised(np.array(Image.open(path))), folder / "noisy" / path.name)
         path.rename(folder / "clean" / path.name)
     (folder / "noisy" / "rocket.png").unlink()
     return "clean/rocket.png: has no partner in noisy/"
@@ -305,7 +459,7 @@ def _too_few(folder: Path) -> str:
 def _nothing(folder: Path) -> str:
     for path in folder.iterdir():
         path.unlink()
-    return "has no images (.png"
+    return "has no images"
 
 
 BAD: list[Callable[[Path], str]] = [
@@ -407,7 +561,7 @@ def test_any_tree_of_files_is_split_without_an_overlap_or_told_in_lines(tmp_path
         except OSError:  # it stands there already
             continue
     try:
-        pictures = read_pictures(str(folder), 16)
+        pictures = read_pictures(str(folder), 16).splits
     except DataError as error:
         assert_told(error, f"data={folder}")
     else:

@@ -44,6 +44,19 @@ def test_l1_psnr_and_ssim_agree_with_scikit_image(pair, monkeypatch):
     assert measured.ssim == pytest.approx(np.mean(ssim), abs=1e-6)
 
 
+def test_what_has_no_noise_is_left_out_of_psnr_and_what_is_exact_does_not_outweigh_the_rest(pair):
+    noisy, clean = (array[:8].copy() for array in pair)
+    denoised = clean + 0.3 * (noisy - clean)
+    clean[:3] = noisy[:3] = -1.0  # black under Poisson's noise
+    denoised[:3] += 0.01
+    denoised[3] = clean[3]
+    one_by_one = [peak_signal_noise_ratio(b, a, data_range=2) for a, b in zip(denoised[4:], clean[4:], strict=True)]
+    expected = pytest.approx((sum(one_by_one) + 100) / 5, abs=1e-4)
+    assert metrics.mean_psnr_db(*map(torch.from_numpy, (denoised, noisy, clean))).item() == expected
+    assert quality(denoised, clean, has_noise=np.arange(8) > 2).psnr_db == expected
+    assert quality(clean, clean).psnr_db == math.inf
+
+
 def conv_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The textbook's: moments by a convolution with the 11x11 window (Wang et al. 2004)."""
     offsets = torch.arange(-5, 6, dtype=a.dtype)

@@ -174,4 +174,4 @@ def test_training_takes_no_more_memory_than_is_allowed_however_large_the_set(tmp
     assert streamed.returncode == 0, streamed.stderr
     assert json.loads(streamed.stdout) > 0
     assert in_memory.returncode != 0
-    assert "MemoryError" in in_memory.stderr
+    assert "memory" in in_memory.stderr.lower()  # MemoryError, or an image that does not fit

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from torch.nn.functional import binary_cross_entropy, l1_loss
 
 from model.checkpoint import CheckpointError, save_checkpoint
@@ -369,3 +370,21 @@ def test_the_generator_of_a_checkpoint_is_its_moving_average(few, tmp_path):
     assert not torch.equal(generator.last.weight, trainer.gan.generator.last.weight)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_generator(tmp_path / "checkpoint", channels=3, image_size=32)
+
+
+def test_black_images_that_noise_leaves_alone_make_no_training_dead(images):
+    """Half of a dark field's tiles have no photon: noisy and clean are the same there, and PSNR is infinite."""
+    train, validation = images.train[:100].copy(), images.validation.clean[:20].copy()
+    train[:50], validation[:10] = 0, 0
+    dark = place(train, validation, "poisson:30")
+    assert (dark.validation_noisy[:10] == dark.validation[:10]).all()
+    (report,) = run(Trainer(SMALL, dark), 1).reports
+    seen = slice(10, None)
+    noisy = [
+        peak_signal_noise_ratio(clean, noisy, data_range=2)
+        for clean, noisy in zip(dark.validation[seen].numpy(), dark.validation_noisy[seen].numpy(), strict=True)
+    ]
+    assert report.noisy_psnr_db == pytest.approx(np.mean(noisy), abs=1e-4)
+    assert np.isfinite(report.psnr_db)
+    assert not replace(report, psnr_db=report.noisy_psnr_db + 1, output_std=0.5).is_dead
+    assert replace(report, psnr_db=report.noisy_psnr_db - 1, output_std=0.5).is_dead
