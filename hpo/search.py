@@ -652,9 +652,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     return {**event, **_way_back(reports, config, len(before), record.search.objective)}
 
 
-def _way_back(
-    reports: Sequence[EvalReport], config: TrainConfig, times: int, objective: Objective
-) -> dict[str, Any]:
+def _way_back(reports: Sequence[EvalReport], config: TrainConfig, times: int, objective: Objective) -> dict[str, Any]:
     """After a collapse: the best epoch and half the rates, unless it went back so many times before, or that epoch is
     the very one in which it died."""
     best = results.best_of(reports, objective)

@@ -17,7 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and k
 
 import onnxruntime
 
-from model.config import ConfigError, is_a, shown
+from .config import ConfigError, is_a, shown
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"

@@ -1,0 +1,67 @@
+"""What Python finds under a name: this program and what is installed, whatever lies in the current folder or on
+PYTHONPATH. Its packages are called `hpo`, `model` and `search_spaces`, as files of a user's own may be."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[1])
+_OWN = ("hpo", "model", "search_spaces")
+_VARIABLE = "PYTHONPATH"
+
+
+def ours_first() -> None:
+    """Folders of the user's with something in the way come last on this process's path: the rest of them, such as what
+    a space imports, is still found."""
+    users = {os.path.abspath(entry) for entry in ("", *_python_path())}
+    late = [entry for entry in sys.path if os.path.abspath(entry) in users and in_the_way(entry)]
+    if late:
+        sys.path[:] = [*(entry for entry in sys.path if entry not in late), ROOT, *late]
+
+
+def in_the_way(folder: str) -> list[str]:
+    """Names in a folder that would be found in place of this program's packages, or of a package that is installed.
+
+    Of what is installed a file such as `torch.py` alone is in the way: a whole package on PYTHONPATH is how some
+    machines provide it.
+    """
+    specs = {name: PathFinder.find_spec(name, [folder or "."]) for name in _OWN}
+    found = [name for name, spec in specs.items() if spec and spec.origin and not _is_ours(name, spec.origin)]
+    files = {path.stem for path in Path(folder).glob("*.py")} - set(_OWN)
+    return found + sorted(name for name in files if any((Path(at) / name / "__init__.py").is_file() for at in _sites()))
+
+
+def _is_ours(name: str, file: str) -> bool:
+    return os.path.realpath(file) == os.path.realpath(os.path.join(ROOT, name, "__init__.py"))
+
+
+@contextmanager
+def for_workers() -> Iterator[None]:
+    """What is started inside has nothing on PYTHONPATH that is in the way. Workers run nothing of the user's."""
+    before = os.environ.get(_VARIABLE)
+    kept = os.pathsep.join(entry for entry in _python_path() if not in_the_way(entry))
+    if before is not None:
+        os.environ[_VARIABLE] = kept
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_VARIABLE] = before
+
+
+def worker_path() -> list[str]:
+    """What comes first on the path of a search's workers: these very sources, where they are not installed."""
+    return [] if ROOT in _sites() else [ROOT]
+
+
+def _python_path() -> list[str]:
+    return os.environ.get(_VARIABLE, "").split(os.pathsep) if os.environ.get(_VARIABLE) else []
+
+
+def _sites() -> list[str]:
+    return [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
