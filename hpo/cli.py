@@ -272,12 +272,13 @@ def _sync(arguments: argparse.Namespace) -> int:
     from hpo import results
     from hpo.copies import held, opened
     from hpo.tracking import sync
-    from hpo.wandb_runs import log_in
+    from hpo.wandb_runs import leave_out, log_in
 
     def over(error: Exception) -> None:
         print(visible(f"hpo: {error}"), file=sys.stderr)
 
     with held(arguments.runs, arguments.name, opened(arguments.storage, arguments.runs, looks=True), over) as copies:
+        leave_out("online")
         log_in()
         sent, where = sync(copies.record, exported=results.is_exported(copies.record))
     print(f"Sent the rest of {sent} ended runs: {visible(where)}" if where else "W&B has all of it already")

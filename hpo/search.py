@@ -357,9 +357,10 @@ def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Spac
             with _of_a_sample(sample):
                 _check_fit(config, images)
     with mistakes.collected():
-        if search.wandb == "online":
-            from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+        from hpo.wandb_runs import leave_out, log_in  # noqa: PLC0415 - an optional service
 
+        leave_out(search.wandb)
+        if search.wandb == "online":
             log_in()
     mistakes.tell()
     return space, images
