@@ -1,5 +1,5 @@
 """The search: Ray Tune runs trials, Optuna suggests them, the record loses nothing."""
 
-from hpo import imports
+from hpo import surroundings
 
-imports.ours_first()
+surroundings.put_right()

@@ -21,7 +21,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
-from hpo import imports
+from hpo import surroundings
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, growth, room_for
 from hpo.reaper import Reaper
@@ -72,7 +72,7 @@ class _Job(JobConfig):  # type: ignore[misc]
     where a user's model.py or torch.py would be taken for ours."""
 
     def _serialize(self) -> str:
-        self._py_driver_sys_path = imports.worker_path()
+        self._py_driver_sys_path = surroundings.worker_path()
         serialized: str = super()._serialize()
         return serialized
 
@@ -230,7 +230,7 @@ def _start(options: Mapping[str, Any], reaper: Reaper) -> Head:
         try:
             # A closed terminal is told to all that run in it; Ray's processes are to end after the search, as with
             # Ctrl-C, and keep this mask.
-            with imports.for_workers(), _blocked(signal.SIGHUP):
+            with surroundings.for_workers(), _blocked(signal.SIGHUP):
                 ray.init(**options, job_config=_Job())
             return Head()
         except KeyboardInterrupt as error:

@@ -18,7 +18,7 @@ from plain_search import command
 from ray.core.generated import common_pb2 as protobuf
 
 import hpo
-from hpo import imports
+from hpo import surroundings
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, Sight, as_growth
@@ -211,5 +211,5 @@ def test_workers_have_nothing_of_the_current_folder_on_their_path(monkeypatch):
     job._py_driver_sys_path.append(os.getcwd())
     sent = protobuf.JobConfig.FromString(job._serialize())
     assert list(sent.py_driver_sys_path) == [str(Path(hpo.__file__).parents[1])]
-    monkeypatch.setattr(imports, "ROOT", next(entry for entry in sys.path if entry.endswith("site-packages")))
+    monkeypatch.setattr(surroundings, "ROOT", next(entry for entry in sys.path if entry.endswith("site-packages")))
     assert not protobuf.JobConfig.FromString(_Job()._serialize()).py_driver_sys_path  # installed: found anyway

@@ -1,8 +1,8 @@
-"""What Python finds under a name: this program and what is installed, whatever lies in the current folder or on
-PYTHONPATH. Its packages are called `hpo`, `model` and `search_spaces`, as files of a user's own may be."""
+"""What is put right before anything else is imported: what Python finds under a name, and who the user is."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Iterator
@@ -13,9 +13,32 @@ from pathlib import Path
 ROOT = str(Path(__file__).parents[1])
 _OWN = ("hpo", "model", "search_spaces")
 _VARIABLE = "PYTHONPATH"
+_NO_HOME = "/proc/nowhere"  # neither is it there, nor can anybody make it
 
 
-def ours_first() -> None:
+def put_right() -> None:
+    """Of this process."""
+    _ours_first()
+    _be_somebody()
+
+
+def _be_somebody() -> None:
+    """Containers run as users without an entry in passwd, and without HOME. Ray, W&B and torch ask for both where they
+    are imported, and raise. What they keep at home they can do without."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = _NO_HOME
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError: from Python 3.13 on
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
+
+
+# --- what Python finds: our own `hpo`, `model` and `search_spaces`, as files of a user may be called, too -------------
+
+
+def _ours_first() -> None:
     """Folders of the user's with something in the way come last on this process's path: the rest of them, such as what
     a space imports, is still found."""
     users = {os.path.abspath(entry) for entry in ("", *_python_path())}
