@@ -96,13 +96,14 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
         setattr(arguments, name, value)
     for name in ("space", "sampler", "pruner"):
         if getattr(arguments, name, "").endswith(".py"):
-            setattr(arguments, name, os.path.realpath(getattr(arguments, name)))
+            setattr(arguments, name, os.path.realpath(os.path.expanduser(getattr(arguments, name))))
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
 
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
+    data = os.path.expanduser(data)
     return os.path.realpath(data) if os.path.exists(data) else data
 
 

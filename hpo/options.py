@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--runs", type=_path, default=Path("runs"), metavar="DIR", help="where searches live")
         made.add_argument(
             "--storage",
+            type=_home,
             default=os.environ.get(STORAGE) or None,
             metavar="FOLDER|s3://...",
             help=f"where they outlive this machine; then DIR has copies (${STORAGE})",
@@ -183,7 +184,12 @@ def _add_cluster_commands(command: Callable[[str, str], argparse.ArgumentParser]
 
 
 def _path(text: str) -> Path | str:
-    return Path(text) if text else text  # Path("") is the folder where one is
+    return Path(_home(text)) if text else text  # Path("") is the folder where one is
+
+
+def _home(text: str) -> str:
+    """~ in what a shell hands on as it is: in quotes, after =, or out of a variable."""
+    return os.path.expanduser(text)
 
 
 # What is no number is handed on: SearchConfig and TrainConfig tell it with all else that is wrong.
@@ -240,7 +246,10 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         "--reduction", type=_whole, metavar="N", help="one trial in N goes on after --grace epochs, later fewer (4)"
     )
     what.add_argument(
-        "--pruner", metavar="{asha,none}|FILE.py", help="who is stopped early (asha); a file: docs/search.md"
+        "--pruner",
+        type=_home,
+        metavar="{asha,none}|FILE.py",
+        help="who is stopped early (asha); a file: docs/search.md",
     )
     what.add_argument("--scheduler", help=argparse.SUPPRESS)  # the name of --pruner before 2026-12
     what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")

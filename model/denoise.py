@@ -148,7 +148,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(_read(path))
     except FileNotFoundError:
-        raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
+        inside = folder / "export"  # where searches and trainings have theirs
+        hint = f"did you mean {inside}?" if (inside / MANIFEST).is_file() else "`hpo export` writes one"
+        raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
     if wrong := _wrong_parts(manifest):
