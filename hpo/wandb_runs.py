@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo import results
 from hpo.decide import CONFIG
@@ -50,7 +50,6 @@ _OF_ONE_RUN = (
 )  # fmt: skip
 _STRIP = "noisy | denoised | clean"  # its columns
 _PICTURED_TRIALS = 10
-_TAGS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 _ROWS = """query SearchRunRows($entity: String!, $project: String!, $run: String!) {
   project(name: $project, entityName: $entity) { run(name: $run) { historyLineCount } } }"""
 
@@ -178,8 +177,9 @@ class Runs:
             best = best_report(trial, self.record.search.objective)
             if best is not None:  # kept here: W&B's own summary="max" is wrong after a resumed run
                 opened.run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
-            opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), _TAGS[trial.state])))
-            self._end(opened, failed=trial.state == TrialState.FAIL)
+            outcome = results.outcome_of(trial)
+            opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
+            self._end(opened, failed=outcome in ("failed", *results.DEAD))  # W&B calls all others finished
 
     def log_export(self) -> None:
         """The run of the export: the final training's curve, the leaderboard, pictures, the exported generator."""

@@ -14,9 +14,10 @@ import pytest
 import wandb
 from curves import conductor, run_all, story
 from PIL import Image
-from wandb_files import assert_all_there, fragments
+from wandb_files import TAGS, assert_all_there, fragments
 
 from hpo import results, tracking
+from hpo.decide import DECISION
 from hpo.record import Record
 from hpo.tracking import Tracker
 from hpo.wandb_runs import leave_out
@@ -34,7 +35,7 @@ def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(rec
         best = results.best_report(trial, "ssim")
         config = {name: value for name, value in summary["config"].items() if value is not None}
         assert config.items() >= {**trial.params, "width": 4, "trial": trial.number}.items()
-        assert summary["tags"] == [{"COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]]
+        assert summary["tags"] == [TAGS[trial.user_attrs[DECISION]["reason"]]]
         assert summary["summary"]["best/epoch"] == best.epoch
         assert summary["summary"]["best/ssim"] == pytest.approx(best.ssim)
         assert summary["summary"]["best/psnr"] == pytest.approx(best.psnr_db)
