@@ -31,6 +31,10 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are answered by the command that was meant, which knows its own; all of them at once."""
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # torch's library would end the process, with words of its own
+            self.error("the current folder was deleted; change to one that is there")
         known, unknown = self.parse_known_args(args, namespace)
         own = [option for action in known.parser._actions for option in action.option_strings if option[:2] == "--"]
         mistakes = [_unknown(word, own) for word in unknown if word.startswith("--")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -146,9 +147,16 @@ def _no_room(cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], a
 def check(search: SearchConfig, *, is_new: bool) -> None:
     """What can be known before Ray starts: whether a trial has room on this machine, or whether a cluster answers.
 
-    Raises ConfigError; RayError for the cluster of a search that has begun there. Ray itself waits for minutes.
+    Raises ConfigError; RayError for the cluster of a search that has begun there, and where Ray has no address space:
+    it itself waits for minutes, or for ever.
     """
     if search.address == "local":
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if 0 <= limit < _ADDRESS_SPACE:
+            raise RayError(
+                f"`ulimit -v` lets a process map {limit / 1e9:.1f} GB, and each of Ray's maps "
+                f"{_ADDRESS_SPACE / 1e9:.0f} and more, of which it uses a tenth: `ulimit -v unlimited`"
+            )
         cpus, gpus = search.cpus_per_trial, search.gpus_per_trial or 0
         own = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
         if not room_for(own, cpus, gpus):
@@ -214,6 +222,7 @@ def _scratch() -> str:
 
 _OF_RAY = ".ray"  # no search, and so no folder of Tune's, is called that
 _LONGEST_SCRATCH = 35  # the path of a socket has 107 bytes at most, of which Ray's own names take 72
+_ADDRESS_SPACE = 11e9  # bytes; a trial's process maps 10.7e9, with 3e9 Ray 2.60's start never returns
 _ANSWER_SECONDS = 5.0  # of a cluster's head, to a connection
 _WORKER_SECONDS = 300.0  # for the first one, after `ray up`
 _TOLD_LETTERS = 300  # of Ray's own explanation

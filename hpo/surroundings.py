@@ -41,8 +41,8 @@ def _be_somebody() -> None:
 def _ours_first() -> None:
     """Folders of the user's with something in the way come last on this process's path: the rest of them, such as what
     a space imports, is still found."""
-    users = {os.path.abspath(entry) for entry in ("", *_python_path())}
-    late = [entry for entry in sys.path if os.path.abspath(entry) in users and in_the_way(entry)]
+    users = {_absolute(entry) for entry in ("", *_python_path())}
+    late = [entry for entry in sys.path if _absolute(entry) in users and in_the_way(entry)]
     if late:
         sys.path[:] = [*(entry for entry in sys.path if entry not in late), ROOT, *late]
 
@@ -57,6 +57,13 @@ def in_the_way(folder: str) -> list[str]:
     found = [name for name, spec in specs.items() if spec and spec.origin and not _is_ours(name, spec.origin)]
     files = {path.stem for path in Path(folder).glob("*.py")} - set(_OWN)
     return found + sorted(name for name in files if any((Path(at) / name / "__init__.py").is_file() for at in _sites()))
+
+
+def _absolute(entry: str) -> str:
+    try:
+        return os.path.abspath(entry)
+    except FileNotFoundError:  # the current folder was deleted, and has nothing that could be in the way
+        return entry
 
 
 def _is_ours(name: str, file: str) -> bool:

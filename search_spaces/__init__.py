@@ -9,6 +9,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -53,6 +54,11 @@ class Space:
         _take_any_type(trial)
         try:
             config = _with_plain_values(self.suggest(trial, base))
+        except optuna.TrialPruned as error:
+            raise SpaceError(
+                f"space {self.name}: raises TrialPruned with {trial.params}. A space suggests what can be trained: "
+                "bound parameters by those before them, such as trial.suggest_int('width', 8, 2048 // batch_size)"
+            ) from error
         except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise SpaceError(f"space {self.name}: {type(error).__name__}: {error}") from error
         if not isinstance(config, TrainConfig):
@@ -177,6 +183,8 @@ def _named(suggest: Callable[..., Any], name: str, *given: Any, **named: Any) ->
 
 
 def _of_any_type(suggest: Callable[..., Any], name: str, choices: Sequence[Any]) -> Any:
+    if isinstance(choices, AbstractSet):
+        raise ValueError(f"{name}: its choices are a set, which another process has in another order; a list keeps it")
     choices = list(choices)
     plain = [_plain(choice) for choice in choices]
     value = suggest(name, plain)

@@ -202,6 +202,16 @@ def test_a_command_whose_ray_does_not_start_ends_with_4_and_can_be_continued(fai
     assert Record(tmp_path / "runs", "first").trials() == []
 
 
+def test_an_address_space_in_which_rays_start_would_hang_is_told_before(pictures, tmp_path):
+    """With 3 GB its gcs_server dies at once, and its client waits for ever; measured on 2 cores."""
+    hpo = [sys.executable, "-m", "hpo.cli", *command(pictures, tmp_path / "runs")]
+    shell = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "bash"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*shell, *hpo], cwd=root, check=False, capture_output=True, text=True)
+    assert (done.returncode, "`ulimit -v` lets a process map 8.2 GB" in done.stderr) == (4, True), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 # --- what its workers find ------------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,17 @@ def test_nothing_is_reordered_where_nothing_is_in_the_way(theirs):
     assert done.stdout == "True\n"
 
 
+@pytest.mark.parametrize("words", [["list"], ["search", "x"], ["denoise", "m", "a.png", "--to", "out"]], ids=" ".join)
+def test_a_current_folder_that_was_deleted_is_told_before_torch_ends_the_process(tmp_path, words):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); {HPO}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *words], env=on(ROOT), check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "hpo: the current folder was deleted; change to one that is there\n")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2 * GUARD_SECONDS)
 def test_trials_run_where_such_files_lie_in_the_current_folder_and_on_pythonpath(theirs):

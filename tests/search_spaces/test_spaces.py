@@ -127,6 +127,12 @@ SUGGEST = "def suggest(trial, base): return replace(base, {})"
         (SUGGEST.format("loss=trial.suggest_categorical('loss', [])"), ["choices"]),
         (SUGGEST.format("loss=trial.suggest_categorical('loss', ['l2'])"), ["loss='l2'", "l1, ssim, both, mse"]),
         (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 2, 3)"), ["lr_g=2.", "at most 1"]),
+        (SUGGEST.format("loss=trial.suggest_categorical('loss', {'l1', 'ssim'})"), ["loss: ", "a list keeps it"]),
+        (
+            "import optuna\ndef suggest(trial, base):\n    width = trial.suggest_int('width', 2, 4)\n"
+            "    if width > 3: raise optuna.TrialPruned\n    return replace(base, width=width)",
+            ["raises TrialPruned with {'width': 4}", "bound parameters by those before them"],
+        ),
         (SUGGEST.format("width=trial.suggest_int('widht', 2, 4)"), ["widht", "Did you mean width?"]),
         (
             SUGGEST.format("width=2 * trial.suggest_int('width', 2, 2)"),
