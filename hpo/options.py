@@ -250,10 +250,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         "--reduction", type=_whole, metavar="N", help="one trial in N goes on after --grace epochs, later fewer (4)"
     )
     what.add_argument(
-        "--pruner",
-        type=_home,
-        metavar="{asha,none}|FILE.py",
-        help="who is stopped early (asha); a file: docs/search.md",
+        "--pruner", metavar="{asha,none}|FILE.py", help="who is stopped early (asha); a file: docs/search.md"
     )
     what.add_argument("--scheduler", help=argparse.SUPPRESS)  # the name of --pruner before 2026-12
     what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")

@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
     """Without what derives from Python's own types, or is NumPy's."""
     if isinstance(value, Enum):
         return _plain(value.value)
-    if type(value).__module__ == "numpy":  # not imported for this
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # not imported for this
         return value.item()
     return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
 
@@ -259,7 +259,7 @@ def run_file(path: Path, option: str = "space") -> types.ModuleType:
 
 @contextmanager
 def _found_beside(path: Path) -> Iterator[None]:
-    """Of modules that are imported meanwhile nothing is written there, and none is left to be another file's."""
+    """Of modules that are imported from there nothing is written, and none is left to be another file's."""
     beside = os.path.dirname(os.path.realpath(path))
     before, writes_none = set(sys.modules), sys.dont_write_bytecode
     sys.path.append(beside)
@@ -271,6 +271,6 @@ def _found_beside(path: Path) -> Iterator[None]:
         if beside in sys.path:  # its last place: the file may have put it there, too
             del sys.path[-1 - sys.path[::-1].index(beside)]
         for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file.startswith(f"{beside}{os.sep}"):
+            own = os.path.join(beside, name.partition(".")[0])  # not what lies deeper, such as in a .venv
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith((f"{own}.py", f"{own}{os.sep}")):
                 del sys.modules[name]

@@ -119,6 +119,11 @@ SUGGEST = "def suggest(trial, base): return replace(base, {})"
     [
         ("raise OSError('no such disk')", ["OSError", "no such disk"]),
         ("def sugest(trial, base): return base", ["no suggest(trial, base)"]),
+        (
+            "import numpy as np\nSTARTING_POINTS = [{'width': np.array([4, 8])}]\n"
+            + SUGGEST.format("width=trial.suggest_int('width', 2, 9)"),
+            [""],
+        ),
         ("def suggest(trial, base): return 1 / 0", ["ZeroDivisionError"]),
         ("def suggest(trial, base): return {'width': 4}", ["returned dict", "TrainConfig"]),
         (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-2, 1e-5)"), ["low <= high", "0.01", "1e-05"]),
@@ -265,6 +270,16 @@ def test_a_module_beside_a_space_is_found_and_nothing_of_it_is_kept(tmp_path):
         assert sorted(file.name for file in (tmp_path / name).iterdir()) == ["mine.py", "model.py", "rates.py"]
     assert highs == ["high=0.001", "high=0.01"]
     assert (sys.path, "rates" in sys.modules) == (path, False)
+
+
+def test_what_is_installed_below_the_folder_of_a_space_is_not_imported_twice(tmp_path, monkeypatch):
+    """As in a .venv beside it: NumPy and its like refuse a second import."""
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "once_only.py").write_text("HIGH = 1e-3\n")
+    monkeypatch.syspath_prepend(tmp_path / ".venv")
+    source = "import once_only\n" + SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-4, once_only.HIGH)")
+    user_space(tmp_path, source).check(BASE, fixed={})
+    assert sys.modules.pop("once_only").HIGH == 1e-3
 
 
 def test_a_starting_point_may_give_some_of_the_parameters(tmp_path):
