@@ -257,17 +257,19 @@ def test_choices_of_other_types_become_plain_in_parameters_distributions_and_con
         assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))).as_dict() == config.as_dict()
 
 
-def test_a_module_beside_a_space_is_found_and_nothing_of_it_is_kept(tmp_path):
-    """And not one that is called as ours, or as another space's."""
+def test_a_module_beside_a_space_is_found_and_nothing_of_it_is_kept(tmp_path, monkeypatch):
+    """And not one that is called as one of Python's own, or as another space's."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     path, used = [*sys.path], "import rates\n" + SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-4, rates.HIGH)")
     highs = []
     for name, high in (("a", 1e-3), ("b", 1e-2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rates.py").write_text(f"HIGH = {high}\n")
-        (tmp_path / name / "model.py").write_text("raise OSError('not ours')\n")
-        about = user_space(tmp_path / name, f"from model.config import TrainConfig\n{used}").check(BASE, fixed={})
+        (tmp_path / name / "colorsys.py").write_text("raise OSError('not ours')\n")
+        about = user_space(tmp_path / name, f"import colorsys\n{used}").check(BASE, fixed={})
         highs.append("high=0.001" if "high=0.001," in str(about["distributions"]) else "high=0.01")
-        assert sorted(file.name for file in (tmp_path / name).iterdir()) == ["mine.py", "model.py", "rates.py"]
+        assert sorted(file.name for file in (tmp_path / name).iterdir()) == ["colorsys.py", "mine.py", "rates.py"]
     assert highs == ["high=0.001", "high=0.01"]
     assert (sys.path, "rates" in sys.modules) == (path, False)
 
