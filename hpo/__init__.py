@@ -1,1 +1,5 @@
 """The search: Ray Tune runs trials, Optuna suggests them, the record loses nothing."""
+
+from hpo import surroundings
+
+surroundings.put_right()

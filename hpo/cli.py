@@ -95,7 +95,7 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
         setattr(arguments, name, value)
     for name in ("space", "sampler", "pruner"):
         if getattr(arguments, name, "").endswith(".py"):
-            setattr(arguments, name, os.path.realpath(getattr(arguments, name)))
+            setattr(arguments, name, os.path.realpath(os.path.expanduser(getattr(arguments, name))))
     if hasattr(arguments, "data"):
         arguments.data = _absolute(arguments.data)
     if hasattr(arguments, "range"):
@@ -104,6 +104,7 @@ def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
 
 def _absolute(data: str) -> str:
     """A folder's path as it holds from everywhere: a search is continued from elsewhere, too."""
+    data = os.path.expanduser(data)
     return os.path.realpath(data) if os.path.exists(data) else data
 
 
@@ -278,12 +279,13 @@ def _sync(arguments: argparse.Namespace) -> int:
     from hpo import results
     from hpo.copies import held, opened
     from hpo.tracking import sync
-    from hpo.wandb_runs import log_in
+    from hpo.wandb_runs import leave_out, log_in
 
     def over(error: Exception) -> None:
         print(visible(f"hpo: {error}"), file=sys.stderr)
 
     with held(arguments.runs, arguments.name, opened(arguments.storage, arguments.runs, looks=True), over) as copies:
+        leave_out("online")
         log_in()
         sent, where = sync(copies.record, exported=results.is_exported(copies.record))
     print(f"Sent the rest of {sent} ended runs: {visible(where)}" if where else "W&B has all of it already")

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
@@ -19,6 +20,7 @@ SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.pruners.FormerPruner
 Wandb = Literal["offline", "online", "disabled"]
 _MOST_TRIALS = 100_000  # all of them are in memory
+SEARCH_FILE = "search.json"  # in the folder of a search
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -226,6 +228,10 @@ def is_name(name: str) -> bool:
 def check_name(name: str) -> str:
     """A search's name is a folder's, a study's and a W&B group's. Raises ConfigError."""
     if not is_name(name):
+        path = Path(name)
+        if is_name(path.name) and (path / SEARCH_FILE).is_file():
+            alone = path.name if path.parent == Path("runs") else f"{path.name}, and --runs {path.parent}"
+            raise ConfigError(f"name={name}: is the folder of a search; its name alone is asked for, {alone}")
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
             f"name={shown(name)}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or "

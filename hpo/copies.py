@@ -7,6 +7,7 @@ who looks, can be lost.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import sqlite3
@@ -20,15 +21,15 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo import lease
-from hpo.config import SearchConfig, check_name, is_name
+from hpo.config import SEARCH_FILE, SearchConfig, check_name, is_name
 from hpo.lease import Lease, generation_of, is_claim
 from hpo.progress import STATUS_FILE
 from hpo.record import (
-    SEARCH_FILE,
     STUDY_FILE,
     DamagedError,
     Record,
     RecordError,
+    list_names,
     locked,
     missing,
     not_in,
@@ -99,6 +100,12 @@ def looking(
 def names_in(storage: Storage) -> list[str]:
     """The searches in a storage."""
     return [name for name in storage.folders() if is_name(name) and storage.exists(f"{name}/{SEARCH_FILE}")]
+
+
+def nearly_called(name: str, runs: Path, storage: Storage | None) -> str | None:
+    """Another search whose name was perhaps meant: two letters of five exchanged, but not exp1 and exp2."""
+    others = {*list_names(runs), *(names_in(storage) if storage else ())} - {name}
+    return next(iter(difflib.get_close_matches(name, sorted(others), n=1, cutoff=0.8)), None)
 
 
 def bring(storage: Storage, folder: Path) -> None:

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpo.config import SEARCH_FILE
 from hpo.lease import newest, take
-from hpo.record import LOCK_FILE, SEARCH_FILE, Record, locked, missing
+from hpo.record import LOCK_FILE, Record, locked, missing
 from hpo.stopping import command_to_continue
 from hpo.storage import Storage
 from model.config import ConfigError, MachineError

@@ -33,6 +33,10 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are answered by the command that was meant, which knows its own; all of them at once."""
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # torch's library would end the process, with words of its own
+            self.error("the current folder was deleted; change to one that is there")
         known, unknown = self.parse_known_args(args, namespace)
         own = [option for action in known.parser._actions for option in action.option_strings if option[:2] == "--"]
         mistakes = [_unknown(word, own) for word in unknown if word.startswith("--")]
@@ -113,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--runs", type=_path, default=Path("runs"), metavar="DIR", help="where searches live")
         made.add_argument(
             "--storage",
+            type=_home,
             default=os.environ.get(STORAGE) or None,
             metavar="FOLDER|s3://...",
             help=f"where they outlive this machine; then DIR has copies (${STORAGE})",
@@ -196,7 +201,12 @@ def _add_cluster_commands(command: Callable[[str, str], argparse.ArgumentParser]
 
 
 def _path(text: str) -> Path | str:
-    return Path(text) if text else text  # Path("") is the folder where one is
+    return Path(_home(text)) if text else text  # Path("") is the folder where one is
+
+
+def _home(text: str) -> str:
+    """~ in what a shell hands on as it is: in quotes, after =, or out of a variable."""
+    return os.path.expanduser(text)
 
 
 # What is no number is handed on: SearchConfig and TrainConfig tell it with all else that is wrong.

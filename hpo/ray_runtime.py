@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
+from hpo import surroundings
 from hpo.config import SearchConfig
 from hpo.nodes import Growth, Lookout, Node, growth, room_for
 from hpo.reaper import Reaper
 from model.config import ConfigError, MachineError
+from model.disk import FULL
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would call home
@@ -61,6 +66,16 @@ class ActorOutOfMemoryError(OutOfMemoryError, RayActorError):  # type: ignore[mi
     def __init__(self, message: str) -> None:
         RayActorError.__init__(self, error_msg=message)
         self.message = message
+
+
+class _Job(JobConfig):  # type: ignore[misc]
+    """Its workers find what this process finds. Ray itself would put the driver's current folder first on their path,
+    where a user's model.py or torch.py would be taken for ours."""
+
+    def _serialize(self) -> str:
+        self._py_driver_sys_path = surroundings.worker_path()
+        serialized: str = super()._serialize()
+        return serialized
 
 
 class Cluster:
@@ -132,9 +147,16 @@ def _no_room(cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], a
 def check(search: SearchConfig, *, is_new: bool) -> None:
     """What can be known before Ray starts: whether a trial has room on this machine, or whether a cluster answers.
 
-    Raises ConfigError; RayError for the cluster of a search that has begun there. Ray itself waits for minutes.
+    Raises ConfigError; RayError for the cluster of a search that has begun there, and where Ray has no address space:
+    it itself waits for minutes, or for ever.
     """
     if search.address == "local":
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if 0 <= limit < _ADDRESS_SPACE:
+            raise RayError(
+                f"`ulimit -v` lets a process map {limit / 1e9:.1f} GB, and each of Ray's maps "
+                f"{_ADDRESS_SPACE / 1e9:.0f} and more, of which it uses a tenth: `ulimit -v unlimited`"
+            )
         cpus, gpus = search.cpus_per_trial, search.gpus_per_trial or 0
         own = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
         if not room_for(own, cpus, gpus):
@@ -200,9 +222,55 @@ def _scratch() -> str:
 
 _OF_RAY = ".ray"  # no search, and so no folder of Tune's, is called that
 _LONGEST_SCRATCH = 35  # the path of a socket has 107 bytes at most, of which Ray's own names take 72
+_ADDRESS_SPACE = 11e9  # bytes; a trial's process maps 10.7e9, with 3e9 Ray 2.60's start never returns
 _ANSWER_SECONDS = 5.0  # of a cluster's head, to a connection
 _WORKER_SECONDS = 300.0  # for the first one, after `ray up`
+_TOLD_LETTERS = 300  # of Ray's own explanation
 _MISSED = 3  # seconds in a row, and connections refused
+
+
+def _start(options: Mapping[str, Any], reaper: Reaper) -> Head:
+    """Ray, tried twice: on a busy machine its node may take longer than the half minute that it grants itself. Whatever
+    it raises then is told in a sentence: it has a dozen ways not to start, of which most are a bare Exception.
+
+    Raises RayError; HalfStartedError; OSError where the disk is full.
+    """
+    for is_last in (False, True):
+        try:
+            # A closed terminal is told to all that run in it; Ray's processes are to end after the search, as with
+            # Ctrl-C, and keep this mask.
+            with surroundings.for_workers(), _blocked(signal.SIGHUP):
+                ray.init(**options, job_config=_Job())
+            return Head()
+        except KeyboardInterrupt as error:
+            raise HalfStartedError from error
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            if is_last:
+                raise RayError(_not_started(options["address"], error)) from error
+            with suppress(Exception):  # what has half started
+                ray.shutdown()
+            reaper.ends_all()
+    raise AssertionError  # the last try gives or raises
+
+
+def _not_started(address: str, error: Exception) -> str:
+    told = " ".join(str(error).split()) or "without a word"
+    first = told.split(". ")[0][:_TOLD_LETTERS]
+    return (
+        f"address={address}: Ray does not start, tried twice ({type(error).__name__}: {first}). What may help: other "
+        "work on this machine to end, more memory (`ulimit -v`, `free`) or processes (`ulimit -u`), another TMPDIR"
+    )
+
+
+@contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -211,7 +279,7 @@ def started(
     head_is_gone: Callable[[], None] = lambda: None,
 ) -> Iterator[Cluster]:
     """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError,
-    HalfStartedError.
+    HalfStartedError, OSError.
 
     head_is_gone: called in another thread; what waits for Ray may wait for ever.
     """
@@ -241,13 +309,8 @@ def started(
     reaper = Reaper()
     reaper.removes(scratch)
     with reaper.marking():
-        try:
-            ray.init(address=search.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RayError(f"address={search.address}: Ray does not start there ({error})") from error
-        except KeyboardInterrupt as error:
-            raise HalfStartedError from error
-        head = Head()
+        common = {"log_to_driver": False, "logging_level": logging.ERROR}
+        head = _start({"address": search.address, **common, **local}, reaper)
         try:
             with head.watched(head_is_gone):
                 lookout = Lookout()

@@ -47,6 +47,10 @@ class Reaper:
         finally:
             del os.environ[MARK]
 
+    def ends_all(self) -> None:
+        """What was started while marking, at once; the driver itself stays."""
+        _kill(_marked(self._mark))
+
     def removes(self, folder: str) -> None:
         """Once the driver is gone."""
         with suppress(BrokenPipeError):  # somebody killed it
@@ -63,14 +67,18 @@ def _marked(mark: str) -> list[int]:
     return found
 
 
+def _kill(processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
 def _wait_for_the_end(mark: str) -> None:
     folders = sys.stdin.read().splitlines()  # until the driver is gone
     began = time.monotonic()
     while (left := _marked(mark)) and (waited := time.monotonic() - began) < _GIVE_UP:
         if waited > _PATIENCE:
-            for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            _kill(left)
         time.sleep(0.1)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo import damage, plugins
-from hpo.config import CHANGEABLE, SearchConfig, check_name, is_name
+from hpo.config import CHANGEABLE, SEARCH_FILE, SearchConfig, check_name, is_name
 from hpo.decide import DECISION, ERROR, FAILURES, HEARD, KEPT, MOVES, NODE, REPORTS, Decision, Suggestion, judge
 from hpo.storage import Storage
 from hpo.study import Study, check_file, file_url, told
@@ -36,7 +36,7 @@ from model.disk import check_writable, in_words
 from model.export import git_commit
 from model.metrics import EvalReport, objective_value
 
-SEARCH_FILE, STUDY_FILE, LOCK_FILE = "search.json", "study.db", "lock"
+STUDY_FILE, LOCK_FILE = "study.db", "lock"
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
 _ID = "search_id"  # note on the study: whose it is
 _DATABASE_ERRORS = (sqlite3.Error, SQLAlchemyError, StorageInternalError)
@@ -400,11 +400,12 @@ def locked(folder: Path, name: str) -> IO[str]:
 
 
 def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:
-    """Its URL and its name there: one database may hold two people's `first`."""
+    """Its URL and its name there: the one that it was made with, since the folder may have got another; and one
+    database may hold two people's `first`."""
     url: str | None = about["search"].get("study_url")
     if url:
         return url, f"{about['name']}-{about['id']}"
-    return file_url(folder / STUDY_FILE, read_only=read_only), folder.name
+    return file_url(folder / STUDY_FILE, read_only=read_only), about["name"]
 
 
 def missing(runs: Path, name: str) -> ConfigError:

@@ -160,8 +160,7 @@ def _seconds_between(began: datetime | None, then: datetime | None) -> float | N
 
 def _kind(trial: FrozenTrial) -> str:
     """finished, stopped (others were better), diverged, collapsed, failed, running."""
-    reason = trial.user_attrs.get(decide.DECISION, {}).get("reason", "running")
-    return "failed" if trial.state == TrialState.FAIL else "stopped" if reason in decide.PRUNED else reason
+    return results.outcome_of(trial).replace("pruned", "stopped")
 
 
 def why(trial: FrozenTrial, search: SearchConfig) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -301,9 +301,20 @@ def _extent(record: Record) -> dict[str, int]:
 
 def is_candidate(trial: FrozenTrial) -> bool:
     """Whether it can win: not what failed, diverged or collapsed, nor what has no report yet."""
-    if trial.state == TrialState.FAIL or not trial.intermediate_values:
-        return False
-    return _stop_reason(trial) not in ("diverged", "collapsed")
+    return bool(trial.intermediate_values) and outcome_of(trial) not in ("failed", *DEAD)
+
+
+Outcome = Literal["running", "finished", "pruned", "diverged", "collapsed", "failed"]
+DEAD: tuple[Outcome, ...] = ("diverged", "collapsed")
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome:
+    """What became of a trial, in the one word by which all who show it tell it. pruned: others were better."""
+    if trial.state == TrialState.FAIL:
+        return "failed"
+    reason = trial.user_attrs.get(DECISION, {}).get("reason", "running")
+    outcome: Outcome = "pruned" if reason in decide.PRUNED else reason
+    return outcome
 
 
 def _stop_reason(trial: FrozenTrial) -> str | None:

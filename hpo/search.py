@@ -23,8 +23,8 @@ import search_spaces
 from hpo import decide, on_finish, ray_runtime, results
 from hpo.bridge import Bridge
 from hpo.conductor import ATTEMPTS, Conductor, Listener
-from hpo.config import SearchConfig, check_name
-from hpo.copies import Copies, found_in, held, opened
+from hpo.config import SEARCH_FILE, SearchConfig, check_name
+from hpo.copies import Copies, found_in, held, nearly_called, opened
 from hpo.cost import COST, Spending, Verdict, check, unpriced
 from hpo.deaths import death_of
 from hpo.holder import remove
@@ -32,7 +32,7 @@ from hpo.hooks import DriverError
 from hpo.placement import Placement
 from hpo.progress import Progress, cost, expected_epochs
 from hpo.purse import Purse
-from hpo.record import SEARCH_FILE, Record, check_free, check_same
+from hpo.record import Record, check_free, check_same
 from hpo.report import write_report
 from hpo.retention import Retention, kept
 from hpo.scheduler import ConductorScheduler, Overhead, overhead
@@ -125,7 +125,7 @@ def run_search(
     address: of its storage. mistakes: those that the request is known to have. Gives the exit code. Raises ConfigError
     before anything is started, with all mistakes; MachineError, OSError.
     """
-    storage, exists = _checked(name, runs, asked, address, mistakes or Mistakes())
+    storage, exists, asked = _checked(name, runs, asked, address, mistakes or Mistakes())
     stopping = Stopping(name, runs, storage.address if storage else None)
     try:
         # Beside the search's folder, which is there only once the images have been found good.
@@ -137,9 +137,9 @@ def run_search(
 
 def _checked(
     name: str, runs: Path, asked: Mapping[str, Any], address: str | None, mistakes: Mistakes
-) -> tuple[Storage | None, bool]:
-    """The storage, and whether the search exists, once the request has no mistake that can be found without reading
-    images. Raises ConfigError, RecordError, StorageError."""
+) -> tuple[Storage | None, bool, Mapping[str, Any]]:
+    """The storage, whether the search exists, and what is asked of it with what it was set to before, once the request
+    has no mistake that can be found without reading images. Raises ConfigError, RecordError, StorageError."""
     storage, found, place = None, None, Mistakes()
     with place.collected():
         check_name(name)
@@ -150,8 +150,15 @@ def _checked(
         with place.collected():
             if not found:
                 check_free(runs / name)
+    if not place and not found and not asked and (like := nearly_called(name, runs, storage)):
+        place.add(
+            f"{name}: there is no such search, but there is {like}, which `hpo search {like}` continues. To begin one "
+            f"of a name so near, say anything of it, such as --trials {SearchConfig().trials}"
+        )
     mistakes.include(place)
     was, search = found[1] if found else SearchConfig(), None
+    if "set" in asked:  # one setting of several, said again, takes none of the others back
+        asked = {**asked, "set": {**was.set, **asked["set"]}}
     with mistakes.collected():
         search = replace(was, **asked)
     with mistakes.collected():
@@ -169,7 +176,7 @@ def _checked(
         with mistakes.collected():
             ray_runtime.check(search, is_new=not found)
     mistakes.tell()
-    return storage, found is not None
+    return storage, found is not None, asked
 
 
 def _left(error: Exception) -> Stop:
@@ -356,9 +363,10 @@ def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Spac
             with _of_a_sample(sample):
                 _check_fit(config, images)
     with mistakes.collected():
-        if search.wandb == "online":
-            from hpo.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+        from hpo.wandb_runs import leave_out, log_in  # noqa: PLC0415 - an optional service
 
+        leave_out(search.wandb)
+        if search.wandb == "online":
             log_in()
     mistakes.tell()
     return space, images
@@ -395,8 +403,10 @@ def _plan(record: Record, cluster: ray_runtime.Cluster) -> str:
         expected = search.trials * expected_epochs(search)
         pruning = f"weak ones are pruned from epoch {first} on, so that about {expected:.0f} epochs are run"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
+    like = nearly_called(record.name, record.home.parent, None)
+    begins = f"a new search{f', and not {like}, which is there, too' if like else ''}"
     lines = [
-        f"{record.name}: " + (f"continues with {before} trials on record" if before else "a new search"),
+        f"{record.name}: {f'continues with {before} trials on record' if before else begins}",
         f"  {search.trials} trials of up to {search.epochs} epochs of {images} images; {pruning}",
         f"  space {search.space}, objective {search.objective}, noise {search.noise}, seed {search.seed}",
         f"  {cluster.slots} at a time with {gpus}{search.cpus_per_trial:g} CPUs each; W&B {search.wandb}",

@@ -1,5 +1,5 @@
-"""How a search ends before its time: by Ctrl-C, by SIGTERM, because Ray's head is gone, or its storage is away or
-somebody else's. All of them can be continued."""
+"""How a search ends before its time: by Ctrl-C, by SIGTERM, because its terminal was closed, Ray's head is gone, or its
+storage is away or somebody else's. All of them can be continued."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Stop:
 TO_BE_CONTINUED = 75  # the exit code, where it was nobody's wish
 HEAD_GONE = Stop("Ray's head is gone", TO_BE_CONTINUED)
 INTERRUPTED, TERMINATED = Stop("Interrupted", 130), Stop("Terminated", 143)
-_SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+_SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGHUP: TERMINATED}
 
 
 def command_to_continue(name: str, runs: Path, storage: str | None = None) -> str:
@@ -47,6 +47,7 @@ class Stopping:
     def __init__(self, name: str, runs: Path, storage: str | None = None) -> None:
         self._command = command_to_continue(name, runs, storage)
         self._thread = threading.get_ident()
+        self._terminals = [stream for stream in (0, 1, 2) if os.isatty(stream)]  # a closed one says that it is none
         self._stop: Stop | None = None
         self._unwinding = self._listening = False
 
@@ -54,7 +55,8 @@ class Stopping:
     def on_signals(self) -> Iterator[None]:
         """They stay while a search unwinds."""
         self._listening = True
-        before = {number: signal.signal(number, self._signalled) for number in _SIGNALLED}
+        heard = [number for number in _SIGNALLED if number != signal.SIGHUP or not _is_ignored(number)]
+        before = {number: signal.signal(number, self._signalled) for number in heard}
         try:
             yield
         finally:
@@ -98,8 +100,23 @@ class Stopping:
         return self._stop, f"{self._stop.why}; the search can be continued: {self._command}"
 
     def _signalled(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave(self._terminals)
         if self._unwinding:
             self.leave()
         self._unwinding = True
         self._stop = self._stop or _SIGNALLED[signal.Signals(number)]
         raise KeyboardInterrupt  # SystemExit would end the process at once, with 1, inside Ray's calls
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """As nohup arranges it."""
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
+def _leave(terminals: Sequence[int]) -> None:
+    """Whatever is written to one that was closed fails, and would end the search in the middle of its saving."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in terminals:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)

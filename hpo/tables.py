@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -132,13 +133,13 @@ def metrics(report: EvalReport) -> str:
 
 
 def counts(trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
-    """`11/16 trials: 3 finished, 6 pruned, 0 failed, 2 under way`; of trials those that have ended."""
-    of = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-    under_way = f", {of[TrialState.RUNNING]} under way" if of[TrialState.RUNNING] else ""
-    return (
-        f"{sum(trial.state.is_finished() for trial in trials)}/{search.trials} trials: {of[TrialState.COMPLETE]} "
-        f"finished, {of[TrialState.PRUNED]} pruned, {of[TrialState.FAIL]} failed{under_way}"
-    )
+    """`11/16 trials: 3 finished, 6 pruned, 2 dead, 0 failed, 2 under way`; of trials those that have ended. Dead ones
+    diverged or collapsed."""
+    of = Counter(results.outcome_of(trial) for trial in trials)
+    dead = sum(of[outcome] for outcome in results.DEAD)
+    told = [f"{of['finished']} finished", f"{of['pruned']} pruned", *([f"{dead} dead"] if dead else [])]
+    told += [f"{of['failed']} failed", *([f"{of['running']} under way"] if of["running"] else [])]
+    return f"{len(trials) - of['running']}/{search.trials} trials: {', '.join(told)}"
 
 
 def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
@@ -198,12 +199,10 @@ def parameters(trial: FrozenTrial) -> str:
 
 def outcome(trial: FrozenTrial) -> str:
     """`under way`, `finished`, `pruned at 3`, `diverged`, `collapsed`, `failed`."""
-    reason = trial.user_attrs.get(decide.DECISION, {}).get("reason")
-    if trial.state == TrialState.FAIL:
-        return "failed"
-    if reason in decide.PRUNED:
+    word = results.outcome_of(trial)
+    if word == "pruned":
         return f"pruned at {trial.user_attrs[decide.DECISION]['epoch']}"
-    return reason or "under way"
+    return "under way" if word == "running" else word
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from tensorboardX import RecordWriter
 from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.event_pb2 import Event
@@ -19,7 +19,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndI
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 
 from hpo.record import Record
-from hpo.results import FINAL, reports_of
+from hpo.results import DEAD, FINAL, outcome_of, reports_of
 from model.checkpoint import load_checkpoint
 from model.metrics import EvalReport
 from model.run import LAST
@@ -99,7 +99,7 @@ class TensorBoard:
         # A continued search has a file to write for every trial that ended: 13 ms each if the disk were waited for.
         self._open[run].write(reports_of(trial), flush=not trial.state.is_finished())
         if trial.state.is_finished():
-            self._open.pop(run).end(failed=trial.state == TrialState.FAIL)
+            self._open.pop(run).end(failed=outcome_of(trial) in ("failed", *DEAD))
 
     def final(self, reports: Sequence[EvalReport]) -> None:
         """All so far of the final training. Raises OSError."""

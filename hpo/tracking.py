@@ -95,7 +95,7 @@ class Tracker:
             if self._over:
                 return False
             if not self._runs.online:
-                log.warning("W&B stopped; the search goes on without it", exc_info=True)
+                log.warning("W&B stopped (%s); the search goes on without it", _line(error))
                 return False
             self._warn(f"{_line(error)}; from here on the search is logged offline")
             self._runs.give_up()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo import results
 from hpo.decide import CONFIG
@@ -41,11 +41,34 @@ PROJECT = "pix2pix-search"
 ALIASES = ("best", "candidate")  # of the exported generator
 INIT_SECONDS = 10.0  # for a server to answer
 _KEY = "WANDB_API_KEY"
+_MODES = {"run": "online", "dryrun": "offline"}  # by former names
+_OF_ONE_RUN = (
+    "WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME", "WANDB_NOTES", "WANDB_RUN_NOTES", "WANDB_TAGS", "WANDB_RUN_TAGS",
+    "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_RUN_JOB_TYPE", "WANDB_JOB_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM",
+    "WANDB_FORK_FROM", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH",
+    "WANDB_CONFIG", "WANDB_CONFIG_PATHS", "WANDB_PROGRAM",
+)  # fmt: skip
 _STRIP = "noisy | denoised | clean"  # its columns
 _PICTURED_TRIALS = 10
-_TAGS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 _ROWS = """query SearchRunRows($entity: String!, $project: String!, $run: String!) {
   project(name: $project, entityName: $entity) { run(name: $run) { historyLineCount } } }"""
+
+
+def leave_out(wandb: str) -> None:
+    """Take out of the environment what another job has left there for its one run, and say so: W&B would have it hold
+    for every run of a search. Of WANDB_MODE it is said where it contradicts. To be called before W&B is imported.
+
+    Args:
+        wandb: offline, online or disabled, as the search has it.
+    """
+    mode = os.environ.pop("WANDB_MODE", wandb)
+    if _MODES.get(mode, mode) != wandb:
+        log.warning("W&B: WANDB_MODE=%s is not followed; --wandb is %s, and that holds", mode, wandb)
+    if wandb == "disabled":
+        return
+    found = [name for name in _OF_ONE_RUN if os.environ.pop(name, None) is not None]
+    if found:
+        log.warning("W&B: %s left out: a search has many runs, and names them itself", ", ".join(found))
 
 
 def log_in() -> tuple[str, str | None]:
@@ -154,8 +177,9 @@ class Runs:
             best = best_report(trial, self.record.search.objective)
             if best is not None:  # kept here: W&B's own summary="max" is wrong after a resumed run
                 opened.run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
-            opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), _TAGS[trial.state])))
-            self._end(opened, failed=trial.state == TrialState.FAIL)
+            outcome = results.outcome_of(trial)
+            opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
+            self._end(opened, failed=outcome in ("failed", *results.DEAD))  # W&B calls all others finished
 
     def log_export(self) -> None:
         """The run of the export: the final training's curve, the leaderboard, pictures, the exported generator."""

@@ -110,7 +110,7 @@ class TrainConfig:
     lr_schedule: Schedule = "constant"  # cosine: both rates fall to zero over all epochs
     beta1: float = 0.5  # Adam's decay of the first moment, in [0, 1)
     beta2: float = 0.999  # Adam's decay of the second moment, in [0, 1)
-    batch_size: int = 64  # images a step, >= 2 (BatchNorm at 1x1 needs two values)
+    batch_size: int = 64  # images a step; 1 without BatchNorm alone, which at 1x1 needs two values
     epochs: int = 12  # reports; a learning-rate schedule spans them all, >= 1
     images_per_epoch: int | None = None  # training images between two reports; None: the training set once
     width: int = 64  # channels of the first block of both networks, >= 1
@@ -302,7 +302,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (("grad_clip",), lambda v: v == 0 or v >= 1, "at least 1; to limit nothing set grad_clip=0"),
-    (("batch_size",), lambda v: v >= 2, "at least 2 (BatchNorm needs two values)"),
+    (("batch_size",), lambda v: v >= 1, "at least 1"),
     (("epochs",), lambda v: 1 <= v <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
     (("images_per_epoch",), lambda v: v >= 1, "at least 1"),
     (("width",), lambda v: 1 <= v <= 1024, "at least 1 and at most 1024"),  # 4 GB of weights
@@ -320,6 +320,8 @@ def _wrong_values(config: TrainConfig) -> list[str]:
             value = getattr(config, name)
             if is_a(value, float) and math.isfinite(value) and not holds(value):
                 mistakes.append(f"{name}={value}: {name} must be {rule}")
+    if is_a(config.batch_size, int) and config.batch_size == 1 and config.norm == "batch":
+        mistakes.append("batch_size=1: must be at least 2, since BatchNorm needs two values; or set norm=instance")
     size = config.images_per_epoch
     if is_a(size, int) and is_a(config.batch_size, int) and size is not None and 1 <= size < config.batch_size:
         mistakes.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")

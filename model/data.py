@@ -24,7 +24,7 @@ import torch
 from model.config import ConfigError, nearest, wrong_fields
 from model.depth import EIGHT_BITS, Depth, ValueRange, wrong_range
 from model.depth import told as range_told
-from model.disk import writing
+from model.disk import FULL, writing
 from model.folders import CROPS, FASHION_MNIST, DataError, Picture, Pictures, grid, read_pictures
 from model.layout import CLEAN, NOISY
 from model.noise import Noise, parse_noise
@@ -431,7 +431,12 @@ def _download(file: _IdxFile) -> Path:
         raise DataError(f"{url}: larger than {_MAX_DOWNLOAD_BYTES} bytes: not the file it should be")
     _unpack(url, packed, file)
     target = _cache() / file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise DataError(f"{target.parent}: cannot be made ({error.strerror}); XDG_CACHE_HOME names another") from error
     part = target.with_name(f"{target.name}.{os.getpid()}")
     with writing(target):
         part.write_bytes(packed)

@@ -16,8 +16,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and k
 
 import onnxruntime
 
-from model.config import ConfigError, is_a, shown
-from model.depth import Depth, ValueRange
+from .config import ConfigError, is_a, shown
+from .depth import Depth, ValueRange
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"
@@ -172,7 +172,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(_read(path))
     except FileNotFoundError:
-        raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); `hpo export` writes one") from None
+        inside = folder / "export"  # where searches and trainings have theirs
+        hint = f"did you mean {inside}?" if (inside / MANIFEST).is_file() else "`hpo export` writes one"
+        raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
     if wrong := _wrong_parts(manifest):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from model.config import ConfigError, shown
+from .config import ConfigError, shown
 
 ValueRange: TypeAlias = tuple[float, float]  # black, white
 _WHOLE: dict[str, ValueRange] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}

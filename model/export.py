@@ -244,7 +244,7 @@ Measured on `{ONNX_FILE}` itself with scikit-image, on {scale}: SSIM with an 11x
 ## Use
 
 ```python
-from model.denoise import Denoiser       # needs onnxruntime, numpy, pillow
+from pix2pix_search import Denoiser     # needs onnxruntime, numpy, pillow
 
 denoised = Denoiser("path/to/this/folder")(noisy)     # (H, W) or (H, W, C) of any size; uint8, uint16, float in [-1, 1]
 ```

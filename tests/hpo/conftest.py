@@ -9,6 +9,7 @@ import pytest
 import ray
 from curves import conductor, run_all
 from plain_search import command, photographs, without_ray
+from saying import RayStartedError
 
 from hpo.cli import main
 from hpo.config import SearchConfig
@@ -23,7 +24,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """None starts, whatever is asked."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was started")
+        raise RayStartedError("Ray was started")
 
     monkeypatch.setattr(ray, "init", refuse)
 

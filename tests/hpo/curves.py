@@ -67,6 +67,14 @@ def run_all(conductor: Conductor, checkpoints: dict[int, list[EvalReport]] | Non
         train(conductor, trial.number, checkpoints.setdefault(trial.number, []))
 
 
+def counted(trials: Sequence[FrozenTrial]) -> str:
+    """Of a search that is over, and of which no trial failed: as who shows it counts them."""
+    reasons = [trial.user_attrs[decide.DECISION]["reason"] for trial in trials]
+    dead = reasons.count("diverged") + reasons.count("collapsed")
+    pruned = len(reasons) - dead - reasons.count("finished")
+    return f"{reasons.count('finished')} finished, {pruned} pruned, {f'{dead} dead, ' if dead else ''}0 failed"
+
+
 def story(trials: Sequence[FrozenTrial]) -> list[tuple[Any, ...]]:
     """All that a search decided and measured, without the time of day."""
     return [

@@ -7,6 +7,10 @@ import pytest
 from hpo.cli import main
 
 
+class RayStartedError(BaseException):
+    """In the place of Ray's start; nobody takes it for a Ray that does not start."""
+
+
 def hpo_says(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
     """Exit code, stdout, stderr."""
     try:

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from hpo.record import Record
 from hpo.results import FINAL, reports_of
 from hpo.tensorboard import FOLDER
 from model.metrics import EvalReport
+
+Status = api_pb2.Status
+
+
+def hparams_page(folder: Path) -> dict[str, Any]:
+    """Groups of sessions by name, as the page's server lists them: here each session is alone in its own."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    runs.Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
+    wanted = api_pb2.ListSessionGroupsRequest(allowed_statuses=api_pb2.Status.values(), slice_size=100)
+    listed = list_session_groups.Handler(RequestContext(), context, "", wanted).run()
+    return {group.name: group for group in listed.session_groups}
 
 
 def curves_in(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,18 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from saying import hpo_says
+from saying import RayStartedError, hpo_says
 from tensorboard_files import curves_in
 
 import hpo.study
 import model.data
 import model.run
-from hpo import options, ray_runtime
+from hpo import cli, options, ray_runtime
 from hpo.cli import main
 from hpo.config import SearchConfig
 from hpo.record import Record
 from hpo.results import IMAGES
-from model.config import FIELDS
+from model.config import FIELDS, Mistakes
 from model.denoise import read_manifest
 from model.noise import KINDS
 
@@ -98,6 +99,62 @@ def test_continuing_as_another_search_is_refused_with_the_difference(record, cap
     assert (record.folder / "search.json").read_bytes() == before
 
 
+def test_one_setting_of_several_said_again_takes_none_of_the_others_back(runs, search, capsys):
+    Record.create(runs, "two", replace(search, set={"width": 4, "dropout": 0.0}))
+    again = ["search", "two", "--runs", str(runs)]
+    with pytest.raises(RayStartedError):
+        main([*again, "--set", "width=4"])
+    assert Record(runs, "two").search.set == {"width": 4, "dropout": 0.0}
+    code, _, err = hpo_says(*again, "--set", "width=8", capsys=capsys)
+    assert code == 2
+    assert "set: it has {'width': 4, 'dropout': 0.0}, asked for {'width': 8, 'dropout': 0.0}" in err
+
+
+def test_a_folder_that_was_renamed_is_the_same_search_by_its_new_name(done, runs, capsys):
+    before = [trial.params for trial in done.trials()]
+    done.folder.rename(runs / "renamed")
+    again = Record(runs, "renamed")
+    assert (again.id, [trial.params for trial in again.trials()]) == (done.id, before)
+    assert Record(runs, "renamed", read_only=True).trials()
+    assert hpo_says("search", "renamed", "--runs", str(runs), "--trials", "0", capsys=capsys)[2].count("\n") == 1
+    again.note("x", 1)
+    assert Record(runs, "renamed").notes()["x"] == 1
+
+
+def test_a_searchs_folder_in_the_place_of_its_name_or_of_its_export_is_told_as_that(done, runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    for command, typed in (("show", "runs/first/"), ("search", "./runs/first"), ("export", "runs/first")):
+        code, _, err = hpo_says(command, typed, capsys=capsys)
+        assert (code, "is the folder of a search; its name alone is asked for, first\n" in err) == (2, True), err
+    runs.rename(runs.with_name("others"))
+    assert "first, and --runs others\n" in hpo_says("show", "others/first", capsys=capsys)[2]
+    assert "no export there" in hpo_says("evaluate", "others/first", capsys=capsys)[2]
+    (runs.with_name("others") / "first" / "export").mkdir()
+    (runs.with_name("others") / "first" / "export" / "manifest.json").touch()
+    code, _, err = hpo_says("evaluate", "others/first", capsys=capsys)
+    assert (code, "did you mean others/first/export?" in err) == (2, True)
+
+
+def test_a_name_like_anothers_begins_no_search_of_defaults(done, runs, capsys):
+    code, _, err = hpo_says("search", "frist", "--runs", str(runs), capsys=capsys)
+    assert (code, "there is first, which `hpo search first` continues" in err) == (2, True)
+    assert sorted(path.name for path in runs.iterdir()) == ["first"]
+    for words in (["frist", "--trials", "3"], ["other"]):  # meant so
+        with pytest.raises(RayStartedError):
+            main(["search", *words, "--runs", str(runs)])
+
+
+def test_a_tilde_that_no_shell_has_expanded_is_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HPO_STORAGE", "~/searches")
+    words = ["search", "x", "--runs=~/runs", "--data=~", "--space=~/s.py", "--pruner=~/p.py"]
+    found = options.parser().parse_args(words)
+    assert (found.runs, found.storage) == (tmp_path / "runs", f"{tmp_path}/searches")
+    cli._resolve(found, Mistakes())
+    assert (found.data, found.space, found.pruner) == (str(tmp_path), f"{tmp_path}/s.py", f"{tmp_path}/p.py")
+    assert options.parser().parse_args(["list", "--storage", "s3://b/~"]).storage == "s3://b/~"
+
+
 def test_a_search_is_not_continued_on_other_images(tmp_path, capsys):
     for name in ("coffee", "chelsea", "rocket"):
         Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / f"{name}.png")
@@ -105,7 +162,7 @@ def test_a_search_is_not_continued_on_other_images(tmp_path, capsys):
     record = Record.create(tmp_path / "runs", "first", search)
     record.note(IMAGES, search.data_config().load().digest)
     command = ["search", "first", "--runs", str(tmp_path / "runs"), "--trials", "3"]
-    with pytest.raises(AssertionError, match="Ray was started"):  # with the same images
+    with pytest.raises(RayStartedError):  # with the same images
         main(command)
     for name in ("coffee", "chelsea", "rocket"):
         pixels = np.array(Image.open(tmp_path / f"{name}.png"))

@@ -59,6 +59,16 @@ def test_starting_points_come_first():
     assert trials[2].params not in SPACE.starting_points
 
 
+def test_what_a_starting_point_leaves_out_is_suggested():
+    space = replace(SPACE, starting_points=({"loss": "ssim", "lr_g": 3e-3},))
+    first = suggest([], space, SEARCH)
+    assert first
+    assert first.by == "starting point"
+    assert first.params.items() >= space.starting_points[0].items()
+    assert first.params.keys() == {"loss", "ssim_weight", "lr_g", "lr_d"}
+    assert first.params == suggest([], space, SEARCH).params
+
+
 def test_after_six_trials_seven_in_ten_suggestions_are_the_samplers():
     trials = played(26)
     found = [suggest(trials[:number], SPACE, SEARCH) for number in range(26)]

@@ -6,19 +6,12 @@ import errno
 import math
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from curves import conductor, learned, report, run_all, train
-from optuna.trial import TrialState
-from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.context import RequestContext
-from tensorboard.plugins.base_plugin import TBContext
-from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
-from tensorboard_files import assert_all_there
+from tensorboard_files import Status, assert_all_there, hparams_page
 from tensorboardX import RecordWriter
 
 from hpo import decide
@@ -27,18 +20,6 @@ from hpo.record import Record
 from hpo.results import reports_of
 from hpo.tensorboard import FOLDER, Events, TensorBoard, draw_finished
 from model.config import TrainConfig
-
-Status = api_pb2.Status
-
-
-def hparams_page(folder: Path) -> dict[str, Any]:
-    """Groups of sessions by name, as the page's server lists them: here each session is alone in its own."""
-    runs = EventMultiplexer().AddRunsFromDirectory(str(folder))
-    runs.Reload()
-    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
-    wanted = api_pb2.ListSessionGroupsRequest(allowed_statuses=api_pb2.Status.values(), slice_size=100)
-    listed = list_session_groups.Handler(RequestContext(), context, "", wanted).run()
-    return {group.name: group for group in listed.session_groups}
 
 
 def test_every_epoch_of_every_trial_is_there_once(record):
@@ -63,7 +44,8 @@ def test_the_hparams_page_lists_the_trials_with_what_was_searched_their_ends_and
         searched = {name: value.string_value or value.number_value for name, value in group.hparams.items()}
         assert searched == trial.params
         (session,) = group.sessions
-        assert session.status == (Status.STATUS_FAILURE if trial.state == TrialState.FAIL else Status.STATUS_SUCCESS)
+        dead = trial.user_attrs.get(decide.DECISION, {}).get("reason", "failed") in ("failed", "diverged", "collapsed")
+        assert session.status == (Status.STATUS_FAILURE if dead else Status.STATUS_SUCCESS)
         shown = {metric.name.tag: (metric.training_step, metric.value) for metric in session.metric_values}
         if reports := reports_of(trial):
             assert shown["val/ssim"] == pytest.approx((len(reports), reports[-1].ssim), nan_ok=True)

@@ -14,11 +14,13 @@ import pytest
 import wandb
 from curves import conductor, run_all, story
 from PIL import Image
-from wandb_files import assert_all_there, fragments
+from wandb_files import TAGS, assert_all_there, fragments
 
 from hpo import results, tracking
+from hpo.decide import DECISION
 from hpo.record import Record
 from hpo.tracking import Tracker
+from hpo.wandb_runs import leave_out
 
 
 def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(record):
@@ -33,12 +35,56 @@ def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(rec
         best = results.best_report(trial, "ssim")
         config = {name: value for name, value in summary["config"].items() if value is not None}
         assert config.items() >= {**trial.params, "width": 4, "trial": trial.number}.items()
-        assert summary["tags"] == [{"COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]]
+        assert summary["tags"] == [TAGS[trial.user_attrs[DECISION]["reason"]]]
         assert summary["summary"]["best/epoch"] == best.epoch
         assert summary["summary"]["best/ssim"] == pytest.approx(best.ssim)
         assert summary["summary"]["best/psnr"] == pytest.approx(best.psnr_db)
         pictures = [row["epoch"] for row in history if any(name.startswith("val/strip") for name in row)]
         assert pictures == ([1] if trial.number == 0 else [])
+
+
+LEFT = {"RUN_ID": "abc", "SWEEP_ID": "s1", "NAME": "x", "RUN_GROUP": "g", "JOB_TYPE": "j", "NOTES": "n", "TAGS": "a,b"}
+LEFT |= {"RESUME": "must", "RESUME_FROM": "abc?_step=3", "FORK_FROM": "abc?_step=3", "SWEEP_PARAM_PATH": "none"}
+
+
+def test_what_another_job_left_for_its_one_run_is_left_out_and_told(record, monkeypatch, caplog):
+    for name, value in LEFT.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    leave_out("offline")
+    (told,) = caplog.messages
+    assert all(f"WANDB_{name}" in told for name in LEFT)
+    leave_out("offline")
+    assert len(caplog.messages) == 1
+    record.change({"trials": 2})
+    tracker = Tracker(record)
+    run_all(conductor(record, tracker))
+    tracker.close()
+    for (summary, _), number in zip(assert_all_there(record), range(2), strict=True):
+        assert summary["name"] == f"first-{number:05}"
+        assert (summary["run_id"], summary["notes"]) == (f"{record.id}-{number:05}", "")
+        assert not {"a", "b"} & set(summary["tags"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "wandb", "is_named"),
+    [
+        ("disabled", "offline", True),
+        ("online", "offline", True),
+        ("offline", "online", True),
+        ("online", "disabled", True),
+        ("offline", "offline", False),
+        ("dryrun", "offline", False),
+        ("run", "online", False),
+        (None, "online", False),
+    ],
+)
+def test_a_mode_that_contradicts_is_named_and_one_that_agrees_is_not(monkeypatch, caplog, mode, wandb, is_named):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    leave_out(wandb)
+    told = [f"W&B: WANDB_MODE={mode} is not followed; --wandb is {wandb}, and that holds"]
+    assert caplog.messages == (told if is_named else [])
 
 
 DRIVER = """
@@ -120,4 +166,18 @@ def test_a_search_does_not_notice_that_wandb_fails(record, runs, monkeypatch, ca
     assert story(record.trials()) == story(untracked.trials())
     assert "the search goes on without it" in caplog.text
     assert "the server is away" in caplog.text
+    assert "Traceback" not in caplog.text
     assert fragments(record) == []
+
+
+def test_a_file_of_anothers_that_wandb_reads_is_told_in_a_line(record, tmp_path, monkeypatch, caplog):
+    """W&B takes config-defaults.yaml of the current folder for its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config-defaults.yaml").write_text("lr: 0.1\n")
+    record.change({"trials": 1})
+    tracker = Tracker(record)
+    run_all(conductor(record, tracker))
+    tracker.close()
+    (told,) = [line for line in caplog.messages if line.startswith("W&B")]
+    assert "the search goes on without it" in told
+    assert not any(line.exc_info for line in caplog.records if line.name.startswith("hpo"))

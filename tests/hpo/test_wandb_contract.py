@@ -25,11 +25,12 @@ from curves import conductor, report, run_all, story
 from drivers import GUARD_SECONDS, HPO, driver, num_reports
 from loopback import listening
 from PIL import Image
-from wandb_files import fragments
+from wandb_files import TAGS, fragments
 
 from hpo import results, tracking, wandb_runs
 from hpo.cli import main
 from hpo.config import SearchConfig
+from hpo.decide import DECISION
 from hpo.record import Record
 from hpo.tracking import Tracker, sync
 from model.denoise import MANIFEST, DenoiseError
@@ -127,8 +128,8 @@ def assert_each_epoch_once(state: wandb_server.StandIn, record: Record) -> None:
         told = results.reports_of(trial)
         assert [row["epoch"] for row in run.rows] == [report.epoch for report in told]
         assert [row["train/gen_total"] for row in run.rows] == [report.gen_total for report in told]
-        assert run.told["tags"] == [{"COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]]
-        assert run.exit_code == 0
+        assert run.told["tags"] == [TAGS[trial.user_attrs[DECISION]["reason"]]]
+        assert run.exit_code == (run.told["tags"] in (["diverged"], ["collapsed"]))
 
 
 def assert_untouched(record: Record, runs: Path) -> None:

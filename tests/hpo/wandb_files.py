@@ -12,10 +12,15 @@ import pytest
 from wandb.util import get_core_path
 
 from hpo import results
+from hpo.decide import DECISION
 from hpo.record import Record
 
 # What `wandb leet inspect --json` runs, without the second of imports that it takes before.
 _LEET = [get_core_path(), "leet", "inspect", "--no-observability", "--json"]
+
+
+# By the reason of a trial's end.
+TAGS = {"finished": "complete", "asha": "pruned", "diverged": "diverged", "collapsed": "collapsed"}
 
 
 def fragments(record: Record) -> list[Path]:
@@ -60,6 +65,7 @@ def assert_all_there(record: Record) -> list[tuple[dict[str, Any], list[dict[str
             if math.isfinite(report.ssim):
                 assert (row["val/ssim"], row["val/psnr"]) == pytest.approx((report.ssim, report.psnr_db))
             assert row["train/gen_total"] == pytest.approx(report.gen_total)
-        assert summary["state"] == "finished"
+        is_dead = trial.user_attrs.get(DECISION, {}).get("reason") in ("diverged", "collapsed")
+        assert summary["state"] == ("failed" if is_dead else "finished")
         everything.append((summary, history))
     return everything

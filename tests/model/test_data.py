@@ -142,6 +142,13 @@ def test_a_wrong_download_is_refused_and_leaves_nothing(damage, packed, cache, m
     assert not cache.exists()
 
 
+def test_a_download_that_cannot_be_kept_names_what_names_another_place(packed, cache, monkeypatch):
+    serve(monkeypatch, packed)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(DataError, match=r"/proc/nowhere/.*: cannot be made .*; XDG_CACHE_HOME names another"):
+        DataConfig().load_test()
+
+
 def test_an_endless_download_is_refused(packed, cache, monkeypatch):
     serve(monkeypatch, packed)
     monkeypatch.setattr(data, "_MAX_DOWNLOAD_BYTES", len(packed) - 1)

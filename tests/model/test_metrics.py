@@ -132,6 +132,16 @@ def test_the_table_has_the_slides_rows_and_columns():
     ]
 
 
+def test_a_model_that_makes_images_worse_is_told_as_that_below_its_table():
+    test = {"images": 10, "noisy": row(0.68, 20.5), "denoised": row(0.7, 18.25), "ground_truth": row(1.0, "inf")}
+    assert table({"test": test}).splitlines()[-2:] == [
+        "",
+        "WORSE than the noisy images, by 2.25 dB on test: not to be used.",
+    ]
+    clean = {**test, "noisy": row(1.0, "inf"), "denoised": row(1.0, "inf")}
+    assert "WORSE" not in table({"test": clean})
+
+
 @pytest.mark.parametrize(
     ("ssim", "psnr_db", "verdict"),
     [(0.88, 26.2, " beats "), (0.87, 26.2, "DOES NOT BEAT"), (0.88, 26.0, "DOES NOT BEAT")],

@@ -29,7 +29,7 @@ BROKEN = {
     "dropout": [1.0, -0.5],
     "grad_clip": [-2.0, 0.5, math.inf],
     "average_decay": [1.0],
-    "batch_size": [1, 64.0],
+    "batch_size": [0, 1, 64.0],
     "epochs": [0, True],
     "images_per_epoch": [0, 10.5],
     "width": [0, 32.0],
@@ -57,6 +57,13 @@ def test_every_setting_has_a_rule():
 def test_all_broken_rules_are_named_in_one_message():
     settings = {name: values[0] for name, values in BROKEN.items()}
     assert {mistake.partition("=")[0] for mistake in mistakes(**settings)} == set(FIELDS)
+
+
+def test_one_image_a_batch_is_pix2pixs_own_setting_and_needs_another_norm_than_batch():
+    assert TrainConfig(batch_size=1, norm="instance").batch_size == 1
+    [mistake] = mistakes(batch_size=1)
+    assert "at least 2" in mistake
+    assert "norm=instance" in mistake
 
 
 def test_an_epoch_below_one_batch_is_refused():
@@ -88,7 +95,7 @@ def test_any_values_give_a_trainable_config_or_a_config_error(values):
         assert 0 < config.lr_d <= 1
         assert all(math.isfinite(weight) and weight > 0 for weight in config.weights.values())
         assert isinstance(config.batch_size, int)
-        assert 2 <= config.batch_size <= (config.images_per_epoch or math.inf)
+        assert (2 if config.norm == "batch" else 1) <= config.batch_size <= (config.images_per_epoch or math.inf)
 
 
 CONFIGS = st.builds(

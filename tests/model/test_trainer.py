@@ -139,6 +139,14 @@ def test_every_image_is_shown_once_before_any_is_shown_again(images, batch_size,
     assert len({tuple(round_) for round_ in rounds}) == len(rounds)  # each in an order of its own
 
 
+@pytest.mark.parametrize("settings", [{}, {"blocks": 1, "depth": 2}, {"patch": 14, "loss": "ssim"}], ids=str)
+def test_one_image_a_batch_trains_with_instance_normalisation_and_more_images_an_epoch_than_there_are(few, settings):
+    trainer = run(Trainer(replace(SMALL, batch_size=1, norm="instance", images_per_epoch=120, **settings), few), 1)
+    (report,) = trainer.reports
+    assert report.images == 120
+    assert all(math.isfinite(value) for value in report.curves().values())
+
+
 def test_noise_is_drawn_afresh_for_every_showing(few):
     seen = []
     trainer = Trainer(replace(SMALL, batch_size=100, images_per_epoch=100), few)

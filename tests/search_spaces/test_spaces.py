@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -118,6 +119,11 @@ SUGGEST = "def suggest(trial, base): return replace(base, {})"
     [
         ("raise OSError('no such disk')", ["OSError", "no such disk"]),
         ("def sugest(trial, base): return base", ["no suggest(trial, base)"]),
+        (
+            "import numpy as np\nSTARTING_POINTS = [{'width': np.array([4, 8])}]\n"
+            + SUGGEST.format("width=trial.suggest_int('width', 2, 9)"),
+            [""],
+        ),
         ("def suggest(trial, base): return 1 / 0", ["ZeroDivisionError"]),
         ("def suggest(trial, base): return {'width': 4}", ["returned dict", "TrainConfig"]),
         (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-2, 1e-5)"), ["low <= high", "0.01", "1e-05"]),
@@ -126,8 +132,27 @@ SUGGEST = "def suggest(trial, base): return replace(base, {})"
         (SUGGEST.format("loss=trial.suggest_categorical('loss', [])"), ["choices"]),
         (SUGGEST.format("loss=trial.suggest_categorical('loss', ['l2'])"), ["loss='l2'", "l1, ssim, both, mse"]),
         (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 2, 3)"), ["lr_g=2.", "at most 1"]),
+        (SUGGEST.format("loss=trial.suggest_categorical('loss', {'l1', 'ssim'})"), ["loss: ", "a list keeps it"]),
+        (
+            "import optuna\ndef suggest(trial, base):\n    width = trial.suggest_int('width', 2, 4)\n"
+            "    if width > 3: raise optuna.TrialPruned\n    return replace(base, width=width)",
+            ["raises TrialPruned with {'width': 4}", "bound parameters by those before them"],
+        ),
         (SUGGEST.format("width=trial.suggest_int('widht', 2, 4)"), ["widht", "Did you mean width?"]),
-        (SUGGEST.format("width=2 * trial.suggest_int('width', 2, 2)"), ["suggests width=2", "trains 4"]),
+        (
+            SUGGEST.format("width=2 * trial.suggest_int('width', 2, 2)"),
+            ["suggests width=2", "trains 4", "powers of two"],
+        ),
+        (
+            SUGGEST.format("batch_size=2 ** trial.suggest_int('log2_batch', 2, 4)"),
+            ["log2_batch is no field", "Did you mean batch_size?", "powers of two", "'batch_size', [4, 8, 16]"],
+        ),
+        (
+            "def suggest(trial, base):\n    loss = trial.suggest_categorical('loss', ['l1', 'ssim'])\n"
+            "    widths = [8, 16] if loss == 'l1' else [16, 32]\n"
+            "    return replace(base, loss=loss, width=trial.suggest_categorical('width', widths))",
+            ["width: ", "other choices in another branch"],
+        ),
         (
             "STARTING_POINTS = ({'width': 4, 'lr_g': 0.1},)\n"
             + SUGGEST.format("width=trial.suggest_int('width', 2, 4)"),
@@ -168,6 +193,103 @@ def test_what_is_searched_cannot_be_set_for_all_trials():
     # even where only some of the samples ask for it
     with pytest.raises(SpaceError, match="ssim_weight: searched"):
         search_spaces.load("losses_and_rates").check(BASE, fixed={"ssim_weight": 10.0})
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-4, 1e-2), width=random.choice([8, 16])"), "width was "),
+        (SUGGEST.format("width=trial.suggest_int('width', 2, random.choice([9, 99]))"), "'width': IntDistribution("),
+        (
+            "calls = iter(range(10**6))\n"
+            + SUGGEST.format("lr_g=trial.suggest_float('lr_g', .1, 1), seed=next(calls)"),
+            "seed was ",
+        ),
+        (
+            "random.seed(0)\ndef suggest(trial, base):\n"
+            "    more = {'dropout': trial.suggest_float('dropout', 0, .5)} if random.random() < .5 else {}\n"
+            "    return replace(base, lr_g=trial.suggest_float('lr_g', .1, 1), **more)",
+            "dropout was ",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # Optuna warns of a value outside the range that it has now
+def test_a_space_that_is_no_function_of_its_trial_is_refused_with_what_differs(tmp_path, source, told):
+    with pytest.raises(SpaceError, match="never on random, the time or a counter") as refused:
+        user_space(tmp_path, f"import random\n{source}").check(BASE, fixed={})
+    assert told in str(refused.value)
+
+
+ENUM = """
+from enum import Enum
+class Loss(str, Enum):
+    PLAIN = "l1"
+    STRUCTURE = "ssim"
+class Norm(Enum):
+    BATCH = "batch"
+    NONE = "none"
+STARTING_POINTS = [{"loss": Loss.STRUCTURE, "norm": Norm.NONE}]
+def suggest(trial, base):
+    norm = trial.suggest_categorical("norm", list(Norm))
+    assert norm in (Norm.BATCH, Norm.NONE)
+    return replace(base, loss=trial.suggest_categorical(name="loss", choices=list(Loss)), norm=norm.value)
+"""
+NUMPY = """
+import numpy as np
+def suggest(trial, base):
+    rates = trial.suggest_categorical("lr_g", np.array([1e-3, 1e-4]))
+    width = trial.suggest_categorical("width", np.array([8, 16]))
+    return replace(base, lr_g=np.float64(rates), width=width, full_resolution_skip=trial.suggest_categorical(
+        "full_resolution_skip", np.array([True, False])))
+"""
+
+
+@pytest.mark.parametrize("source", [ENUM, NUMPY])
+def test_choices_of_other_types_become_plain_in_parameters_distributions_and_configuration(tmp_path, source):
+    space = user_space(tmp_path, source)
+    about = space.check(BASE, fixed={})
+    assert space.differences(json.loads(json.dumps(about)), BASE) == []
+    for trial, config in samples(space, 20):
+        chosen = [choice for of in trial.distributions.values() for choice in of.choices]
+        values = [*trial.params.values(), *chosen, *asdict(config).values()]
+        assert {type(value) for value in values} <= {bool, int, float, str, type(None)}
+        assert trial.params.items() <= asdict(config).items()
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))).as_dict() == config.as_dict()
+
+
+def test_a_module_beside_a_space_is_found_and_nothing_of_it_is_kept(tmp_path, monkeypatch):
+    """And not one that is called as one of Python's own, or as another space's."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    path, used = [*sys.path], "import rates\n" + SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-4, rates.HIGH)")
+    highs = []
+    for name, high in (("a", 1e-3), ("b", 1e-2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rates.py").write_text(f"HIGH = {high}\n")
+        (tmp_path / name / "colorsys.py").write_text("raise OSError('not ours')\n")
+        about = user_space(tmp_path / name, f"import colorsys\n{used}").check(BASE, fixed={})
+        highs.append("high=0.001" if "high=0.001," in str(about["distributions"]) else "high=0.01")
+        assert sorted(file.name for file in (tmp_path / name).iterdir()) == ["colorsys.py", "mine.py", "rates.py"]
+    assert highs == ["high=0.001", "high=0.01"]
+    assert (sys.path, "rates" in sys.modules) == (path, False)
+
+
+def test_what_is_installed_below_the_folder_of_a_space_is_not_imported_twice(tmp_path, monkeypatch):
+    """As in a .venv beside it: NumPy and its like refuse a second import."""
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "once_only.py").write_text("HIGH = 1e-3\n")
+    monkeypatch.syspath_prepend(tmp_path / ".venv")
+    source = "import once_only\n" + SUGGEST.format("lr_g=trial.suggest_float('lr_g', 1e-4, once_only.HIGH)")
+    user_space(tmp_path, source).check(BASE, fixed={})
+    assert sys.modules.pop("once_only").HIGH == 1e-3
+
+
+def test_a_starting_point_may_give_some_of_the_parameters(tmp_path):
+    source = "STARTING_POINTS = [{'width': 4}]\ndef suggest(trial, base): return replace(base, "
+    source += "width=trial.suggest_int('width', 2, 64), lr_g=trial.suggest_float('lr_g', 1e-4, 1e-2, log=True))"
+    space = user_space(tmp_path, source)
+    first = space.check(BASE, fixed={})["samples"][0]["params"]
+    assert (first["width"], first.keys()) == (4, {"width", "lr_g"})
 
 
 RATES = "def suggest(trial, base): return replace(base, lr_g=trial.suggest_float('lr_g', 1e-4, {high}, log=True){more})"
