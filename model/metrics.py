@@ -134,6 +134,7 @@ def objective_value(ssim: float, psnr_db: float, objective: Objective) -> float:
     return value if math.isfinite(value) else _FLOORS[objective]
 
 
+_ALIVE_DB = 1.0  # above the noisy input: a residual output begins there, and may cross it by hundredths of a dB
 _GRACE_IMAGES = 30_000  # the slides' own settings are still below the noisy input after 8,000 images at width 8
 
 
@@ -141,11 +142,11 @@ def stop_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> Lite
     """Why a training is not worth going on: `diverged`, `collapsed` or None.
 
     Diverged: the last report has a value that is not finite. Collapsed: two dead epochs in a row, after one that was
-    not or after 30,000 training images.
+    1 dB better than the noisy input or after 30,000 training images.
 
     Args:
         reports: of the epochs 1, 2, 3, ... so far.
-        is_last: no epoch follows, so that one dead epoch after one that was not is enough.
+        is_last: no epoch follows, so that one dead epoch after such a good one is enough.
     """
     if not reports:
         return None
@@ -154,7 +155,7 @@ def stop_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> Lite
     if not all(math.isfinite(value) for value in losses_and_metrics):
         return "diverged"
     dead = [report.is_dead for report in reports]
-    lived = not all(dead)
+    lived = any(not report.is_dead and report.psnr_db >= report.noisy_psnr_db + _ALIVE_DB for report in reports)
     ripe = len(reports) > 1 and reports[-2].images > _GRACE_IMAGES
     enough = 1 if lived and is_last else 2
     if all(dead[-enough:]) and (lived or ripe):

@@ -227,6 +227,9 @@ def test_a_training_that_never_lived_has_30000_images_before_two_bad_epochs_are_
         ([{}, WORSE], None),
         ([{}, WORSE, {}, WORSE], None),
         ([WORSE, WORSE, WORSE], None),
+        # A residual output begins at the noisy input: it has not lived yet (benchmarks/tables/photographs.json.gz).
+        ([NO_WORSE, {"psnr_db": 20.65}, WORSE, WORSE], None),
+        ([{"psnr_db": 21.56}, WORSE, WORSE], "collapsed"),
     ],
 )
 def test_who_lived_once_has_collapsed_after_two_bad_epochs_in_a_row_whatever_the_number_of_images(bad, reason):
