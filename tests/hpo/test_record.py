@@ -414,7 +414,7 @@ def test_a_study_lies_in_its_folder_whatever_characters_the_path_has(folder, tmp
     assert sorted(os.listdir(tmp_path)) == sorted(["a b", folder])
 
 
-# --- what Optuna's tools add -------------------------------------------------------------------------------------------
+# --- what Optuna's tools add -----------------------------------------------------------------------------------------
 
 
 def optunas(record: Record) -> optuna.Study:
