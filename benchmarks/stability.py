@@ -4,8 +4,9 @@ rates, each trained with and without a change of TrainConfig.
     python benchmarks/stability.py --to runs/stability                       # without gradient clipping, and with it
     python benchmarks/stability.py --to runs/stability --arms grad_clip=1.2  # another change beside these
 
-The other settings are those that `make search` had before 2026-12, with half the images an epoch. A training dies when
-it diverges or collapses (model.metrics). What was trained is kept under --to: the same command continues.
+The other settings are those that `make search` had before 2026-12, with half the images an epoch. A training has died
+that diverges or collapses (model.metrics), or ends below the noisy input: one that never lived has 30,000 images, more
+than are trained here. What was trained is kept under --to: the same command continues.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def train(params: dict[str, Any], arm: str, seed: int, epochs: int, data: DataCo
     changes = dict(parse_setting(word) for word in arm.split(","))
     config = TrainConfig.from_dict({**SETTINGS, **params, "epochs": epochs, "seed": seed, **changes})
     trainer = Trainer(config, images)
-    reason = None
+    reason: str | None = None
     while reason is None and trainer.epoch < epochs:
         trainer.run_epoch()
         reason = stop_reason(trainer.reports, is_last=trainer.epoch == epochs)
+    if reason is None and trainer.reports[-1].is_dead:
+        reason = "ended below the noisy input"
     return {"died": reason, "psnr_db": [report.psnr_db for report in trainer.reports]}
 
 

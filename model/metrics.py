@@ -32,8 +32,9 @@ def mean_psnr_db(images: torch.Tensor, noisy: torch.Tensor, clean: torch.Tensor)
     count: its infinity would be the mean of all, and nothing is to be removed there. One that is restored exactly
     counts 100 dB."""
     has_noise = (noisy != clean).flatten(1).any(dim=1)
-    each = psnr_db(images, clean)
-    return (each[has_noise] if has_noise.any() else each).clamp(max=EXACT_DB).mean()
+    each = psnr_db(images, clean).clamp(max=EXACT_DB)
+    counts = torch.where(has_noise.any(), has_noise, True).to(each.dtype)  # no branch: it would wait for the device
+    return (each * counts).sum() / counts.sum()
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
