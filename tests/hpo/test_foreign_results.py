@@ -32,6 +32,7 @@ from hpo.storage import Storage
 from hpo.tables import Terminal
 from model.config import ConfigError, MachineError, TrainConfig
 from model.data import DataConfig
+from model.depth import EIGHT_BITS
 
 LOAD = DataConfig.load
 
@@ -61,11 +62,11 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Ray was started")
 
-    monkeypatch.setattr(hpo.search, "_loaded", lambda *_: (None, SimpleNamespace(digest="0")))
+    monkeypatch.setattr(hpo.search, "_loaded", lambda *_: (None, SimpleNamespace(digest="0", told=(), depth=EIGHT_BITS)))
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.copies.LOOKING", 1.0)
     monkeypatch.setattr("hpo.copies.PATIENCE", 1.0)
-    monkeypatch.setattr(DataConfig, "load", lambda *_: SimpleNamespace(shape=(1, 32, 32)))
+    monkeypatch.setattr(DataConfig, "load", lambda *_: SimpleNamespace(digest="0", shape=(1, 32, 32)))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from model.config import MachineError
 @pytest.fixture
 def asked(done, runs, tmp_path, monkeypatch):
     """Continue the finished trials, as if the export were still to be made; gives exit code and what it got."""
-    monkeypatch.setattr(hpo.search, "_loaded", lambda *_: (None, type("Images", (), {"digest": "0"})))
+    monkeypatch.setattr(hpo.search, "_loaded", lambda *_: (None, type("Images", (), {"digest": "0", "told": ()})))
     metrics = {"test": {"denoised": {"ssim": 0.9}}}
     monkeypatch.setattr(results, "export_document", lambda _: {"folder": "there", "metrics": metrics})
 

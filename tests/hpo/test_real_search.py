@@ -331,6 +331,7 @@ def test_any_trial_can_be_exported_with_its_checkpoint(searched, images, tmp_pat
     few = replace(images, validation=images.validation[:50])
     monkeypatch.setattr(DataConfig, "load", lambda *_: few)
     monkeypatch.setattr(DataConfig, "load_test", lambda *_: images.validation[50:100])
+    monkeypatch.setattr("hpo.results.check_images", lambda *_: None)
     to = tmp_path / "exported"
     assert main(["export", "first", "--runs", str(searched.runs), "--trial", "0", "--to", str(to), "--trainable"]) == 0
     assert Denoiser(to).manifest["origin"]["trial"] == 0
