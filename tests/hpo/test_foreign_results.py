@@ -62,7 +62,8 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Ray was started")
 
-    monkeypatch.setattr(hpo.search, "_loaded", lambda *_: (None, SimpleNamespace(digest="0", told=(), depth=EIGHT_BITS)))
+    images = SimpleNamespace(digest="0", told=(), depth=EIGHT_BITS)
+    monkeypatch.setattr(hpo.search, "_loaded", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.copies.LOOKING", 1.0)
     monkeypatch.setattr("hpo.copies.PATIENCE", 1.0)
