@@ -67,7 +67,8 @@ def record(runs: Path, name: str) -> bytes:
     about = {
         "command": _command(source),
         "machine": f"{processor()}, Python {source.about['versions']['python']}",
-        **{key: source.about[key] for key in ("created", "versions", "git_commit", "search")},
+        **{key: source.about[key] for key in ("created", "versions", "git_commit")},
+        "search": {**source.about["search"], "space": _portable(source.search.space)},
         "distributions": {key: json.loads(distribution_to_json(value)) for key, value in distributions.items()},
     }
     curves = [
@@ -83,6 +84,11 @@ def record(runs: Path, name: str) -> bytes:
     return gzip.compress(text.encode(), mtime=0)
 
 
+def _portable(space: str) -> str:
+    """A file lies beside this one, wherever that is."""
+    return Path(space).name if space.endswith(".py") else space
+
+
 def _rounded(value: float | str, digits: int) -> float | str:
     return value if isinstance(value, str) else round(value, digits)  # "nan"
 
@@ -91,6 +97,7 @@ def _command(source: Record) -> str:
     words = ["hpo", "search", source.name]
     for field in fields(SearchConfig):
         value = getattr(source.search, field.name)
+        value = _portable(value) if field.name == "space" else value
         if field.name == "set":
             words += [word for key, setting in value.items() for word in ("--set", f"{key}={setting}")]
         elif value != field.default:
@@ -133,7 +140,8 @@ class Table:
         default = SearchConfig()  # the product's own decisions; the recording had none
         decisions = {name: getattr(default, name) for name in ("sampler", "pruner", "grace", "reduction")}
         self.search = SearchConfig(**{**renamed(self.about["search"]), **decisions, "trials": 100_000})
-        self.space: Space = search_spaces.load(self.search.space)
+        space = self.search.space
+        self.space: Space = search_spaces.load(str(Path(__file__).with_name(space)) if space.endswith(".py") else space)
         self._distributions = {
             key: json_to_distribution(json.dumps(value)) for key, value in self.about["distributions"].items()
         }
