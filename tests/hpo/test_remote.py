@@ -136,9 +136,9 @@ def test_a_space_and_a_folder_of_images_are_shipped(head, server, tmp_path, caps
     assert code == 0, err
     given = words(server.jobs[0])
     shipped = head.home / ".hpo/shipped/first"
-    assert given[given.index("--space") + 1] == str(shipped / "my space.py")
+    assert given[given.index("--space") + 1] == str(shipped / "space.py")
     assert given[given.index("--data") + 1] == str(shipped / "data")
-    assert (shipped / "my space.py").read_text() == SPACE
+    assert (shipped / "space.py").read_text() == SPACE
     assert len(list((shipped / "data/in here").glob("*.png"))) == 30
     (pictures / "0.png").unlink()
     server.jobs[0]["status"] = "FAILED"
