@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -79,6 +80,15 @@ def test_the_denoiser_lives_beside_a_users_own_model(tmp_path):
             [sys.executable, "-c", code], cwd=tmp_path, env=on(ROOT), check=True, capture_output=True, text=True
         )
         assert done.stdout == "theirs Denoiser False\n"
+
+
+def test_what_users_are_told_to_import_is_the_name_that_no_file_of_theirs_has():
+    """In documents, the report and the model card."""
+    told = [*Path(ROOT).glob("*.md"), *Path(ROOT).glob("docs/*.md"), Path(ROOT) / "hpo/report.html"]
+    told.append(Path(ROOT) / "model/export.py")
+    imports = [line for path in told for line in re.findall(r"from \S+ import Denoiser", path.read_text())]
+    assert len(imports) >= 3
+    assert set(imports) == {"from pix2pix_search import Denoiser"}
 
 
 def test_nothing_is_reordered_where_nothing_is_in_the_way(theirs):
