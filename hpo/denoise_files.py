@@ -35,13 +35,11 @@ from model.image_files import (
     write_image,
     write_tiff,
 )
+from model.layout import OF_SYSTEMS, few
 
 EXIT_LEFT_OUT = 5  # --skip-bad left something out
 RECORD = ".hpo-denoise.jsonl"  # beside the outputs: what each was made from
 FORMATS = {"png": "PNG", "tiff": "TIFF", "webp": "WEBP", "jpeg": "JPEG"}
-_SHOWN = 5  # names in a message
-# What systems leave beside images; as does macOS: ._*
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 
 
@@ -148,7 +146,8 @@ def _inside(folder: Path, to: Path, work: _Work, mistakes: Mistakes) -> Iterator
 
 
 def _is_litter(name: str) -> bool:
-    return name.startswith("._") or name.lower() in _LITTER
+    """What systems leave beside images, hidden or not."""
+    return name.startswith("._") or name.lower() in (*OF_SYSTEMS, ".ds_store")
 
 
 # --- what is to be done with them ------------------------------------------------------------------------------------
@@ -411,8 +410,7 @@ def _digest(path: Path) -> str:
 
 
 def _named(paths: Sequence[Path]) -> str:
-    rest = len(paths) - _SHOWN
-    return ", ".join(map(str, paths[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+    return few([str(path) for path in paths])
 
 
 def _images(count: int) -> str:

@@ -169,14 +169,14 @@ def told_skipped(paths: Sequence[str]) -> list[str]:
     for path in paths:
         name = path.rstrip("/").rpartition("/")[2]
         reason = "links to folders" if path.endswith("/") else Path(name).suffix or "without an ending"
-        reasons["hidden" if name.startswith(".") or name in _OF_SYSTEMS else reason].append(path)
+        reasons["hidden" if name.startswith(".") or name.lower() in OF_SYSTEMS else reason].append(path)
     if not reasons:
         return []
     kinds = "; ".join(f"{reason}: {len(names):,} ({few(names)})" for reason, names in sorted(reasons.items()))
     return [f"skipped, for their names: {kinds}"]
 
 
-_OF_SYSTEMS = ("Thumbs.db", "desktop.ini")  # what Windows leaves in folders
+OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders, in any case
 
 
 def few(names: Sequence[str]) -> str:
