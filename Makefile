@@ -25,7 +25,7 @@ setup: .venv/installed data
 data: .venv/installed
 	@test -d /usr/share/datasets/fashion-mnist || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
 		|| (apt-get update -qq; apt-get install -y -qq dataset-fashion-mnist) >/dev/null || true
-	@$(BIN)/python -m model.data
+	@$(BIN)/python -m model.data.fashion_mnist
 
 search: setup
 	$(BIN)/hpo search first --runs $(RUNS) --seed $(SEED) $(FIRST)

@@ -18,7 +18,7 @@ import torch
 from slides import PATCHES, RECIPE
 from torch import nn
 
-from model.data import DataConfig
+from model.data.data_config import DataConfig
 from model.discriminator import Discriminator, receptive_field
 from model.generator import Generator
 

@@ -45,11 +45,13 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from survival import ENDS, EPOCHS, GRACE, REDUCTION, TRIALS, Ending, Line, complaints, is_done
 
-from hpo import decide, results
-from hpo.record import SEARCH_FILE, STUDY_FILE, Record
+from hpo.policy import leaderboard, trial_attributes
+from hpo.store import search_results
+from hpo.store.layout import STUDY_FILE
+from hpo.store.record import SEARCH_FILE, Record
 from model.checkpoint import load_checkpoint
-from model.run import BEST
 from model.trainer import load_generator
+from model.training_run import BEST
 
 import psutil  # isort: skip - found once Ray is imported
 
@@ -115,17 +117,17 @@ class Ours:
 
     def finished(self) -> set[str]:
         ended = [trial for trial in self.record().trials() if trial.state.name in ("COMPLETE", "PRUNED")]
-        return {key_of(trial.user_attrs[decide.CONFIG]) for trial in ended}
+        return {key_of(trial.user_attrs[trial_attributes.CONFIG]) for trial in ended}
 
     def best_again(self) -> tuple[dict[str, float], dict[str, float]]:
         record = self.record()
-        best = results.best_report(record.trial(results.winner(record)), "ssim")
+        best = leaderboard.best_report(record.trial(search_results.winner(record)), "ssim")
         generator, _ = load_generator(self.best_file(), channels=1, image_size=32)
         return {name: getattr(best, name) for name in ("ssim", "psnr_db")}, stock.measured(generator)
 
     def best_file(self) -> Path:
         record = self.record()
-        return record.trial_folder(results.winner(record)) / BEST
+        return record.trial_folder(search_results.winner(record)) / BEST
 
     def load(self, file: Path) -> dict[str, torch.Tensor]:
         return load_checkpoint(file)[0]

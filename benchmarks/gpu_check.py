@@ -37,7 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.tune.ray_session
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the package is not installed
 
 import numpy as np
@@ -47,7 +47,8 @@ from plain_pix2pix import NOISE_STD, PlainPix2Pix, loader, with_plain_layers
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import metrics
-from model.config import TrainConfig, visible
+from model.common.text import visible
+from model.config import TrainConfig
 from model.gan import LOSS_NAMES, Gan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +169,7 @@ def blobs(count: int, seed: int = 0) -> np.ndarray:
 
 
 class Shown:
-    """Images on a device, batch after batch in one shuffled order, noised there: what model.data does."""
+    """Images on a device, batch after batch in one shuffled order, noised there: what model.data.image_sets does."""
 
     def __init__(self, images: np.ndarray, batch: int, device: torch.device) -> None:
         self.images, self.draw = torch.from_numpy(images).to(device), torch.Generator(device).manual_seed(1)
@@ -591,7 +592,7 @@ def search(check: Check) -> Iterator[Row]:
     try:
         from PIL import Image  # noqa: PLC0415
 
-        import hpo.search  # noqa: F401, PLC0415 - needs Ray and more
+        import hpo.run.search  # noqa: F401, PLC0415 - needs Ray and more
     except ImportError as error:
         yield unavailable(_TITLES["search"], f"left out: {error}", excused=True)
         return
@@ -664,13 +665,13 @@ def _gpu_by_word() -> Iterator[str]:
 
 
 def _of_trials(runs: Path, ended: Ended, on_cpu: bool) -> Iterator[Row]:
-    from hpo import results  # noqa: PLC0415
-    from hpo.record import Record  # noqa: PLC0415
+    from hpo.policy import leaderboard  # noqa: PLC0415
+    from hpo.store.record import Record  # noqa: PLC0415
 
     trials = []
     if (runs / "check").exists():
         trials = Record(runs, "check", read_only=True).trials()
-    rows = [results.row(trial, "balanced") for trial in trials]
+    rows = [leaderboard.row(trial, "balanced") for trial in trials]
     whole = sum(row["stop_reason"] == "finished" for row in rows)
     yield measured(
         _TITLES["search"],
@@ -683,7 +684,7 @@ def _of_trials(runs: Path, ended: Ended, on_cpu: bool) -> Iterator[Row]:
         return
     # When a trial began is not on record; what it trained lies right before its end.
     ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
-    spent = [sum(report.seconds + report.eval_seconds for report in results.reports_of(trial)) for trial in trials]
+    spent = [sum(report.seconds + report.eval_seconds for report in leaderboard.reports_of(trial)) for trial in trials]
     shared = max(0.0, min(ends) - max(end - trained for end, trained in zip(ends, spent, strict=True)))
     together = ended.at_once >= _TRIALS and (shared > 0 or on_cpu)  # a CPU may train them one after the other
     yield measured(

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from hpo.config import SearchConfig
+from hpo.policy.search_config import SearchConfig
 from model.metrics import EvalReport
 from search_spaces import Space
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.tune.ray_session
 
 import imagecodecs
 import numpy as np
@@ -31,11 +31,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
-from model.data import NOISE_SEEDS, DataConfig, to_unit
+from model.data.data_config import DataConfig
+from model.data.image_sets import NOISE_SEEDS, to_unit
+from model.data.noise import parse_noise
 from model.denoise import Denoiser
-from model.evaluate import quality
-from model.noise import parse_noise
-from model.pictures import strip, to_uint8
+from model.export_quality import quality
+from model.picture_strip import strip, to_uint8
 
 ROOT = Path(__file__).parent.parent
 SIGMA, CROP = 30, 64

@@ -6,7 +6,7 @@
 
 In virtual time, so that a search of hours takes seconds. Every configuration learns like the nearest recorded one.
 Found is a trial of full length in the top 1 % of the space. Regret is what the winner lacks to the best recorded curve.
-`ours` are the product's own decisions (hpo.decide).
+`ours` are the product's own decisions (hpo.policy.sampling).
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json, 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
-from hpo import decide
-from hpo.config import SearchConfig, renamed
-from hpo.decide import DECISION, HEARD, REPORTS, Decision, Suggestion
-from hpo.record import Record
-from model.checkpoint import write_atomically
+from hpo.policy import pruning, sampling
+from hpo.policy.pruning import Decision
+from hpo.policy.sampling import Suggestion
+from hpo.policy.search_config import SearchConfig, renamed
+from hpo.policy.trial_attributes import DECISION, HEARD, REPORTS
+from hpo.store.record import Record
+from model.common.files import write_atomically
 from model.metrics import EvalReport, objective_value
 from search_spaces import Space
 
@@ -324,8 +326,8 @@ class Ours:
         space: Space,
         search: SearchConfig,
         *,
-        suggest: Callable[..., Suggestion | None] = decide.suggest,
-        judge: Callable[..., Decision] = decide.judge,
+        suggest: Callable[..., Suggestion | None] = sampling.suggest,
+        judge: Callable[..., Decision] = pruning.judge,
     ) -> None:
         self.trials: list[FrozenTrial] = []
         self._space, self._search, self._suggest, self._judge = space, search, suggest, judge
@@ -397,7 +399,7 @@ def sources(namespace: Mapping[str, Any], seen: set[str] | None = None) -> str:
 @lru_cache
 def methods(variants: Path | None) -> dict[str, tuple[Factory, str]]:
     """All there are, each with the source code by which its results are cached."""
-    own = sources({"": decide}) + inspect.getsource(Ours) + inspect.getsource(ours)
+    own = sources({"": sampling}) + inspect.getsource(Ours) + inspect.getsource(ours)
     found = {
         name: (make, inspect.getsource(peers) if name in peers.METHODS else f"{own}{getattr(make, 'keywords', {})}")
         for name, make in METHODS.items()

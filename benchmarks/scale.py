@@ -34,12 +34,14 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 import search_spaces
-from hpo import decide, ray_runtime, search
-from hpo.conductor import Conductor
-from hpo.config import SearchConfig
-from hpo.copies import Copies
-from hpo.progress import Progress
-from hpo.record import Record
+from hpo.policy import sampling
+from hpo.policy.search_config import SearchConfig
+from hpo.run import search
+from hpo.search_controller import Conductor
+from hpo.store.record import Record
+from hpo.store.replication import Copies
+from hpo.tune import ray_session
+from hpo.views.live_table import Progress
 from model.config import TrainConfig
 from model.metrics import EvalReport
 from search_spaces import losses_and_rates
@@ -99,7 +101,7 @@ class Stopwatch:
 def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """One search of as many trials, measured each time it reaches a size: from there on, for SAMPLES trials."""
     watch = Stopwatch()
-    decide.suggest = watch.timed("suggest", decide.suggest)
+    sampling.suggest = watch.timed("suggest", sampling.suggest)
     space = search_spaces.load("losses_and_rates")
     asked = SearchConfig(trials=max(sizes) + SAMPLES, epochs=EPOCHS)
     screens = {
@@ -203,11 +205,11 @@ class SleepingTrial(tune.Trainable):
 
 
 def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
-    """hpo.search's own trials phase, table and all, with sleep for training; gives its begin and end."""
+    """hpo.run.search's own trials phase, table and all, with sleep for training; gives its begin and end."""
     search.Pix2PixTrial = SleepingTrial
     ray.init = functools.partial(ray.init, num_cpus=slots)
     asked = SearchConfig(trials=trials, epochs=1, concurrent=slots, gpus_per_trial=0, wandb="disabled")
-    with ray_runtime.started(asked) as cluster:
+    with ray_session.started(asked) as cluster:
         record = Record.create(folder, "scale", asked)
         console = Console(stderr=True, quiet=True)
         progress = Progress(asked, "scale", cluster.slots, console, folder=record.folder)
@@ -237,7 +239,7 @@ def run_stock(trials: int, slots: int, folder: Path) -> tuple[float, float]:
     """The same by the book: OptunaSearch in memory, ASHA, actors used again, neither files nor output."""
     ray.init = functools.partial(ray.init, num_cpus=slots)
     asked = SearchConfig(trials=trials, epochs=1, concurrent=slots, gpus_per_trial=0)
-    with ray_runtime.started(asked):
+    with ray_session.started(asked):
         began = time.monotonic()
         tuner = tune.Tuner(
             tune.with_resources(SleepingTrial, {"cpu": 1}),

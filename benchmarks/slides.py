@@ -17,23 +17,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.tune.ray_session
 
 import numpy as np
 import torch
 from machine import processor
 from PIL import Image, ImageDraw, ImageFont
 
-from hpo.tensorboard import FOLDER, Events
-from model.checkpoint import write_atomically
+from hpo.tracking.tensorboard import FOLDER, Events
+from model.common.files import write_atomically
 from model.config import TrainConfig
-from model.data import PADDING, DataConfig, DeviceImages, Images, Pairs
+from model.data.data_config import DataConfig
+from model.data.fashion_mnist import PADDING
+from model.data.image_sets import DeviceImages, Images, Pairs
 from model.denoise import Denoiser
-from model.evaluate import evaluate
 from model.export import export
-from model.pictures import strip
-from model.run import LAST, TrainingRun
+from model.export_quality import evaluate
+from model.picture_strip import strip
 from model.trainer import load_generator
+from model.training_run import LAST, TrainingRun
 
 # What the slides leave open is chosen here, once for all eight trainings; docs/slides.md says why.
 RECIPE = TrainConfig(

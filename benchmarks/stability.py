@@ -26,9 +26,10 @@ from machine import processor
 from scipy.stats import binomtest
 
 import search_spaces
-from model.checkpoint import write_atomically
+from model.common.files import write_atomically
 from model.config import TrainConfig, parse_setting
-from model.data import DataConfig, DeviceImages
+from model.data.data_config import DataConfig
+from model.data.image_sets import DeviceImages
 from model.metrics import stop_reason
 from model.trainer import Trainer
 

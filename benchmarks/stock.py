@@ -23,7 +23,8 @@ from ray.tune.search.optuna import OptunaSearch
 from survival import EPOCHS, GRACE, REDUCTION, TRIALS
 
 from model.config import TrainConfig
-from model.data import DataConfig, DeviceImages, Images
+from model.data.data_config import DataConfig
+from model.data.image_sets import DeviceImages, Images
 from model.generator import Generator
 from model.metrics import EvalReport
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate

@@ -42,7 +42,7 @@ def to_unit(images: tf.Tensor) -> tf.Tensor:
 
 
 def noised(clean: np.ndarray) -> np.ndarray:
-    """The same noisy images as model.noise makes for validation."""
+    """The same noisy images as model.data.noise makes for validation."""
     draws = [np.random.Generator(np.random.Philox(key=[1, index])) for index in range(len(clean))]
     noise = np.stack([draw.standard_normal(clean.shape[1:], dtype=np.float32) for draw in draws])
     return np.clip(clean + np.float32(NOISE_STD) * noise, -1, 1)

@@ -17,11 +17,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from hpo.decide import DECISION, REPORTS
-from hpo.progress import Progress, picture
-from hpo.record import Record
-from hpo.results import reports_of
-from hpo.scheduler import Step, overhead
+from hpo.policy.leaderboard import reports_of
+from hpo.policy.trial_attributes import DECISION, REPORTS
+from hpo.store.record import Record
+from hpo.tune.scheduler import Step, overhead
+from hpo.views.live_table import Progress, picture
 
 
 def as_it_was(trial: FrozenTrial, reports: int) -> FrozenTrial:

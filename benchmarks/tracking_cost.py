@@ -25,11 +25,11 @@ from machine import processor
 from PIL import Image
 from replay import TABLE, Table
 
-from hpo.conductor import Conductor
-from hpo.config import SearchConfig
-from hpo.record import Record
-from hpo.results import EXPORT
-from hpo.tracking import Tracker
+from hpo.policy.search_config import SearchConfig
+from hpo.search_controller import Conductor
+from hpo.store.layout import EXPORT
+from hpo.store.record import Record
+from hpo.tracking.wandb_tracker import Tracker
 from model.denoise import MANIFEST
 from model.export import ONNX_FILE, STRIP_FILE
 

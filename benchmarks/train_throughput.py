@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.ray_runtime
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.tune.ray_session
 
 import torch
 from machine import processor
@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import TrainConfig
-from model.data import DataConfig, DeviceImages, Images, to_unit
+from model.data.data_config import DataConfig
+from model.data.image_sets import DeviceImages, Images, to_unit
 from model.gan import autocast_dtype
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 

@@ -1,5 +1,5 @@
 """The search: Ray Tune runs trials, Optuna suggests them, the record loses nothing."""
 
-from hpo import surroundings
+from hpo import environment
 
-surroundings.put_right()
+environment.put_right()

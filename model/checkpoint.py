@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from model.config import MachineError
-from model.disk import writing
+from .common.errors import MachineError
+from .common.files import write_atomically
 
 _DIGEST, _STATE = "sha256", "state"
 
@@ -55,25 +53,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not ours (its state is no mapping)")
     return tensors, state
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, fsync, rename, fsync the folder. Raises OSError and leaves no part behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # in /tmp nobody can be there first, with a link
-    try:
-        with writing(path), part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -3,84 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
-_LINES, _LENGTH = 100, 2_000  # of a message that is for people
-
-
-def visible(text: object) -> str:
-    """For a terminal, which no name, file or error of others is to steer or to flood: letters and line ends alone, in
-    the place of anything else a picture as wide as one letter; and so many and so long lines."""
-    lines = str(text).split("\n")
-    if len(lines) > _LINES:
-        lines[_LINES:] = ["... and more"]
-    return "\n".join(map(_visible_line, lines))
-
-
-def _visible_line(line: str) -> str:
-    if len(line) > _LENGTH:
-        line = f"{line[: _LENGTH - 200]} ... {line[-100:]}"
-    return line if line.isprintable() else "".join(c if c.isprintable() else _picture(c) for c in line)
-
-
-def _picture(character: str) -> str:
-    """ESC and its like are commands to a terminal, a carriage return overwrites what stands there, and the marks for
-    right-to-left text show one text as another."""
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
-
-
-class _ToldError(Exception):
-    def __init__(self, message: object = "") -> None:
-        super().__init__(visible(message))
-
-
-class ConfigError(_ToldError, ValueError):
-    """Bad input: something asked for breaks a rule. The message has every broken rule, its value and the nearest right
-    thing."""
-
-
-class MachineError(_ToldError, RuntimeError):
-    """The machine, its disk or its cluster does not do what it must."""
-
-
-class Mistakes:
-    """Of one request, wherever they are found: collected, and told at once."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    @contextmanager
-    def collected(self) -> Iterator[None]:
-        """What is refused inside is told later."""
-        try:
-            yield
-        except ConfigError as error:
-            self.add(str(error))
-
-    def add(self, *mistakes: str) -> None:
-        """Each in the words of a ConfigError."""
-        self._lines += mistakes
-
-    def include(self, others: Mistakes) -> None:
-        """Those of a part, after these."""
-        self._lines += others._lines
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
-
-    def tell(self) -> None:
-        """Raises ConfigError, if there are any."""
-        if self._lines:
-            raise ConfigError("\n".join(dict.fromkeys(self._lines)))
-
+from .common.errors import ConfigError
+from .common.text import nearest, shown
+from .common.validation import is_a, kinds, rule_of
 
 Loss = Literal["l1", "ssim", "both", "mse"]
 Adversarial = Literal["sigmoid", "least_squares", "hinge", "none"]
@@ -161,13 +92,6 @@ class TrainConfig:
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """A sentence with the choice that looks most like the word, or with all of them."""
-    choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(choices)}."
-
-
 def parse_setting(text: str) -> tuple[str, Any]:
     """`width=32` as (name, value of the field's type), for a command line. Raises ConfigError."""
     name, equals, value = text.partition("=")
@@ -202,81 +126,6 @@ def check_not_twice(settings: Mapping[str, Any], own: Iterable[str]) -> None:
 
 
 _BOOLS = {"true": True, "false": False}
-
-
-@functools.cache  # a millisecond, for each of the many configurations that a suggestion tries
-def kinds(of: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, by name."""
-    return get_type_hints(of)
-
-
-_MOST = 2**63  # what 64 bits hold: databases and generators of random numbers take no more
-
-
-def is_a(value: Any, kind: Any) -> bool:
-    """Whether a value out of a file or a command line may stand in a field of that type. A whole number is a number,
-    too; true is none."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return any(is_a(value, each) for each in get_args(kind))
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):  # of JSON they are lists
-        return len(value) == len(get_args(kind)) and all(map(is_a, value, get_args(kind)))
-    if kind is types.NoneType:
-        return value is None
-    if kind in (int, float):
-        is_whole = isinstance(value, int) and not isinstance(value, bool) and -_MOST < value < _MOST
-        return is_whole or (kind is float and isinstance(value, float))
-    return isinstance(value, get_origin(kind) or kind)
-
-
-def rule_of(kind: Any) -> str:
-    """The same, to be told."""
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if isinstance(kind, types.UnionType):
-        return " or ".join(rule_of(each) for each in get_args(kind))
-    if get_origin(kind) is tuple:
-        return " and ".join(rule_of(each) for each in get_args(kind))
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        types.NoneType: "None",
-        Mapping: "a mapping",
-    }
-    return names[get_origin(kind) or kind]
-
-
-def wrong_fields(of: type, values: Any) -> list[str]:
-    """Of what a file has for the fields of a dataclass: what is missing, unknown or of another type, a line each."""
-    if not isinstance(values, Mapping):
-        return [f"{shown(values)}: must be a mapping"]
-    fields = {field.name: field for field in dataclasses.fields(of)}
-    none = dataclasses.MISSING
-    needed = [name for name, field in fields.items() if field.default is none and field.default_factory is none]
-    return [
-        *(f"{name}: is missing" for name in needed if name not in values),
-        *(f"{name}: no such field" for name in values if name not in fields),
-        *(
-            f"{name}={shown(values[name])}: must be {rule_of(kind)}"
-            for name, kind in kinds(of).items()
-            if name in values and not is_a(values[name], kind)
-        ),
-    ]
-
-
-def shown(value: Any) -> str:
-    """A value of whatever type and size, as Python writes it, in part."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # thousands of digits, or of levels
-        return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-_SHOWN = 200  # characters of a value in a message
 
 
 def _example(name: str) -> Any:

@@ -16,8 +16,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and k
 
 import onnxruntime
 
-from .config import ConfigError, is_a, shown
-from .depth import Depth, ValueRange
+from .common.errors import ConfigError
+from .common.text import shown
+from .common.validation import is_a
+from .data.value_range import Depth, ValueRange
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"
@@ -215,7 +217,7 @@ def _is_model(file: Any, channels: Any, image_size: Any, padding: Any) -> bool:
 
 
 def _is_table(rows: Any) -> bool:
-    """See model.evaluate; None: not measured."""
+    """See model.export_quality; None: not measured."""
     if rows is None:
         return True
     names = ("noisy", "denoised", "ground_truth")

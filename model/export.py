@@ -10,7 +10,6 @@ import os
 import platform
 import secrets
 import shutil
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,17 +22,19 @@ import onnx
 import torch
 from safetensors.torch import save
 
-from model.checkpoint import write_atomically
-from model.config import ConfigError, MachineError
-from model.data import REAL, DataConfig, Images, Pairs
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
-from model.depth import EIGHT_BITS, Depth
-from model.disk import check_writable, writing
-from model.evaluate import against_slides, evaluate, on_strip, table
 from model.generator import Generator
-from model.noise import parse_noise
-from model.pictures import strip
 from model.trainer import load_generator
+
+from .common.errors import ConfigError, MachineError
+from .common.files import check_writable, write_atomically, writing
+from .common.git import git_commit
+from .data.data_config import DataConfig
+from .data.image_sets import Images, Pairs
+from .data.noise import REAL, parse_noise
+from .data.value_range import EIGHT_BITS, Depth
+from .export_quality import against_slides, evaluate, on_strip, table
+from .picture_strip import strip
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
@@ -203,16 +204,6 @@ def put_in_place(target: Path, folder: Path) -> None:
         target.rename(old)
     folder.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def git_commit() -> str | None:
-    """Of the checkout that this code runs from; None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _card(manifest: Mapping[str, Any]) -> str:

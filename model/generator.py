@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate, linear, pad
 
-from model.config import ConfigError, Norm, Output, TrainConfig, Upsample
+from .common.errors import ConfigError
+from .config import Norm, Output, TrainConfig, Upsample
 
 _LEAD_BACK = 0.1
 

@@ -24,11 +24,11 @@ def __getattr__(name: str) -> Any:
 
 
 def main() -> int:
-    """The command `hpo`, also where PYTHONPATH has an hpo.py; gives its exit code. See hpo.cli.main."""
+    """The command `hpo`, also where PYTHONPATH has an hpo.py; gives its exit code. See hpo.cli.commands.main."""
     sys.path.insert(0, str(_ROOT))
     import hpo  # noqa: PLC0415, F401 - it sees to all other names
 
     sys.path.remove(str(_ROOT))
-    from hpo import cli  # noqa: PLC0415
+    from hpo.cli import commands  # noqa: PLC0415
 
-    return cli.main()
+    return commands.main()

@@ -19,7 +19,9 @@ from typing import Any
 
 import optuna
 
-from model.config import FIELDS, ConfigError, TrainConfig, nearest
+from model.common.errors import ConfigError
+from model.common.text import nearest
+from model.config import FIELDS, TrainConfig
 
 _SAMPLES = 25  # of a space, before it is believed
 _OF_THE_SEARCH = ("epochs", "images_per_epoch")  # fields of TrainConfig that are its own options

@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `hpo search`; NumPy rea
 # pytest puts this folder on the path, where tests/model would be taken for the package `model`: a regular package
 # anywhere on the path wins over that.
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parent / "support"))
 
 # ci: few examples, the same ones always. deep: many, others each time; `make test-all`, or --hypothesis-profile deep.
 CHECKS = {"deadline": None, "suppress_health_check": list(HealthCheck)}

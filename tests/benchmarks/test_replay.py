@@ -13,10 +13,10 @@ import replay
 from optuna.trial import TrialState
 from replay import METHODS, Ours, Outcome, Table, interval, main, overview, simulate, summarize, summarize_budget
 
-from hpo.conductor import Conductor
-from hpo.config import SearchConfig
-from hpo.decide import DECISION
-from hpo.record import Record
+from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_attributes import DECISION
+from hpo.search_controller import Conductor
+from hpo.store.record import Record
 from search_spaces import load
 
 SEARCH = SearchConfig(epochs=6, sampler="random", pruner="none", set={"width": 4})

@@ -16,13 +16,14 @@ import slides
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from model.data import DataConfig, Pairs
+from model.data.data_config import DataConfig
+from model.data.image_sets import Pairs
 from model.denoise import Denoiser
 from model.discriminator import Discriminator
 from model.export import read_manifest
 from model.generator import Generator
-from model.pictures import to_uint8
-from model.run import TrainingRun
+from model.picture_strip import to_uint8
+from model.training_run import TrainingRun
 
 FEW = 40
 ARGUMENTS = ["--width", "2", "--noise", "gaussian:30", "--patch", "14", "--loss", "ssim"]

@@ -10,7 +10,7 @@ import yaml
 from laptop import ROOT
 from substitute import StandIns, substituted
 
-from hpo import cluster_file
+from hpo.cluster import cluster_config
 
 STAND_INS = StandIns(
     key=Path("/key"),
@@ -36,7 +36,7 @@ REPLACED = (
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster.onprem.yaml"])
 def test_with_the_stand_ins_a_cluster_file_is_filled_in_and_as_safe(name):
     config, _ = substituted(ROOT / name, STAND_INS)
-    assert cluster_file.mistakes(config) == []
+    assert cluster_config.mistakes(config) == []
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster.onprem.yaml"])

@@ -11,9 +11,9 @@ from curves import conductor, run_all
 from plain_search import command, photographs, without_ray
 from saying import RayStartedError
 
-from hpo.cli import main
-from hpo.config import SearchConfig
-from hpo.record import Record
+from hpo.cli.commands import main
+from hpo.policy.search_config import SearchConfig
+from hpo.store.record import Record
 
 # Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
 SEARCH = SearchConfig(trials=8, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4})

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from model.config import TrainConfig
-from model.data import DataConfig, DeviceImages, Images, Pairs
+from model.data.data_config import DataConfig
+from model.data.image_sets import DeviceImages, Images, Pairs
 from model.export import export
 from model.trainer import Trainer
 

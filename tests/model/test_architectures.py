@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ConfigError, TrainConfig
-from model.data import DataConfig, DeviceImages, Images
+from model.common.errors import ConfigError
+from model.config import TrainConfig
+from model.data.data_config import DataConfig
+from model.data.image_sets import DeviceImages, Images
 from model.denoise import Denoiser
 from model.export import export
 from model.generator import Generator

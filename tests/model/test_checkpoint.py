@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from model import checkpoint
-from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
-from model.config import ConfigError, TrainConfig
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.common.errors import ConfigError
+from model.common.files import write_atomically
+from model.config import TrainConfig
 from model.generator import Generator
 from model.metrics import EvalReport
 from model.trainer import load_generator

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from skimage.metrics import peak_signal_noise_ratio
 
-from model import denoise, pictures
+from model import denoise, picture_strip
+from model.data.noise import parse_noise
 from model.denoise import DenoiseError, Denoiser
-from model.noise import parse_noise
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def test_a_whole_photograph_gains_as_much_as_its_crops_and_no_more_is_lost_where
     clean = np.ascontiguousarray(skimage.data.camera()[::2, ::2])
     noisy = np.clip(np.rint(np.random.default_rng(0).normal(clean, 30)), 0, 255).astype(np.uint8)
     crops = noisy.reshape(8, 32, 8, 32).swapaxes(1, 2).reshape(64, 1, 32, 32)
-    alone = pictures.to_uint8(denoiser.batch(crops.astype(np.float32) / 127.5 - 1))
+    alone = picture_strip.to_uint8(denoiser.batch(crops.astype(np.float32) / 127.5 - 1))
     joined = alone.reshape(8, 8, 32, 32).swapaxes(1, 2).reshape(256, 256)
     whole = denoiser(noisy)
     before, by_crops, at_once = (peak_signal_noise_ratio(clean, image) for image in (noisy, joined, whole))

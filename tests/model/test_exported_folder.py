@@ -18,14 +18,16 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import model.export
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.config import ConfigError, TrainConfig
-from model.data import NOISE_SEEDS, DataConfig, Pairs, to_unit
+from model.common.errors import ConfigError
+from model.config import TrainConfig
+from model.data.data_config import DataConfig
+from model.data.image_sets import NOISE_SEEDS, Pairs, to_unit
+from model.data.noise import parse_noise
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
-from model.evaluate import evaluate, table, verified
 from model.export import ExportError, check_target, export
+from model.export_quality import evaluate, table, verified
 from model.generator import Generator
-from model.noise import parse_noise
-from model.pictures import strip, to_uint8
+from model.picture_strip import strip, to_uint8
 
 FILES = {"manifest.json", "generator.onnx", "generator.safetensors", "README.md", "strip.png"}
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from model import metrics
 from model.config import TrainConfig
-from model.data import DeviceImages, Images, Ragged
-from model.folders import Picture
+from model.data.image_folder import Picture
+from model.data.image_sets import DeviceImages, Images, Ragged
 from model.gan import Gan, autocast_dtype
 from model.trainer import Trainer
 

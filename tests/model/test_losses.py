@@ -5,8 +5,8 @@ from skimage.metrics import structural_similarity
 
 from model import losses
 from model.config import TrainConfig
-from model.data import to_unit
-from model.noise import parse_noise
+from model.data.image_sets import to_unit
+from model.data.noise import parse_noise
 
 
 def cross_entropy(logits: np.ndarray, label: float) -> float:

@@ -8,11 +8,11 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn.functional import conv2d
 
-from model import evaluate, metrics
-from model.data import NOISE_SEEDS, to_unit
-from model.evaluate import against_slides, quality, table
+from model import export_quality, metrics
+from model.data.image_sets import NOISE_SEEDS, to_unit
+from model.data.noise import parse_noise
+from model.export_quality import against_slides, quality, table
 from model.metrics import EvalReport, objective_value, stop_reason
-from model.noise import parse_noise
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -30,7 +30,7 @@ def pair(request, images, mosaic) -> tuple[np.ndarray, np.ndarray]:
 
 def test_l1_psnr_and_ssim_agree_with_scikit_image(pair, monkeypatch):
     noisy, clean = pair
-    monkeypatch.setattr(evaluate, "_STACK", 7)
+    monkeypatch.setattr(export_quality, "_STACK", 7)
     l1 = np.abs(noisy - clean).mean(axis=(1, 2, 3))
     psnr_db = [peak_signal_noise_ratio(b, a, data_range=2) for a, b in zip(noisy, clean, strict=True)]
     ssim = [structural_similarity(a, b, channel_axis=0, **SSIM_SETTINGS) for a, b in zip(noisy, clean, strict=True)]

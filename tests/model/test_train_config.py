@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import FIELDS, ConfigError, TrainConfig, parse_setting
+from model.common.errors import ConfigError
+from model.config import FIELDS, TrainConfig, parse_setting
 
 BROKEN = {
     "loss": ["l2", None],

@@ -10,11 +10,12 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch.nn.functional import binary_cross_entropy, l1_loss
 
 from model.checkpoint import CheckpointError, save_checkpoint
-from model.config import ConfigError, TrainConfig
-from model.data import DeviceImages, Images, Pairs, to_unit
+from model.common.errors import ConfigError
+from model.config import TrainConfig
+from model.data.image_sets import DeviceImages, Images, Pairs, to_unit
+from model.data.noise import parse_noise
 from model.gan import autocast_dtype, clip_gradients
 from model.metrics import stop_reason
-from model.noise import parse_noise
 from model.trainer import Trainer, load_generator
 
 CPU = torch.device("cpu")

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
-from model.config import ConfigError, TrainConfig
-from model.data import DeviceImages, Images
-from model.run import BEST, LAST, TrainingRun, is_shown
+from model.common.errors import ConfigError
+from model.config import TrainConfig
+from model.data.image_sets import DeviceImages, Images
+from model.training_run import BEST, LAST, TrainingRun, is_shown
 
 CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, precision="float32")
 

@@ -1,0 +1,109 @@
+"""The leaderboard: which trials can win, in which order, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.policy import pruning
+from hpo.policy.trial_attributes import DECISION, REPORTS
+from model.metrics import EvalReport, Objective, objective_value
+
+NUM_FINALISTS = 3
+
+
+def reports_of(trial: FrozenTrial) -> list[EvalReport]:
+    """Of epoch 1, 2, 3, ..."""
+    return [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS]]
+
+
+def best_report(trial: FrozenTrial, objective: Objective) -> EvalReport | None:
+    """Of the epoch whose checkpoint is kept as the best."""
+    return best_of(reports_of(trial), objective)
+
+
+def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport | None:
+    """As above, of any training."""
+    # The last of equal ones: the checkpoint too is exchanged when a later epoch is as good.
+    return max(
+        reversed(reports),
+        key=lambda report: objective_value(report.ssim, report.psnr_db, objective),
+        default=None,
+    )
+
+
+def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
+    """One line of the leaderboard, JSON-ready; metrics are those of its best epoch."""
+    best = best_report(trial, objective)
+    reports = reports_of(trial)
+    measured = best.as_dict() if best else {"ssim": None, "psnr_db": None, "l1": None, "epoch": None}
+    seconds = sum(report.seconds for report in reports)
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "epochs": len(reports),
+        "best_epoch": measured["epoch"],
+        "value": objective_value(best.ssim, best.psnr_db, objective) if best else None,
+        "ssim": measured["ssim"],
+        "psnr_db": measured["psnr_db"],
+        "l1": measured["l1"],
+        "params": trial.params,
+        "stop_reason": _stop_reason(trial),
+        "images": reports[-1].images if reports else 0,
+        "images_per_second": reports[-1].images / seconds if seconds else None,
+    }
+
+
+def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dict[str, Any]]:
+    """Best first; those without a report last."""
+    rows = [row(trial, objective) for trial in trials]
+    return sorted(rows, key=lambda r: (r["value"] is None, -(r["value"] or 0.0), r["number"]))
+
+
+def finalists(trials: Sequence[FrozenTrial], objective: Objective, lost: Collection[int] = ()) -> list[int]:
+    """Numbers of the trials that are worth measuring on all validation images. lost: those that cannot be."""
+    return candidates([trial for trial in trials if trial.number not in lost], objective)[:NUM_FINALISTS]
+
+
+def candidates(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
+    """Numbers of the trials that can win, best first by their own reports."""
+    return [row["number"] for row in leaderboard([trial for trial in trials if is_candidate(trial)], objective)]
+
+
+def is_candidate(trial: FrozenTrial) -> bool:
+    """Whether it can win: not what failed, diverged or collapsed, nor what has no report yet."""
+    return bool(trial.intermediate_values) and outcome_of(trial) not in ("failed", *DEAD)
+
+
+Outcome = Literal["running", "finished", "pruned", "diverged", "collapsed", "failed"]
+DEAD: tuple[Outcome, ...] = ("diverged", "collapsed")
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome:
+    """What became of a trial, in the one word by which all who show it tell it. pruned: others were better."""
+    if trial.state == TrialState.FAIL:
+        return "failed"
+    reason = trial.user_attrs.get(DECISION, {}).get("reason", "running")
+    outcome: Outcome = "pruned" if reason in pruning.PRUNED else reason
+    return outcome
+
+
+def _stop_reason(trial: FrozenTrial) -> str | None:
+    """leaders, asha, diverged, collapsed, finished; error of a failed trial; None of one under way."""
+    if trial.state == TrialState.FAIL:
+        return "error"
+    reason: str | None = trial.user_attrs.get(DECISION, {}).get("reason")
+    return reason
+
+
+def rank(trial: FrozenTrial) -> tuple[float, int] | None:
+    """Its place on the leaderboard, lowest first; None for what cannot win: no result, failed, diverged, collapsed."""
+    return (-max(trial.intermediate_values.values()), trial.number) if is_candidate(trial) else None
+
+
+def kept(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
+    """The ended trials whose best checkpoint stays. A trial that has fallen out never comes back."""
+    ranks = sorted(place for trial in trials if trial.state.is_finished() and (place := rank(trial)))
+    return {number for _, number in ranks[:keep]}

@@ -1,0 +1,78 @@
+"""The lock of a search on this machine: who holds it, and taking it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from hpo.store.layout import LOCK_FILE
+from hpo.store.lease import newest
+from hpo.store.object_storage import Storage
+from model.common.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """The process that took the lock last."""
+
+    pid: int
+    host: str
+    alive: bool | None  # whether it has the lock still; None: it is on another machine, and cannot be seen from here
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def holder(folder: Path) -> Holder | None:
+    """Of the search in a folder; None: it never ran. To try the lock would turn away a driver that starts just then."""
+    path = folder / LOCK_FILE
+    try:
+        found = re.fullmatch(r"process ([0-9]{1,10}) on (\S+)", path.read_text(errors="replace").strip())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not found:
+        return None
+    pid, host = int(found[1]), found[2]
+    return Holder(pid=pid, host=host, alive=has_open(pid, path) if host == socket.gethostname() else None)
+
+
+def holder_in(storage: Storage) -> Holder | None:
+    """Of the search in a storage; None: it never ran."""
+    claim = newest(storage)
+    return Holder(pid=claim.pid, host=claim.host, alive=False if claim.released else None) if claim else None
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """A driver keeps its lock open to its end; another process that got its number later does not."""
+    lock = path.stat()
+    try:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if os.path.samestat(file.stat(), lock):
+                    return True
+            except FileNotFoundError:  # closed meanwhile, or a pipe
+                continue
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # somebody else's: to be taken for the driver, rather than not
+        return True
+    return False
+
+
+def locked(folder: Path, name: str) -> IO[str]:
+    """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
+    lock = (folder / LOCK_FILE).open("a+", errors="replace")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise ConfigError(f"{name}: is being run by {lock.read().strip() or 'another one'}") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock

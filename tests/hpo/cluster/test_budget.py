@@ -1,0 +1,171 @@
+"""What a search has cost and will: node hours times prices, with a clock to be set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from curves import report
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.cluster.budget import (
+    Account,
+    Spending,
+    at_the_end,
+    check,
+    of_the_running,
+    rates,
+    spent_within,
+    unpriced,
+    verdict,
+)
+from hpo.cluster.cluster_state import PRICE, Growth, Node, NodeType, Sight
+from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_attributes import HEARD, REPORTS
+from hpo.tune.budget_stopper import Purse
+from model.common.errors import ConfigError
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("seen", "usd"),
+    [
+        ([(0, {"head": 0.2}), (HOUR, {"head": 0.2})], 0.2),
+        ([(5, {}), (HOUR, {"head": 0.2})], 0.2 * (HOUR - 5) / HOUR),  # it came in between: from the last look on
+        ([(0, {"head": 0.2, "a": 1.0}), (HOUR, {"head": 0.2}), (2 * HOUR, {"head": 0.2})], 1.4),  # it went meanwhile
+        ([(0, {"a": 1.0}), (HOUR, {"b": 2.0}), (2 * HOUR, {"b": 2.0})], 3.0 + 2.0),  # one for another
+        ([(0, {"a": 1.0}), (HOUR, {}), (5 * HOUR, {}), (6 * HOUR, {"a": 1.0})], 1.0 + 1.0),
+        ([(10, {"a": 1.0}), (4, {"a": 1.0}), (4 + HOUR, {"a": 1.0})], 1.0),  # the clock jumped back: nothing, then on
+        ([(0, {"a": 1.0}), (0, {"a": 1.0})], 0.0),
+        ([(0, {"a": 1.0}), (HOUR, {"a": 3.0})], 3.0),  # the dearer one, where a label changes
+    ],
+)
+def test_the_account_follows_nodes_that_come_and_go(seen, usd):
+    account = Account()
+    for now, rates_then in seen:
+        account = account.then(rates_then, now)
+    assert account.usd == pytest.approx(usd)
+
+
+def test_what_was_spent_by_earlier_drivers_is_where_it_begins():
+    assert Account(usd=3.0).then({"a": 1.0}, 100).then({"a": 1.0}, 100 + HOUR).usd == pytest.approx(4.0)
+
+
+def node(name: str, usd: str | None = None) -> Node:
+    return Node(id=name, resources={}, labels={} if usd is None else {PRICE: usd}, address=f"10.0.0.{name}")
+
+
+GROWTH = Growth(
+    types=(
+        NodeType(name="spot", resources={}, labels={PRICE: "0.8"}, workers=2),
+        NodeType(name="unknown", resources={}, workers=1),
+    ),
+    workers=2,
+    idle_seconds=600,
+)
+
+
+def test_machines_that_are_set_up_cost_as_well_and_unknown_ones_as_much_as_the_dearest():
+    sight = Sight(nodes=(node("1", "0.2"), node("2")), starting=("spot", "unknown"), asked=5)
+    assert sorted(rates(sight, GROWTH).values()) == [0.2, 0.8, 0.8, 0.8]
+
+
+@pytest.mark.parametrize("usd", [None, "", "cheap", "-1", "nan", "inf"])
+def test_a_limit_is_refused_where_a_node_or_a_type_says_no_price_all_at_once(usd):
+    sight = Sight(nodes=(node("1", "0.2"), node("2", usd)))
+    assert unpriced(sight, GROWTH) == ["node 10.0.0.2", "node type unknown"]
+    with pytest.raises(ConfigError, match=r"label hpo/usd-per-hour; node 10\.0\.0\.2, node type unknown have none"):
+        check(SearchConfig(max_cost=5.0, address="auto"), 0.0, sight, GROWTH)
+    check(SearchConfig(), 0.0, sight, GROWTH)
+
+
+def test_a_limit_that_is_used_up_is_refused():
+    with pytest.raises(ConfigError, match=r"max_cost=5: 5\.20 USD are spent; a higher one continues"):
+        check(SearchConfig(max_cost=5.0, address="auto"), 5.2, Sight(nodes=(node("1", "0"),)), Growth())
+
+
+def trial(epochs: int, state: TrialState = TrialState.RUNNING, **seconds: float) -> FrozenTrial:
+    told = [{**report(e + 1, 0.5, **seconds).as_dict(), HEARD: 0} for e in range(epochs)]
+    values: dict[str, Any] = {"value": 0.5} if state == TrialState.COMPLETE else {}
+    return create_trial(state=state, user_attrs={REPORTS: told}, **values)
+
+
+SEARCH = SearchConfig(trials=4, epochs=10, pruner="none", final_epochs=20, max_cost=10.0, address="auto")
+
+
+def test_what_is_ahead_is_the_longest_running_trial_and_then_the_end():
+    trials = [trial(10, TrialState.COMPLETE, seconds=50, eval_seconds=10), trial(4, seconds=50, eval_seconds=10)]
+    assert of_the_running(trials, SEARCH) == pytest.approx(6 * 60)
+    assert at_the_end(trials, SEARCH) == pytest.approx(120 + 3 * 5 * 10 + 20 * 60)
+    assert (of_the_running([], SEARCH), at_the_end([], SEARCH)) == (0.0, 120.0)
+
+
+def test_of_many_machines_all_but_two_go_when_they_are_idle():
+    many = {"head": 0.2, "a": 1.0, "b": 1.0, "c": 1.0}
+    assert spent_within(HOUR, many, 600) == pytest.approx(3.2 / 6 + 2.0 * 5 / 6)
+    assert spent_within(300, many, 600) == pytest.approx(3.2 / 12)
+    assert spent_within(HOUR, many, float("inf")) == pytest.approx(3.2)
+
+
+@pytest.mark.parametrize(
+    ("spent", "running", "end", "expected"),
+    [
+        (7.0, 1.0, 1.9, "go on"),
+        (7.0, 1.0, 2.0, "no new trials"),
+        (7.9, 2.0, 2.0, "no new trials"),
+        (8.0, 0.0, 2.0, "stop"),
+        (11.0, 0.0, 0.0, "stop"),
+    ],
+)
+def test_first_no_new_trials_begin_then_all_stop_with_enough_left_for_the_end(spent, running, end, expected):
+    assert verdict(spent, 10.0, running, end) == expected
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_whole_search_ends_before_it_has_cost_more_than_it_may():
+    """Eleven machines for 2.1 USD an hour; every trial takes an hour, and each is stopped where it is."""
+    clock = Clock()
+    growth = Growth(idle_seconds=600)
+    spending = Spending(SearchConfig(max_cost=10.0, address="auto"), 1.0, growth, clock)
+    sight = Sight(nodes=(node("head", "0.1"), *(node(str(i), "0.2") for i in range(10))))
+    trials = [trial(1, seconds=300, eval_seconds=0)]
+    seen = []
+    while not seen or seen[-1] != "stop":
+        spending.see(sight)
+        verdict_now = spending.verdict(trials)
+        if not seen or verdict_now != seen[-1]:
+            seen.append(verdict_now)
+        clock.now += 2
+    assert seen == ["go on", "no new trials", "stop"]
+    clock.now += at_the_end(trials, SearchConfig()) - 5  # on all the machines, less what it took to notice
+    assert 9.9 < spending.usd < 10.0
+
+
+def test_without_a_limit_it_only_counts():
+    clock = Clock()
+    spending = Spending(SearchConfig(), 0.0, Growth(), clock)
+    spending.see(Sight(nodes=(node("1", "3.0"),)))
+    clock.now = HOUR
+    assert spending.verdict([]) == "go on"
+    assert spending.usd == pytest.approx(3.0)
+
+
+def test_the_purse_stops_everything_once_and_keeps_the_note():
+    clock = Clock()
+    empty, told = [False], []
+    purse = Purse(lambda: empty[0], lambda: told.append("end"), lambda: told.append("note"), clock)
+    for clock.now in range(0, 130, 10):
+        assert not purse.stop_all()
+    empty[0] = True
+    clock.now += 10
+    assert purse.stop_all()
+    assert purse.stop_all()
+    assert told == ["note", "note", "end"]
+    assert not purse("trial", {})

@@ -1,0 +1,92 @@
+"""Synthetic trainings: in place of the trainer, a learning curve that is a function of the configuration alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from hpo.policy import trial_attributes
+from hpo.search_controller import Conductor, Listener
+from hpo.store.record import Record
+from model.config import TrainConfig
+from model.metrics import EvalReport
+from search_spaces import Space, load
+
+SPACE = load("losses_and_rates")
+
+
+def report(epoch: int, ssim: float, *, images: int = 0, **changed: Any) -> EvalReport:
+    """A healthy one, unless `changed` says otherwise."""
+    values = {
+        "psnr_db": 21.0 + 5 * ssim,
+        "l1": 0.1,
+        "noisy_psnr_db": 20.55,
+        "output_std": 0.5,
+        "gen_total": 10.0,
+        "gen_adversarial": 1.0,
+        "gen_reconstruction": 9.0,
+        "disc_real": 0.5,
+        "disc_generated": 0.5,
+        "seconds": 2.0,
+        "eval_seconds": 0.5,
+    }
+    return EvalReport(epoch=epoch, images=images or 1000 * epoch, ssim=ssim, **{**values, **changed})
+
+
+def learned(config: TrainConfig, epoch: int) -> EvalReport:
+    """Curves that cross: high rates begin well, and above 3e-3 they diverge in epoch 2."""
+    if config.lr_g > 3e-3 and epoch >= 2:
+        return report(epoch, math.nan)
+    best = 0.9 - 0.05 * abs(math.log10(config.lr_g / 5e-4)) - 0.02 * abs(math.log10(config.lr_d / 2e-4))
+    return report(epoch, best - 0.4 / (1 + epoch * 2000 * config.lr_g))
+
+
+def conductor(record: Record, *listeners: Listener, time_is_up: bool = False, space: Space = SPACE) -> Conductor:
+    return Conductor(record, space, listeners, time_is_up=lambda: time_is_up)
+
+
+def train(conductor: Conductor, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
+    """Until it is stopped, or for so many more epochs. reports: what its checkpoint has; told first, then grows."""
+    config = TrainConfig.from_dict(conductor.record.trial(number).user_attrs[trial_attributes.CONFIG])
+    if reports and conductor.hear(number, reports).action != "go on":
+        return
+    while epochs is None or epochs > 0:
+        reports.append(learned(config, len(reports) + 1))
+        if conductor.hear(number, reports).action != "go on":
+            return
+        epochs = epochs and epochs - 1
+
+
+def run_all(conductor: Conductor, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
+    """The whole search in one slot. checkpoints: what earlier drivers' trainings left behind."""
+    checkpoints = {} if checkpoints is None else checkpoints
+    while (trial := conductor.next_trial()) is not None:
+        train(conductor, trial.number, checkpoints.setdefault(trial.number, []))
+
+
+def counted(trials: Sequence[FrozenTrial]) -> str:
+    """Of a search that is over, and of which no trial failed: as who shows it counts them."""
+    reasons = [trial.user_attrs[trial_attributes.DECISION]["reason"] for trial in trials]
+    dead = reasons.count("diverged") + reasons.count("collapsed")
+    pruned = len(reasons) - dead - reasons.count("finished")
+    return f"{reasons.count('finished')} finished, {pruned} pruned, {f'{dead} dead, ' if dead else ''}0 failed"
+
+
+def story(trials: Sequence[FrozenTrial]) -> list[tuple[Any, ...]]:
+    """All that a search decided and measured, without the time of day."""
+    return [
+        (t.number, t.state.name, t.params, t.values, t.intermediate_values, {**t.user_attrs}, sorted(t.distributions))
+        for t in trials
+    ]
+
+
+def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
+    """What must be the same, whatever interrupted the search."""
+    decisions = [trial.user_attrs[trial_attributes.DECISION] for trial in trials]
+    return [
+        (t.number, t.state.name, t.params, t.value, t.intermediate_values, decision)
+        for t, decision in zip(trials, decisions, strict=True)
+    ]

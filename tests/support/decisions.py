@@ -1,0 +1,53 @@
+"""Trials for the decisions of a search, without training."""
+
+from __future__ import annotations
+
+import math
+
+from curves import SPACE, report
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.policy import sampling
+from hpo.policy.sampling import suggest
+from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_attributes import ASKED, HEARD, REPORTS
+from model.metrics import objective_value
+from search_spaces import Space
+
+SEARCH = SearchConfig(epochs=12, reduction=3, objective="ssim", set={"width": 4})
+
+
+def finished(number: int, suggestion: sampling.Suggestion, value: float) -> FrozenTrial:
+    trial = create_trial(
+        params=dict(suggestion.params),
+        distributions=dict(suggestion.distributions),
+        value=value,
+        intermediate_values={1: value},
+    )
+    trial.number = number
+    return trial
+
+
+def played(count: int, space: Space = SPACE, search: SearchConfig = SEARCH) -> list[FrozenTrial]:
+    """Trials that were suggested one after another; the nearer lr_g is to 1e-3, the better."""
+    trials: list[FrozenTrial] = []
+    while len(trials) < count and (suggestion := suggest(trials, space, search)) is not None:
+        value = -abs(math.log10(suggestion.config.lr_g / 1e-3)) - suggestion.config.width / 100
+        trials.append(finished(len(trials), suggestion, value))
+    return trials
+
+
+def reported(order: list[tuple[int, float]]) -> list[FrozenTrial]:
+    """Trials with the reports (trial, SSIM) in the order in which they were heard."""
+    trials = []
+    for number in range(1 + max(number for number, _ in order)):
+        heard = [(place, ssim) for place, (n, ssim) in enumerate(order) if n == number]
+        reports = [(report(epoch, ssim), place) for epoch, (place, ssim) in enumerate(heard, start=1)]
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            intermediate_values={r.epoch: objective_value(r.ssim, r.psnr_db, "ssim") for r, _ in reports},
+            user_attrs={ASKED: 0, REPORTS: [{**r.as_dict(), HEARD: place} for r, place in reports]},
+        )
+        trial.number = number
+        trials.append(trial)
+    return trials

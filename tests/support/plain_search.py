@@ -1,0 +1,142 @@
+"""`hpo search` without Ray: the same command, record, decisions, trainings, finalists and export, one after another, on
+three small photographs; a second for all of it but the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import skimage.data
+import torch
+from curves import conductor
+from optuna.trial import FrozenTrial
+from PIL import Image
+from ray.exceptions import RayTaskError
+
+from hpo import exit_codes
+from hpo.policy import leaderboard, trial_attributes
+from hpo.policy.search_config import SearchConfig
+from hpo.run import export, search
+from hpo.store import search_results
+from hpo.store.checkpoint_retention import Retention
+from hpo.store.record import Record
+from hpo.store.replication import Copies
+from hpo.tune import trainable
+from model.config import TrainConfig
+from model.data.image_sets import DeviceImages
+from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.training_run import BEST, TrainingRun
+
+TRIALS, EPOCHS = 5, 3
+
+
+def photographs(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("coffee", "chelsea", "rocket"):
+        Image.fromarray(getattr(skimage.data, name)()[:48, :48]).convert("L").save(folder / f"{name}.png")
+    return folder
+
+
+def command(folder: Path, runs: Path, *more: str) -> list[str]:
+    """Of a search on the photographs in `folder`."""
+    options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction": "2", "seed": "9", "data": str(folder)}
+    options |= {"crop": "16", "images-per-epoch": "8", "wandb": "disabled", "runs": str(runs)}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return ["search", "first", *words, "--set", "width=4", "--set", "batch_size=2", "--set", "dropout=0", *more]
+
+
+def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
+    """From here on. exports: the search ends with its export, as it should, which takes longer than all the rest."""
+
+    def run(copies: Copies, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
+        record = copies.record
+        loop = conductor(record, copies, Retention(record, copies.remove), space=space)
+        placed = place(record.search)
+        while (next_trial := loop.next_trial()) is not None:
+            train(loop, next_trial, placed)
+        if search_results.winner(record) is None:
+            return exit_codes.EXIT_NOTHING_VALID
+        context = here(copies, images, console)
+        search._measure_finalists(context)
+        if record.search.final_epochs:
+            search._train_final(context)
+        if exports:
+            export.export_winner(record, images, over=True)
+        return exit_codes.EXIT_DONE
+
+    torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently
+    patch.setattr(search, "_run", run)
+    patch.setattr(search, "measure", SimpleNamespace(options=lambda **_: _Remote(trainable._measured)))
+    patch.setattr(search, "FinalTraining", _RemoteClass(trainable.FinalTraining.__ray_metadata__.modified_class))
+    patch.setattr(search.ray, "get", lambda asked: asked())
+    patch.setattr(search.ray, "kill", lambda _: None)
+
+
+def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
+    """As Pix2PixTrial does, an epoch a step; the first step tells what a checkpoint has."""
+    config, number = TrainConfig.from_dict(of.user_attrs[trial_attributes.CONFIG]), of.number
+    run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
+    if not run.reports:
+        run.run_epoch()
+    while loop.hear(number, run.reports).action == "go on":
+        run.run_epoch()
+
+
+def here(copies: Copies, images: Any, console: Any) -> search._Context:
+    whole = {"num_cpus": 1.0, "num_gpus": 0.0}
+    cluster: Any = SimpleNamespace(whole_node=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
+    progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)
+    given = {"record": copies.record, "copies": copies, "images": images, "images_ref": images, "console": console}
+    return search._Context(**given, cluster=cluster, progress=progress)
+
+
+class _Remote:
+    """What `ray.remote` makes of a function, but that it runs here; errors come as Ray's do."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def remote(self, *arguments: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            try:
+                return self._function(*arguments)
+            except Exception as error:
+                raise RayTaskError("measure", f"{type(error).__name__}: {error}", error).as_instanceof_cause() from None
+
+        return run
+
+
+class _RemoteClass:
+    """The same of a class."""
+
+    def __init__(self, made_of: type) -> None:
+        self._made_of = made_of
+
+    def options(self, **_: object) -> _RemoteClass:
+        return self
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        actor = self._made_of(*arguments, **named)
+        return SimpleNamespace(**{name: _Remote(getattr(actor, name)) for name in ("reports", "report", "measured")})
+
+
+def place(asked: SearchConfig) -> DeviceImages:
+    data = asked.data_config()
+    return DeviceImages.place(data.load(), data.noise, torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
+
+
+def assert_best_checkpoints_are_as_recorded(record: Record) -> None:
+    """Of the finalists: digest, epoch, and what is measured anew."""
+    placed = place(record.search)
+    numbers = leaderboard.finalists(record.trials(), record.search.objective)
+    assert numbers
+    for number in numbers:
+        best = leaderboard.best_report(record.trial(number), record.search.objective)
+        assert best
+        generator, state = load_generator(record.trial_folder(number) / BEST, channels=1, image_size=16)
+        assert len(state["reports"]) == best.epoch
+        measured = validate(generator, placed)
+        assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
