@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from plain_search import command
 from rich.console import Console
 
+import hpo.run.export
 from hpo.cli.commands import main
 from hpo.policy import leaderboard
 from hpo.policy.pruning import Decision
@@ -269,7 +270,7 @@ def test_an_export_looks_at_the_test_images_only_once_the_search_is_over(record,
         assert main(["export", "first", "--runs", str(runs), *options]) == 0
         return given[-1]
 
-    monkeypatch.setattr(search_results, "export", export)
+    monkeypatch.setattr(hpo.run.export, "export", export)
     of = {"search": "first", "search_id": record.id, "final_training": False, "trials": 7, "final_epochs": 2}
     early = asked()
     assert (early["test"], early["origin"]) == (None, {**of, "trial": 6})

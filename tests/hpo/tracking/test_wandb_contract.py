@@ -318,7 +318,7 @@ from hpo.tracking import wandb_runs, wandb_tracker
 from hpo.store.record import Record
 record = Record(Path(sys.argv[1]), "first")
 wandb_runs.log_in()
-driver = conductor(record, tracker := tracking.Tracker(record))
+driver = conductor(record, tracker := wandb_tracker.Tracker(record))
 train(driver, driver.next_trial().number, [])
 train(driver, driver.next_trial().number, [], epochs=2)
 input()
