@@ -47,7 +47,7 @@ from plain_pix2pix import NOISE_STD, PlainPix2Pix, loader, with_plain_layers
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import metrics
-from model.common.text import visible
+from model.common.text import sanitize_for_terminal
 from model.config import TrainConfig
 from model.gan import LOSS_NAMES, Gan
 
@@ -120,7 +120,7 @@ def unavailable(what: str, why: object, *, excused: bool = False) -> Row:
 def in_short(why: object) -> str:
     """The first words of a reason, for a cell of a table."""
     told = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
-    return " ".join(visible(told).split()).replace("|", "/")[:200]
+    return " ".join(sanitize_for_terminal(told).split()).replace("|", "/")[:200]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,13 +66,15 @@ class PlainPix2Pix:
         noisy, clean = noisy.to(self._device), clean.to(self._device)
         fake = self.generator(noisy)
         self._adam_d.zero_grad()
-        loss_d = losses.real(self.discriminator(noisy, clean)) + losses.generated(
+        loss_d = losses.discriminator_real(self.discriminator(noisy, clean)) + losses.discriminator_fake(
             self.discriminator(noisy, fake.detach())
         )
         loss_d.backward()
         self._adam_d.step()
         self._adam_g.zero_grad()
-        loss_g = losses.adversarial(self.discriminator(noisy, fake)) + losses.reconstruction(fake, clean, self._config)
+        loss_g = losses.generator_adversarial(self.discriminator(noisy, fake)) + losses.reconstruction(
+            fake, clean, self._config
+        )
         loss_g.backward()
         self._adam_g.step()
         return loss_d.item(), loss_g.item()

@@ -46,7 +46,7 @@ from hpo.policy import pruning, sampling
 from hpo.policy.pruning import Decision
 from hpo.policy.sampling import Suggestion
 from hpo.policy.search_config import SearchConfig, renamed
-from hpo.policy.trial_attributes import DECISION, HEARD, REPORTS
+from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
 from hpo.store.record import Record
 from model.common.files import write_atomically
 from model.metrics import EvalReport, objective_value
@@ -327,14 +327,14 @@ class Ours:
         search: SearchConfig,
         *,
         suggest: Callable[..., Suggestion | None] = sampling.suggest,
-        judge: Callable[..., Decision] = pruning.judge,
+        judge: Callable[..., Decision] = pruning.decide_pruning,
     ) -> None:
         self.trials: list[FrozenTrial] = []
         self._space, self._search, self._suggest, self._judge = space, search, suggest, judge
         self._heard = 0
 
     def next(self) -> tuple[int, Mapping[str, Any]] | None:
-        """As Conductor.next_trial and Record.add."""
+        """As SearchController.next_trial and Record.add."""
         suggestion = self._suggest(self.trials, self._space, self._search)
         if suggestion is None:
             return None
@@ -351,7 +351,7 @@ class Ours:
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
         """As Record.hear; that it is the last, judge finds out by itself."""
         trial = self.trials[key]
-        trial.user_attrs[REPORTS].append({**report.as_dict(), HEARD: self._heard})
+        trial.user_attrs[REPORTS].append({**report.as_dict(), REPORT_INDEX: self._heard})
         trial.intermediate_values[report.epoch] = value
         self._heard += 1
         decision = self._judge(self.trials, key, report.epoch, self._search)

@@ -37,9 +37,9 @@ import search_spaces
 from hpo.policy import sampling
 from hpo.policy.search_config import SearchConfig
 from hpo.run import search
-from hpo.search_controller import Conductor
+from hpo.search_controller import SearchController
 from hpo.store.record import Record
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.views.live_table import Progress
 from model.config import TrainConfig
@@ -111,7 +111,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         record = Record.create(Path(folder), "scale", asked)
-        conductor = Conductor(record, space, [], time_is_up=lambda: False)
+        conductor = SearchController(record, space, [], time_is_up=lambda: False)
         next_trial, hear = watch.timed("next trial", conductor.next_trial), watch.timed("report", conductor.hear)
         told: dict[int, list[EvalReport]] = {}
 
@@ -215,7 +215,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
         progress = Progress(asked, "scale", cluster.slots, console, folder=record.folder)
         context = search._Context(
             record=record,
-            copies=Copies(record, None, lambda _: None),
+            copies=StorageReplicator(record, None, lambda _: None),
             images=None,
             images_ref=None,
             cluster=cluster,

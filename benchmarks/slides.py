@@ -29,7 +29,7 @@ from model.common.files import write_atomically
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.fashion_mnist import PADDING
-from model.data.image_sets import DeviceImages, Images, Pairs
+from model.data.image_sets import DeviceImages, ImagePairs, Images
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate
@@ -77,7 +77,7 @@ def all_images() -> Images:
     """All 60,000 to train on, the last of them to look at."""
     images = DataConfig().load()
     train = np.concatenate([images.train, images.validation.clean])
-    return Images(train=train, validation=Pairs(train[-WATCHED:]), padding=PADDING)
+    return Images(train=train, validation=ImagePairs(train[-WATCHED:]), padding=PADDING)
 
 
 def train(part: Part, images: Images, folder: Path) -> float:

@@ -30,7 +30,7 @@ from model.common.files import write_atomically
 from model.config import TrainConfig, parse_setting
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages
-from model.metrics import stop_reason
+from model.metrics import failure_reason
 from model.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
@@ -64,7 +64,7 @@ def train(params: dict[str, Any], arm: str, seed: int, epochs: int, data: DataCo
     reason: str | None = None
     while reason is None and trainer.epoch < epochs:
         trainer.run_epoch()
-        reason = stop_reason(trainer.reports, is_last=trainer.epoch == epochs)
+        reason = failure_reason(trainer.reports, is_last=trainer.epoch == epochs)
     if reason is None and trainer.reports[-1].is_dead:
         reason = "ended below the noisy input"
     return {"died": reason, "psnr_db": [report.psnr_db for report in trainer.reports]}

@@ -21,7 +21,7 @@ from hpo.policy.leaderboard import reports_of
 from hpo.policy.trial_attributes import DECISION, REPORTS
 from hpo.store.record import Record
 from hpo.tune.scheduler import Step, overhead
-from hpo.views.live_table import Progress, picture
+from hpo.views.live_table import Progress, render
 
 
 def as_it_was(trial: FrozenTrial, reports: int) -> FrozenTrial:
@@ -83,7 +83,7 @@ def draw(record: Record, progress: Progress, to: Path) -> None:
     """As an 80 column terminal shows it."""
     console = Console(record=True, width=80, height=24, file=io.StringIO(), force_terminal=True)
     trials: list[Any] = list(progress._display.trials.values())
-    console.print(picture(record.name, record.search, trials, progress._now(), width=80, height=24))
+    console.print(render(record.name, record.search, trials, progress._now(), width=80, height=24))
     svg = console.export_svg(title=f"hpo search {record.name}")
     to.write_text(re.sub(r"@font-face {.*?}", "", svg, flags=re.DOTALL))  # they would be fetched from elsewhere
 

@@ -26,7 +26,7 @@ from PIL import Image
 from replay import TABLE, Table
 
 from hpo.policy.search_config import SearchConfig
-from hpo.search_controller import Conductor
+from hpo.search_controller import SearchController
 from hpo.store.layout import EXPORT
 from hpo.store.record import Record
 from hpo.tracking.wandb_tracker import Tracker
@@ -58,7 +58,7 @@ def measure(shape: str) -> dict[str, float]:
             _write_export(record.folder / EXPORT)
         wall, cpu = time.perf_counter(), time.process_time()
         trackers = [] if shape == "disabled" else [Tracker(record)]
-        conductor = Conductor(record, table.space, trackers, time_is_up=lambda: False)
+        conductor = SearchController(record, table.space, trackers, time_is_up=lambda: False)
         epochs = 0
         while (trial := conductor.next_trial()) is not None:
             reports = list(table.curve(trial.params).reports)

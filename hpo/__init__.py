@@ -2,4 +2,4 @@
 
 from hpo import environment
 
-environment.put_right()
+environment.prepare()

@@ -16,7 +16,7 @@ _VARIABLE = "PYTHONPATH"
 _NO_HOME = "/proc/nowhere"  # neither is it there, nor can anybody make it
 
 
-def put_right() -> None:
+def prepare() -> None:
     """Of this process."""
     _ours_first()
     _be_somebody()

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import pruning, sampling, trial_attributes
 from hpo.policy.pruning import Decision
-from hpo.policy.retry_policy import Death
+from hpo.policy.retry_policy import TrialFailure
 from hpo.policy.sampling import Suggestion
 from hpo.store.record import Record
 from model.common.errors import ConfigError, MachineError
@@ -35,7 +35,7 @@ class Listener(Protocol):
         """The search is over, or stops here."""
 
 
-class Conductor:
+class SearchController:
     """Hands out trials and hears their reports. Each step is on the record before anything else learns of it."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Conductor:
         self._fell_back: set[int] = set()
         self._exhausted = False
         trials = record.trials()
-        self._unfinished = deque(trial.number for trial in trials if trial_attributes.is_open(trial))
+        self._unfinished = deque(trial.number for trial in trials if trial_attributes.is_unfinished(trial))
         for trial in trials:
             self._tell(trial)
 
@@ -96,8 +96,8 @@ class Conductor:
         """One that somebody put into the study with Optuna's tools. None: it fails, since the space has no such one."""
         record, wrong = self.record, ""
         try:
-            suggestion = sampling.queued(
-                queued.system_attrs.get(trial_attributes.FIXED, {}), record.trials(), self._space, record.search
+            suggestion = sampling.suggest_queued(
+                queued.system_attrs.get(trial_attributes.FIXED_PARAMS, {}), record.trials(), self._space, record.search
             )
         except ConfigError as error:
             wrong = f"it was queued, but {error}"
@@ -131,7 +131,7 @@ class Conductor:
             )
         new = reports[heard:]
         if not new:  # the last one was heard, by a driver that died: it went on, or the trial would have ended
-            return pruning.judge(self.record.trials(), number, len(reports), self.record.search)
+            return pruning.decide_pruning(self.record.trials(), number, len(reports), self.record.search)
         for report in new:
             decision = self.record.hear(number, report, node if report is new[-1] else None)
             if decision.action != "go on":
@@ -141,7 +141,7 @@ class Conductor:
                 break
         return decision
 
-    def stumbled(self, number: int, death: Death) -> None:
+    def stumbled(self, number: int, death: TrialFailure) -> None:
         """Its process or node died. The next attempt, if there is one, goes on from its last checkpoint."""
         if death.then == "move":
             times, again, word = self.record.add_move(number, death.error), MOVES, "moved"

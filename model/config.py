@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from .common.errors import ConfigError
-from .common.text import nearest, shown
-from .common.validation import is_a, kinds, rule_of
+from .common.text import did_you_mean, truncated_repr
+from .common.validation import field_types, matches_type, type_rule
 
 Loss = Literal["l1", "ssim", "both", "mse"]
 Adversarial = Literal["sigmoid", "least_squares", "hinge", "none"]
@@ -82,8 +82,8 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The inverse of as_dict. Raises ConfigError for a name that is no field, with the nearest one."""
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{shown(values)}: settings are a mapping, such as {{'width': 32}}")
-        unknown = [f"{name}: no such setting. {nearest(name, FIELDS)}" for name in values if name not in FIELDS]
+            raise ConfigError(f"{truncated_repr(values)}: settings are a mapping, such as {{'width': 32}}")
+        unknown = [f"{name}: no such setting. {did_you_mean(name, FIELDS)}" for name in values if name not in FIELDS]
         if unknown:
             raise ConfigError("\n".join(unknown))
         return cls(**{name: value for name, value in values.items() if value is not None})
@@ -98,8 +98,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"{text}: a setting is NAME=VALUE, such as width=32")
     if name not in FIELDS:
-        raise ConfigError(f"{name}: no such setting. {nearest(name, FIELDS)}")
-    kind = kinds(TrainConfig)[name]
+        raise ConfigError(f"{name}: no such setting. {did_you_mean(name, FIELDS)}")
+    kind = field_types(TrainConfig)[name]
     if get_origin(kind) is Literal:
         return name, value
     if kind is bool:
@@ -135,11 +135,11 @@ def _example(name: str) -> Any:
 
 def _wrong_types(config: TrainConfig) -> list[str]:
     mistakes = []
-    for name, kind in kinds(TrainConfig).items():
+    for name, kind in field_types(TrainConfig).items():
         value = getattr(config, name)
-        if not is_a(value, kind) or (kind is float and not math.isfinite(value)):
-            rule = "a finite number" if kind is float else rule_of(kind)
-            mistakes.append(f"{name}={shown(value)}: {name} is {rule}")
+        if not matches_type(value, kind) or (kind is float and not math.isfinite(value)):
+            rule = "a finite number" if kind is float else type_rule(kind)
+            mistakes.append(f"{name}={truncated_repr(value)}: {name} is {rule}")
     return mistakes
 
 
@@ -167,11 +167,16 @@ def _wrong_values(config: TrainConfig) -> list[str]:
     for names, holds, rule in _RULES:
         for name in names:
             value = getattr(config, name)
-            if is_a(value, float) and math.isfinite(value) and not holds(value):
+            if matches_type(value, float) and math.isfinite(value) and not holds(value):
                 mistakes.append(f"{name}={value}: {name} must be {rule}")
-    if is_a(config.batch_size, int) and config.batch_size == 1 and config.norm == "batch":
+    if matches_type(config.batch_size, int) and config.batch_size == 1 and config.norm == "batch":
         mistakes.append("batch_size=1: must be at least 2, since BatchNorm needs two values; or set norm=instance")
     size = config.images_per_epoch
-    if is_a(size, int) and is_a(config.batch_size, int) and size is not None and 1 <= size < config.batch_size:
+    if (
+        matches_type(size, int)
+        and matches_type(config.batch_size, int)
+        and size is not None
+        and 1 <= size < config.batch_size
+    ):
         mistakes.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")
     return mistakes

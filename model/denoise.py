@@ -17,9 +17,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and k
 import onnxruntime
 
 from .common.errors import ConfigError
-from .common.text import shown
-from .common.validation import is_a
-from .data.value_range import Depth, ValueRange
+from .common.text import truncated_repr
+from .common.validation import matches_type
+from .data.value_range import PixelFormat, ValueRange
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"
@@ -61,9 +61,9 @@ class Denoiser:
         self._path, self._input = path, inputs[0].name
         self._try()
 
-    def depth(self, dtype: np.dtype[Any]) -> Depth:
+    def depth(self, dtype: np.dtype[Any]) -> PixelFormat:
         """What the values of such images mean: of the depth that it was trained on what they meant there."""
-        return self._depth if dtype == self._depth.dtype else Depth(str(dtype))
+        return self._depth if dtype == self._depth.dtype else PixelFormat(str(dtype))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Denoise one image of any size: (H, W) or (H, W, C), uint8, uint16 or float in [-1, 1]; gives the same shape
@@ -157,13 +157,13 @@ class Denoiser:
         return bool((noisy.sum() - inside.sum()) / (noisy.size - inside.size) < _BLACK_FRAME)
 
 
-def _depth_of(manifest: Mapping[str, Any]) -> Depth:
+def _depth_of(manifest: Mapping[str, Any]) -> PixelFormat:
     """Of a manifest, which may come from anywhere, or from before there was any but 8 bits. Raises DenoiseError."""
     dtype, value_range = manifest["model"].get("depth", "uint8"), manifest["data"].get("range")
     try:
-        if not (isinstance(dtype, str) and is_a(value_range, ValueRange | None)):
-            raise ConfigError(f"depth={shown(dtype)}, range={shown(value_range)}: are none")
-        return Depth(dtype, value_range and tuple(value_range))
+        if not (isinstance(dtype, str) and matches_type(value_range, ValueRange | None)):
+            raise ConfigError(f"depth={truncated_repr(dtype)}, range={truncated_repr(value_range)}: are none")
+        return PixelFormat(dtype, value_range and tuple(value_range))
     except ConfigError as error:
         raise DenoiseError(f"{MANIFEST}: damaged or not ours ({error})") from error
 
@@ -200,7 +200,7 @@ def _wrong_parts(manifest: Any) -> list[str]:
     }
     wrong = [name for name, is_right in parts.items() if not is_right]
     named = [model["file"], *([strip.get("file")] if strip else [])] if not wrong else []  # type: ignore[index]
-    return wrong + [f"file {shown(name)}" for name in named if not isinstance(name, str) or name not in files]
+    return wrong + [f"file {truncated_repr(name)}" for name in named if not isinstance(name, str) or name not in files]
 
 
 def _is_name(name: str) -> bool:
@@ -212,7 +212,7 @@ _LARGEST = 4096  # pixels a side of a tile
 
 
 def _is_model(file: Any, channels: Any, image_size: Any, padding: Any) -> bool:
-    are_numbers = all(is_a(number, int) for number in (channels, image_size, padding))
+    are_numbers = all(matches_type(number, int) for number in (channels, image_size, padding))
     return are_numbers and channels in (1, 3) and 2 <= image_size <= _LARGEST and 0 <= 2 * padding < image_size
 
 
@@ -221,14 +221,18 @@ def _is_table(rows: Any) -> bool:
     if rows is None:
         return True
     names = ("noisy", "denoised", "ground_truth")
-    return isinstance(rows, dict) and is_a(rows.get("images"), int) and all(_is_row(rows.get(name)) for name in names)
+    return (
+        isinstance(rows, dict)
+        and matches_type(rows.get("images"), int)
+        and all(_is_row(rows.get(name)) for name in names)
+    )
 
 
 def _is_row(row: Any) -> bool:
     """PSNR can be the word inf."""
-    if not isinstance(row, dict) or not all(is_a(row.get(name), float) for name in ("l1", "ssim")):
+    if not isinstance(row, dict) or not all(matches_type(row.get(name), float) for name in ("l1", "ssim")):
         return False
-    return is_a(row.get("psnr_db"), float) or row.get("psnr_db") in ("inf", "nan")
+    return matches_type(row.get("psnr_db"), float) or row.get("psnr_db") in ("inf", "nan")
 
 
 def verify_files(folder: Path) -> dict[str, Any]:

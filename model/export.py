@@ -30,9 +30,9 @@ from .common.errors import ConfigError, MachineError
 from .common.files import check_writable, write_atomically, writing
 from .common.git import git_commit
 from .data.data_config import DataConfig
-from .data.image_sets import Images, Pairs
+from .data.image_sets import ImagePairs, Images
 from .data.noise import REAL, parse_noise
-from .data.value_range import EIGHT_BITS, Depth
+from .data.value_range import EIGHT_BITS, PixelFormat
 from .export_quality import against_slides, evaluate, on_strip, table
 from .picture_strip import strip
 
@@ -57,7 +57,7 @@ def export(
     *,
     data: DataConfig,
     images: Images,
-    test: Pairs | None,
+    test: ImagePairs | None,
     origin: Mapping[str, Any],
     trainable: bool = False,
 ) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> Non
     onnx.checker.check_model(path, full_check=True)
 
 
-def _compare(denoiser: Denoiser, generator: Generator, images: Pairs, noise: str) -> None:
+def _compare(denoiser: Denoiser, generator: Generator, images: ImagePairs, noise: str) -> None:
     noisy, _ = images.noised(noise, "validation")
     with torch.inference_mode():
         expected = generator(torch.from_numpy(noisy)).numpy()
@@ -182,7 +182,7 @@ def _compare(denoiser: Denoiser, generator: Generator, images: Pairs, noise: str
         raise ExportError(f"onnxruntime's output differs from torch's by {distance:.2g}, above {_TOLERANCE}")
 
 
-def _write_strip(denoiser: Denoiser, images: Pairs, noise: str, split: str, path: Path) -> None:
+def _write_strip(denoiser: Denoiser, images: ImagePairs, noise: str, split: str, path: Path) -> None:
     noisy, clean = images[:_STRIP_IMAGES].noised(noise, split)
     strip([noisy, clean, denoiser.batch(noisy)]).save(path)
 
@@ -214,7 +214,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
     settings = "\n".join(f"| {name} | {value} |" for name, value in config.items() if value is not None)
     units = "of the noisy images of its pairs" if noise == REAL else parse_noise(noise).units()
     is_slides = metrics["test"] and DataConfig(**data).is_slides
-    depth = Depth(model["depth"], DataConfig(**data).range)
+    depth = PixelFormat(model["depth"], DataConfig(**data).range)
     verdict = f"\n{against_slides(metrics['test'])}.\n" if is_slides else ""
     scale = "[-1, 1]" if depth == EIGHT_BITS else f"the values of {depth}, but for L1, which is on [-1, 1]"
     return f"""# Image denoiser (pix2pix U-Net)

@@ -16,8 +16,8 @@ from model.metrics import EXACT_DB
 
 from .common.errors import ConfigError
 from .data.image_files import read_image
-from .data.image_sets import Pairs
-from .data.value_range import EIGHT_BITS, Depth
+from .data.image_sets import ImagePairs
+from .data.value_range import EIGHT_BITS, PixelFormat
 from .picture_strip import SCALE, cells
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
@@ -44,7 +44,7 @@ class Quality:
 
 
 def quality(
-    images: np.ndarray, clean: np.ndarray, depth: Depth = EIGHT_BITS, has_noise: np.ndarray | None = None
+    images: np.ndarray, clean: np.ndarray, depth: PixelFormat = EIGHT_BITS, has_noise: np.ndarray | None = None
 ) -> Quality:
     """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones.
 
@@ -85,7 +85,7 @@ def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
     return means
 
 
-def evaluate(denoiser: Denoiser, images: Pairs, noise: str, split: str) -> dict[str, Any]:
+def evaluate(denoiser: Denoiser, images: ImagePairs, noise: str, split: str) -> dict[str, Any]:
     """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
     noisy, clean = images.noised(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}

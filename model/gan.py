@@ -68,8 +68,11 @@ class Gan:
             fake = self.generator(noisy)
             logits_real = self.discriminator(noisy, clean)
             logits_fake = self.discriminator(noisy, fake)
-        disc_real, disc_generated = losses.real(logits_real, kind), losses.generated(logits_fake, kind)
-        gen_adversarial = self.config.adversarial_weight * losses.adversarial(logits_fake, kind)
+        disc_real, disc_generated = (
+            losses.discriminator_real(logits_real, kind),
+            losses.discriminator_fake(logits_fake, kind),
+        )
+        gen_adversarial = self.config.adversarial_weight * losses.generator_adversarial(logits_fake, kind)
         gen_reconstruction = losses.reconstruction(fake, clean, self.config)
         gen_total = gen_adversarial + gen_reconstruction
 

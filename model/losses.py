@@ -9,17 +9,17 @@ from model import metrics
 from model.config import Adversarial, TrainConfig
 
 
-def adversarial(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
+def generator_adversarial(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
     """The generator's: generated images and ones; hinge (Lim and Ye 2017, arXiv 1705.02894): the higher the better."""
     return -logits_fake.mean() if kind == "hinge" else _distance(logits_fake, 1.0, kind)
 
 
-def real(logits_real: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
+def discriminator_real(logits_real: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
     """The discriminator's, first half: real images and ones; hinge: at least one."""
     return relu(1 - logits_real).mean() if kind == "hinge" else _distance(logits_real, 1.0, kind)
 
 
-def generated(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
+def discriminator_fake(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
     """The discriminator's, second half: generated images and zeros; hinge: at most minus one.
 
     The two halves are summed, not averaged.

@@ -139,7 +139,7 @@ _ALIVE_DB = 1.0  # above the noisy input: a residual output begins there, and ma
 _GRACE_IMAGES = 30_000  # the slides' own settings are still below the noisy input after 8,000 images at width 8
 
 
-def stop_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> Literal["diverged", "collapsed"] | None:
+def failure_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> Literal["diverged", "collapsed"] | None:
     """Why a training is not worth going on: `diverged`, `collapsed` or None.
 
     Diverged: the last report has a value that is not finite. Collapsed: two dead epochs in a row, after one that was

@@ -15,7 +15,7 @@ from model.metrics import EvalReport, Objective, objective_value
 from model.trainer import Trainer
 
 from .common.errors import ConfigError
-from .common.files import replacing
+from .common.files import atomic_replace
 from .config import TrainConfig
 from .data.image_sets import DeviceImages
 from .picture_strip import strip
@@ -32,7 +32,7 @@ def strip_name(epoch: int) -> str:
     return f"epoch-{epoch:04}.png"
 
 
-def is_shown(epoch: int, *, last: bool) -> bool:
+def should_log_images(epoch: int, *, last: bool) -> bool:
     """Whether its strip goes where every picture costs: of epochs 1, 2, 4, ... and the last."""
     return last or epoch.bit_count() == 1
 
@@ -91,7 +91,7 @@ class TrainingRun:
         self.trainer.save(self.folder / LAST, **self.notes)
         if self._is_best():
             self._last_is_best()
-        with replacing(self.folder / strip_name(report.epoch)) as part:
+        with atomic_replace(self.folder / strip_name(report.epoch)) as part:
             self._strip().save(part)
         return report
 

@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 
 from model.common.errors import ConfigError
-from model.common.text import nearest
+from model.common.text import did_you_mean
 from model.config import FIELDS, TrainConfig
 
 _SAMPLES = 25  # of a space, before it is believed
@@ -71,7 +71,7 @@ class Space:
                 raise SpaceError(f"space {self.name}: {name} is one for all trials, which compare by it: {option}")
             if name not in FIELDS:
                 word = re.sub("^(log|ln)(2|10)?_", "", name)
-                meant = nearest(word, [field for field in FIELDS if word in field] or FIELDS)
+                meant = did_you_mean(word, [field for field in FIELDS if word in field] or FIELDS)
                 raise SpaceError(f"space {self.name}: {name} is no field of TrainConfig. {meant} {_HINT}")
             if (trained := getattr(config, name)) != value:
                 raise SpaceError(f"space {self.name}: suggests {name}={value} but trains {trained}. {_HINT}")
@@ -229,7 +229,9 @@ def load(name: str) -> Space:
     elif name in names():
         module = importlib.import_module(f"search_spaces.{name}")
     else:
-        raise SpaceError(f"space={name}: no such space. {nearest(name, names())} Or pass a file, such as my_space.py")
+        raise SpaceError(
+            f"space={name}: no such space. {did_you_mean(name, names())} Or pass a file, such as my_space.py"
+        )
     suggest = getattr(module, "suggest", None)
     if not callable(suggest):
         raise SpaceError(f"space={name}: defines no suggest(trial, base)")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpo.exit_codes import EXIT_BAD_INPUT
-from model.common.files import no_folder, no_path, unwritable
-from model.common.text import nearest, shown, visible
+from model.common.files import folder_problem, path_problem, write_problem
+from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 
 STORAGE = "HPO_STORAGE"  # in the environment: the default of --storage
 _NOISES = (
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the option that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, visible(f"{self.prog}: {message}") + "\n")
+        self.exit(EXIT_BAD_INPUT, sanitize_for_terminal(f"{self.prog}: {message}") + "\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are answered by the command that was meant, which knows its own; all of them at once."""
@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _unknown(word: str, own: Sequence[str]) -> str:
     option, _, value = word.partition("=")
-    return f"{option if '://' in value else word}: no such option. {nearest(option, own)}"  # a URL may have a password
+    return f"{option if '://' in value else word}: no such option. {did_you_mean(option, own)}"  # a URL may have a password
 
 
 # By command: which argument names the folder or the file that it makes.
@@ -72,7 +72,9 @@ def _no_word(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
         if not isinstance(word, str | Path) or name == "on_finish":
             continue
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(word)):
-            found.append(f"{name}={shown(str(word))}: a name or path has letters alone, no line breaks and the like")
+            found.append(
+                f"{name}={truncated_repr(str(word))}: a name or path has letters alone, no line breaks and the like"
+            )
         elif not word and name in _PLACES:
             found.append(f"{name}='': is empty; it names {_PLACES[name]}")
         elif isinstance(word, Path) and (why := _no_place(word, writes.get(name), name == "runs")):
@@ -83,13 +85,13 @@ def _no_word(name: str, value: Any, writes: Mapping[str, str]) -> list[str]:
 def _no_place(path: Path, to_write: str | None, is_folder: bool) -> str:
     """Why a path names nothing that can be. to_write: a folder or a file, made with what is missing above it."""
     try:
-        if why := no_path(path):
+        if why := path_problem(path):
             return why
-        if (is_folder or to_write == "folder") and no_folder(path):
+        if (is_folder or to_write == "folder") and folder_problem(path):
             return "is a file, and not the folder that is wanted here"
         if to_write == "file" and path.is_dir():
             return f"is a folder; --to names a file, such as {path / 'report.html'}"
-        why = unwritable(path.parent if to_write == "file" else path) if to_write else ""
+        why = write_problem(path.parent if to_write == "file" else path) if to_write else ""
     except OSError as error:
         return f"cannot be looked at ({error.strerror})"
     return f"{why}; name another" if why else ""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.cli.arguments import parser
 from hpo.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_NOTHING_VALID
-from model.common.errors import ConfigError, MachineError, Mistakes
-from model.common.files import check_writable, in_words
-from model.common.text import visible
+from model.common.errors import ConfigError, ErrorCollector, MachineError
+from model.common.files import check_writable, describe_os_error
+from model.common.text import sanitize_for_terminal
 from model.config import TrainConfig, check_not_twice, parse_setting
 
 if TYPE_CHECKING:
@@ -46,23 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MachineError as error:
         return _stopped(f"hpo: {error}", EXIT_MACHINE)
     except OSError as error:
-        return _stopped(f"hpo: {in_words(error)}", EXIT_MACHINE)
+        return _stopped(f"hpo: {describe_os_error(error)}", EXIT_MACHINE)
     return code
 
 
 def _stopped(message: str, code: int) -> int:
-    print(visible(message), file=sys.stderr)
+    print(sanitize_for_terminal(message), file=sys.stderr)
     return code
 
 
 class _Visible(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        return visible(super().format(record))
+        return sanitize_for_terminal(super().format(record))
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    _resolve(arguments, mistakes := Mistakes())
+    _resolve(arguments, mistakes := ErrorCollector())
 
     # NumPy reads it when it is imported: on the surrogate's small matrices a second thread costs more than it gives.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -76,7 +76,7 @@ def _search(arguments: argparse.Namespace) -> int:
     return run_search(arguments.name, arguments.runs, options, mistakes=mistakes, **place)
 
 
-def _resolve(arguments: argparse.Namespace, mistakes: Mistakes) -> None:
+def _resolve(arguments: argparse.Namespace, mistakes: ErrorCollector) -> None:
     """What the options of a search stand for."""
     from hpo.policy.search_config import renamed
 
@@ -103,22 +103,22 @@ def _absolute(data: str) -> str:
 
 def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
     """The record that a command is about, for as long as it looks."""
-    from hpo.store.replication import looking, opened
+    from hpo.store.replication import open_read_only, open_storage
 
-    storage = opened(arguments.storage, arguments.runs, looks=True)
-    return looking(arguments.runs, arguments.name, storage, read_only=read_only)
+    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    return open_read_only(arguments.runs, arguments.name, storage, read_only=read_only)
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from hpo.policy import leaderboard
     from hpo.store import search_results
     from hpo.store.record import list_names
-    from hpo.store.replication import looking, names_in, opened
+    from hpo.store.replication import open_read_only, open_storage, search_names
 
     rows = []
-    storage = opened(arguments.storage, arguments.runs, looks=True)
-    for name in names_in(storage) if storage else list_names(arguments.runs):
-        with looking(arguments.runs, name, storage) as record:
+    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    for name in search_names(storage) if storage else list_names(arguments.runs):
+        with open_read_only(arguments.runs, name, storage) as record:
             board = leaderboard.leaderboard(record.trials(), record.search.objective)
             best = next((row for row in board if row["number"] == search_results.winner(record)), None)
             rows.append(
@@ -143,7 +143,7 @@ def _list(arguments: argparse.Namespace) -> int:
         )
         state = "exported" if row["exported"] else "can be continued"
         line = f"{row['name']:20} {row['created']}  {row['trials']}/{row['asked']} trials  {best_so_far}  {state}"
-        print(visible(line))
+        print(sanitize_for_terminal(line))
     return 0
 
 
@@ -170,11 +170,11 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from hpo.store.replication import opened
+    from hpo.store.replication import open_storage
     from hpo.views.formatting import Terminal
     from hpo.views.watch import watch
 
-    storage = opened(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, looks=True)
     try:
         watch(arguments.runs, arguments.name, Terminal(stderr=True), storage=storage)
     except KeyboardInterrupt:
@@ -183,25 +183,25 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from hpo.run.process_control import stop
-    from hpo.store.replication import opened
+    from hpo.run.process_control import stop_search
+    from hpo.store.replication import open_storage
 
-    storage = opened(arguments.storage, arguments.runs, looks=True)
-    print(visible(stop(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
+    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    print(sanitize_for_terminal(stop_search(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
     return 0
 
 
 def _remove(arguments: argparse.Namespace) -> int:
     from hpo.policy.search_config import check_name
-    from hpo.run.process_control import remove
-    from hpo.store.record import Record, missing
-    from hpo.store.replication import opened
+    from hpo.run.process_control import delete_search
+    from hpo.store.record import Record, not_found
+    from hpo.store.replication import open_storage
 
     folder = arguments.runs / check_name(arguments.name)
-    storage = opened(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, looks=True)
     stored = storage.inside(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
-        raise missing(arguments.runs, arguments.name)
+        raise not_found(arguments.runs, arguments.name)
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError(f"{folder}: deleting it asks first, and nobody is here to answer; --yes answers")
@@ -211,7 +211,7 @@ def _remove(arguments: argparse.Namespace) -> int:
         if input(f"Delete {where} ({megabytes:,.0f} MB) with all that the search found? [y/N] ").lower() != "y":
             print("Nothing was deleted.", file=sys.stderr)
             return 0
-    remove(arguments.runs, arguments.name, storage if stored else None)
+    delete_search(arguments.runs, arguments.name, storage if stored else None)
     print(f"{folder} is deleted", file=sys.stderr)
     return 0
 
@@ -273,18 +273,22 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo.store import search_results
-    from hpo.store.replication import held, opened
+    from hpo.store.replication import acquire, open_storage
     from hpo.tracking.wandb_runs import leave_out, log_in
     from hpo.tracking.wandb_tracker import sync
 
     def over(error: Exception) -> None:
-        print(visible(f"hpo: {error}"), file=sys.stderr)
+        print(sanitize_for_terminal(f"hpo: {error}"), file=sys.stderr)
 
-    with held(arguments.runs, arguments.name, opened(arguments.storage, arguments.runs, looks=True), over) as copies:
+    with acquire(
+        arguments.runs, arguments.name, open_storage(arguments.storage, arguments.runs, looks=True), over
+    ) as copies:
         leave_out("online")
         log_in()
         sent, where = sync(copies.record, exported=search_results.is_exported(copies.record))
-    print(f"Sent the rest of {sent} ended runs: {visible(where)}" if where else "W&B has all of it already")
+    print(
+        f"Sent the rest of {sent} ended runs: {sanitize_for_terminal(where)}" if where else "W&B has all of it already"
+    )
     return 0
 
 
@@ -316,17 +320,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
-    from hpo.cli.denoise_files import Wishes, denoise_files
+    from hpo.cli.denoise_files import DenoiseOptions, denoise_files
 
-    mistakes, wishes = Mistakes(), None
-    asked = {part.name: getattr(arguments, part.name) for part in fields(Wishes)}
+    mistakes, wishes = ErrorCollector(), None
+    asked = {part.name: getattr(arguments, part.name) for part in fields(DenoiseOptions)}
     with mistakes.collected():
-        wishes = Wishes(**asked)
-    return denoise_files(arguments.model, arguments.images, arguments.to, wishes or Wishes(), mistakes)
+        wishes = DenoiseOptions(**asked)
+    return denoise_files(arguments.model, arguments.images, arguments.to, wishes or DenoiseOptions(), mistakes)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    mistakes, own = Mistakes(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
+    mistakes, own = ErrorCollector(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
     settings = _settings(arguments.set, mistakes)
     with mistakes.collected():
         check_not_twice(settings, own)
@@ -340,7 +344,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.data.image_folder import check_layout
     from model.data.image_sets import DeviceImages
     from model.data.memory_mapped import PixelFiles
-    from model.metrics import stop_reason
+    from model.metrics import failure_reason
     from model.trainer import SEARCH_VALIDATION_IMAGES
     from model.training_run import TrainingRun
 
@@ -355,7 +359,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with PixelFiles(arguments.to) as store:
         store.remove_others()
         images = data.load(store)
-        sys.stderr.writelines(visible(f"{data.data}: {line}") + "\n" for line in images.told)
+        sys.stderr.writelines(sanitize_for_terminal(f"{data.data}: {line}") + "\n" for line in images.told)
         placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
         run = TrainingRun(config, placed, arguments.to, "balanced")
         events = None
@@ -364,7 +368,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
             events = Events(arguments.to / FOLDER)
             events.write(run.reports)
-        while len(run.reports) < config.epochs and stop_reason(run.reports) is None:
+        while len(run.reports) < config.epochs and failure_reason(run.reports) is None:
             report = run.run_epoch()
             if events:
                 events.write(run.reports)
@@ -373,7 +377,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}",
                 file=sys.stderr,
             )
-    reason, metrics = stop_reason(run.reports), None
+    reason, metrics = failure_reason(run.reports), None
     if arguments.export and not reason:
         from model.export import export
         from model.training_run import BEST
@@ -397,8 +401,8 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
     config = cluster_config.checked(arguments.file)
     for line in cluster_config.warnings(config):
-        print(visible(f"Mind: {line}"), file=sys.stderr)
-    print(visible(cluster_config.summary(config)))
+        print(sanitize_for_terminal(f"Mind: {line}"), file=sys.stderr)
+    print(sanitize_for_terminal(cluster_config.summary(config)))
     return 0
 
 
@@ -406,7 +410,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     options = {action.dest: action for action in arguments.parser._actions if action.dest in vars(arguments)}
     own = ("file", "name", "wait", "quiet")
     words = {name: _words(action, getattr(arguments, name)) for name, action in options.items() if name not in own}
-    _resolve(arguments, mistakes := Mistakes())
+    _resolve(arguments, mistakes := ErrorCollector())
 
     from hpo.policy.search_config import SearchConfig
     from hpo.remote.launch import launch
@@ -445,7 +449,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(pairs: Sequence[str], mistakes: Mistakes) -> dict[str, Any]:
+def _settings(pairs: Sequence[str], mistakes: ErrorCollector) -> dict[str, Any]:
     """--set NAME=VALUE, repeated: those that are right."""
     settings: dict[str, Any] = {}
     for pair in pairs:

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hpo.exit_codes import EXIT_DONE, EXIT_LEFT_OUT
-from model.common.errors import ConfigError, MachineError, Mistakes
-from model.common.files import replacing, unwritable
-from model.common.text import nearest, shown, visible
+from model.common.errors import ConfigError, ErrorCollector, MachineError
+from model.common.files import atomic_replace, write_problem
+from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 from model.data.folder_layout import OF_SYSTEMS, few
 from model.data.image_files import (
     IMAGE_SUFFIXES,
@@ -36,7 +36,7 @@ from model.data.image_files import (
     write_image,
     write_tiff,
 )
-from model.data.value_range import Depth
+from model.data.value_range import PixelFormat
 from model.denoise import Denoiser
 
 RECORD = ".hpo-denoise.jsonl"  # beside the outputs: what each was made from
@@ -45,7 +45,7 @@ _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
+class DenoiseOptions:
     """The options of the command. Raises ConfigError, naming all mistakes at once."""
 
     format: str | None = None  # one of FORMATS; None: as the input
@@ -59,14 +59,16 @@ class Wishes:
     def __post_init__(self) -> None:
         mistakes = []
         if self.format not in (None, *FORMATS):
-            mistakes.append(f"format={shown(self.format)}: no such format. {nearest(str(self.format), FORMATS)}")
+            mistakes.append(
+                f"format={truncated_repr(self.format)}: no such format. {did_you_mean(str(self.format), FORMATS)}"
+            )
         if self.quality is not None and not (isinstance(self.quality, int) and 1 <= self.quality <= 100):
-            mistakes.append(f"quality={shown(self.quality)}: must be a whole number from 1 to 100, such as 90")
+            mistakes.append(f"quality={truncated_repr(self.quality)}: must be a whole number from 1 to 100, such as 90")
         if self.range is not None and not _is_range(self.range):
             given = " ".join(map(str, self.range))
             mistakes.append(f"range={given}: must be two numbers, the lower one first, such as 0 4095")
         if self.frames not in (None, "all"):
-            mistakes.append(f"frames={shown(self.frames)}: must be all")
+            mistakes.append(f"frames={truncated_repr(self.frames)}: must be all")
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 
@@ -76,7 +78,9 @@ def _is_range(given: Sequence[Any]) -> bool:
     return are_numbers and bool(np.float32(given[0]) < np.float32(given[1]))  # as they are reckoned with
 
 
-def denoise_files(model: Path, images: Sequence[Path], to: Path, wishes: Wishes, mistakes: Mistakes) -> int:
+def denoise_files(
+    model: Path, images: Sequence[Path], to: Path, wishes: DenoiseOptions, mistakes: ErrorCollector
+) -> int:
     """Denoise images, and folders of them with all below, into the folder `to`; gives the exit code.
 
     Nothing is written where anything is wrong, but with wishes.skip_bad, which leaves out images that cannot be used.
@@ -103,7 +107,7 @@ def denoise_files(model: Path, images: Sequence[Path], to: Path, wishes: Wishes,
 # --- what there is to denoise ----------------------------------------------------------------------------------------
 
 
-def _sources(images: Iterable[Path], to: Path, work: _Work, mistakes: Mistakes) -> Iterator[tuple[Path, Path]]:
+def _sources(images: Iterable[Path], to: Path, work: _Work, mistakes: ErrorCollector) -> Iterator[tuple[Path, Path]]:
     """Each image once, with its path below `to`."""
     seen = set()
     for given in images:
@@ -125,7 +129,7 @@ def _sources(images: Iterable[Path], to: Path, work: _Work, mistakes: Mistakes) 
                 yield source, source.relative_to(given) if given.is_dir() else Path(source.name)
 
 
-def _inside(folder: Path, to: Path, work: _Work, mistakes: Mistakes) -> Iterator[Path]:
+def _inside(folder: Path, to: Path, work: _Work, mistakes: ErrorCollector) -> Iterator[Path]:
     """All images below a folder, but for those in `to`."""
 
     def unreadable(error: OSError) -> None:
@@ -169,7 +173,7 @@ class _Work:
     """All of one command."""
 
     to: Path
-    wishes: Wishes
+    wishes: DenoiseOptions
     plans: list[_Plan] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)  # of folders: what is no image
     bad: list[str] = field(default_factory=list)  # in words
@@ -203,7 +207,7 @@ class _Work:
         if source not in self.notes[note]:
             self.notes[note].append(source)
 
-    def check(self, mistakes: Mistakes) -> None:
+    def check(self, mistakes: ErrorCollector) -> None:
         """What is wrong with the outputs as a whole, and with what stands in their places."""
         if not (self.wishes.skip_bad and self.plans):
             mistakes.add(*self.bad)
@@ -222,14 +226,14 @@ class _Work:
                 mistakes.add(f"{plan.source}: would be overwritten; name another folder with --to")
             elif other is not plan:
                 mistakes.add(f"{plan.source}: has the same name as {other.source}; both would be {target}")
-            elif why := unwritable(target.parent):
+            elif why := write_problem(target.parent):
                 mistakes.add(f"{target.parent}: {why}; name another with --to")
             elif target.is_dir():
                 mistakes.add(f"{target}: is a folder; name another with --to")
             elif target.exists() and not self.wishes.overwrite:
                 self._check_there(plan, target, written, mistakes)
 
-    def _check_there(self, plan: _Plan, target: Path, written: _Written, mistakes: Mistakes) -> None:
+    def _check_there(self, plan: _Plan, target: Path, written: _Written, mistakes: ErrorCollector) -> None:
         made_from = written.get((str(plan.below), _digest(target)))
         if made_from is None:
             mistakes.add(f"{target}: is there, and is no file that this command wrote; --overwrite replaces it")
@@ -260,7 +264,7 @@ class _Work:
             denoise_image(denoiser, _stripped(page) if self.wishes.strip_metadata else page, self.wishes.range)
             for page in _pages(plan.source, self.wishes)
         )
-        with _encoding(plan), replacing(target) as part:
+        with _encoding(plan), atomic_replace(target) as part:
             if plan.form == "TIFF":
                 write_tiff(denoised, part)
             else:
@@ -308,7 +312,7 @@ def _range_of(image: ImageFile, given: Sequence[float] | None, denoiser: Denoise
     """Black and white: what was given, what the model was trained on, or all that the depth has."""
     if given and image.pixels.dtype != np.uint8:
         return given[0], given[1]
-    depth = denoiser.depth(image.pixels.dtype) if denoiser else Depth(str(image.pixels.dtype))
+    depth = denoiser.depth(image.pixels.dtype) if denoiser else PixelFormat(str(image.pixels.dtype))
     return depth.low, depth.high
 
 
@@ -327,7 +331,9 @@ def _check_values(source: Path, image: ImageFile, given: Sequence[float] | None,
         )
 
 
-def _notes(source: Path, image: ImageFile, form: str, wishes: Wishes, denoiser: Denoiser | None) -> Iterator[str]:
+def _notes(
+    source: Path, image: ImageFile, form: str, wishes: DenoiseOptions, denoiser: Denoiser | None
+) -> Iterator[str]:
     """What is done with an image that may surprise."""
     yield from image.notes
     if source.suffix.lower() not in SUFFIXES[image.format]:
@@ -360,7 +366,7 @@ def _encoding(plan: _Plan) -> Iterator[None]:
         raise ImageError(f"{plan.source}: cannot be written as {plan.form} ({error})") from error
 
 
-def _pages(source: Path, wishes: Wishes) -> Iterator[ImageFile]:
+def _pages(source: Path, wishes: DenoiseOptions) -> Iterator[ImageFile]:
     if wishes.frames:
         return read_pages(source)
     try:
@@ -377,7 +383,7 @@ def _stripped(image: ImageFile) -> ImageFile:
 # --- what was done before --------------------------------------------------------------------------------------------
 
 
-def _made_from(source: Path, form: str, wishes: Wishes, denoiser: Denoiser) -> str:
+def _made_from(source: Path, form: str, wishes: DenoiseOptions, denoiser: Denoiser) -> str:
     """Whatever changes an output changes this."""
     asked = {name: value for name, value in asdict(wishes).items() if name not in ("skip_bad", "overwrite")}
     network = denoiser.manifest["files"][denoiser.manifest["model"]["file"]]
@@ -419,4 +425,4 @@ def _images(count: int) -> str:
 
 
 def _say(text: str) -> None:
-    print(visible(text), file=sys.stderr)
+    print(sanitize_for_terminal(text), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a search has cost and what it is about to cost: node hours times the nodes' prices. Pure but for `Spending`,
+"""What a search has cost and what it is about to cost: node hours times the nodes' prices. Pure but for `CostMeter`,
 which adds up what the driver sees."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from optuna.trial import FrozenTrial
 
-from hpo.cluster.cluster_state import PRICE, Growth, Sight, price
+from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterSnapshot, price
 from hpo.policy import trial_attributes
 from hpo.policy.estimates import epochs_left
 from hpo.policy.leaderboard import NUM_FINALISTS, reports_of
@@ -23,7 +23,7 @@ _END_SECONDS = 120.0  # to notice and stop, for processes that measure finalists
 _ALL_IMAGES = 5  # finalists are measured on 5,000 validation images, trials on 1,000
 
 Rates = Mapping[str, float]  # USD an hour, of each machine that is there
-Verdict = Literal["go on", "no new trials", "stop"]
+BudgetAction = Literal["go on", "no new trials", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Account:
         return Account(usd=self.usd + hours * sum({**self.rates, **rates}.values()), at=now, rates=rates)
 
 
-def rates(sight: Sight, growth: Growth) -> dict[str, float]:
+def rates(sight: ClusterSnapshot, growth: AutoscalerLimits) -> dict[str, float]:
     """Of all machines, those that are still set up too; what says no price costs as much as the dearest."""
     of_type = {of.name: price(of.labels) for of in growth.types}
     found = {node.id: price(node.labels) for node in sight.nodes}
@@ -49,7 +49,7 @@ def rates(sight: Sight, growth: Growth) -> dict[str, float]:
     return {machine: dearest if usd is None else usd for machine, usd in found.items()}
 
 
-def unpriced(sight: Sight, growth: Growth) -> list[str]:
+def unpriced(sight: ClusterSnapshot, growth: AutoscalerLimits) -> list[str]:
     """Nodes and node types that say no price."""
     nodes = [f"node {node.address or node.id}" for node in sight.nodes if price(node.labels) is None]
     return nodes + [f"node type {of.name}" for of in growth.types if price(of.labels) is None]
@@ -66,7 +66,7 @@ def of_the_running(trials: Sequence[FrozenTrial], search: SearchConfig) -> float
     epoch, _ = _means(trials)
     left = epochs_left(trials, search)
     return epoch * max(
-        (left[len(reports_of(trial))] for trial in trials if trial_attributes.is_open(trial)), default=0.0
+        (left[len(reports_of(trial))] for trial in trials if trial_attributes.is_unfinished(trial)), default=0.0
     )
 
 
@@ -85,23 +85,23 @@ def spent_within(seconds: float, rates: Rates, idle_seconds: float) -> float:
     return (sum(rates.values()) * all_stay + lean * (seconds - all_stay)) / 3600
 
 
-def verdict(spent: float, limit: float, running: float, end: float) -> Verdict:
+def budget_action(spent: float, limit: float, running: float, end: float) -> BudgetAction:
     """All in USD; running: what the trials under way are still to cost; end: what follows them."""
     if spent + end >= limit:
         return "stop"
     return "no new trials" if spent + running + end >= limit else "go on"
 
 
-class Spending:
-    """Of one driver's cluster: adds up what the Lookout sees, in its thread."""
+class CostMeter:
+    """Of one driver's cluster: adds up what the ClusterMonitor sees, in its thread."""
 
     def __init__(
-        self, search: SearchConfig, spent: float, growth: Growth, clock: Callable[[], float] = time.monotonic
+        self, search: SearchConfig, spent: float, growth: AutoscalerLimits, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._search, self._growth, self._clock = search, growth, clock
         self._account, self._lock = Account(usd=spent), threading.Lock()
 
-    def see(self, sight: Sight) -> None:
+    def see(self, sight: ClusterSnapshot) -> None:
         """The cluster as it is now."""
         with self._lock:
             self._account = self._account.then(rates(sight, self._growth), self._clock())
@@ -112,7 +112,7 @@ class Spending:
         with self._lock:
             return self._account.then(self._account.rates, self._clock()).usd
 
-    def verdict(self, trials: Sequence[FrozenTrial], *, final_epochs: int | None = None) -> Verdict:
+    def verdict(self, trials: Sequence[FrozenTrial], *, final_epochs: int | None = None) -> BudgetAction:
         """What the limit, if there is one, lets the trials do. final_epochs: that are still to come; None: all."""
         search = self._search if final_epochs is None else replace(self._search, final_epochs=final_epochs)
         if search.max_cost is None:
@@ -121,10 +121,10 @@ class Spending:
             now = self._account.rates
         running = sum(now.values()) * of_the_running(trials, search) / 3600
         end = spent_within(at_the_end(trials, search), now, self._growth.idle_seconds)
-        return verdict(self.usd, search.max_cost, running, end)
+        return budget_action(self.usd, search.max_cost, running, end)
 
 
-def check(search: SearchConfig, spent: float, sight: Sight, growth: Growth) -> None:
+def check_cost_limit(search: SearchConfig, spent: float, sight: ClusterSnapshot, growth: AutoscalerLimits) -> None:
     """Raises ConfigError where `max_cost` cannot be kept, or is used up."""
     if search.max_cost is None:
         return

@@ -19,7 +19,7 @@ import yaml
 
 from model.common.errors import ConfigError
 from model.common.s3 import options_of
-from model.common.text import nearest
+from model.common.text import did_you_mean
 
 PINNED = version("ray")  # here: `ray up` wants the same on the cluster
 MARKET, PRICE = "ray.io/market-type", "hpo/usd-per-hour"  # labels of node types
@@ -233,7 +233,7 @@ def _unknown_keys(config: Config) -> list[str]:
         shape = _instance_shape()
         for where, key, members in _unknown_members(_mapping(node, "node_config"), shape) if shape is not None else ():
             place = f"available_node_types.{name}.node_config.{where}{key}"
-            found.append(f"{place}: EC2 knows no such member. {nearest(key, members)}")
+            found.append(f"{place}: EC2 knows no such member. {did_you_mean(key, members)}")
     provider = _mapping(config, "provider")
     return found + _unknown("provider.", provider, _PROVIDER_KEYS.get(str(provider.get("type")), provider))
 
@@ -258,7 +258,7 @@ def _wrong_shape(config: Config) -> list[str]:
         found.append("available_node_types: not for a local provider, whose machines are of one kind")
     if kind == "aws" and config.get("head_node_type") not in nodes:
         head = str(config.get("head_node_type"))
-        found.append(f"head_node_type={head}: is none of available_node_types. {nearest(head, nodes)}")
+        found.append(f"head_node_type={head}: is none of available_node_types. {did_you_mean(head, nodes)}")
     return found
 
 
@@ -524,7 +524,7 @@ def _mapping(config: Config, key: str) -> Config:
 def _unknown(where: str, given: Any, known: Any) -> list[str]:
     names = list(known)
     keys = given if isinstance(given, Mapping) else ()
-    return [f"{where}{key}: no such key. {nearest(str(key), names)}" for key in keys if key not in names]
+    return [f"{where}{key}: no such key. {did_you_mean(str(key), names)}" for key in keys if key not in names]
 
 
 def _is_token_mount(remote: Any) -> bool:

@@ -19,7 +19,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from hpo.cluster import cluster_config
 from model.common.errors import ConfigError, MachineError
-from model.common.validation import is_a
+from model.common.validation import matches_type
 
 MARKET, SPOT, ON_DEMAND = "ray.io/market-type", "spot", "on-demand"  # a label, and its values
 PRICE = "hpo/usd-per-hour"  # a label
@@ -56,7 +56,7 @@ class NodeType:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Growth:
+class AutoscalerLimits:
     """What the autoscaler may do; by default there is none."""
 
     types: tuple[NodeType, ...] = ()  # the head's too
@@ -71,7 +71,7 @@ class Growth:
 
     def fit(self, cpus: float, gpus: float) -> int:
         """Trials at a time, when all is added that may be: the roomiest types first."""
-        rooms = [(room_for(of.resources, cpus, gpus), of.workers) for of in self.types]
+        rooms = [(trials_that_fit(of.resources, cpus, gpus), of.workers) for of in self.types]
         return _greedy(sorted(rooms, reverse=True), self.workers)
 
     def places(self, wanted: Mapping[str, int], cpus: float, gpus: float) -> dict[str, int]:
@@ -82,7 +82,7 @@ class Growth:
             rooms = [
                 (room, of.workers)
                 for of in self.types
-                if of.labels.get(MARKET) == market and (room := room_for(of.resources, cpus, gpus))
+                if of.labels.get(MARKET) == market and (room := trials_that_fit(of.resources, cpus, gpus))
             ]
             found[market] = min(places, _greedy(sorted(rooms), left))
             left -= math.ceil(found[market] / min(rooms)[0]) if found[market] else 0
@@ -90,7 +90,7 @@ class Growth:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sight:
+class ClusterSnapshot:
     """Of a cluster, at one moment."""
 
     nodes: tuple[Node, ...] = ()
@@ -101,7 +101,7 @@ class Sight:
     def free(self, cpus: float, gpus: float, market: str | None = None) -> int:
         """Trials that could start at once; market: on nodes with that label."""
         nodes = [n for n in self.nodes if not n.draining and market in (None, n.labels.get(MARKET))]
-        return sum(room_for(node.free, cpus, gpus) for node in nodes)
+        return sum(trials_that_fit(node.free, cpus, gpus) for node in nodes)
 
 
 def _greedy(rooms: Sequence[tuple[int, int]], left: int) -> int:
@@ -113,7 +113,7 @@ def _greedy(rooms: Sequence[tuple[int, int]], left: int) -> int:
     return fit
 
 
-def room_for(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+def trials_that_fit(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     """Trials side by side."""
     room = resources.get("CPU", 0) / cpus
     if gpus:
@@ -130,7 +130,7 @@ def price(labels: Mapping[str, str]) -> float | None:
     return usd if 0 <= usd < math.inf else None
 
 
-def look() -> Sight:
+def poll_cluster() -> ClusterSnapshot:
     """At the cluster that Ray is connected to."""
     free = ray._private.state.available_resources_per_node()
     draining = ray._private.state.state.get_draining_nodes()
@@ -149,41 +149,41 @@ def look() -> Sight:
     return replace(_coming(), nodes=nodes)
 
 
-def _coming() -> Sight:
+def _coming() -> ClusterSnapshot:
     """As the autoscaler says; nothing where there is none."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         since = time.time() - _REFUSED_SECONDS  # on the head's clock, as ours: a cluster's driver runs there
         failed = [launch for launch in status.failed_launches if (launch.failed_ts_s or 0) > since]
-        return Sight(
+        return ClusterSnapshot(
             starting=tuple(node.ray_node_type_name for node in status.pending_nodes),
             asked=sum(launch.count for launch in status.pending_launches),
             refused=(failed[-1].details or "it has none").splitlines()[0] if failed else "",
         )
     text = ray.experimental.internal_kv._internal_kv_get(ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS)
     report = (json.loads(text).get("autoscaler_report") or {}) if text else {}
-    return Sight(
+    return ClusterSnapshot(
         starting=tuple(node_type for _, node_type, _ in report.get("pending_nodes", [])),
         asked=sum(report.get("pending_launches", {}).values()),
     )
 
 
-def growth(path: Path = CONFIG_FILE) -> Growth:
+def autoscaler_limits(path: Path = CONFIG_FILE) -> AutoscalerLimits:
     """By the file that `ray up` left on the head; none where this is no such head. Raises MachineError."""
     path = path.expanduser()
     if not path.exists():
-        return Growth()
+        return AutoscalerLimits()
     try:
-        return as_growth(cluster_config.read(path))
+        return limits_of(cluster_config.read(path))
     except (ConfigError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise MachineError(f"{path}: damaged ({error}); `ray up` writes it") from error
 
 
-def as_growth(config: Mapping[str, Any]) -> Growth:
+def limits_of(config: Mapping[str, Any]) -> AutoscalerLimits:
     """A cluster file's."""
     at_most, head = config.get("max_workers", 0), config.get("head_node_type")
     if config.get("provider", {}).get("type") == "local":  # nothing is ever added, and its only type is made up by Ray
-        return Growth(expected=int(at_most))
+        return AutoscalerLimits(expected=int(at_most))
     types = [
         NodeType(
             name=name,
@@ -194,22 +194,22 @@ def as_growth(config: Mapping[str, Any]) -> Growth:
         for name, of in config.get("available_node_types", {}).items()
     ]
     idle = config.get("idle_timeout_minutes", 5)
-    if not all(is_a(count, int) and count >= 0 for count in (at_most, *(of.workers for of in types))):
+    if not all(matches_type(count, int) and count >= 0 for count in (at_most, *(of.workers for of in types))):
         raise ValueError("max_workers: must be whole numbers")
     if not all(0 <= amount < math.inf for amount in (idle, *(a for of in types for a in of.resources.values()))):
         raise ValueError("resources, idle_timeout_minutes: must be numbers")
-    return Growth(types=tuple(types), workers=at_most, idle_seconds=60.0 * idle)
+    return AutoscalerLimits(types=tuple(types), workers=at_most, idle_seconds=60.0 * idle)
 
 
-class Lookout:
+class ClusterMonitor:
     """Looks at the cluster every two seconds, in a thread of its own: a look asks Ray's head."""
 
-    def __init__(self, see: Callable[[], Sight] = look) -> None:
+    def __init__(self, see: Callable[[], ClusterSnapshot] = poll_cluster) -> None:
         self._see = see
         self.sight = see()
-        self._listeners: list[Callable[[Sight], None]] = []
+        self._listeners: list[Callable[[ClusterSnapshot], None]] = []
 
-    def tells(self, listener: Callable[[Sight], None]) -> None:
+    def tells(self, listener: Callable[[ClusterSnapshot], None]) -> None:
         """Of every look, in that thread; of the last one at once."""
         listener(self.sight)
         self._listeners.append(listener)

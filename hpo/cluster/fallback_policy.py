@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, Sight
+from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, ClusterSnapshot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drought:
+class SpotShortage:
     """Of spot nodes: what was seen, and what the autoscaler is asked for because of it."""
 
     since: float | None = None  # trials have waited without a break, and no spot node came
@@ -26,9 +26,16 @@ class Drought:
         return {ON_DEMAND: self.asked, SPOT: trials if self.asked or self.borrowed else 0}
 
 
-def drought(
-    before: Drought, sight: Sight, *, running: Mapping[int, str], waiting: int, starting: int, now: float, after: float
-) -> Drought:
+def update_shortage(
+    before: SpotShortage,
+    sight: ClusterSnapshot,
+    *,
+    running: Mapping[int, str],
+    waiting: int,
+    starting: int,
+    now: float,
+    after: float,
+) -> SpotShortage:
     """What there is now. running: trials and their nodes; waiting: trials that have none; starting: those that have one
     and no process yet; after: seconds of patience.
 
@@ -42,7 +49,7 @@ def drought(
     lent = sum(node in borrowed for node in running.values())
     lasts = before.asked > 0 or (since is not None and now - since >= after)
     asked = waiting + starting + lent if lasts and not is_back else 0
-    return Drought(
+    return SpotShortage(
         since=since,
         spot=spot,
         on_demand=on_demand,
@@ -52,7 +59,9 @@ def drought(
     )
 
 
-def to_return(state: Drought, sight: Sight, running: Mapping[int, str], free_spot: int) -> str | None:
+def node_to_release(
+    state: SpotShortage, sight: ClusterSnapshot, running: Mapping[int, str], free_spot: int
+) -> str | None:
     """A borrowed node whose trials have room on spot nodes again; one at a time, so that each finds its place."""
     if state.asked or state.since is not None:
         return None
@@ -63,11 +72,11 @@ def to_return(state: Drought, sight: Sight, running: Mapping[int, str], free_spo
     return next((node for node, trials in lent.items() if 0 < trials <= free_spot), None)
 
 
-def _of(sight: Sight, market: str) -> frozenset[str]:
+def _of(sight: ClusterSnapshot, market: str) -> frozenset[str]:
     return frozenset(node.id for node in sight.nodes if node.labels.get(MARKET) == market and not node.is_head)
 
 
-def waits(numbers: Sequence[int], cpus: float, gpus: float, sight: Sight, asked: int = 0) -> str:
+def describe_pending(numbers: Sequence[int], cpus: float, gpus: float, sight: ClusterSnapshot, asked: int = 0) -> str:
     """`trial 5 waits for 1 GPU: none free, 2 nodes are starting`; empty where none waits. asked: on-demand places."""
     if not numbers:
         return ""

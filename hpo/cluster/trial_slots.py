@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hpo.cluster.cluster_state import Growth, Lookout, Node, room_for
+from hpo.cluster.cluster_state import AutoscalerLimits, ClusterMonitor, Node, trials_that_fit
 from hpo.policy.search_config import SearchConfig
 from model.common.errors import ConfigError, MachineError
 
-NO_GROWTH = Growth()
+NO_GROWTH = AutoscalerLimits()
 
 
-class RayError(MachineError):
+class RayStartError(MachineError):
     """Ray does not start, or has no room for a single trial."""
 
 
@@ -22,8 +22,8 @@ class Cluster:
     def __init__(
         self,
         search: SearchConfig,
-        lookout: Lookout,
-        growth: Growth = NO_GROWTH,
+        lookout: ClusterMonitor,
+        growth: AutoscalerLimits = NO_GROWTH,
         *,
         is_alive: Callable[[], bool] = lambda: True,
         scratch: str = tempfile.gettempdir(),
@@ -46,7 +46,7 @@ class Cluster:
         self.slots = min(fit, search.concurrent or fit, search.trials)
 
     def _fit(self, resources: Mapping[str, float]) -> int:
-        return room_for(resources, self.cpus_per_trial, self.gpus_per_trial)
+        return trials_that_fit(resources, self.cpus_per_trial, self.gpus_per_trial)
 
     def fits(self, node: Node) -> bool:
         """Whether a trial has room there, once nothing else runs."""
@@ -76,7 +76,7 @@ def no_room(cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], ad
     most = {name: max((has.get(name, 0) for has in offered), default=0) for name in ("CPU", "GPU")}
     told = f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; no node has them{added}. "
     if not most["CPU"]:  # whatever was asked for
-        return RayError(f"{told}No worker is there")
+        return RayStartError(f"{told}No worker is there")
     return ConfigError(
         f"{told}The largest has {most['CPU']:g} CPUs and {most['GPU']:g} GPUs: --cpus-per-trial, --gpus-per-trial"
     )

@@ -19,7 +19,7 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
     """
     reached = [len(trial.user_attrs[trial_attributes.REPORTS]) for trial in trials]
     stopped = [n for n, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
-    left, shares = [0.0] * (search.epochs + 1), [*pruning.shares_going_on(search), 0.0]
+    left, shares = [0.0] * (search.epochs + 1), [*pruning.survival_shares(search), 0.0]
     for epoch in range(search.epochs, 0, -1):
         by_rule = 1 - shares[epoch] / shares[epoch - 1]
         share = (by_rule + stopped.count(epoch)) / (1 + sum(n >= epoch for n in reached))
@@ -29,4 +29,4 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
 
 def expected_epochs(search: SearchConfig) -> float:
     """Epochs of a mean trial, by the pruner's rule."""
-    return sum(pruning.shares_going_on(search))
+    return sum(pruning.survival_shares(search))

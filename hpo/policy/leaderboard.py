@@ -103,7 +103,7 @@ def rank(trial: FrozenTrial) -> tuple[float, int] | None:
     return (-max(trial.intermediate_values.values()), trial.number) if is_candidate(trial) else None
 
 
-def kept(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
+def kept_trials(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
     """The ended trials whose best checkpoint stays. A trial that has fallen out never comes back."""
     ranks = sorted(place for trial in trials if trial.state.is_finished() and (place := rank(trial)))
     return {number for _, number in ranks[:keep]}

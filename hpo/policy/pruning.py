@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial
 from hpo.policy import plugins
 from hpo.policy.pruners import ComparingPruner
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import DECISION, HEARD, REPORTS
-from hpo.policy.trial_history import as_heard, in_memory_study
+from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
+from hpo.policy.trial_history import in_memory_study, trials_as_of_report
 from model.common.errors import ConfigError
-from model.metrics import EvalReport, stop_reason
+from model.metrics import EvalReport, failure_reason
 
 PRUNED = ("asha", "leaders", "pruner")  # reasons of a Decision by which others were better
 
@@ -46,7 +46,7 @@ def next_comparison(epochs: int, search: SearchConfig) -> int | None:
     return None
 
 
-def shares_going_on(search: SearchConfig) -> list[float]:
+def survival_shares(search: SearchConfig) -> list[float]:
     """About how many of all trials go on after 0, 1, 2, ... epochs, while there is nothing to learn it from. Of a
     user's pruner nothing is known: all."""
     pruner, shares = plugins.pruner(search, is_dead), [1.0]
@@ -65,10 +65,10 @@ def is_dead(trial: FrozenTrial) -> bool:
     reports = trial.user_attrs[REPORTS]
     if not reports or not EvalReport.from_dict(reports[-1]).is_dead:  # nearly always: the rest is not read
         return False
-    return stop_reason([EvalReport.from_dict(report) for report in reports], is_last=True) is not None
+    return failure_reason([EvalReport.from_dict(report) for report in reports], is_last=True) is not None
 
 
-def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
+def decide_pruning(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
     """What became of trial `number` with its report of `epoch`: the search's pruner is asked (hpo.policy.pruners).
 
     Raises ConfigError where that is a user's, and fails.
@@ -76,13 +76,13 @@ def judge(trials: Sequence[FrozenTrial], number: int, epoch: int, search: Search
     trial = trials[number]
     value = trial.intermediate_values[epoch]
     reports = [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS][:epoch]]
-    reason = stop_reason(reports, is_last=epoch >= search.epochs)
+    reason = failure_reason(reports, is_last=epoch >= search.epochs)
     if reason is not None:
         return Decision(action="prune", reason=reason, epoch=epoch, value=value)
     if epoch >= search.epochs:
         return Decision(action="complete", reason="finished", epoch=epoch, value=value)
     decision = _asked_pruner(trials, number, epoch, search)
-    if decision.action == "prune" and stop_reason(reports, is_last=True):
+    if decision.action == "prune" and failure_reason(reports, is_last=True):
         # Not because others were better: it is to win nothing, and to be nobody's rival.
         return Decision(action="prune", reason="collapsed", epoch=epoch, value=value, kept=decision.kept)
     return decision
@@ -94,8 +94,8 @@ def _asked_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search
     pruner = plugins.pruner(search, is_dead)
     if pruner is None or epoch < search.grace_epochs:
         return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
-    heard = trial.user_attrs[REPORTS][epoch - 1][HEARD]
-    then = as_heard(trials, heard)
+    heard = trial.user_attrs[REPORTS][epoch - 1][REPORT_INDEX]
+    then = trials_as_of_report(trials, heard)
     if not isinstance(pruner, ComparingPruner):
         study = in_memory_study(then, heard=heard)
         return _by_others(pruner, study, study.get_trials(deepcopy=False)[number], search)
@@ -140,6 +140,6 @@ def _by_others(
     )
 
 
-def judgements(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
+def replay_decisions(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
     """What became of trial `number` with each of its reports, taken again from the record."""
-    return [judge(trials, number, epoch, search) for epoch in sorted(trials[number].intermediate_values)]
+    return [decide_pruning(trials, number, epoch, search) for epoch in sorted(trials[number].intermediate_values)]

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from model.common.errors import ConfigError, NotSharedError
-from model.common.files import FULL, in_words
+from model.common.files import DISK_FULL_ERRNOS, describe_os_error
 
 DRAINED = "its node was drained and is gone"
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "low on memory", "can't allocate memory")
 _REMEDY = "a smaller batch or width, or fewer trials at a time, leave it more"
-_NO_ROOM = (*FULL, errno.EROFS)
+_NO_ROOM = (*DISK_FULL_ERRNOS, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Death:
+class TrialFailure:
     """again: another attempt is worth it. move: and this one does not count, its node was taken. give up: it would end
     the same way. stop: and so would every other trial."""
 
@@ -28,21 +28,21 @@ class Death:
     then: Literal["again", "move", "give up", "stop"]
 
 
-def death_of(error: BaseException | str, *, oom_kills: int = 0) -> Death:
+def classify_failure(error: BaseException | str, *, oom_kills: int = 0) -> TrialFailure:
     """error: as Ray gives it, or its text. oom_kills: by this machine's kernel since the last death."""
     cause = getattr(error, "cause", None)  # of a RayTaskError: what the trial itself raised
     line = _line(error, cause)
     if getattr(error, "preempted", False):  # of a RayActorError: its node was drained, and is gone
-        return Death(error=DRAINED, then="move")
+        return TrialFailure(error=DRAINED, then="move")
     if isinstance(cause, NotSharedError):
-        return Death(error=line, then="stop")
+        return TrialFailure(error=line, then="stop")
     if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-        return Death(error=in_words(cause), then="stop")
+        return TrialFailure(error=describe_os_error(cause), then="stop")
     if cause is None and oom_kills:
-        return Death(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")
+        return TrialFailure(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")
     if any(sign in line for sign in _OUT_OF_MEMORY):
-        return Death(error=f"out of memory: {line}; {_REMEDY}", then="give up")
-    return Death(error=line, then="give up" if isinstance(cause, ConfigError) else "again")
+        return TrialFailure(error=f"out of memory: {line}; {_REMEDY}", then="give up")
+    return TrialFailure(error=line, then="give up" if isinstance(cause, ConfigError) else "again")
 
 
 def kernel_oom_kills() -> int:

@@ -22,10 +22,10 @@ import search_spaces
 from hpo.policy import plugins
 from hpo.policy.pruning import is_dead
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import ASKED, BY, CONFIG, FIXED, KEPT, QUEUED, REPORTS
+from hpo.policy.trial_attributes import CONFIG, FIXED_PARAMS, KEPT, QUEUED, REPORTS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.policy.trial_history import in_memory_study
-from model.common.errors import ConfigError, Mistakes
-from model.common.text import nearest
+from model.common.errors import ConfigError, ErrorCollector
+from model.common.text import did_you_mean
 from model.config import TrainConfig
 from search_spaces import Space
 
@@ -46,7 +46,7 @@ class Suggestion:
     def user_attrs(self, heard: int) -> dict[str, Any]:
         """Of a trial that begins with it. heard: reports of the whole search so far."""
         kept = {KEPT: dict(self.kept)} if self.kept else {}
-        return {CONFIG: self.config.as_dict(), BY: self.by, ASKED: heard, REPORTS: [], **kept}
+        return {CONFIG: self.config.as_dict(), SUGGESTED_BY: self.by, REPORTS_AT_SUGGESTION: heard, REPORTS: [], **kept}
 
 
 def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
@@ -72,7 +72,9 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     return None
 
 
-def queued(params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion:
+def suggest_queued(
+    params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Space, search: SearchConfig
+) -> Suggestion:
     """The next configuration where somebody has put it into the study (Optuna's enqueue_trial); the sampler suggests
     what is not in `params`. Raises ConfigError where that is no configuration of the space."""
     study = in_memory_study(trials, plugins.sampler(search, _seed(search, len(trials), 0)))
@@ -80,7 +82,9 @@ def queued(params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Spac
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # Optuna's, of what is refused below
         trial, config = _asked(study, space, search.base_config(), search.sampler)
     if unknown := sorted(set(params) - set(trial.params)):
-        raise ConfigError(f"{unknown[0]}: the space suggests no such parameter. {nearest(unknown[0], trial.params)}")
+        raise ConfigError(
+            f"{unknown[0]}: the space suggests no such parameter. {did_you_mean(unknown[0], trial.params)}"
+        )
     try:  # Optuna asks with values out of range, and refuses to keep them
         create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
     except ValueError as error:
@@ -90,14 +94,14 @@ def queued(params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Spac
 
 def _suggestion(study: optuna.Study, trial: optuna.Trial, config: TrainConfig, by: str) -> Suggestion:
     kept = study._storage.get_trial_system_attrs(trial._trial_id)
-    kept = {name: value for name, value in kept.items() if name != FIXED}
+    kept = {name: value for name, value in kept.items() if name != FIXED_PARAMS}
     return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by, kept=kept)
 
 
 def check_plugins(search: SearchConfig) -> None:
     """Before anything is started: that sampler and pruner can be made, and that a user's sampler has a suggestion once
     trials are complete, of which three are made up here. Raises ConfigError, with the mistakes of both."""
-    mistakes = Mistakes()
+    mistakes = ErrorCollector()
     with mistakes.collected():
         plugins.sampler(search, 0)
     with mistakes.collected():

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
 from model.common.errors import ConfigError
-from model.common.text import shown
-from model.common.validation import is_a, kinds, rule_of
+from model.common.text import truncated_repr
+from model.common.validation import field_types, matches_type, type_rule
 from model.config import MOST_EPOCHS, TrainConfig, check_not_twice
 from model.data.data_config import DataConfig
 from model.data.value_range import ValueRange
@@ -87,14 +87,14 @@ class SearchConfig:
     def _wrong_types(self) -> dict[str, str]:
         """By name, what to tell. A command line hands on what is no number, and a search.json may have been edited."""
         found = {}
-        for name, kind in kinds(SearchConfig).items():
+        for name, kind in field_types(SearchConfig).items():
             value, example = getattr(self, name), _EXAMPLES.get(name, _DEFAULTS[name])
-            if get_origin(kind) is Literal or is_a(value, kind):
+            if get_origin(kind) is Literal or matches_type(value, kind):
                 continue
             if name in _NUMBERS:
-                found[name] = f"{name}={shown(value)}: must be {rule_of(kind)}, such as {example}"
+                found[name] = f"{name}={truncated_repr(value)}: must be {type_rule(kind)}, such as {example}"
             else:  # without its value: of study_url it has perhaps a password
-                found[name] = f"{name}: must be {rule_of(kind)}"
+                found[name] = f"{name}: must be {type_rule(kind)}"
         return found
 
     def _rules(self) -> list[tuple[str, bool, str]]:
@@ -183,7 +183,9 @@ _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{
 _DEFAULTS: dict[str, Any] = {
     field.name: {} if field.name == "set" else field.default for field in dataclasses.fields(SearchConfig)
 }
-_NUMBERS = {name for name, kind in kinds(SearchConfig).items() if {int, float, ValueRange} & {kind, *get_args(kind)}}
+_NUMBERS = {
+    name for name, kind in field_types(SearchConfig).items() if {int, float, ValueRange} & {kind, *get_args(kind)}
+}
 
 
 # What may change when a search is continued: how much and where, never what is compared with what. Of the space and of
@@ -239,7 +241,7 @@ def check_name(name: str) -> str:
             raise ConfigError(f"name={name}: is the folder of a search; its name alone is asked for, {alone}")
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
-            f"name={shown(name)}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or "
+            f"name={truncated_repr(name)}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or "
             f"digit, such as {hint}"
         )
     return name

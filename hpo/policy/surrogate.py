@@ -66,7 +66,7 @@ class SurrogateSampler(BaseSampler):
         if trial.number < self._n_startup_trials or rng.random() < self._random_share:
             return {}
         epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
-        return promising([_maximised(other, study.direction, epochs) for other in others], epochs, rng) or {}
+        return propose([_maximised(other, study.direction, epochs) for other in others], epochs, rng) or {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -98,7 +98,7 @@ def _maximised(trial: FrozenTrial, direction: StudyDirection, last: int) -> Froz
     return told
 
 
-def promising(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:
+def propose(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:
     """Parameters of a new trial; None where there is nothing to learn from yet.
 
     epochs: of a trial that is never stopped.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy.trial_attributes import ASKED, DECISION, ERROR, HEARD, KEPT, REPORTS
+from hpo.policy.trial_attributes import DECISION, ERROR, KEPT, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
 
 
 def in_memory_study(
@@ -30,7 +30,7 @@ def in_memory_study(
 def _with_kept(trial: FrozenTrial, heard: float) -> FrozenTrial:
     kept = dict(trial.user_attrs.get(KEPT, {}))
     for report in trial.user_attrs.get(REPORTS, []):
-        if KEPT in report and report[HEARD] < heard:
+        if KEPT in report and report[REPORT_INDEX] < heard:
             kept |= report[KEPT]
     if not kept:
         return trial
@@ -39,26 +39,26 @@ def _with_kept(trial: FrozenTrial, heard: float) -> FrozenTrial:
     return trial
 
 
-def as_heard(trials: Sequence[FrozenTrial], heard: int) -> list[FrozenTrial]:
+def trials_as_of_report(trials: Sequence[FrozenTrial], heard: int) -> list[FrozenTrial]:
     """The trials as they were when the report with that place came: what came later decides nothing. One that failed
     is told as one under way: the machine's fault says nothing of its values."""
     return [
         trial if _was_like_this(trial, heard) else _cut(trial, heard)
         for trial in trials
-        if trial.user_attrs[ASKED] <= heard
+        if trial.user_attrs[REPORTS_AT_SUGGESTION] <= heard
     ]
 
 
 def _was_like_this(trial: FrozenTrial, heard: int) -> bool:
     reports = trial.user_attrs[REPORTS]
-    last = reports[-1][HEARD] if reports else -1
+    last = reports[-1][REPORT_INDEX] if reports else -1
     if trial.state == TrialState.RUNNING:
         return bool(last <= heard)
     return trial.state != TrialState.FAIL and last < heard
 
 
 def _cut(trial: FrozenTrial, heard: int) -> FrozenTrial:
-    reports = [report for report in trial.user_attrs[REPORTS] if report[HEARD] <= heard]
+    reports = [report for report in trial.user_attrs[REPORTS] if report[REPORT_INDEX] <= heard]
     was = copy.copy(trial)
     was.user_attrs = {**trial.user_attrs, REPORTS: reports}
     was.user_attrs.pop(DECISION, None)
@@ -67,14 +67,14 @@ def _cut(trial: FrozenTrial, heard: int) -> FrozenTrial:
     return was
 
 
-def evidence(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+def trials_as_of_suggestion(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
     """The trials as they were when trial `number` was suggested: `suggest` of these gives its configuration again."""
-    asked = trials[number].user_attrs[ASKED]
+    asked = trials[number].user_attrs[REPORTS_AT_SUGGESTION]
     return [_as_it_was(trial, asked, number) for trial in trials[:number]]
 
 
 def _as_it_was(trial: FrozenTrial, asked: int, number: int) -> FrozenTrial:
-    reports = [report for report in trial.user_attrs[REPORTS] if report[HEARD] < asked]
+    reports = [report for report in trial.user_attrs[REPORTS] if report[REPORT_INDEX] < asked]
     was_over = len(reports) == len(trial.user_attrs[REPORTS]) and trial.state.is_finished()
     if trial.state == TrialState.FAIL:
         was_over = trial.user_attrs[ERROR]["trials"] <= number

@@ -25,8 +25,8 @@ from typing import Any
 from hpo.cluster import cluster_config
 from hpo.cluster.cluster_config import Config
 from hpo.policy.search_config import SearchConfig, check_name
-from model.common.errors import ConfigError, MachineError, Mistakes
-from model.common.text import visible
+from model.common.errors import ConfigError, ErrorCollector, MachineError
+from model.common.text import sanitize_for_terminal
 from model.config import TrainConfig
 
 _DASHBOARD_PORT = "8265"  # Ray's default
@@ -155,7 +155,7 @@ def launch(
     asked: Mapping[str, Any],
     options: Mapping[str, Sequence[str]],
     *,
-    mistakes: Mistakes | None = None,
+    mistakes: ErrorCollector | None = None,
     wait: bool = False,
 ) -> int:
     """Submit the search as a job of the head, which goes on when this machine is off; gives the exit code.
@@ -164,7 +164,7 @@ def launch(
     request is known to have. Raises ConfigError before anything is contacted, with all mistakes, and for a search whose
     job runs; HeadError, OSError.
     """
-    config, search = _checked(path, name, asked, mistakes or Mistakes())
+    config, search = _checked(path, name, asked, mistakes or ErrorCollector())
     _check_images(search)
     key = _wandb_key() if search.wandb == "online" else None
     with head_of(path, config) as head, _jobs(head, config) as jobs:
@@ -186,7 +186,7 @@ def launch(
 
 
 def _checked(
-    path: Path, name: str, asked: Mapping[str, Any], mistakes: Mistakes
+    path: Path, name: str, asked: Mapping[str, Any], mistakes: ErrorCollector
 ) -> tuple[dict[str, Any], SearchConfig]:
     """What can be known of the request here without reading images. Raises ConfigError."""
     import search_spaces  # noqa: PLC0415 - Optuna and torch
@@ -324,7 +324,7 @@ def _waited(path: Path, config: Config, job: str) -> int:
         else:
             seen = time.monotonic()
             if state["status"] not in _UNENDED:
-                print(visible(f"{job}: {state['message']}"), file=sys.stderr)
+                print(sanitize_for_terminal(f"{job}: {state['message']}"), file=sys.stderr)
                 code = state.get("driver_exit_code")
                 return int(code) if code is not None else {"SUCCEEDED": 0}.get(state["status"], 4)
         time.sleep(_POLL_SECONDS)
@@ -389,7 +389,7 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     from model.export import check_target, put_in_place  # noqa: PLC0415 - torch
     from model.export_quality import verified  # noqa: PLC0415 - scikit-image
 
-    mistakes = Mistakes()
+    mistakes = ErrorCollector()
     with mistakes.collected():
         check_name(name)
     with mistakes.collected():

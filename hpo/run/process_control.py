@@ -1,4 +1,4 @@
-"""Stopping a search that another process runs, and deleting a search."""
+"""ShutdownHandler a search that another process runs, and deleting a search."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from hpo.policy.search_config import SEARCH_FILE
 from hpo.store.layout import LOCK_FILE
-from hpo.store.lease import take
-from hpo.store.lock import has_open, holder, holder_in, locked
+from hpo.store.lease import acquire_lease
+from hpo.store.lock import acquire_lock, has_open, lease_owner, lock_owner
 from hpo.store.object_storage import Storage
-from hpo.store.record import Record, missing
+from hpo.store.record import Record, not_found
 from hpo.views.formatting import command_to_continue
 from model.common.errors import ConfigError, MachineError
 
 _STOP_SECONDS = 60.0
 
 
-def stop(runs: Path, name: str, patience: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
+def stop_search(runs: Path, name: str, patience: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
     """End a search of this machine so that it can be continued; gives what there is to say. Raises ConfigError where it
     cannot be ended from here, MachineError where it does not end."""
     if not Record.exists(runs, name) and not (storage and storage.exists(f"{name}/{SEARCH_FILE}")):
-        raise missing(runs, name)
-    now = holder(runs / name)
+        raise not_found(runs, name)
+    now = lock_owner(runs / name)
     if storage and (now is None or not now.alive):
-        now = holder_in(storage.inside(name))
+        now = lease_owner(storage.inside(name))
     if now is None or now.alive is False:
         return f"{name} is not running"
     if now.alive is None:
@@ -48,16 +48,16 @@ def stop(runs: Path, name: str, patience: float = _STOP_SECONDS, storage: Storag
     return f"{name} is stopped; the search can be continued: {again}"
 
 
-def remove(runs: Path, name: str, storage: Storage | None = None) -> None:
+def delete_search(runs: Path, name: str, storage: Storage | None = None) -> None:
     """Delete a search with all that it found. Raises ConfigError while it is being run; OSError, StorageError."""
     folder = runs / name
     if folder.is_symlink():
         raise ConfigError(f"{folder}: is a link to {folder.resolve()}; delete that by hand")
     if storage:
-        take(storage.inside(name))
+        acquire_lease(storage.inside(name))
         storage.inside(name).remove()
         if not folder.exists():
             return
-    with locked(folder, name):
+    with acquire_lock(folder, name):
         gone = folder.rename(runs / f".{name}~deleted-{os.getpid()}")  # half deleted, it would look damaged
     shutil.rmtree(gone)

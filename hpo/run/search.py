@@ -21,51 +21,51 @@ from rich.console import Console
 
 import search_spaces
 from hpo.cluster import trial_slots
-from hpo.cluster.budget import COST, Spending, Verdict, check, unpriced
+from hpo.cluster.budget import COST, BudgetAction, CostMeter, check_cost_limit, unpriced
 from hpo.policy import leaderboard, pruning, sampling, trial_attributes
 from hpo.policy.estimates import expected_epochs
-from hpo.policy.leaderboard import kept
-from hpo.policy.retry_policy import death_of
+from hpo.policy.leaderboard import kept_trials
+from hpo.policy.retry_policy import classify_failure
 from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name
 from hpo.run import export, on_finish
-from hpo.run.process_control import remove
-from hpo.run.shutdown import HEAD_GONE, Stop, Stopping
-from hpo.search_controller import ATTEMPTS, Conductor, Listener
+from hpo.run.process_control import delete_search
+from hpo.run.shutdown import HEAD_GONE, ShutdownHandler, Stop
+from hpo.search_controller import ATTEMPTS, Listener, SearchController
 from hpo.store import layout, search_results
 from hpo.store.checkpoint_retention import Retention
 from hpo.store.checkpoint_sync import was_trained_with
 from hpo.store.object_storage import Storage, StorageError
-from hpo.store.record import Record, check_free, check_same
-from hpo.store.replication import Copies, found_in, held, nearly_called, opened
+from hpo.store.record import Record, check_compatible, check_free
+from hpo.store.replication import StorageReplicator, acquire, find_search, open_storage, similar_name
 from hpo.store.study_database import StudyAwayError
 from hpo.tune import ray_session
-from hpo.tune.budget_stopper import Purse
-from hpo.tune.errors import DriverError
-from hpo.tune.hang_watchdog import HangWatch
-from hpo.tune.on_demand_fallback import Bridge
-from hpo.tune.preemption import Placement
-from hpo.tune.scheduler import ConductorScheduler, Overhead, overhead
-from hpo.tune.searcher import ConductorSearcher
+from hpo.tune.budget_stopper import CostLimitStopper
+from hpo.tune.errors import FatalDriverError
+from hpo.tune.hang_watchdog import HangWatchdog
+from hpo.tune.on_demand_fallback import OnDemandFallback
+from hpo.tune.preemption import PreemptionHandler
+from hpo.tune.scheduler import ControllerScheduler, Overhead, overhead
+from hpo.tune.searcher import ControllerSearcher
 from hpo.tune.trainable import FinalTraining, Pix2PixTrial, measure
-from hpo.views.formatting import Terminal, collapse_told
+from hpo.views.formatting import Terminal, collapse_message
 from hpo.views.html_report import write_report
 from hpo.views.live_table import Progress, cost
 from model.checkpoint import CheckpointError
-from model.common.errors import ConfigError, MachineError, Mistakes
-from model.common.files import in_words
+from model.common.errors import ConfigError, ErrorCollector, MachineError
+from model.common.files import describe_os_error
 from model.config import TrainConfig
 from model.data.image_folder import check_layout
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export_quality import against_slides, table
 from model.generator import Generator
-from model.metrics import EvalReport, Objective, objective_value, stop_reason
+from model.metrics import EvalReport, Objective, failure_reason, objective_value
 from model.training_run import BEST, LAST, RATES
 
 if TYPE_CHECKING:
     from hpo.tracking.tensorboard import TensorBoard
     from hpo.tracking.wandb_tracker import Tracker
-from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE, EXIT_NOTHING_VALID, EXIT_TO_BE_CONTINUED
+from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE, EXIT_NOTHING_VALID, EXIT_RESUMABLE
 
 NOTHING_VALID = "No trial came to a valid result"
 _WIDE = 32  # channels from which a second thread of a training pays (docs/quality.md)
@@ -77,13 +77,13 @@ class _Context:
     """What every phase of a search needs."""
 
     record: Record
-    copies: Copies
+    copies: StorageReplicator
     images: Images
     images_ref: ray.ObjectRef
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress
-    spending: Spending | None = None  # where the nodes say their prices
+    spending: CostMeter | None = None  # where the nodes say their prices
     tracker: Tracker | None = None
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
@@ -103,13 +103,13 @@ class _Context:
             "allow_cpu": search.allow_cpu,
         }
 
-    def verdict(self, *, final_epochs: int | None = None) -> Verdict:
+    def verdict(self, *, final_epochs: int | None = None) -> BudgetAction:
         """What --max-cost lets the search do."""
         return self.spending.verdict(self.record.trials(), final_epochs=final_epochs) if self.spending else "go on"
 
-    def bridge(self) -> Bridge:
+    def bridge(self) -> OnDemandFallback:
         """Over a drought of spot nodes."""
-        return Bridge(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after)
+        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after)
 
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
@@ -124,7 +124,7 @@ def run_search(
     asked: Mapping[str, Any],
     *,
     address: str | None = None,
-    mistakes: Mistakes | None = None,
+    mistakes: ErrorCollector | None = None,
     quiet: bool = False,
 ) -> int:
     """Start the search `name`, or continue it; asked: options that differ from the defaults or from search.json.
@@ -132,8 +132,8 @@ def run_search(
     address: of its storage. mistakes: those that the request is known to have. Gives the exit code. Raises ConfigError
     before anything is started, with all mistakes; MachineError, OSError.
     """
-    storage, exists, asked = _checked(name, runs, asked, address, mistakes or Mistakes())
-    stopping = Stopping(name, runs, storage.address if storage else None)
+    storage, exists, asked = _checked(name, runs, asked, address, mistakes or ErrorCollector())
+    stopping = ShutdownHandler(name, runs, storage.address if storage else None)
     try:
         # Beside the search's folder, which is there only once the images have been found good.
         with PixelFiles(runs, name) as store:
@@ -143,21 +143,21 @@ def run_search(
 
 
 def _checked(
-    name: str, runs: Path, asked: Mapping[str, Any], address: str | None, mistakes: Mistakes
+    name: str, runs: Path, asked: Mapping[str, Any], address: str | None, mistakes: ErrorCollector
 ) -> tuple[Storage | None, bool, Mapping[str, Any]]:
     """The storage, whether the search exists, and what is asked of it with what it was set to before, once the request
     has no mistake that can be found without reading images. Raises ConfigError, RecordError, StorageError."""
-    storage, found, place = None, None, Mistakes()
+    storage, found, place = None, None, ErrorCollector()
     with place.collected():
         check_name(name)
     with place.collected():
-        storage = opened(address, runs)
+        storage = open_storage(address, runs)
     if not place:
-        found = found_in(runs, name, storage)
+        found = find_search(runs, name, storage)
         with place.collected():
             if not found:
                 check_free(runs / name)
-    if not place and not found and not asked and (like := nearly_called(name, runs, storage)):
+    if not place and not found and not asked and (like := similar_name(name, runs, storage)):
         place.add(
             f"{name}: there is no such search, but there is {like}, which `hpo search {like}` continues. To begin one "
             f"of a name so near, say anything of it, such as --trials {SearchConfig().trials}"
@@ -170,7 +170,7 @@ def _checked(
         search = replace(was, **asked)
     with mistakes.collected():
         if found:
-            check_same(name, *found, asked)
+            check_compatible(name, *found, asked)
     with mistakes.collected():
         base = search.base_config() if search else TrainConfig()
         search_spaces.load(asked.get("space", was.space)).check(base, asked.get("set", was.set))
@@ -181,7 +181,7 @@ def _checked(
         check_layout(asked.get("data", was.data))
     if search:
         with mistakes.collected():
-            ray_session.check(search, is_new=not found)
+            ray_session.check_address(search, is_new=not found)
     mistakes.tell()
     return storage, found is not None, asked
 
@@ -189,7 +189,7 @@ def _checked(
 def _left(error: Exception) -> Stop:
     """The storage or the database is away, or the search is somebody else's."""
     from_ray = getattr(error, "cause", None)  # the final training's
-    return Stop(death_of(error).error if from_ray else str(error), EXIT_TO_BE_CONTINUED)
+    return Stop(classify_failure(error).error if from_ray else str(error), EXIT_RESUMABLE)
 
 
 def _held(
@@ -200,7 +200,7 @@ def _held(
     *,
     exists: bool,
     storage: Storage | None,
-    stopping: Stopping,
+    stopping: ShutdownHandler,
     quiet: bool,
 ) -> int:
     if not exists:
@@ -214,7 +214,7 @@ def _held(
 
     ours = False  # what this driver has begun, and nobody else has taken up
     try:
-        with held(runs, name, storage, over) as copies:
+        with acquire(runs, name, storage, over) as copies:
             record, ours = copies.record, not exists
             if exists:
                 search = replace(record.search, **asked)
@@ -228,11 +228,13 @@ def _held(
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
     except ConfigError:  # such as a cluster's, that has no room for a trial
         if ours and not Record(runs, name).trials():
-            remove(runs, name, storage)
+            delete_search(runs, name, storage)
         raise
 
 
-def _searched(copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping) -> int:
+def _searched(
+    copies: StorageReplicator, space: search_spaces.Space, images: Images, console: Console, stopping: ShutdownHandler
+) -> int:
     record = copies.record
     if search_results.is_exported(record):
         record.here(record.folder / layout.EXPORT)
@@ -249,7 +251,7 @@ def _searched(copies: Copies, space: search_spaces.Space, images: Images, consol
     try:
         code = _until_its_end(copies, space, images, console, stopping)
     except (MachineError, OSError) as error:
-        _finish(record, EXIT_MACHINE, in_words(error) if isinstance(error, OSError) else str(error))
+        _finish(record, EXIT_MACHINE, describe_os_error(error) if isinstance(error, OSError) else str(error))
         raise
     if code in (EXIT_DONE, EXIT_NOTHING_VALID):  # else somebody ended it, and it goes on some day
         _finish(record, code, "exported" if code == EXIT_DONE else NOTHING_VALID)
@@ -257,7 +259,7 @@ def _searched(copies: Copies, space: search_spaces.Space, images: Images, consol
 
 
 def _until_its_end(
-    copies: Copies, space: search_spaces.Space, images: Images, console: Console, stopping: Stopping
+    copies: StorageReplicator, space: search_spaces.Space, images: Images, console: Console, stopping: ShutdownHandler
 ) -> int:
     record = copies.record
     for line in images.told:
@@ -267,7 +269,7 @@ def _until_its_end(
             code = _run(copies, space, images, console, stopping, tracker=tracker)
             _write_report(copies, console)
             return code
-    except ray_session.HalfStartedError:
+    except ray_session.RayHalfStartedError:
         stopping.leave()
     except KeyboardInterrupt:
         return stopping.end()
@@ -278,7 +280,7 @@ def _until_its_end(
     except (RayError, TuneError) as error:
         if isinstance(getattr(error, "cause", None), StorageError):
             return stopping.end(_left(error))
-        death = death_of(error)
+        death = classify_failure(error)
         raise MachineError(death.error if death.then == "stop" else f"Ray failed: {death.error}") from error
 
 
@@ -295,11 +297,11 @@ def _finish(record: Record, code: int, reason: str) -> None:
 
 
 def _run(
-    copies: Copies,
+    copies: StorageReplicator,
     space: search_spaces.Space,
     images: Images,
     console: Console,
-    stopping: Stopping,
+    stopping: ShutdownHandler,
     *,
     tracker: Tracker | None,
 ) -> int:
@@ -349,20 +351,20 @@ def _run(
     return EXIT_DONE
 
 
-def _write_report(copies: Copies, console: Console) -> None:
+def _write_report(copies: StorageReplicator, console: Console) -> None:
     """Whatever happens to it, the search is done."""
     try:
         copies.send(path := write_report(copies.record))
         told = f"Report: {path}"
     except Exception as error:
-        why = in_words(error) if isinstance(error, OSError) else error
+        why = describe_os_error(error) if isinstance(error, OSError) else error
         told = f"No report: {why}. `hpo report {copies.record.name}` tries again"
     console.print(told, highlight=False, soft_wrap=True)
 
 
 def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """What a search needs, looked at before Ray starts. Raises ConfigError."""
-    mistakes, base, space = Mistakes(), search.base_config(), search_spaces.load(search.space)
+    mistakes, base, space = ErrorCollector(), search.base_config(), search_spaces.load(search.space)
     with mistakes.collected():
         images = search.data_config().load(store)
         for sample in space.check(base, search.set)["samples"]:
@@ -410,7 +412,7 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
         expected = search.trials * expected_epochs(search)
         rule = f"weak ones are pruned from epoch {first} on, so that about {expected:.0f} epochs are run"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
-    like = nearly_called(record.name, record.home.parent, None)
+    like = similar_name(record.name, record.home.parent, None)
     begins = f"a new search{f', and not {like}, which is there, too' if like else ''}"
     lines = [
         f"{record.name}: {f'continues with {before} trials on record' if before else begins}",
@@ -431,13 +433,13 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}{where}"])
 
 
-def _spending(record: Record, cluster: trial_slots.Cluster) -> Spending | None:
+def _spending(record: Record, cluster: trial_slots.Cluster) -> CostMeter | None:
     """Where the nodes say their prices, or must. Raises ConfigError."""
     spent, sight = record.notes().get(COST, 0.0), cluster.lookout.sight
-    check(record.search, spent, sight, cluster.growth)
+    check_cost_limit(record.search, spent, sight, cluster.growth)
     if unpriced(sight, cluster.growth):
         return None
-    spending = Spending(record.search, spent, cluster.growth)
+    spending = CostMeter(record.search, spent, cluster.growth)
     cluster.lookout.tells(spending.see)
     if spending.verdict(record.trials()) == "stop" and search_results.winner(record) is None:
         raise ConfigError(
@@ -452,7 +454,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     budget = record.search.time_budget
     listeners, bridge = _listeners(context), context.bridge()
     try:
-        conductor = Conductor(
+        conductor = SearchController(
             record,
             space,
             [context.copies, context.progress, *listeners, *([context.tracker] if context.tracker else [])],
@@ -463,9 +465,9 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         )
         if conductor.trials_left == 0 or context.verdict() == "stop":
             return
-        watch = HangWatch(is_away=lambda: record.storage is not None and record.storage.is_away)
-        placement = Placement(cluster, bridge, context.progress.waits)
-        scheduler = ConductorScheduler(conductor, cluster, watch, placement)
+        watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
+        placement = PreemptionHandler(cluster, bridge, context.progress.waits)
+        scheduler = ControllerScheduler(conductor, cluster, watch, placement)
         context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
@@ -477,7 +479,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}),
             tune_config=tune.TuneConfig(
-                search_alg=ConductorSearcher(conductor, to_ray),
+                search_alg=ControllerSearcher(conductor, to_ray),
                 scheduler=scheduler,
                 num_samples=-1,  # the searcher knows; a trial that died is a sample again
                 max_concurrent_trials=cluster.slots,
@@ -489,12 +491,12 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
                 storage_path=cluster.scratch,
                 verbose=0,
                 callbacks=[watch, placement],
-                stop=Purse(lambda: context.verdict() == "stop", placement.stop_all, context.note_cost),
+                stop=CostLimitStopper(lambda: context.verdict() == "stop", placement.stop_all, context.note_cost),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             ),
         )
         tuner.fit()
-    except DriverError as carrier:
+    except FatalDriverError as carrier:
         raise carrier.error from None
     finally:
         bridge.close()
@@ -549,7 +551,9 @@ def _tensorboard(record: Record) -> TensorBoard | None:
 def _measure_finalists(context: _Context) -> None:
     """The best trials' checkpoints on all validation images: 1,000 of them choose less surely than 5,000."""
     record, trials, search = context.record, context.record.trials(), context.record.search
-    there = kept(trials, search.keep) | {trial.number for trial in trials if trial_attributes.is_open(trial)}
+    there = kept_trials(trials, search.keep) | {
+        trial.number for trial in trials if trial_attributes.is_unfinished(trial)
+    }
     measured: dict[str, dict[str, float]] = {}
     lost: list[int] = []
     while True:
@@ -607,7 +611,7 @@ def _train_final(context: _Context) -> None:
                 return
             record.note(layout.COLLAPSES, [*search_results.collapses(record), event])
             context.copies.now()
-            context.console.print(collapse_told(event), highlight=False, soft_wrap=True)
+            context.console.print(collapse_message(event), highlight=False, soft_wrap=True)
 
 
 def _is_of(event: Mapping[str, Any], number: int, search: SearchConfig) -> bool:
@@ -642,7 +646,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         board.final(reports)
 
     def died_of() -> str | None:
-        return stop_reason(reports, is_last=len(reports) == config.epochs)
+        return failure_reason(reports, is_last=len(reports) == config.epochs)
 
     def goes_on() -> bool:
         left = len(reports) < config.epochs and context.verdict(final_epochs=1) != "stop"

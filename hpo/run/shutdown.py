@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hpo.exit_codes import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_TO_BE_CONTINUED
+from hpo.exit_codes import EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_TERMINATED
 from hpo.views.formatting import command_to_continue
-from model.common.text import visible
+from model.common.text import sanitize_for_terminal
 
 _UNWIND_SECONDS = 5.0  # for tables and trackers; without its head Ray itself can only be left
 
@@ -30,12 +30,12 @@ class Stop:
     code: int
 
 
-HEAD_GONE = Stop("Ray's head is gone", EXIT_TO_BE_CONTINUED)
+HEAD_GONE = Stop("Ray's head is gone", EXIT_RESUMABLE)
 INTERRUPTED, TERMINATED = Stop("Interrupted", EXIT_INTERRUPTED), Stop("Terminated", EXIT_TERMINATED)
 _SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGHUP: TERMINATED}
 
 
-class Stopping:
+class ShutdownHandler:
     """The first reason to stop unwinds the main thread, so that everything is closed; a second signal doesn't wait."""
 
     def __init__(self, name: str, runs: Path, storage: str | None = None) -> None:
@@ -79,7 +79,7 @@ class Stopping:
         if self._stop is HEAD_GONE:
             self.leave()
         stop, message = self._told()
-        print(visible(message), file=sys.stderr)
+        print(sanitize_for_terminal(message), file=sys.stderr)
         return stop.code
 
     def leave(self) -> NoReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from hpo.policy.leaderboard import rank
-from hpo.store.checkpoint_sync import OWNER
+from hpo.store.checkpoint_sync import FENCING_TOKEN
 from hpo.store.record import Record
 from model.training_run import BEST, LAST
 
@@ -34,7 +34,7 @@ class Retention:
         self._ended.add(trial.number)
         folder = self._record.trial_folder(trial.number)
         self._remove(folder / LAST)
-        self._also(folder / OWNER)
+        self._also(folder / FENCING_TOKEN)
         for part in folder.glob(".*"):  # of a process that was killed while it wrote
             _remove(part)
         place = rank(trial)

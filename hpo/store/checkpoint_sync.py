@@ -18,10 +18,10 @@ from model.config import TrainConfig
 from model.training_run import BEST, LAST, RATES, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
-OWNER = "owner"  # file in the storage: generation and token of the attempt that may write beside it
+FENCING_TOKEN = "owner"  # file in the storage: generation and token of the attempt that may write beside it
 
 
-class Workplace:
+class CheckpointSync:
     """Made of a trial's config, in its process. `folder` is where it works."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Workplace:
         other = self._owner_now()
         if other and generation_of(other) > generation_of(self._owner):
             raise StorageError(f"{self._storage}: another driver has taken this search over")
-        self._storage.put(OWNER, self._owner.encode())
+        self._storage.put(FENCING_TOKEN, self._owner.encode())
         for name in (LAST, BEST):
             self._storage.fetch(name, self.folder / name)
             if was_trained_with(self.folder / name, config, RATES if back_to_best and name == BEST else ()):
@@ -95,7 +95,7 @@ class Workplace:
     def _owner_now(self) -> str:
         assert self._storage is not None
         try:
-            owner = self._storage.get(OWNER).decode(errors="replace")
+            owner = self._storage.get(FENCING_TOKEN).decode(errors="replace")
         except FileNotFoundError:
             return ""
         return owner if is_claim(owner) else ""  # one that is damaged is nobody's

@@ -10,15 +10,25 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy.pruning import Decision
-from hpo.policy.trial_attributes import ASKED, BY, CONFIG, DECISION, ERROR, FAILURES, HEARD, MOVES, REPORTS
-from model.common.validation import is_a, wrong_fields
+from hpo.policy.trial_attributes import (
+    CONFIG,
+    DECISION,
+    ERROR,
+    FAILURES,
+    MIGRATIONS,
+    REPORT_INDEX,
+    REPORTS,
+    REPORTS_AT_SUGGESTION,
+    SUGGESTED_BY,
+)
+from model.common.validation import matches_type, wrong_fields
 from model.metrics import EvalReport, Objective, objective_value
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_EVENTS = {FAILURES: "error", MOVES: "why"}
+_EVENTS = {FAILURES: "error", MIGRATIONS: "why"}
 
 
-def of_search(about: Any) -> str:
+def search_file_problem(about: Any) -> str:
     """What of a search.json, its `search` not looked at; empty: nothing."""
     if not isinstance(about, dict):
         return "no mapping"
@@ -44,11 +54,15 @@ def _is_space(space: Any) -> bool:
     )
 
 
-def of_trial(trial: FrozenTrial, objective: Objective) -> str:
+def trial_problem(trial: FrozenTrial, objective: Objective) -> str:
     """Which parts of a trial; empty: none. SQLite has no digests: what is written twice must agree."""
     found, values = trial.user_attrs, trial.intermediate_values
     epochs = _epochs(found.get(REPORTS))
-    wrong = [key for key, of in {CONFIG: dict, BY: str, ASKED: int}.items() if not is_a(found.get(key), of)]
+    wrong = [
+        key
+        for key, of in {CONFIG: dict, SUGGESTED_BY: str, REPORTS_AT_SUGGESTION: int}.items()
+        if not matches_type(found.get(key), of)
+    ]
     wrong += [] if epochs is not None else [REPORTS]
     wrong += [] if epochs is None or _are_of(values, found[REPORTS], objective) else ["values"]
     wrong += [key for key, told in _EVENTS.items() if not _are_events(found.get(key, []), told)]
@@ -68,17 +82,17 @@ def _are_of(values: Mapping[int, Any], reports: Any, objective: Objective) -> bo
 
 
 def _is_finite(value: Any) -> bool:
-    return is_a(value, float) and math.isfinite(value)
+    return matches_type(value, float) and math.isfinite(value)
 
 
 def _epochs(reports: Any) -> list[int] | None:
     """Of the reports of a trial: 1, 2, 3, ...; None where one is damaged."""
     try:
         epochs = [EvalReport.from_dict(report).epoch for report in reports]
-        clocks = [report[key] for report in reports for key in (HEARD, "seconds", "eval_seconds")]
+        clocks = [report[key] for report in reports for key in (REPORT_INDEX, "seconds", "eval_seconds")]
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    is_right = epochs == [*range(1, len(epochs) + 1)] and all(is_a(clock, float) for clock in clocks)
+    is_right = epochs == [*range(1, len(epochs) + 1)] and all(matches_type(clock, float) for clock in clocks)
     return epochs if is_right else None
 
 
@@ -86,13 +100,13 @@ def _are_events(events: Any, told: str) -> bool:
     return isinstance(events, list) and all(_has(event, **{"epoch": int, told: str}) for event in events)
 
 
-def of_measured(value: Any) -> bool:
+def is_bad_measurement(value: Any) -> bool:
     """Whether what was measured of a finalist, or of the final training, is no such thing."""
     others = [value[key] for key in ("ssim", "psnr_db") if key in value] if isinstance(value, Mapping) else []
-    return not _has(value, value=float) or not all(is_a(other, float) for other in others)
+    return not _has(value, value=float) or not all(matches_type(other, float) for other in others)
 
 
-def of_collapse(event: Any) -> bool:
+def is_bad_collapse(event: Any) -> bool:
     """Whether what was noted of a final training's collapse is no such thing."""
     known = {"trial": int, "epochs": int, "epoch": int, "reason": str}
     if not _has(event, **known):
@@ -101,4 +115,4 @@ def of_collapse(event: Any) -> bool:
 
 
 def _has(values: Any, **of: type) -> bool:
-    return isinstance(values, Mapping) and all(is_a(values.get(name), kind) for name, kind in of.items())
+    return isinstance(values, Mapping) and all(matches_type(values.get(name), kind) for name, kind in of.items())

@@ -26,8 +26,8 @@ from model.common.validation import wrong_fields
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0  # between two raises of the counter
-DEAD_SECONDS = 30.0  # of a counter that stands still: six beats
+HEARTBEAT_SECONDS = 5.0  # between two raises of the counter
+EXPIRY_SECONDS = 30.0  # of a counter that stands still: six beats
 _FOLDER = "lease/"
 
 
@@ -101,7 +101,7 @@ class Lease:
 
         def beat() -> None:
             try:
-                while not self._over.wait(BEAT_SECONDS):
+                while not self._over.wait(HEARTBEAT_SECONDS):
                     self._claim = replace(self._claim, counter=self._claim.counter + 1)
                     _write(self._held, self._claim)
             except StorageError as error:
@@ -120,18 +120,18 @@ class Lease:
         self._over.set()
         if not self._storage.is_away:
             if self._beats.is_alive():
-                self._beats.join(BEAT_SECONDS)  # what it writes late would take the release back
+                self._beats.join(HEARTBEAT_SECONDS)  # what it writes late would take the release back
             with suppress(StorageError):
                 _write(self._held, replace(self._claim, released=True))
 
 
-def take(storage: Storage, own: str | None = None) -> Lease:
+def acquire_lease(storage: Storage, own: str | None = None) -> Lease:
     """The lease on the search in this storage. own: the claim of a driver that is known to be dead. Raises ConfigError,
     naming the holder, while another driver lives; StorageError."""
     while True:
-        before = newest(storage)
+        before = newest_claim(storage)
         if before and not before.released and before.name != own:
-            log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, DEAD_SECONDS)
+            log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, EXPIRY_SECONDS)
             if not _has_died(storage, before):
                 continue
         claim = Claim(
@@ -150,7 +150,7 @@ def take(storage: Storage, own: str | None = None) -> Lease:
         time.sleep(random.uniform(0, 1))
 
 
-def newest(storage: Storage) -> Claim | None:
+def newest_claim(storage: Storage) -> Claim | None:
     """The claim that counts."""
     while names := _names(storage):
         claim = _read(storage, max(names, key=generation_of))
@@ -163,15 +163,15 @@ def _has_died(storage: Storage, claim: Claim) -> bool:
     """Whether its counter stands still for so long, all the while that the storage answers; not where another claim
     counts meanwhile: it was one of two at once, and was taken back. Raises ConfigError while its holder lives."""
     last, since = claim, time.monotonic()
-    while time.monotonic() - since < DEAD_SECONDS:
+    while time.monotonic() - since < EXPIRY_SECONDS:
         asked = time.monotonic()
-        time.sleep(min(BEAT_SECONDS, DEAD_SECONDS) / 5)
-        now = newest(storage)
+        time.sleep(min(HEARTBEAT_SECONDS, EXPIRY_SECONDS) / 5)
+        now = newest_claim(storage)
         if now is None or now.name != claim.name or now.released:
             return False
         if now.counter != last.counter:
             raise ConfigError(f"{storage}: is being run by {now}")
-        if time.monotonic() - asked > DEAD_SECONDS / 3:  # away: its holder could not raise it either
+        if time.monotonic() - asked > EXPIRY_SECONDS / 3:  # away: its holder could not raise it either
             since = time.monotonic()
     return True
 

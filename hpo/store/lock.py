@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import IO
 
 from hpo.store.layout import LOCK_FILE
-from hpo.store.lease import newest
+from hpo.store.lease import newest_claim
 from hpo.store.object_storage import Storage
 from model.common.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Holder:
+class LockOwner:
     """The process that took the lock last."""
 
     pid: int
@@ -28,7 +28,7 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 
-def holder(folder: Path) -> Holder | None:
+def lock_owner(folder: Path) -> LockOwner | None:
     """Of the search in a folder; None: it never ran. To try the lock would turn away a driver that starts just then."""
     path = folder / LOCK_FILE
     try:
@@ -38,13 +38,13 @@ def holder(folder: Path) -> Holder | None:
     if not found:
         return None
     pid, host = int(found[1]), found[2]
-    return Holder(pid=pid, host=host, alive=has_open(pid, path) if host == socket.gethostname() else None)
+    return LockOwner(pid=pid, host=host, alive=has_open(pid, path) if host == socket.gethostname() else None)
 
 
-def holder_in(storage: Storage) -> Holder | None:
+def lease_owner(storage: Storage) -> LockOwner | None:
     """Of the search in a storage; None: it never ran."""
-    claim = newest(storage)
-    return Holder(pid=claim.pid, host=claim.host, alive=False if claim.released else None) if claim else None
+    claim = newest_claim(storage)
+    return LockOwner(pid=claim.pid, host=claim.host, alive=False if claim.released else None) if claim else None
 
 
 def has_open(pid: int, path: Path) -> bool:
@@ -64,7 +64,7 @@ def has_open(pid: int, path: Path) -> bool:
     return False
 
 
-def locked(folder: Path, name: str) -> IO[str]:
+def acquire_lock(folder: Path, name: str) -> IO[str]:
     """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
     lock = (folder / LOCK_FILE).open("a+", errors="replace")
     try:

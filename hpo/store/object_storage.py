@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from model.common import s3
 from model.common.errors import ConfigError, MachineError
-from model.common.files import no_folder, unwritable
+from model.common.files import folder_problem, write_problem
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 300.0  # seconds that a search waits for its storage
-LOOKING = 20.0  # and who only looks
+TIMEOUT_SECONDS = 300.0  # seconds that a search waits for its storage
+READ_TIMEOUT_SECONDS = 20.0  # and who only looks
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, doubled each time
 _TOLD_SECONDS = 30.0  # between two words about it: one that can be read and not written is away and back all the time
 _CHUNK = 1 << 24  # bytes of a request
@@ -79,7 +79,12 @@ class Storage:
     """
 
     def __init__(
-        self, address: str, *, patience: float = PATIENCE, below: str = "", guard: Callable[[], None] | None = None
+        self,
+        address: str,
+        *,
+        patience: float = TIMEOUT_SECONDS,
+        below: str = "",
+        guard: Callable[[], None] | None = None,
     ) -> None:
         """Raises ConfigError for what is no address; nobody is asked."""
         if re.match(r"[a-z0-9]+:/", address) and not address.startswith("s3://"):
@@ -327,7 +332,7 @@ class Storage:
 def _check_folder(folder: Path, writes: bool) -> None:
     """Waiting does not mend what is no folder. Raises ConfigError."""
     with suppress(OSError):  # of a mount that may come back
-        if wrong := unwritable(folder) if writes else no_folder(folder):
+        if wrong := write_problem(folder) if writes else folder_problem(folder):
             raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
 
 

@@ -23,19 +23,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo.policy import plugins
-from hpo.policy.pruning import Decision, judge
+from hpo.policy.pruning import Decision, decide_pruning
 from hpo.policy.sampling import Suggestion
 from hpo.policy.search_config import CHANGEABLE, SEARCH_FILE, SearchConfig, check_name, is_name
-from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, HEARD, KEPT, MOVES, NODE, REPORTS
+from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, MIGRATIONS, NODE, REPORT_INDEX, REPORTS
 from hpo.store import integrity
 from hpo.store.layout import LOCK_FILE, STUDY_FILE
-from hpo.store.lock import locked
+from hpo.store.lock import acquire_lock
 from hpo.store.object_storage import Storage
-from hpo.store.study_database import Study, check_file, file_url, told
+from hpo.store.study_database import Study, check_file, describe_error, file_url
 from model.common.errors import ConfigError, MachineError
-from model.common.files import check_writable, in_words, write_atomically
+from model.common.files import check_writable, describe_os_error, write_atomically
 from model.common.git import git_commit
-from model.common.text import nearest
+from model.common.text import did_you_mean
 from model.metrics import EvalReport, objective_value
 
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
@@ -76,9 +76,9 @@ class Record:
     def _read_search(self) -> None:
         path = self.folder / SEARCH_FILE
         try:
-            self.about, self.search = understood(path.read_bytes(), path)
+            self.about, self.search = parse_search_file(path.read_bytes(), path)
         except (FileNotFoundError, NotADirectoryError):
-            raise missing(self.folder.parent, self.name) from None
+            raise not_found(self.folder.parent, self.name) from None
         self.id: str = self.about["id"]
 
     def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
@@ -105,7 +105,7 @@ class Record:
         while trials and trials[-1].state == TrialState.WAITING:
             trials.pop()
         for place, trial in enumerate(trials):
-            if wrong := "number" if trial.number != place else integrity.of_trial(trial, self.search.objective):
+            if wrong := "number" if trial.number != place else integrity.trial_problem(trial, self.search.objective):
                 raise DamagedError(f"{self.study_place}: damaged (trial {place}: its {wrong}); {self._remedy}")
         return trials
 
@@ -119,7 +119,7 @@ class Record:
         except Exception as error:
             if not isinstance(error, (*_DATABASE_ERRORS, *others)):
                 raise
-            why = told(error)
+            why = describe_error(error)
             if "readonly database" in why and self._read_only:  # a journal is left, and must not be played back
                 raise RecordError(
                     f"{self.study_place}: its driver died while it wrote; `hpo show {self.name}` mends that"
@@ -160,7 +160,7 @@ class Record:
         }
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        with closing(locked(folder, name)):
+        with closing(acquire_lock(folder, name)):
             if (folder / SEARCH_FILE).exists():  # since who asked for it looked
                 raise ConfigError(f"{name}: another driver has just begun it; leave its options out to continue it")
             try:
@@ -180,7 +180,7 @@ class Record:
         """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
         was = self.search.as_dict()
         now = SearchConfig(**{**was, **asked}).as_dict()
-        check_same(self.name, self.about, self.search, asked)
+        check_compatible(self.name, self.about, self.search, asked)
         if now != was:
             self.search = SearchConfig(**now)
             self.about["search"] = now
@@ -252,12 +252,12 @@ class Record:
         reports = trial.user_attrs[REPORTS]
         if report.epoch != len(reports) + 1:
             raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
-        told = [*reports, {**report.as_dict(), HEARD: self._reports_heard(), **({NODE: node} if node else {})}]
+        told = [*reports, {**report.as_dict(), REPORT_INDEX: self._reports_heard(), **({NODE: node} if node else {})}]
         value = objective_value(report.ssim, report.psnr_db, self.search.objective)
         trial.user_attrs = {**trial.user_attrs, REPORTS: told}
         trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}
         trials = [*self._trials[:number], trial, *self._trials[number + 1 :]]
-        decision = judge(trials, number, report.epoch, self.search)
+        decision = decide_pruning(trials, number, report.epoch, self.search)
         if decision.kept:
             told[-1][KEPT] = decision.kept
         if decision.action != "go on":
@@ -273,7 +273,7 @@ class Record:
 
     def add_move(self, number: int, why: str) -> int:
         """As above, where its node was taken."""
-        return self._append(number, MOVES, {"why": why})
+        return self._append(number, MIGRATIONS, {"why": why})
 
     def _append(self, number: int, key: str, event: Mapping[str, str]) -> int:
         trial = copy.copy(self._trials[number])
@@ -317,9 +317,9 @@ def _end_of(trial: FrozenTrial) -> datetime:
 
 def _unusable(place: str, error: Exception) -> RecordError:
     """For reasons that are not in the study itself."""
-    why = told(error)
+    why = describe_error(error)
     if "disk is full" in why:
-        return RecordError(in_words(OSError(errno.ENOSPC, "", place)))
+        return RecordError(describe_os_error(OSError(errno.ENOSPC, "", place)))
     if "locked" in why:
         return RecordError(f"{place}: held by another process ({why})")
     return RecordError(f"{place}: cannot be written or read ({why})")
@@ -331,12 +331,12 @@ def read_about(content: bytes, where: object) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{where}: damaged ({error})") from error
-    if wrong := integrity.of_search(about):
+    if wrong := integrity.search_file_problem(about):
         raise DamagedError(f"{where}: damaged ({wrong})")
     return about
 
 
-def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchConfig]:
+def parse_search_file(content: bytes, where: object) -> tuple[dict[str, Any], SearchConfig]:
     """The same, and what it asks for. Raises DamagedError."""
     about = read_about(content, where)
     try:
@@ -345,7 +345,7 @@ def understood(content: bytes, where: object) -> tuple[dict[str, Any], SearchCon
         raise DamagedError(f"{where}: damaged ({error})") from error
 
 
-def check_same(name: str, about: Mapping[str, Any], search: SearchConfig, asked: Mapping[str, Any]) -> None:
+def check_compatible(name: str, about: Mapping[str, Any], search: SearchConfig, asked: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the difference, where a search that exists is asked to be another."""
     was = search.as_dict()
     files: Mapping[str, str] = about.get("files", {})  # of the options that may move, but not change
@@ -395,12 +395,12 @@ def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -
     return file_url(folder / STUDY_FILE, read_only=read_only), about["name"]
 
 
-def missing(runs: Path, name: str) -> ConfigError:
+def not_found(runs: Path, name: str) -> ConfigError:
     """The error for it, with the nearest that is there."""
-    return not_in(str(runs), name, list_names(runs))
+    return not_found_in(str(runs), name, list_names(runs))
 
 
-def not_in(where: str, name: str, names: list[str]) -> ConfigError:
+def not_found_in(where: str, name: str, names: list[str]) -> ConfigError:
     """The same, for any place where searches are."""
-    others = nearest(name, names) if names else "There are none yet; `hpo search NAME` starts one."
+    others = did_you_mean(name, names) if names else "There are none yet; `hpo search NAME` starts one."
     return ConfigError(f"{name}: no such search in {where}. {others}")

@@ -24,9 +24,18 @@ from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name, is_n
 from hpo.store import lease
 from hpo.store.layout import EXPORT, FINAL, STATUS_FILE, STUDY_FILE
 from hpo.store.lease import Lease, generation_of, is_claim
-from hpo.store.lock import locked
-from hpo.store.object_storage import LOOKING, PATIENCE, Storage, StorageError
-from hpo.store.record import DamagedError, Record, RecordError, list_names, missing, not_in, read_about, understood
+from hpo.store.lock import acquire_lock
+from hpo.store.object_storage import READ_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Storage, StorageError
+from hpo.store.record import (
+    DamagedError,
+    Record,
+    RecordError,
+    list_names,
+    not_found,
+    not_found_in,
+    parse_search_file,
+    read_about,
+)
 from model.common.errors import ConfigError
 from model.common.files import write_atomically
 from model.denoise import MANIFEST
@@ -41,33 +50,33 @@ _LONGER = 60.0  # seconds: a trial's patience beyond the driver's
 _MANY = 20  # files to be deleted: a listing tells which are there at all
 
 
-def opened(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
+def open_storage(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
     """The storage at an address, once it is known to be there. looks: who asks does not run a search there. Raises
     ConfigError, StorageError."""
     if address is None:
         return None
-    storage = Storage(address, patience=LOOKING if looks else PATIENCE)
+    storage = Storage(address, patience=READ_TIMEOUT_SECONDS if looks else TIMEOUT_SECONDS)
     if not storage.is_s3 and Path(storage.address).resolve() == runs.resolve():
         raise ConfigError(f"storage={address}: is --runs itself; copies that outlive this folder belong elsewhere")
     storage.check(writes=not looks)
     return storage
 
 
-def found_in(runs: Path, name: str, storage: Storage | None) -> tuple[dict[str, Any], SearchConfig] | None:
+def find_search(runs: Path, name: str, storage: Storage | None) -> tuple[dict[str, Any], SearchConfig] | None:
     """The search.json of a search and what it asks for, as the next driver finds it; None: there is no such search.
     Raises RecordError, StorageError."""
     stored = f"{check_name(name)}/{SEARCH_FILE}"
     if storage and storage.exists(stored):
-        return understood(storage.get(stored), f"{storage}/{stored}")
+        return parse_search_file(storage.get(stored), f"{storage}/{stored}")
     path = runs / name / SEARCH_FILE
-    return understood(path.read_bytes(), path) if path.exists() else None
+    return parse_search_file(path.read_bytes(), path) if path.exists() else None
 
 
 # --- from the storage -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def looking(
+def open_read_only(
     runs: Path, name: str, storage: Storage | None, *, read_only: bool = False, waits: bool = False
 ) -> Iterator[Record]:
     """The record, for who doesn't run the search: with a storage from there alone, into a folder that goes at the end.
@@ -78,26 +87,26 @@ def looking(
         yield Record(runs, name, read_only=read_only, waits=waits)
         return
     if not storage.exists(f"{name}/{SEARCH_FILE}"):
-        raise not_in(storage.address, name, names_in(storage))
+        raise not_found_in(storage.address, name, search_names(storage))
     with tempfile.TemporaryDirectory(prefix="pix2pix-search-") as folder:
-        bring(inside := storage.inside(name), Path(folder) / name)
+        download(inside := storage.inside(name), Path(folder) / name)
         record = Record(Path(folder), name, read_only=read_only, waits=waits, storage=inside)
-        record.home, record.bring = runs / name, lambda: bring(inside, record.folder)
+        record.home, record.bring = runs / name, lambda: download(inside, record.folder)
         yield record
 
 
-def names_in(storage: Storage) -> list[str]:
+def search_names(storage: Storage) -> list[str]:
     """The searches in a storage."""
     return [name for name in storage.folders() if is_name(name) and storage.exists(f"{name}/{SEARCH_FILE}")]
 
 
-def nearly_called(name: str, runs: Path, storage: Storage | None) -> str | None:
+def similar_name(name: str, runs: Path, storage: Storage | None) -> str | None:
     """Another search whose name was perhaps meant: two letters of five exchanged, but not exp1 and exp2."""
-    others = {*list_names(runs), *(names_in(storage) if storage else ())} - {name}
+    others = {*list_names(runs), *(search_names(storage) if storage else ())} - {name}
     return next(iter(difflib.get_close_matches(name, sorted(others), n=1, cutoff=0.8)), None)
 
 
-def bring(storage: Storage, folder: Path) -> None:
+def download(storage: Storage, folder: Path) -> None:
     """The newest copy of the record, into a folder that no driver uses. Raises RecordError, StorageError."""
     storage.fetch(SEARCH_FILE, folder / SEARCH_FILE)
     if _is_served(folder):
@@ -120,7 +129,9 @@ def _studies(storage: Storage) -> list[str]:
 
 
 @contextmanager
-def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[StorageError], None]) -> Iterator[Copies]:
+def acquire(
+    runs: Path, name: str, storage: Storage | None, when_over: Callable[[StorageError], None]
+) -> Iterator[StorageReplicator]:
     """For who runs the search: nobody else does, here or elsewhere, until the `with` ends.
 
     A folder whose last driver was also the storage's last is ahead of the storage and stays; any other is replaced; a
@@ -130,16 +141,16 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
     folder = runs / check_name(name)
     own = _check_own(folder, storage)
     if not Record.exists(runs, name) and not (storage and storage.exists(f"{name}/{SEARCH_FILE}")):
-        raise not_in(storage.address, name, names_in(storage)) if storage else missing(runs, name)
+        raise not_found_in(storage.address, name, search_names(storage)) if storage else not_found(runs, name)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(locked(folder, name))
+        stack.enter_context(acquire_lock(folder, name))
         if storage is None:
-            yield Copies(Record(runs, name, waits=True), None, when_over)
+            yield StorageReplicator(Record(runs, name, waits=True), None, when_over)
             return
         inside = storage.inside(name)
         inside.create()
-        taken = lease.take(inside, own)
+        taken = lease.acquire_lease(inside, own)
         stack.callback(taken.release)
         taken.keep(when_over)
         guarded = inside.inside("", taken.check)
@@ -150,11 +161,11 @@ def held(runs: Path, name: str, storage: Storage | None, when_over: Callable[[St
         elif _id(folder) not in (None, read_about(inside.get(SEARCH_FILE), f"{inside}/{SEARCH_FILE}")["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
         elif own is None or taken.before is None or taken.before.name != own:
-            bring(inside, folder)
+            download(inside, folder)
         else:
             _replace_damaged(inside, folder)
         write_atomically(folder / _OF, json.dumps({"address": storage.address, "claim": taken.name}).encode())
-        yield Copies(Record(runs, name, waits=True, storage=guarded), taken, when_over)
+        yield StorageReplicator(Record(runs, name, waits=True, storage=guarded), taken, when_over)
 
 
 def _replace_damaged(storage: Storage, folder: Path) -> None:
@@ -169,7 +180,7 @@ def _replace_damaged(storage: Storage, folder: Path) -> None:
         log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", error, study, storage)
         if study.exists():
             study.replace(f"{study}.damaged")
-        bring(storage, folder)
+        download(storage, folder)
 
 
 def _check_own(folder: Path, storage: Storage | None = None) -> str | None:
@@ -224,7 +235,7 @@ def _study(folder: Path) -> bytes:
         return copy.serialize()
 
 
-class Copies:
+class StorageReplicator:
     """A listener, the first one: the storage has each trial before it is handed out, and its reports soon after.
 
     Its methods raise StorageError; its thread calls when_over with it. Without a storage nothing is done.
@@ -238,7 +249,7 @@ class Copies:
         self._thread = threading.Thread(target=self._work, name="copies", daemon=True)
         self._status = b""
 
-    def __enter__(self) -> Copies:
+    def __enter__(self) -> StorageReplicator:
         if self._storage:
             before = _studies(self._storage)
             self.send(self.record.folder / SEARCH_FILE)
@@ -256,7 +267,7 @@ class Copies:
             self._thread.join(_CLOSE_SECONDS)
 
     def config(self, folder: str) -> dict[str, Any] | None:
-        """For the process of a training with this folder: hpo.store.checkpoint_sync.Workplace."""
+        """For the process of a training with this folder: hpo.store.checkpoint_sync.CheckpointSync."""
         if self._storage is None or self._lease is None:
             return None
         patience = self._storage.patience + _LONGER  # the driver is the first to give up

@@ -11,12 +11,12 @@ from optuna.trial import FrozenTrial
 from hpo.policy import pruning
 from hpo.policy.leaderboard import finalists, leaderboard
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import ASKED, BY, DECISION, ERROR, FAILURES, MOVES
+from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.store import integrity
 from hpo.store.layout import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST
 from hpo.store.record import Record, RecordError
 from model.common.errors import ConfigError
-from model.common.validation import is_a
+from model.common.validation import matches_type
 from model.data.image_sets import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 
@@ -34,7 +34,7 @@ def ranked(record: Record) -> list[int]:
 def lost(notes: Mapping[str, Any]) -> list[int]:
     """Trials that cannot win. Raises RecordError."""
     found = notes.get(LOST, [])
-    if not isinstance(found, list) or not all(is_a(number, int) for number in found):
+    if not isinstance(found, list) or not all(matches_type(number, int) for number in found):
         raise RecordError(f"the search's note {LOST}: damaged")
     return found
 
@@ -42,7 +42,7 @@ def lost(notes: Mapping[str, Any]) -> list[int]:
 def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """By the number of the trial. Raises RecordError."""
     measured = notes.get(FINALISTS, {})
-    if not isinstance(measured, dict) or any(map(integrity.of_measured, measured.values())):
+    if not isinstance(measured, dict) or any(map(integrity.is_bad_measurement, measured.values())):
         raise RecordError(f"the search's note {FINALISTS}: damaged")
     return measured
 
@@ -50,7 +50,7 @@ def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def final_of(record: Record) -> dict[str, Any] | None:
     """What the final training came to, and of which trial's configuration. Raises RecordError."""
     final: dict[str, Any] | None = record.notes().get(FINAL)
-    if final and (integrity.of_measured(final) or not is_a(final.get("trial"), int)):
+    if final and (integrity.is_bad_measurement(final) or not matches_type(final.get("trial"), int)):
         raise RecordError(f"the search's note {FINAL}: damaged")
     return final or None
 
@@ -62,7 +62,7 @@ def collapses(record: Record) -> list[dict[str, Any]]:
     lr_d: the epoch that it went back to and the rates from there on, None where it was given up.
     """
     found: list[dict[str, Any]] = record.notes().get(COLLAPSES, [])
-    if not isinstance(found, list) or any(map(integrity.of_collapse, found)):
+    if not isinstance(found, list) or any(map(integrity.is_bad_collapse, found)):
         raise RecordError(f"the search's note {COLLAPSES}: damaged")
     return found
 
@@ -104,18 +104,18 @@ def decisions(record: Record) -> dict[str, Any]:
 
 
 def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchConfig) -> dict[str, Any]:
-    taken = [asdict(decision) for decision in pruning.judgements(trials, trial.number, search)]
+    taken = [asdict(decision) for decision in pruning.replay_decisions(trials, trial.number, search)]
     recorded = trial.user_attrs.get(DECISION)
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "suggested_by": trial.user_attrs.get(BY),
-        "suggested_after_reports": trial.user_attrs[ASKED],
+        "suggested_by": trial.user_attrs.get(SUGGESTED_BY),
+        "suggested_after_reports": trial.user_attrs[REPORTS_AT_SUGGESTION],
         "decisions": [decision for decision in taken if decision["reason"] != "not compared"],
         "recorded": recorded,
         "agrees": recorded is None or recorded.items() <= taken[-1].items(),  # an older one lacks `places`
         "failures": trial.user_attrs.get(FAILURES, []),
-        "moves": trial.user_attrs.get(MOVES, []),
+        "moves": trial.user_attrs.get(MIGRATIONS, []),
         "error": trial.user_attrs.get(ERROR, {}).get("text"),
     }
 

@@ -35,7 +35,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-PATIENCE_SECONDS = 300.0
+TIMEOUT_SECONDS = 300.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between two tries; each pause is twice the last
 _LOCKED_SECONDS = 60  # SQLite's patience with another process; its default is 5
 _SERVER = "postgresql:"
@@ -75,7 +75,7 @@ class Study:
 
     def __init__(self, url: str, name: str, *, read_only: bool = False, waits: bool = False) -> None:
         self._url, self._is_served = url, url.startswith(_SERVER)
-        self._patience = PATIENCE_SECONDS if waits else 0.0
+        self._patience = TIMEOUT_SECONDS if waits else 0.0
         self._storage = self._answered(lambda _: _storage(url, read_only))
         self._id = self._answered(lambda _: self._storage.get_study_id_from_name(name))
 
@@ -91,7 +91,7 @@ class Study:
         except (SQLAlchemyError, StorageInternalError) as error:
             if not url.startswith(_SERVER):
                 raise
-            raise ConfigError(f"study_url={url}: {told(error)}") from error
+            raise ConfigError(f"study_url={url}: {describe_error(error)}") from error
 
     def trials(self) -> list[FrozenTrial]:
         """As they are on disk, by number."""
@@ -197,11 +197,11 @@ class Study:
                 if not self._is_served or not _is_away(error):
                     raise
                 if since is None and self._patience:
-                    log.warning("%s: %s; waiting, %g s at most", self._url, told(error), self._patience)
+                    log.warning("%s: %s; waiting, %g s at most", self._url, describe_error(error), self._patience)
                 since = since or time.monotonic()
                 if time.monotonic() - since >= self._patience:
                     self._patience = 0.0  # who still closes things down does not wait again
-                    raise StudyAwayError(f"{self._url}: {told(error)}") from error
+                    raise StudyAwayError(f"{self._url}: {describe_error(error)}") from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         if since is not None:
@@ -235,7 +235,7 @@ def _is_away(error: BaseException) -> bool:
     )
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error of SQLAlchemy or of Optuna's storage in a line, in the database's own words."""
     cause = _of_the_driver(error)
     said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip().partition("\n")[0]

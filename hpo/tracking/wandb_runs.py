@@ -28,14 +28,14 @@ from hpo.policy.trial_attributes import CONFIG
 from hpo.store import search_results
 from hpo.store.layout import EXPORT, FINAL
 from hpo.store.record import Record
-from hpo.views.formatting import collapse_told
+from hpo.views.formatting import collapse_message
 from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError
 from model.data.image_files import ImageError, read_image
 from model.denoise import verify_files
 from model.export import STRIP_FILE
 from model.metrics import EvalReport
-from model.training_run import LAST, is_shown, strip_name
+from model.training_run import LAST, should_log_images, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class _Run:
 
 
 @dataclass
-class Runs:
+class WandbRuns:
     """One run for each trial, and one for each export. One thread uses it.
 
     finish_seconds: for what is left of a run to be sent when it ends.
@@ -203,7 +203,7 @@ class Runs:
             for what, row in rows.items():
                 opened.run.summary.update({f"{split}/{what}/{name}": float(value) for name, value in row.items()})
         if collapses := search_results.collapses(record):
-            told = "\n".join(map(collapse_told, collapses))
+            told = "\n".join(map(collapse_message, collapses))
             opened.run.summary.update({"final/collapses": len(collapses), "final/what_happened": told})
         self._log_generator(opened.run, manifest)
         self._end(opened)
@@ -302,7 +302,7 @@ class Runs:
                 "images_per_second": report.images_per_second,
                 **report.curves(),
             }
-            if is_shown(report.epoch, last=ended and report is reports[-1]):
+            if should_log_images(report.epoch, last=ended and report is reports[-1]):
                 strip = _picture(self.record.here(folder / strip_name(report.epoch)))
                 if strip:
                     row["val/strip"] = wandb.Image(strip, caption=_STRIP)

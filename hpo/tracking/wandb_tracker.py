@@ -15,7 +15,7 @@ from contextlib import suppress
 from optuna.trial import FrozenTrial
 
 from hpo.store.record import Record
-from hpo.tracking.wandb_runs import Runs
+from hpo.tracking.wandb_runs import WandbRuns
 from model.common.errors import MachineError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Tracker:
 
     def __init__(self, record: Record, say: Callable[[str], None] = lambda _: None) -> None:
         self._record, self._say = record, say
-        self._runs = Runs(record, online=record.search.wandb == "online", finish_seconds=_FINISH_SECONDS)
+        self._runs = WandbRuns(record, online=record.search.wandb == "online", finish_seconds=_FINISH_SECONDS)
         self._patience = _CLOSE_SECONDS
         self._closing, self._over = threading.Event(), False
         self._exported = False
@@ -110,7 +110,7 @@ def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
     """Send what W&B lacks of a search that nobody runs now; gives how many runs, and where they are. To be logged in
     is the caller's. Raises MachineError at the first failure, with how far it came.
     """
-    runs = Runs(record, online=True, finish_seconds=_SYNC_SECONDS)
+    runs = WandbRuns(record, online=True, finish_seconds=_SYNC_SECONDS)
     trials = record.trials()
     try:
         for trial in trials:

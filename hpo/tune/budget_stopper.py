@@ -8,13 +8,13 @@ from typing import Any
 
 from ray import tune
 
-from hpo.tune.errors import hook
+from hpo.tune.errors import propagate_errors
 
 _LOOK_SECONDS = 1.0
 _NOTE_SECONDS = 60.0
 
 
-class Purse(tune.Stopper):  # type: ignore[misc]
+class CostLimitStopper(tune.Stopper):  # type: ignore[misc]
     """is_empty: asked once a second; end: stops what runs; note: called once a minute."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Purse(tune.Stopper):  # type: ignore[misc]
         """One trial alone is none of its business."""
         return False
 
-    @hook
+    @propagate_errors
     def stop_all(self) -> bool:
         """Ray's loop came round. Of its own Tune would let each trial end its epoch, however long that takes."""
         now = self._clock()

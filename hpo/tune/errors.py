@@ -10,14 +10,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class DriverError(BaseException):
+class FatalDriverError(BaseException):
     """Carries an error of ours through Tune: that takes an Exception for the trial's, and goes on."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
-def hook(method: Callable[P, R]) -> Callable[P, R]:
+def propagate_errors(method: Callable[P, R]) -> Callable[P, R]:
     """The method, with its errors carried."""
 
     @functools.wraps(method)
@@ -25,6 +25,6 @@ def hook(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except Exception as error:
-            raise DriverError(error) from error
+            raise FatalDriverError(error) from error
 
     return call

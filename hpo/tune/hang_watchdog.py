@@ -10,12 +10,12 @@ from typing import Any
 import ray
 from ray import tune
 
-from hpo.tune.errors import hook
+from hpo.tune.errors import propagate_errors
 
 _AWAY_SECONDS = 10.0  # between two looks: the driver itself was stopped, and what trials reported is not read yet
 
 
-class HangWatch(tune.Callback):  # type: ignore[misc]
+class HangWatchdog(tune.Callback):  # type: ignore[misc]
     """From its start on, which Ray tells when its process is there, a trial is expected to report."""
 
     def __init__(
@@ -23,17 +23,17 @@ class HangWatch(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """is_away: whether the storage is, for which they all wait."""
         self._clock, self._looked, self._is_away = clock, clock(), is_away
-        self._paces: dict[int, Pace] = {}
+        self._paces: dict[int, TrialTiming] = {}
         self._slowest_first: float | None = None
         self.hung: dict[int, str] = {}  # killed for it, with the words for it
 
-    @hook
+    @propagate_errors
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """An attempt."""
-        self._paces[trial.config["number"]] = Pace(self._clock())
+        self._paces[trial.config["number"]] = TrialTiming(self._clock())
         self.hung.pop(trial.config["number"], None)
 
-    @hook
+    @propagate_errors
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
@@ -44,7 +44,7 @@ class HangWatch(tune.Callback):  # type: ignore[misc]
         epochs.append(result["step_seconds"])  # with the way into the storage
         if pace.slowest is None:
             self._slowest_first = max(self._slowest_first or 0.0, now - pace.since, epochs[0])
-        self._paces[number] = Pace(now, max(epochs))
+        self._paces[number] = TrialTiming(now, max(epochs))
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Nothing more to expect."""
@@ -54,14 +54,16 @@ class HangWatch(tune.Callback):  # type: ignore[misc]
         """As above."""
         self._paces.pop(trial.config["number"], None)
 
-    @hook
+    @propagate_errors
     def on_step_end(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
         """Ray's loop came round: ten times a second, or more often."""
         now = self._clock()
         since, self._looked = now - self._looked, now
         if since > _AWAY_SECONDS or self._is_away():
-            self._paces = {number: Pace(pace.since + since, pace.slowest) for number, pace in self._paces.items()}
-        late = overdue(self._paces, self._slowest_first, now)
+            self._paces = {
+                number: TrialTiming(pace.since + since, pace.slowest) for number, pace in self._paces.items()
+            }
+        late = find_hung(self._paces, self._slowest_first, now)
         for trial in trials if late else ():
             number = trial.config["number"]
             if number in late and trial.status == "RUNNING":
@@ -79,22 +81,22 @@ UNKNOWN_SECONDS = 600.0  # while no epoch of any trial was seen
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class TrialTiming:
     """Of a running trial."""
 
     since: float  # its last report, or its start
     slowest: float | None = None  # seconds of its slowest epoch; None before the first
 
 
-def limit(pace: Pace, slowest_first: float | None) -> float:
+def hang_timeout(pace: TrialTiming, slowest_first: float | None) -> float:
     """Seconds without a report after which it hangs. slowest_first: of all trials' first reports, set-up included."""
     expected = slowest_first if pace.slowest is None else pace.slowest
     return UNKNOWN_SECONDS if expected is None else max(FLOOR_SECONDS, FACTOR * expected)
 
 
-def overdue(paces: Mapping[int, Pace], slowest_first: float | None, now: float) -> dict[int, str]:
+def find_hung(paces: Mapping[int, TrialTiming], slowest_first: float | None, now: float) -> dict[int, str]:
     """Which trials hang, and the words for it."""
-    limits = {number: limit(pace, slowest_first) for number, pace in paces.items()}
+    limits = {number: hang_timeout(pace, slowest_first) for number, pace in paces.items()}
     return {
         number: f"hung: no report for {seconds:.0f} s"
         for number, seconds in limits.items()

@@ -12,13 +12,13 @@ from ray.autoscaler.sdk import request_resources
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT
-from hpo.cluster.fallback_policy import Drought, drought, to_return
+from hpo.cluster.fallback_policy import SpotShortage, node_to_release, update_shortage
 from hpo.cluster.trial_slots import Cluster
 
 SPOT_IS_BACK = "spot nodes are back"
 
 
-class Bridge:
+class OnDemandFallback:
     """Of a driver. say: a line for what happens; patience: seconds of a drought. Where the cluster has nothing to fall
     back to it does nothing."""
 
@@ -30,7 +30,7 @@ class Bridge:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster, self._say, self._patience, self._clock = cluster, say, patience, clock
-        self._state = Drought()
+        self._state = SpotShortage()
         self._asked: dict[str, int] | None = None  # places, by market; None: what a driver asked that was killed
         self._closed, self._lock = False, threading.Lock()  # work that runs alone is watched by a thread
 
@@ -40,13 +40,13 @@ class Bridge:
         return (self._asked or {}).get(ON_DEMAND, 0)
 
     def look(self, running: Mapping[int, str], waiting: int, starting: int = 0) -> str | None:
-        """As hpo.cluster.fallback_policy.drought. Gives a node that trials are to leave."""
+        """As hpo.cluster.fallback_policy.update_shortage. Gives a node that trials are to leave."""
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
         growth, sight = self._cluster.growth, self._cluster.lookout.sight
         with self._lock:
             if self._closed or not growth.falls_back:
                 return None
-            self._state = drought(
+            self._state = update_shortage(
                 self._state,
                 sight,
                 running=running,
@@ -55,7 +55,7 @@ class Bridge:
                 now=self._clock(),
                 after=self._patience,
             )
-            node = to_return(self._state, sight, running, sight.free(cpus, gpus, SPOT))
+            node = node_to_release(self._state, sight, running, sight.free(cpus, gpus, SPOT))
             try:
                 self._ask(growth.places(self._state.wants(len(running) + waiting + starting), cpus, gpus))
                 if node is not None:

@@ -11,22 +11,22 @@ import ray
 from ray import tune
 
 from hpo.cluster.cluster_state import MARKET, SPOT
-from hpo.cluster.fallback_policy import waits
+from hpo.cluster.fallback_policy import describe_pending
 from hpo.cluster.trial_slots import Cluster
-from hpo.tune.errors import hook
-from hpo.tune.on_demand_fallback import SPOT_IS_BACK, Bridge
+from hpo.tune.errors import propagate_errors
+from hpo.tune.on_demand_fallback import SPOT_IS_BACK, OnDemandFallback
 
 _LOOK_SECONDS = 1.0
 _WAIT_SECONDS = 5.0  # an actor takes about as long to start where there is room
 
 
-class Placement(tune.Callback):  # type: ignore[misc]
+class PreemptionHandler(tune.Callback):  # type: ignore[misc]
     """waits: is told what trials wait for at every look, nothing while none does."""
 
     def __init__(
         self,
         cluster: Cluster,
-        bridge: Bridge,
+        bridge: OnDemandFallback,
         waits: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -42,7 +42,7 @@ class Placement(tune.Callback):  # type: ignore[misc]
         """Whether the trial's node is drained, or was before it went."""
         return number in self._running and self._running[number][1] in self._drained
 
-    @hook
+    @propagate_errors
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Its process is there."""
         number = trial.config["number"]
@@ -62,7 +62,7 @@ class Placement(tune.Callback):  # type: ignore[misc]
         """It died."""
         self._running.pop(trial.config["number"], None)
 
-    @hook
+    @propagate_errors
     def on_step_end(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
         """Ray's loop came round."""
         if self._at_rest:
@@ -84,7 +84,7 @@ class Placement(tune.Callback):  # type: ignore[misc]
         if left := self._bridge.look(running, len(waiting), len(pending) - len(waiting)):
             self._drained.setdefault(left, SPOT_IS_BACK)
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
-        self._waits(waits(waiting, cpus, gpus, sight, self._bridge.asked))
+        self._waits(describe_pending(waiting, cpus, gpus, sight, self._bridge.asked))
 
     def stop_all(self) -> None:
         """At once, whatever they are at."""

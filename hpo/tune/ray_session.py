@@ -23,12 +23,12 @@ from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
 from hpo import environment
-from hpo.cluster.cluster_state import Lookout, growth, room_for
-from hpo.cluster.trial_slots import NO_GROWTH, Cluster, RayError, no_room
+from hpo.cluster.cluster_state import ClusterMonitor, autoscaler_limits, trials_that_fit
+from hpo.cluster.trial_slots import NO_GROWTH, Cluster, RayStartError, no_room
 from hpo.policy.search_config import SearchConfig
 from hpo.tune.process_reaper import Reaper
 from model.common.errors import ConfigError, MachineError
-from model.common.files import FULL
+from model.common.files import DISK_FULL_ERRNOS
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would call home
@@ -48,7 +48,7 @@ _ENVIRONMENT = {
 _AWS_KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 
 
-class HalfStartedError(KeyboardInterrupt):
+class RayHalfStartedError(KeyboardInterrupt):
     """Interrupted while Ray starts, which can then only be left: Python's orderly end crashes in it."""
 
 
@@ -74,7 +74,7 @@ class _Job(JobConfig):  # type: ignore[misc]
         return serialized
 
 
-def check(search: SearchConfig, *, is_new: bool) -> None:
+def check_address(search: SearchConfig, *, is_new: bool) -> None:
     """What can be known before Ray starts: whether a trial has room on this machine, or whether a cluster answers.
 
     Raises ConfigError; RayError for the cluster of a search that has begun there, and where Ray has no address space:
@@ -83,13 +83,13 @@ def check(search: SearchConfig, *, is_new: bool) -> None:
     if search.address == "local":
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if 0 <= limit < _ADDRESS_SPACE:
-            raise RayError(
+            raise RayStartError(
                 f"`ulimit -v` lets a process map {limit / 1e9:.1f} GB, and each of Ray's maps "
                 f"{_ADDRESS_SPACE / 1e9:.0f} and more, of which it uses a tenth: `ulimit -v unlimited`"
             )
         cpus, gpus = search.cpus_per_trial, search.gpus_per_trial or 0
         own = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
-        if not room_for(own, cpus, gpus):
+        if not trials_that_fit(own, cpus, gpus):
             raise no_room(cpus, gpus, [own])
         return
     try:
@@ -99,7 +99,7 @@ def check(search: SearchConfig, *, is_new: bool) -> None:
         told = f"address={search.address}: no Ray cluster answers there ({error})"
         if is_new:
             raise ConfigError(f"{told}; leave --address out to start Ray on this machine") from error
-        raise RayError(told) from error
+        raise RayStartError(told) from error
 
 
 class Head:
@@ -163,7 +163,7 @@ def _start(options: Mapping[str, Any], reaper: Reaper) -> Head:
     """Ray, tried twice: on a busy machine its node may take longer than the half minute that it grants itself. Whatever
     it raises then is told in a sentence: it has a dozen ways not to start, of which most are a bare Exception.
 
-    Raises RayError; HalfStartedError; OSError where the disk is full.
+    Raises RayError; RayHalfStartedError; OSError where the disk is full.
     """
     for is_last in (False, True):
         try:
@@ -173,12 +173,12 @@ def _start(options: Mapping[str, Any], reaper: Reaper) -> Head:
                 ray.init(**options, job_config=_Job())
             return Head()
         except KeyboardInterrupt as error:
-            raise HalfStartedError from error
+            raise RayHalfStartedError from error
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                 raise
             if is_last:
-                raise RayError(_not_started(options["address"], error)) from error
+                raise RayStartError(_not_started(options["address"], error)) from error
             with suppress(Exception):  # what has half started
                 ray.shutdown()
             reaper.ends_all()
@@ -209,7 +209,7 @@ def started(
     head_is_gone: Callable[[], None] = lambda: None,
 ) -> Iterator[Cluster]:
     """Ray, shut down again at the end. `local` listens on loopback only. Raises RayError, HeadGoneError,
-    HalfStartedError, OSError.
+    RayHalfStartedError, OSError.
 
     head_is_gone: called in another thread; what waits for Ray may wait for ever.
     """
@@ -243,8 +243,8 @@ def started(
         head = _start({"address": search.address, **common, **local}, reaper)
         try:
             with head.watched(head_is_gone):
-                lookout = Lookout()
-                grows = growth() if not local and head.is_here else NO_GROWTH
+                lookout = ClusterMonitor()
+                grows = autoscaler_limits() if not local and head.is_here else NO_GROWTH
                 with lookout.looking():
                     if grows.expected:
                         lookout.awaits_worker(_WORKER_SECONDS)

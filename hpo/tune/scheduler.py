@@ -13,12 +13,12 @@ from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hpo.cluster.trial_slots import Cluster
-from hpo.policy.retry_policy import DRAINED, Death, death_of, kernel_oom_kills
-from hpo.search_controller import Conductor
+from hpo.policy.retry_policy import DRAINED, TrialFailure, classify_failure, kernel_oom_kills
+from hpo.search_controller import SearchController
 from hpo.store.object_storage import StorageError
-from hpo.tune.errors import hook
-from hpo.tune.hang_watchdog import HangWatch
-from hpo.tune.preemption import Placement
+from hpo.tune.errors import propagate_errors
+from hpo.tune.hang_watchdog import HangWatchdog
+from hpo.tune.preemption import PreemptionHandler
 from hpo.tune.ray_session import HeadGoneError
 from model.common.errors import MachineError
 from model.metrics import EvalReport
@@ -33,16 +33,18 @@ class Step:
     end: float
 
 
-class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
+class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
     """Trials start in the order in which they were suggested."""
 
-    def __init__(self, conductor: Conductor, cluster: Cluster, watch: HangWatch, placement: Placement) -> None:
+    def __init__(
+        self, conductor: SearchController, cluster: Cluster, watch: HangWatchdog, placement: PreemptionHandler
+    ) -> None:
         super().__init__()
         self._conductor, self._cluster, self._watch, self._placement = conductor, cluster, watch, placement
         self._oom_kills = kernel_oom_kills()
         self.steps: list[Step] = []
 
-    @hook
+    @propagate_errors
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Ray asks here before it tells the searcher, and not at all after a trial has ended itself: trials don't."""
         number, now = trial.config["number"], time.monotonic()
@@ -52,7 +54,7 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
         answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
         return answer
 
-    @hook
+    @propagate_errors
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """It died; Ray itself doesn't try again. Without the head all trials die, and through no fault of theirs."""
         if not self._cluster.is_alive():
@@ -60,13 +62,13 @@ class ConductorScheduler(FIFOScheduler):  # type: ignore[misc]
         number = trial.config["number"]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
         if number in self._watch.hung:
-            death = Death(error=self._watch.hung[number], then="again")
+            death = TrialFailure(error=self._watch.hung[number], then="again")
         elif number in self._placement.moved:
-            death = Death(error=self._placement.moved[number], then="move")
+            death = TrialFailure(error=self._placement.moved[number], then="move")
         else:
-            death = death_of(_error_of(trial), oom_kills=self._oom_kills - before)
+            death = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
             if death.then == "again" and self._placement.was_drained(number):
-                death = Death(error=DRAINED, then="move")
+                death = TrialFailure(error=DRAINED, then="move")
         if death.then == "stop":
             storage = self._conductor.record.storage
             raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)

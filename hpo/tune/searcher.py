@@ -8,18 +8,18 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
-from hpo.search_controller import Conductor
-from hpo.tune.errors import hook
+from hpo.search_controller import SearchController
+from hpo.tune.errors import propagate_errors
 
 
-class ConductorSearcher(Searcher):  # type: ignore[misc]
+class ControllerSearcher(Searcher):  # type: ignore[misc]
     """Results and deaths go to the scheduler, which Ray asks first."""
 
-    def __init__(self, conductor: Conductor, to_ray: Callable[[FrozenTrial], dict[str, Any]]) -> None:
+    def __init__(self, conductor: SearchController, to_ray: Callable[[FrozenTrial], dict[str, Any]]) -> None:
         super().__init__()
         self._conductor, self._to_ray = conductor, to_ray
 
-    @hook
+    @propagate_errors
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config that the trial is set up with; None: not now, a running one may die and come back."""
         trial = self._conductor.next_trial()

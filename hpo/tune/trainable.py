@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import tune
 
-from hpo.store.checkpoint_sync import Workplace
+from hpo.store.checkpoint_sync import CheckpointSync
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.image_sets import DeviceImages, Images
@@ -32,7 +32,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         died of, and the driver notices when it hangs."""
         self._given = images
         self._run: TrainingRun | None = None
-        self._place: Workplace | None = None
+        self._place: CheckpointSync | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The same actor, images and device for another trial."""
@@ -67,7 +67,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         config = self.config
         if not hasattr(self, "_placed"):
             self._placed = _place(ray.get(self._given[0]), config)
-        self._place, train = Workplace(config), TrainConfig.from_dict(config["train"])
+        self._place, train = CheckpointSync(config), TrainConfig.from_dict(config["train"])
         self._place.take_up(train)
         run = TrainingRun(train, self._placed, self._place.folder, config["objective"], number=config["number"])
         self._place.keep_best()
@@ -81,7 +81,7 @@ class FinalTraining:
     goes on from its best checkpoint with lower rates."""
 
     def __init__(self, config: dict[str, Any], *, back_to_best: bool) -> None:
-        self._config, self._place, self._back_to_best = config, Workplace(config), back_to_best
+        self._config, self._place, self._back_to_best = config, CheckpointSync(config), back_to_best
         self._run: TrainingRun | None = None
 
     def reports(self, images: Images) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ def measure(config: dict[str, Any], images: Images) -> dict[str, float]:
 def _measured(config: dict[str, Any], images: Images) -> dict[str, float]:
     placed = _place(images, config, num_validation=len(images.validation))
     channels, size, _ = images.shape
-    workplace = Workplace(config)
+    workplace = CheckpointSync(config)
     generator, _ = load_generator(workplace.bring(BEST), channels=channels, image_size=size)
     workplace.leave()
     return validate(generator.to(placed.device), placed)

@@ -27,11 +27,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.policy import leaderboard
-from hpo.policy.trial_attributes import BY, REPORTS
+from hpo.policy.trial_attributes import REPORTS, SUGGESTED_BY
 from hpo.store.record import Record
 from hpo.views.formatting import counts, outcome
 from model.common.errors import ConfigError, MachineError
-from model.training_run import is_shown, strip_name
+from model.training_run import should_log_images, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Strips:
             artifact_id = f"{trial.number:05}-{epoch:04}"
             # With a storage they are there, and are brought when somebody looks.
             there = self._record.storage or self.path(artifact_id).exists()
-            if is_shown(epoch, last=epoch == epochs) and there:
+            if should_log_images(epoch, last=epoch == epochs) and there:
                 about = {
                     "artifact_id": artifact_id,
                     "filename": f"epoch {epoch}: noisy, denoised, clean.png",
@@ -148,7 +148,7 @@ class Snapshot:
         row = leaderboard.row(trial, self._record.search.objective)
         names = ("ssim", "psnr_db", "l1", "best_epoch", "epochs", "images", "images_per_second")
         facts = {name: row[name] for name in names if row[name] is not None}
-        return {"outcome": outcome(trial), "suggested_by": trial.user_attrs.get(BY), **facts}
+        return {"outcome": outcome(trial), "suggested_by": trial.user_attrs.get(SUGGESTED_BY), **facts}
 
 
 def _guarded(application: WSGIApplication, snapshot: Snapshot) -> WSGIApplication:

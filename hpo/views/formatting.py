@@ -22,7 +22,7 @@ from hpo.policy.leaderboard import best_report, reports_of, row
 from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
-from model.common.text import visible
+from model.common.text import sanitize_for_terminal
 from model.metrics import EvalReport
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
@@ -37,7 +37,7 @@ class Terminal(Console):
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         return super()._render_buffer(
-            Segment(text if control else visible(text), style, control) for text, style, control in buffer
+            Segment(text if control else sanitize_for_terminal(text), style, control) for text, style, control in buffer
         )
 
 
@@ -98,7 +98,7 @@ def headline(record: Record) -> Text:
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
     if lost := search_results.lost(record.notes()):
         lines.append(Text(f"cannot win, their checkpoints being damaged or gone: trials {', '.join(map(str, lost))}"))
-    lines += [Text(collapse_told(event)) for event in search_results.collapses(record)]
+    lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
     number = search_results.winner(record)
     if number is None:
         lines.append(Text("no trial has a valid result yet"))
@@ -117,7 +117,7 @@ def headline(record: Record) -> Text:
     return Text("\n").join(lines)
 
 
-def collapse_told(event: Mapping[str, Any]) -> str:
+def collapse_message(event: Mapping[str, Any]) -> str:
     """What happened to a final training (results.collapses), and what was done."""
     told = (
         f"The final training of trial {event['trial']}'s configuration {event['reason']} in epoch {event['epoch']} of "

@@ -29,7 +29,7 @@ from hpo.policy import leaderboard, trial_attributes, trial_history
 from hpo.policy.search_config import SearchConfig
 from hpo.store import layout, search_results
 from hpo.store.record import Record
-from hpo.views.formatting import collapse_told, outcome
+from hpo.views.formatting import collapse_message, outcome
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.files import write_atomically
 from model.config import TrainConfig
@@ -37,7 +37,7 @@ from model.data.data_config import NUM_VALIDATION
 from model.data.image_files import ImageError, read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
-from model.metrics import SMALL, EvalReport, Objective, objective_value, stop_reason
+from model.metrics import SMALL, EvalReport, Objective, failure_reason, objective_value
 from model.picture_strip import cells
 from model.trainer import SEARCH_VALIDATION_IMAGES
 from model.training_run import LAST, strip_name
@@ -107,7 +107,7 @@ def contents(record: Record) -> dict[str, Any]:
         "final_wins": search_results.final_wins(record),
         "final_training": final,
         "grace_epochs": search.grace_epochs,
-        "final_collapses_told": [collapse_told(event) for event in document[layout.COLLAPSES]],
+        "final_collapses_told": [collapse_message(event) for event in document[layout.COLLAPSES]],
         "slides": slides,
         "starts": starts,
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
@@ -141,7 +141,7 @@ def _more(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -> d
         "why": why(trial, search),
         "worse_than_noisy": trial.state.is_finished() and best is not None and best.psnr_db < best.noisy_psnr_db,
         "candidate": leaderboard.is_candidate(trial),
-        "by": trial.user_attrs.get(trial_attributes.BY),
+        "by": trial.user_attrs.get(trial_attributes.SUGGESTED_BY),
         "seconds": sum(report.seconds + report.eval_seconds for report in reports),
         "start": _seconds_between(began, trial.datetime_start),
         "end": _seconds_between(began, trial.datetime_complete),
@@ -342,7 +342,7 @@ def _final_training(record: Record) -> dict[str, Any] | None:
     config = TrainConfig.from_dict(state["config"])
     is_constant = config.lr_schedule == "constant"
     verdict = longer(values, record.search.final_epochs, record.search.objective, is_constant=is_constant)
-    if reason := stop_reason(reports):
+    if reason := failure_reason(reports):
         verdict = f"It {reason} by epoch {len(values)}, and ended there: these settings do not bear a longer one."
     same = replace(config, epochs=record.search.epochs)
     of = (t.number for t in record.trials() if TrainConfig.from_dict(t.user_attrs[trial_attributes.CONFIG]) == same)

@@ -69,7 +69,7 @@ class Display:
         if self._live:
             size = self.console.size
             trials = list(self.trials.values())
-            shown = picture(self.name, self.search, trials, status, width=size.width, height=size.height, notice=notice)
+            shown = render(self.name, self.search, trials, status, width=size.width, height=size.height, notice=notice)
             self._live.update(shown, refresh=True)
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Display:
             self._live.stop()
 
 
-def picture(
+def render(
     name: str,
     search: SearchConfig,
     trials: Sequence[FrozenTrial],
@@ -108,7 +108,7 @@ def picture(
     ranked = sorted((place, trial) for trial in trials if (place := rank(trial)))
     if ranked and (best := best_report(ranked[0][1], search.objective)):
         parts.append(Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best)}"))
-    if phase := what_follows(status):
+    if phase := phase_message(status):
         parts.append(Text(phase, style="cyan"))
     if status.waits:
         parts.append(Text(status.waits, style="yellow"))
@@ -116,7 +116,7 @@ def picture(
         parts.append(Text(notice, style="yellow"))
 
     room = max(2, height - len(parts) - 5)  # the head's own lines, wrapped ones too
-    running = [trial for trial in trials if trial_attributes.is_open(trial)]
+    running = [trial for trial in trials if trial_attributes.is_unfinished(trial)]
     hidden = max(0, len(running) - max(room - _BEST, room // 2))
     running = running[: len(running) - hidden]
     ended = [trial for _, trial in ranked if trial.state.is_finished()]
@@ -128,7 +128,7 @@ def picture(
     return Group(*parts)
 
 
-def what_follows(status: Status) -> str:
+def phase_message(status: Status) -> str:
     """After the trials, in a line; empty before."""
     if status.phase == "finalists":
         return f"measuring trial {status.trial} on all validation images, {status.done + 1} of {status.of}"
@@ -150,7 +150,7 @@ def _deaths(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
 
 
 def _moves(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-    return [f"trial {trial.number} moves: {move['why']}" for move in _new(before, trial, trial_attributes.MOVES)]
+    return [f"trial {trial.number} moves: {move['why']}" for move in _new(before, trial, trial_attributes.MIGRATIONS)]
 
 
 def _new(before: FrozenTrial | None, trial: FrozenTrial, events: str) -> list[dict[str, Any]]:
@@ -304,7 +304,7 @@ class Progress:
             overhead=self._overhead(),
             waits=self._waits if self._status.phase == "trials" else "",
             cost_usd=self._cost(),
-            running={trial.number: self._done(trial, now) for trial in trials if trial_attributes.is_open(trial)},
+            running={trial.number: self._done(trial, now) for trial in trials if trial_attributes.is_unfinished(trial)},
         )
 
     def _count(self, before: FrozenTrial | None, trial: FrozenTrial) -> None:
@@ -356,7 +356,9 @@ class Progress:
         left = epochs_left(trials, self._search)
         # Each slot as it gets free takes the next trial. Those that wait to be taken up again are among the running.
         busy = [
-            left[len(trial.user_attrs[trial_attributes.REPORTS])] for trial in trials if trial_attributes.is_open(trial)
+            left[len(trial.user_attrs[trial_attributes.REPORTS])]
+            for trial in trials
+            if trial_attributes.is_unfinished(trial)
         ]
         new = max(0, self._search.trials - len(trials))
         if self._search.time_budget is not None:

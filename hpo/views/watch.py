@@ -12,12 +12,12 @@ from rich.console import Console
 
 from hpo.store import layout, search_results
 from hpo.store.layout import STATUS_FILE
-from hpo.store.lock import holder, holder_in
+from hpo.store.lock import lease_owner, lock_owner
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
-from hpo.store.replication import looking
+from hpo.store.replication import open_read_only
 from hpo.views.formatting import command_to_continue
-from hpo.views.live_table import Display, what_follows
+from hpo.views.live_table import Display, phase_message
 from hpo.views.status_file import Status
 
 _POLL_SECONDS = 1.0
@@ -33,7 +33,7 @@ def watch(
     storage: Storage | None = None,
 ) -> None:
     """Until the search is over. Raises ConfigError, RecordError, StorageError."""
-    with looking(runs, name, storage, read_only=True, waits=True) as record:
+    with open_read_only(runs, name, storage, read_only=True, waits=True) as record:
         _watch(record, console, wait)
 
 
@@ -62,7 +62,7 @@ def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> N
             else:
                 notice = ""
             display.draw(status, notice)
-            line = notice or what_follows(status)
+            line = notice or phase_message(status)
             if line != told:
                 display.say(line or f"{name} is running again")
             if over:
@@ -114,7 +114,7 @@ class _Life:
         found, now = Status.read(folder) or Status(), time.monotonic()
         if found != self._last:
             self._last, self._since = found, now
-        of = holder_in(storage) if storage else holder(folder)
+        of = lease_owner(storage) if storage else lock_owner(folder)
         if of is None or of.alive is False or (of.alive is None and found.phase == "ended"):
             return Status(phase="ended"), f"{self._record.name} is not running"
         if of.alive is None and now - self._since > _SILENCE_SECONDS:

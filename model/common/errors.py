@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .text import visible
+from .text import sanitize_for_terminal
 
 
 class _ToldError(Exception):
     def __init__(self, message: object = "") -> None:
-        super().__init__(visible(message))
+        super().__init__(sanitize_for_terminal(message))
 
 
 class ConfigError(_ToldError, ValueError):
@@ -26,7 +26,7 @@ class NotSharedError(MachineError):
     """A node does not see what the driver has written for all of them."""
 
 
-class Mistakes:
+class ErrorCollector:
     """Of one request, wherever they are found: collected, and told at once."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Mistakes:
         """Each in the words of a ConfigError."""
         self._lines += mistakes
 
-    def include(self, others: Mistakes) -> None:
+    def include(self, others: ErrorCollector) -> None:
         """Those of a part, after these."""
         self._lines += others._lines
 

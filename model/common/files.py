@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_replace(path: Path) -> Iterator[Path]:
     """A file of the same kind beside it, which at the end takes its place, or is gone."""
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -37,10 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def in_words(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """In a line, for people."""
     where = error.filename2 or error.filename
-    if error.errno in FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         return f"disk full{f' at {where}' if where else ''}; with more room the same command goes on"
     return f"{where}: {error.strerror}" if where else str(error)
 
@@ -53,7 +53,7 @@ _NO_PATH = {
 }
 
 
-def no_path(path: Path) -> str:
+def path_problem(path: Path) -> str:
     """Why nothing can be there; empty: it can, or is. Raises OSError where the disk does not answer."""
     try:
         path.stat()
@@ -66,14 +66,14 @@ def no_path(path: Path) -> str:
     return ""
 
 
-def no_folder(path: Path) -> str:
+def folder_problem(path: Path) -> str:
     """The same of a folder."""
-    return no_path(path) or ("is a file" if path.exists() and not path.is_dir() else "")
+    return path_problem(path) or ("is a file" if path.exists() and not path.is_dir() else "")
 
 
-def unwritable(folder: Path) -> str:
+def write_problem(folder: Path) -> str:
     """Why nothing can be made in it; empty: it can. The folder need not be there yet."""
-    if why := no_folder(folder):
+    if why := folder_problem(folder):
         return why
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if os.access(nearest, os.W_OK | os.X_OK):  # asks the file system too: root may not write to a read-only one
@@ -84,7 +84,7 @@ def unwritable(folder: Path) -> str:
 
 def check_writable(folder: Path, option: str) -> None:
     """Before anything is computed for it. option: that names another one. Raises ConfigError."""
-    if why := unwritable(folder):
+    if why := write_problem(folder):
         raise ConfigError(f"{folder}: {why}; name another with {option}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .errors import ConfigError
-from .text import nearest
+from .text import did_you_mean
 
 _SECONDS = 10.0  # without a byte
 _OPTIONS = ("region", "scheme", "endpoint_override")
@@ -58,7 +58,9 @@ def options_of(address: str) -> dict[str, str]:
     unknown = [name for name in options if name not in _OPTIONS]
     if unknown:  # without its value, which is perhaps a key
         where = address.partition("?")[0]
-        raise ConfigError("\n".join(f"{where}: {name}: no such option. {nearest(name, _OPTIONS)}" for name in unknown))
+        raise ConfigError(
+            "\n".join(f"{where}: {name}: no such option. {did_you_mean(name, _OPTIONS)}" for name in unknown)
+        )
     return options
 
 

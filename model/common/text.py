@@ -9,7 +9,7 @@ from typing import Any
 _LINES, _LENGTH = 100, 2_000  # of a message that is for people
 
 
-def visible(text: object) -> str:
+def sanitize_for_terminal(text: object) -> str:
     """For a terminal, which no name, file or error of others is to steer or to flood: letters and line ends alone, in
     the place of anything else a picture as wide as one letter; and so many and so long lines."""
     lines = str(text).split("\n")
@@ -31,14 +31,14 @@ def _picture(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\ufffd"
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A sentence with the choice that looks most like the word, or with all of them."""
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, n=1)
     return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(choices)}."
 
 
-def shown(value: Any) -> str:
+def truncated_repr(value: Any) -> str:
     """A value of whatever type and size, as Python writes it, in part."""
     try:
         text = repr(value)

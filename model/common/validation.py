@@ -8,11 +8,11 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .text import shown
+from .text import truncated_repr
 
 
 @functools.cache  # a millisecond, for each of the many configurations that a suggestion tries
-def kinds(of: type) -> dict[str, Any]:
+def field_types(of: type) -> dict[str, Any]:
     """The types of a dataclass's fields, by name."""
     return get_type_hints(of)
 
@@ -20,15 +20,15 @@ def kinds(of: type) -> dict[str, Any]:
 _MOST = 2**63  # what 64 bits hold: databases and generators of random numbers take no more
 
 
-def is_a(value: Any, kind: Any) -> bool:
+def matches_type(value: Any, kind: Any) -> bool:
     """Whether a value out of a file or a command line may stand in a field of that type. A whole number is a number,
     too; true is none."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(kind, types.UnionType):
-        return any(is_a(value, each) for each in get_args(kind))
+        return any(matches_type(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple and isinstance(value, list | tuple):  # of JSON they are lists
-        return len(value) == len(get_args(kind)) and all(map(is_a, value, get_args(kind)))
+        return len(value) == len(get_args(kind)) and all(map(matches_type, value, get_args(kind)))
     if kind is types.NoneType:
         return value is None
     if kind in (int, float):
@@ -37,14 +37,14 @@ def is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, get_origin(kind) or kind)
 
 
-def rule_of(kind: Any) -> str:
+def type_rule(kind: Any) -> str:
     """The same, to be told."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if isinstance(kind, types.UnionType):
-        return " or ".join(rule_of(each) for each in get_args(kind))
+        return " or ".join(type_rule(each) for each in get_args(kind))
     if get_origin(kind) is tuple:
-        return " and ".join(rule_of(each) for each in get_args(kind))
+        return " and ".join(type_rule(each) for each in get_args(kind))
     names = {
         int: "a whole number",
         float: "a number",
@@ -59,7 +59,7 @@ def rule_of(kind: Any) -> str:
 def wrong_fields(of: type, values: Any) -> list[str]:
     """Of what a file has for the fields of a dataclass: what is missing, unknown or of another type, a line each."""
     if not isinstance(values, Mapping):
-        return [f"{shown(values)}: must be a mapping"]
+        return [f"{truncated_repr(values)}: must be a mapping"]
     fields = {field.name: field for field in dataclasses.fields(of)}
     none = dataclasses.MISSING
     needed = [name for name, field in fields.items() if field.default is none and field.default_factory is none]
@@ -67,8 +67,8 @@ def wrong_fields(of: type, values: Any) -> list[str]:
         *(f"{name}: is missing" for name in needed if name not in values),
         *(f"{name}: no such field" for name in values if name not in fields),
         *(
-            f"{name}={shown(values[name])}: must be {rule_of(kind)}"
-            for name, kind in kinds(of).items()
-            if name in values and not is_a(values[name], kind)
+            f"{name}={truncated_repr(values[name])}: must be {type_rule(kind)}"
+            for name, kind in field_types(of).items()
+            if name in values and not matches_type(values[name], kind)
         ),
     ]

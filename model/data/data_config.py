@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.errors import ConfigError
-from ..common.text import nearest
+from ..common.text import did_you_mean
 from ..common.validation import wrong_fields
 from .fashion_mnist import PADDING, fashion_mnist
 from .image_folder import CROPS, FASHION_MNIST, DataError, Pictures, grid, read_pictures
-from .image_sets import Images, Pairs, Ragged
+from .image_sets import ImagePairs, Images, VariableSizeImages
 from .memory_mapped import PixelFiles
 from .noise import REAL, parse_noise
 from .value_range import ValueRange, wrong_range
-from .value_range import told as range_told
+from .value_range import range_text as range_told
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
 _CROP = 64
@@ -39,7 +39,9 @@ class DataConfig:
             raise ConfigError("\n".join(wrong))
         mistakes = []
         if not self.is_folder and self.data != FASHION_MNIST:
-            mistakes.append(f"data={self.data}: neither a data set nor a folder. {nearest(self.data, [FASHION_MNIST])}")
+            mistakes.append(
+                f"data={self.data}: neither a data set nor a folder. {did_you_mean(self.data, [FASHION_MNIST])}"
+            )
         if self.crop is not None and not self.is_folder:
             mistakes.append(f"crop={self.crop}: is for a folder of images; those of {FASHION_MNIST} have 32x32 pixels")
         elif self.crop not in (None, *CROPS):
@@ -76,9 +78,11 @@ class DataConfig:
         if not self.is_folder:
             train = fashion_mnist("train")
             fashion_mnist("test")  # nobody looks at it yet, but if it is damaged, that is told now
-            return Images(train=train[:-NUM_VALIDATION], validation=Pairs(train[-NUM_VALIDATION:]), padding=PADDING)
+            return Images(
+                train=train[:-NUM_VALIDATION], validation=ImagePairs(train[-NUM_VALIDATION:]), padding=PADDING
+            )
         found = self._pictures(store)
-        crops = Ragged.of(found.splits["train"], self._side, store)
+        crops = VariableSizeImages.of(found.splits["train"], self._side, store)
         return Images(train=crops, validation=self._grid(found, "validation"), told=found.told)
 
     @property
@@ -86,24 +90,24 @@ class DataConfig:
         """Whether the slides' figures are of these images and this noise."""
         return (self.data, self.noise) == (FASHION_MNIST, "gaussian:30")
 
-    def load_train(self, store: PixelFiles | None = None) -> Pairs:
+    def load_train(self, store: PixelFiles | None = None) -> ImagePairs:
         """A part of the training images, for measuring on them; as load."""
         if self.is_folder:
             return self._grid(self._pictures(store), "train")
-        return Pairs(fashion_mnist("train")[:_MEASURED])
+        return ImagePairs(fashion_mnist("train")[:_MEASURED])
 
-    def load_test(self, store: PixelFiles | None = None) -> Pairs:
+    def load_test(self, store: PixelFiles | None = None) -> ImagePairs:
         """The test images, for measuring what was chosen; as load."""
         if self.is_folder:
             return self._grid(self._pictures(store), "test")
-        return Pairs(fashion_mnist("test"))
+        return ImagePairs(fashion_mnist("test"))
 
     @property
     def _side(self) -> int:
         return self.crop or _CROP
 
-    def _grid(self, found: Pictures, split: str) -> Pairs:
-        return Pairs(*grid(found.splits[split], self._side), found.depth)
+    def _grid(self, found: Pictures, split: str) -> ImagePairs:
+        return ImagePairs(*grid(found.splits[split], self._side), found.depth)
 
     def _pictures(self, store: PixelFiles | None) -> Pictures:
         pictures = read_pictures(self.data, self._side, store, self.range)

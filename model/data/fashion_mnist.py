@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.files import FULL, writing
+from ..common.files import DISK_FULL_ERRNOS, writing
 from .image_folder import DataError
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _download(file: _IdxFile) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL_ERRNOS:
             raise
         raise DataError(f"{target.parent}: cannot be made ({error.strerror}); XDG_CACHE_HOME names another") from error
     part = target.with_name(f"{target.name}.{os.getpid()}")

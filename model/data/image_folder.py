@@ -25,8 +25,8 @@ from ..common.errors import ConfigError, MachineError
 from .folder_layout import CLEAN, NOISY, SPLITS, Layout, few, layout_of, told_skipped
 from .image_files import IMAGE_SUFFIXES, ImageError, check_size, read_file, read_image
 from .memory_mapped import PixelFiles, memory
-from .value_range import Depth, ValueRange
-from .value_range import told as range_told
+from .value_range import PixelFormat, ValueRange
+from .value_range import range_text as range_told
 
 MAX_CROPS = 5_000  # of validation and test images each
 FASHION_MNIST = "fashion-mnist"
@@ -71,7 +71,7 @@ class Pictures:
     """All of a folder, checked and split."""
 
     splits: dict[str, list[Picture]]  # train, validation, test
-    depth: Depth
+    depth: PixelFormat
     has_noise: bool  # of pairs: whether any differ
     told: tuple[str, ...]  # how many there are, how they were split, what was left out: a line each, for people
 
@@ -124,7 +124,7 @@ def read_pictures(
     for split, picture in read:
         pictures[split].append(picture)
     splits, copies = _complete(pictures, where)
-    depth = Depth(values.dtype, value_range)
+    depth = PixelFormat(values.dtype, value_range)
     told = [
         _told_splits(splits, depth, layout),
         *told_skipped(files.skipped),
@@ -321,7 +321,7 @@ class _Values:
         """An image, clipped to the range that was asked for. Raises ImageError where its values are none."""
         self._dtypes[str(pixels.dtype)].append(path)
         try:
-            depth = Depth(str(pixels.dtype), self._asked)
+            depth = PixelFormat(str(pixels.dtype), self._asked)
         except ConfigError as error:
             raise ImageError(f"{path}: {error}") from None
         if pixels.dtype == np.uint8:
@@ -343,13 +343,13 @@ class _Values:
 
     def mixed(self) -> list[str]:
         """What to tell where they are not all of one depth."""
-        names = {dtype: Depth.named(dtype) for dtype in self._dtypes}
+        names = {dtype: PixelFormat.named(dtype) for dtype in self._dtypes}
         return _mixed([(path, names[dtype]) for dtype, paths in self._dtypes.items() for path in paths])
 
     def told(self) -> list[str]:
         """Of the range, beside what the images have."""
         lines = []
-        depth = Depth(self.dtype, self._asked)
+        depth = PixelFormat(self.dtype, self._asked)
         if self._beyond:
             up_to = f"{self._found[0]:.6g} ... {self._found[1]:.6g}"
             lines.append(f"values beyond the range are clipped to it (all are {up_to}): {few(self._beyond)}")
@@ -395,7 +395,7 @@ def _mixed(kinds: Sequence[tuple[str, str]]) -> list[str]:
 # --- what is told of all of them ------------------------------------------------------------------------------------
 
 
-def _told_splits(splits: Mapping[str, list[Picture]], depth: Depth, layout: Layout) -> str:
+def _told_splits(splits: Mapping[str, list[Picture]], depth: PixelFormat, layout: Layout) -> str:
     some = splits["train"][0]
     counts = ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS)
     kind = ("grey", "RGB")[len(some.clean) > 1] + (" pairs, noisy and clean" if some.noisy is not None else "")

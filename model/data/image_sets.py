@@ -15,7 +15,7 @@ from .folder_layout import CLEAN, NOISY
 from .image_folder import Picture
 from .memory_mapped import PixelFile, PixelFiles
 from .noise import REAL, Noise, parse_noise
-from .value_range import EIGHT_BITS, Depth
+from .value_range import EIGHT_BITS, PixelFormat
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +24,18 @@ NOISE_SEEDS = {"train": 3, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class ImagePairs:
     """Images to measure on, (N, C, H, W), height and width equal; with noisy ones where the noise is real."""
 
     clean: np.ndarray
     noisy: np.ndarray | None = None
-    depth: Depth = EIGHT_BITS
+    depth: PixelFormat = EIGHT_BITS
 
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, which: slice) -> Pairs:
-        return Pairs(self.clean[which], None if self.noisy is None else self.noisy[which], self.depth)
+    def __getitem__(self, which: slice) -> ImagePairs:
+        return ImagePairs(self.clean[which], None if self.noisy is None else self.noisy[which], self.depth)
 
     def noised(self, noise: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Noisy and clean, float32 (N, C, H, W) in [-1, 1]: the same for every trial, report and export."""
@@ -46,7 +46,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ragged:
+class VariableSizeImages:
     """Images of any sizes as one flat array, which trials share without a copy; random crops are cut from it.
 
     An epoch shows as many crops as would tile the images; each image is cut as often as it has tiles.
@@ -61,7 +61,7 @@ class Ragged:
     crop: int
 
     @classmethod
-    def of(cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None) -> Ragged:
+    def of(cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None) -> VariableSizeImages:
         """Raises nothing: read_pictures has checked them. store: where it put them, if they are too many for memory."""
         rows, end = [], 0
         for picture in pictures:
@@ -104,13 +104,13 @@ class Ragged:
 class Images:
     """What a search may look at. train: (N, C, H, W) of the validation images' size, or larger ones to crop."""
 
-    train: np.ndarray | Ragged
-    validation: Pairs
+    train: np.ndarray | VariableSizeImages
+    validation: ImagePairs
     padding: int = 0  # pixels of black around each image: a denoiser must know
     told: tuple[str, ...] = ()  # of a folder: how many images of what kind, and what was left out; lines for people
 
     @property
-    def depth(self) -> Depth:
+    def depth(self) -> PixelFormat:
         """Of all of them."""
         return self.validation.depth
 
@@ -124,7 +124,7 @@ class Images:
     def digest(self) -> str:
         """Of all pixels, so that a search is not continued on other images."""
         digest = hashlib.sha256(repr(self.shape).encode())
-        train = self.train.in_order() if isinstance(self.train, Ragged) else [self.train]
+        train = self.train.in_order() if isinstance(self.train, VariableSizeImages) else [self.train]
         for array in (*train, self.validation.clean, self.validation.noisy):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -139,7 +139,9 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 class DeviceImages:
     """What trainings read, on their device; made once and shared by the trainings that run there one after another."""
 
-    train: torch.Tensor | DeviceRagged  # uint8 (N, C, H, W), or of any depth: noise is drawn afresh each time
+    train: (
+        torch.Tensor | DeviceVariableSizeImages
+    )  # uint8 (N, C, H, W), or of any depth: noise is drawn afresh each time
     validation: torch.Tensor  # float32 (M, C, H, W) in [-1, 1]
     validation_noisy: torch.Tensor  # the same for every training
     noise: Noise | None  # None: real
@@ -168,7 +170,7 @@ class DeviceImages:
 
     def batch(self, rows: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Noisy and clean, float32 (B, C, H, W) in [-1, 1], of these training images. Doesn't wait for the device."""
-        if isinstance(self.train, DeviceRagged):
+        if isinstance(self.train, DeviceVariableSizeImages):
             clean, noisy = self.train.crops(rows, draw)
         else:
             clean, noisy = _unit(self.train[rows], EIGHT_BITS), None
@@ -179,15 +181,15 @@ class DeviceImages:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceRagged:
-    """As Ragged, on a device; but pixels in a file stay there, and each batch's crops are fetched by the host."""
+class DeviceVariableSizeImages:
+    """As VariableSizeImages, on a device; but pixels in a file stay there, and each batch's crops are fetched by the host."""
 
     pixels: torch.Tensor  # 16-bit ones as int16: torch has not all that it does for uint16 on every device
     noisy: torch.Tensor | None
     tiles: torch.Tensor
     channels: int
     crop: int
-    depth: Depth
+    depth: PixelFormat
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -206,12 +208,16 @@ class DeviceRagged:
         return _unit(pixels[places.to(pixels.device)].to(places.device), self.depth)
 
 
-def _train_on(train: np.ndarray | Ragged, depth: Depth, device: torch.device) -> torch.Tensor | DeviceRagged:
-    if not isinstance(train, Ragged):
+def _train_on(
+    train: np.ndarray | VariableSizeImages, depth: PixelFormat, device: torch.device
+) -> torch.Tensor | DeviceVariableSizeImages:
+    if not isinstance(train, VariableSizeImages):
         return _on(train, device)
     noisy = None if train.noisy is None else _pixels_on(train.noisy, device)
     pixels, tiles = _pixels_on(train.pixels, device), _on(train.tiles, device)
-    return DeviceRagged(pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, depth=depth)
+    return DeviceVariableSizeImages(
+        pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, depth=depth
+    )
 
 
 def _pixels_on(pixels: np.ndarray | PixelFile, device: torch.device) -> torch.Tensor:
@@ -226,8 +232,8 @@ def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
 
-def _unit(pixels: torch.Tensor, depth: Depth) -> torch.Tensor:
-    """What Depth.to_unit gives, of pixels that nobody else has; see DeviceRagged."""
+def _unit(pixels: torch.Tensor, depth: PixelFormat) -> torch.Tensor:
+    """What Depth.to_unit gives, of pixels that nobody else has; see DeviceVariableSizeImages."""
     values = (pixels.int().bitwise_and_(0xFFFF) if pixels.dtype == torch.int16 else pixels).float()
     if depth.low:
         values.sub_(depth.low)

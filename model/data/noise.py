@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..common.errors import ConfigError
-from ..common.text import nearest
+from ..common.text import did_you_mean
 from ..picture_strip import to_uint8
 
 REAL = "real"  # in place of a noise: it is in the files
@@ -358,7 +358,7 @@ def _parse_stage(stage: str) -> Noise:
     name, *numbers = stage.split(":")
     kind = KINDS.get(name)
     if kind is None:
-        rule = f"no such noise. {nearest(name, KINDS)}" if stage else "a noise is missing there."
+        rule = f"no such noise. {did_you_mean(name, KINDS)}" if stage else "a noise is missing there."
         raise ConfigError(f"{rule} Examples: {', '.join(each.EXAMPLE for each in KINDS.values())}, {_SUM_EXAMPLE}")
     matches = [match for number in numbers if (match := _RANGE.fullmatch(number))]
     if not len(matches) == len(numbers) == len(kind.PARAMETERS):

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..common.errors import ConfigError
-from ..common.text import shown
+from ..common.text import truncated_repr
 
 ValueRange: TypeAlias = tuple[float, float]  # black, white
 _WHOLE: dict[str, ValueRange] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
@@ -18,7 +18,7 @@ _LARGEST, _CLOSEST = 1e30, 1e-4  # what float32 tells apart well: of a value; of
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
+class PixelFormat:
     """Of all images of a set. Raises ConfigError.
 
     Args:
@@ -31,13 +31,15 @@ class Depth:
 
     def __post_init__(self) -> None:
         if self.dtype not in _WHOLE:
-            raise ConfigError(f"dtype={shown(self.dtype)}: must be one of {', '.join(_WHOLE)}")
+            raise ConfigError(f"dtype={truncated_repr(self.dtype)}: must be one of {', '.join(_WHOLE)}")
         if self.dtype == "uint8" and self.range is not None:
-            raise ConfigError(f"range={told(self.range)}: is for 16-bit and float32 images, and not for 8-bit ones")
+            raise ConfigError(
+                f"range={range_text(self.range)}: is for 16-bit and float32 images, and not for 8-bit ones"
+            )
         if mistake := wrong_range(self.range):
             raise ConfigError(mistake)
         if self.dtype == "uint16" and self.range is not None and not 0 <= self.low < self.high <= _WHOLE["uint16"][1]:
-            raise ConfigError(f"range={told(self.range)}: of 16-bit images must be within 0 ... 65535")
+            raise ConfigError(f"range={range_text(self.range)}: of 16-bit images must be within 0 ... 65535")
 
     @property
     def low(self) -> float:
@@ -55,9 +57,9 @@ class Depth:
         return (self.high - self.low) / 2
 
     @property
-    def stated(self) -> Depth:
+    def stated(self) -> PixelFormat:
         """The same, with its range in numbers where it has not 8 bits: for records that outlive a default."""
-        return self if self.dtype == "uint8" else Depth(self.dtype, (self.low, self.high))
+        return self if self.dtype == "uint8" else PixelFormat(self.dtype, (self.low, self.high))
 
     def to_unit(self, pixels: np.ndarray) -> np.ndarray:
         """Of any shape, in [low, high], to float32 in [-1, 1]."""
@@ -90,12 +92,12 @@ def wrong_range(value: ValueRange | None) -> str | None:
     size = max(abs(low), abs(high))
     if math.isfinite(low) and math.isfinite(high) and size <= _LARGEST and high - low > _CLOSEST * size:
         return None
-    return f"range={told(value)}: must be LOW HIGH, the second the larger by a 10,000th or more, such as 0 4095"
+    return f"range={range_text(value)}: must be LOW HIGH, the second the larger by a 10,000th or more, such as 0 4095"
 
 
-def told(value: ValueRange) -> str:
+def range_text(value: ValueRange) -> str:
     """As it is typed."""
     return " ".join(f"{bound:.9g}" for bound in value)
 
 
-EIGHT_BITS = Depth()
+EIGHT_BITS = PixelFormat()

@@ -15,7 +15,7 @@ from replay import METHODS, Ours, Outcome, Table, interval, main, overview, simu
 
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION
-from hpo.search_controller import Conductor
+from hpo.search_controller import SearchController
 from hpo.store.record import Record
 from search_spaces import load
 
@@ -59,7 +59,7 @@ def real(content, tmp_path_factory) -> Record:
     """A search over the same curves by the conductor, one trial at a time, with a record on disk."""
     table = Table(content)
     record = Record.create(tmp_path_factory.mktemp("runs"), "real", replace(table.search, trials=16, seed=3))
-    conductor = Conductor(record, table.space, (), time_is_up=lambda: False)
+    conductor = SearchController(record, table.space, (), time_is_up=lambda: False)
     while (trial := conductor.next_trial()) is not None:
         reports, epoch = table.curve(trial.params).reports, 1
         while conductor.hear(trial.number, reports[:epoch]).action == "go on":

@@ -17,7 +17,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from model.data.data_config import DataConfig
-from model.data.image_sets import Pairs
+from model.data.image_sets import ImagePairs
 from model.denoise import Denoiser
 from model.discriminator import Discriminator
 from model.export import read_manifest
@@ -130,7 +130,8 @@ def texts(svg: str) -> list[str]:
 def test_the_drawing_of_the_generator_has_the_numbers_of_the_slides_network():
     """16.65 million weights at the tutorial's width, four skips, dropout in the first three blocks of the decoder."""
     noisy, clean = (
-        drawings.torch.from_numpy(p) for p in Pairs(DataConfig().load_test().clean[:2]).noised("gaussian:30", "test")
+        drawings.torch.from_numpy(p)
+        for p in ImagePairs(DataConfig().load_test().clean[:2]).noised("gaussian:30", "test")
     )
     generator = Generator(channels=1, image_size=32, width=64, dropout=0.5)
     shown = texts(drawings.draw_generator(generator, noisy))

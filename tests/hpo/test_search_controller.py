@@ -8,7 +8,7 @@ from killed import Killed, every_write_killed_once
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import leaderboard, pruning, trial_attributes
-from hpo.policy.retry_policy import Death
+from hpo.policy.retry_policy import TrialFailure
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import CONFIG
 from hpo.store.record import Record
@@ -120,7 +120,7 @@ def test_when_time_is_up_unfinished_trials_still_run_and_no_new_one_begins(recor
 def test_several_slots_get_different_trials_and_all_unfinished_ones_come_first(record, runs):
     driver = conductor(record)
     assert [driver.next_trial().number for _ in range(3)] == [0, 1, 2]
-    driver.stumbled(1, Death(error="out of memory", then="give up"))
+    driver.stumbled(1, TrialFailure(error="out of memory", then="give up"))
     reborn = conductor(Record(runs, "first"))
     assert reborn.trials_left == 8 - 1
     assert [reborn.next_trial().number for _ in range(3)] == [0, 2, 3]
@@ -163,7 +163,7 @@ def test_what_a_listener_hears_is_on_the_record_already(record, runs):
 
 def test_a_search_whose_trials_all_fail_before_their_first_epoch_stops(record, runs):
     """And goes on by the same command, once what they fail of is mended."""
-    broken = Death(error="no such file", then="give up")
+    broken = TrialFailure(error="no such file", then="give up")
     driver = conductor(record)
     for number in range(2):
         driver.next_trial()
@@ -183,5 +183,5 @@ def test_a_search_goes_on_where_some_trials_fail_and_others_do_not(record):
     train(driver, driver.next_trial().number, [], epochs=1)
     for number in range(1, 6):
         driver.next_trial()
-        driver.stumbled(number, Death(error="out of memory", then="give up"))
+        driver.stumbled(number, TrialFailure(error="out of memory", then="give up"))
     assert driver.next_trial().number == 6

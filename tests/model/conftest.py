@@ -13,7 +13,7 @@ import torch
 
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images, Pairs
+from model.data.image_sets import DeviceImages, ImagePairs, Images
 from model.export import export
 from model.trainer import Trainer
 
@@ -93,7 +93,7 @@ def exported(
     arguments = {
         "data": DataConfig(noise=NOISE),
         "images": images,
-        "test": Pairs(test_images),
+        "test": ImagePairs(test_images),
         "origin": {"search": "first", "trial": 7},
     }
     manifest = export(checkpoint, folder / "model", **arguments)

@@ -21,7 +21,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import NOISE_SEEDS, Pairs, to_unit
+from model.data.image_sets import NOISE_SEEDS, ImagePairs, to_unit
 from model.data.noise import parse_noise
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.export import ExportError, check_target, export
@@ -99,7 +99,7 @@ def test_measuring_the_folder_again_gives_the_manifests_figures_exactly(exported
     denoiser = Denoiser(exported.folder)
     metrics = json.loads((exported.folder / MANIFEST).read_text())["metrics"]
     assert evaluate(denoiser, images.validation, "gaussian:30", "validation") == metrics["validation"]
-    assert evaluate(denoiser, Pairs(test_images), "gaussian:30", "test") == metrics["test"]
+    assert evaluate(denoiser, ImagePairs(test_images), "gaussian:30", "test") == metrics["test"]
     assert metrics["test"]["denoised"]["psnr_db"] > metrics["test"]["noisy"]["psnr_db"] + 1
     assert metrics["test"]["ground_truth"] == {"l1": 0.0, "ssim": 1.0, "psnr_db": "inf"}
     assert metrics["test"]["images"] == len(test_images)

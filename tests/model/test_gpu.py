@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from model import metrics
 from model.config import TrainConfig
 from model.data.image_folder import Picture
-from model.data.image_sets import DeviceImages, Images, Ragged
+from model.data.image_sets import DeviceImages, Images, VariableSizeImages
 from model.gan import Gan, autocast_dtype
 from model.trainer import Trainer
 
@@ -90,7 +90,9 @@ def test_a_step_waits_for_nothing_and_all_of_it_is_on_the_device(settings, few, 
 
 
 def test_crops_of_a_folders_images_are_cut_on_the_device(few, watched):
-    ragged = Ragged.of([Picture("", np.zeros((1, 70, 90), np.uint8)), Picture("", np.zeros((1, 40, 50), np.uint8))], 32)
+    ragged = VariableSizeImages.of(
+        [Picture("", np.zeros((1, 70, 90), np.uint8)), Picture("", np.zeros((1, 40, 50), np.uint8))], 32
+    )
     with watched:
         placed = DeviceImages.place(replace(few, train=ragged), "gaussian:30", META, num_validation=6)
         before = watched.waits

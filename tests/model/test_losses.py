@@ -16,7 +16,7 @@ def cross_entropy(logits: np.ndarray, label: float) -> float:
 
 @pytest.mark.parametrize(
     ("loss", "label"),
-    [(losses.adversarial, 1.0), (losses.real, 1.0), (losses.generated, 0.0)],
+    [(losses.generator_adversarial, 1.0), (losses.discriminator_real, 1.0), (losses.discriminator_fake, 0.0)],
     ids=["adversarial", "real", "generated"],
 )
 def test_the_adversarial_losses_are_sigmoid_cross_entropy(loss, label):
@@ -32,15 +32,16 @@ def test_the_other_adversarial_losses_are_those_of_their_papers(kind):
         "hinge": [-logits.mean(), np.maximum(0, 1 - logits).mean(), np.maximum(0, 1 + logits).mean()],
     }[kind]
     given = [
-        loss(torch.from_numpy(logits), kind).item() for loss in (losses.adversarial, losses.real, losses.generated)
+        loss(torch.from_numpy(logits), kind).item()
+        for loss in (losses.generator_adversarial, losses.discriminator_real, losses.discriminator_fake)
     ]
     np.testing.assert_allclose(given, expected, rtol=1e-9)
 
 
 def test_a_certain_discriminator_gives_large_but_finite_losses():
     logits = torch.full((2, 1, 6, 6), -500.0)
-    assert losses.adversarial(logits).item() == 500
-    assert losses.generated(logits).item() == 0
+    assert losses.generator_adversarial(logits).item() == 500
+    assert losses.discriminator_fake(logits).item() == 0
 
 
 @pytest.mark.parametrize(

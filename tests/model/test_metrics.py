@@ -12,7 +12,7 @@ from model import export_quality, metrics
 from model.data.image_sets import NOISE_SEEDS, to_unit
 from model.data.noise import parse_noise
 from model.export_quality import against_slides, quality, table
-from model.metrics import EvalReport, objective_value, stop_reason
+from model.metrics import EvalReport, failure_reason, objective_value
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -196,7 +196,7 @@ NO_WORSE = {"psnr_db": 20.55, "output_std": 0.01}
 @pytest.mark.parametrize("name", ["ssim", "psnr_db", "l1", "gen_total", "disc_real", "disc_generated"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_one_value_that_is_not_finite_is_divergence_at_once(name, value):
-    assert stop_reason([replace(REPORT, epoch=1, images=64, **{name: value})]) == "diverged"
+    assert failure_reason([replace(REPORT, epoch=1, images=64, **{name: value})]) == "diverged"
 
 
 def reports(*of: tuple[int, dict[str, float]]) -> list[EvalReport]:
@@ -216,7 +216,7 @@ def reports(*of: tuple[int, dict[str, float]]) -> list[EvalReport]:
     ],
 )
 def test_a_training_that_never_lived_has_30000_images_before_two_bad_epochs_are_a_collapse(first, second, reason):
-    assert stop_reason(reports((64, WORSE), first, second)) == reason
+    assert failure_reason(reports((64, WORSE), first, second)) == reason
 
 
 @pytest.mark.parametrize(
@@ -233,18 +233,18 @@ def test_a_training_that_never_lived_has_30000_images_before_two_bad_epochs_are_
     ],
 )
 def test_who_lived_once_has_collapsed_after_two_bad_epochs_in_a_row_whatever_the_number_of_images(bad, reason):
-    assert stop_reason(reports(*((64 * epoch, of) for epoch, of in enumerate(bad, start=1)))) == reason
+    assert failure_reason(reports(*((64 * epoch, of) for epoch, of in enumerate(bad, start=1)))) == reason
 
 
 def test_after_the_last_epoch_one_bad_one_is_enough_for_who_lived_before():
-    assert stop_reason(reports((64, {}), (128, WORSE)), is_last=True) == "collapsed"
-    assert stop_reason(reports((64, WORSE), (128, {})), is_last=True) is None
-    assert stop_reason(reports((64, WORSE), (128, WORSE)), is_last=True) is None
+    assert failure_reason(reports((64, {}), (128, WORSE)), is_last=True) == "collapsed"
+    assert failure_reason(reports((64, WORSE), (128, {})), is_last=True) is None
+    assert failure_reason(reports((64, WORSE), (128, WORSE)), is_last=True) is None
 
 
 def test_no_or_one_report_is_no_reason_to_stop():
-    assert stop_reason([]) is None
-    assert stop_reason(reports((60_000, WORSE)), is_last=True) is None
+    assert failure_reason([]) is None
+    assert failure_reason(reports((60_000, WORSE)), is_last=True) is None
 
 
 def test_objectives_are_what_they_are_called():

@@ -12,10 +12,10 @@ from torch.nn.functional import binary_cross_entropy, l1_loss
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
-from model.data.image_sets import DeviceImages, Images, Pairs, to_unit
+from model.data.image_sets import DeviceImages, ImagePairs, Images, to_unit
 from model.data.noise import parse_noise
 from model.gan import autocast_dtype, clip_gradients
-from model.metrics import stop_reason
+from model.metrics import failure_reason
 from model.trainer import Trainer, load_generator
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def few(images) -> DeviceImages:
 
 
 def place(train: np.ndarray, validation: np.ndarray, noise: str = "gaussian:30-50") -> DeviceImages:
-    images = Images(train=train, validation=Pairs(validation), padding=2)
+    images = Images(train=train, validation=ImagePairs(validation), padding=2)
     return DeviceImages.place(images, noise, CPU, num_validation=len(validation))
 
 
@@ -309,7 +309,7 @@ def test_training_on_real_images_denoises(trained):
     assert last.psnr_db > first.psnr_db
     assert last.ssim > first.ssim
     assert last.output_std > 0.2
-    assert stop_reason(trained.reports) is None
+    assert failure_reason(trained.reports) is None
 
 
 def test_reports_count_epochs_and_images_and_their_losses_add_up(few):
@@ -354,12 +354,12 @@ def test_a_training_with_nan_is_reported_as_diverged_and_can_be_saved(few, tmp_p
     with torch.no_grad():
         trainer.gan.generator.last.weight[0, 0, 0, 0] = math.nan
     trainer.run_epoch()
-    assert stop_reason(trainer.reports) == "diverged"
+    assert failure_reason(trainer.reports) == "diverged"
     trainer.save(tmp_path / "checkpoint")
     again = Trainer(SMALL, few)
     again.load(tmp_path / "checkpoint")
     assert json.dumps(told(again)) == json.dumps(told(trainer))
-    assert stop_reason(again.reports) == "diverged"
+    assert failure_reason(again.reports) == "diverged"
 
 
 def test_a_batch_above_the_training_set_is_refused(few):

@@ -9,7 +9,7 @@ from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.image_sets import DeviceImages, Images
-from model.training_run import BEST, LAST, TrainingRun, is_shown
+from model.training_run import BEST, LAST, TrainingRun, should_log_images
 
 CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, precision="float32")
 
@@ -98,4 +98,4 @@ def test_a_run_that_diverges_still_has_its_picture_and_checkpoint(few, tmp_path)
 
 
 def test_where_pictures_cost_those_of_a_few_epochs_and_of_the_last_are_shown():
-    assert [epoch for epoch in range(1, 8) if is_shown(epoch, last=epoch == 7)] == [1, 2, 4, 7]
+    assert [epoch for epoch in range(1, 8) if should_log_images(epoch, last=epoch == 7)] == [1, 2, 4, 7]

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.policy import trial_attributes
-from hpo.search_controller import Conductor, Listener
+from hpo.search_controller import Listener, SearchController
 from hpo.store.record import Record
 from model.config import TrainConfig
 from model.metrics import EvalReport
@@ -44,11 +44,11 @@ def learned(config: TrainConfig, epoch: int) -> EvalReport:
     return report(epoch, best - 0.4 / (1 + epoch * 2000 * config.lr_g))
 
 
-def conductor(record: Record, *listeners: Listener, time_is_up: bool = False, space: Space = SPACE) -> Conductor:
-    return Conductor(record, space, listeners, time_is_up=lambda: time_is_up)
+def conductor(record: Record, *listeners: Listener, time_is_up: bool = False, space: Space = SPACE) -> SearchController:
+    return SearchController(record, space, listeners, time_is_up=lambda: time_is_up)
 
 
-def train(conductor: Conductor, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
+def train(conductor: SearchController, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
     """Until it is stopped, or for so many more epochs. reports: what its checkpoint has; told first, then grows."""
     config = TrainConfig.from_dict(conductor.record.trial(number).user_attrs[trial_attributes.CONFIG])
     if reports and conductor.hear(number, reports).action != "go on":
@@ -60,7 +60,7 @@ def train(conductor: Conductor, number: int, reports: list[EvalReport], epochs: 
         epochs = epochs and epochs - 1
 
 
-def run_all(conductor: Conductor, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
+def run_all(conductor: SearchController, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
     """The whole search in one slot. checkpoints: what earlier drivers' trainings left behind."""
     checkpoints = {} if checkpoints is None else checkpoints
     while (trial := conductor.next_trial()) is not None:

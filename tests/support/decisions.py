@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.policy import sampling
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import ASKED, HEARD, REPORTS
+from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
 from model.metrics import objective_value
 from search_spaces import Space
 
@@ -46,7 +46,10 @@ def reported(order: list[tuple[int, float]]) -> list[FrozenTrial]:
         trial = create_trial(
             state=TrialState.RUNNING,
             intermediate_values={r.epoch: objective_value(r.ssim, r.psnr_db, "ssim") for r, _ in reports},
-            user_attrs={ASKED: 0, REPORTS: [{**r.as_dict(), HEARD: place} for r, place in reports]},
+            user_attrs={
+                REPORTS_AT_SUGGESTION: 0,
+                REPORTS: [{**r.as_dict(), REPORT_INDEX: place} for r, place in reports],
+            },
         )
         trial.number = number
         trials.append(trial)

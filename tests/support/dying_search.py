@@ -22,7 +22,7 @@ import search_spaces
 from hpo.policy.search_config import SearchConfig
 from hpo.run import search
 from hpo.store.record import Record
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.tune import hang_watchdog, ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from model.data.data_config import DataConfig
@@ -102,7 +102,7 @@ def main(folder: Path) -> None:
     with ray_session.started(asked) as cluster:
         context = search._Context(
             record=record,
-            copies=Copies(record, None, lambda _: None),
+            copies=StorageReplicator(record, None, lambda _: None),
             images=images,
             images_ref=ray.put(images),
             cluster=cluster,

@@ -20,7 +20,7 @@ import search_spaces
 from hpo.policy.search_config import SearchConfig
 from hpo.run import search
 from hpo.store.record import Record
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from model.common.errors import MachineError
@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
         with ray_session.started(record.search) as cluster:
             context = search._Context(
                 record=record,
-                copies=Copies(record, None, lambda _: None),
+                copies=StorageReplicator(record, None, lambda _: None),
                 images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,

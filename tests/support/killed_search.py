@@ -176,7 +176,7 @@ def assert_nothing_was_lost_or_repeated(search: Killed) -> None:
         assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
         assert [report.epoch for report in leaderboard.reports_of(trial)] == list(trial.intermediate_values)
         assert trial.last_step == search.epochs or trial.state.name == "PRUNED"
-        decision = pruning.judge(trials, trial.number, trial.last_step, search.record.search)
+        decision = pruning.decide_pruning(trials, trial.number, trial.last_step, search.record.search)
         assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
 
     trace, begun = search.trace(), search.began()

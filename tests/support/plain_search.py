@@ -23,7 +23,7 @@ from hpo.run import export, search
 from hpo.store import search_results
 from hpo.store.checkpoint_retention import Retention
 from hpo.store.record import Record
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.tune import trainable
 from model.config import TrainConfig
 from model.data.image_sets import DeviceImages
@@ -51,7 +51,7 @@ def command(folder: Path, runs: Path, *more: str) -> list[str]:
 def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
     """From here on. exports: the search ends with its export, as it should, which takes longer than all the rest."""
 
-    def run(copies: Copies, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
+    def run(copies: StorageReplicator, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
         record = copies.record
         loop = conductor(record, copies, Retention(record, copies.remove), space=space)
         placed = place(record.search)
@@ -85,7 +85,7 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
         run.run_epoch()
 
 
-def here(copies: Copies, images: Any, console: Any) -> search._Context:
+def here(copies: StorageReplicator, images: Any, console: Any) -> search._Context:
     whole = {"num_cpus": 1.0, "num_gpus": 0.0}
     cluster: Any = SimpleNamespace(whole_node=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
     progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)

@@ -14,9 +14,9 @@ from clusters import Cluster
 from hosts import wait_for
 from optuna.trial import FrozenTrial
 
-from hpo.policy.trial_attributes import FAILURES, MOVES, NODE, REPORTS
+from hpo.policy.trial_attributes import FAILURES, MIGRATIONS, NODE, REPORTS
 from hpo.store.record import Record
-from hpo.store.replication import looking, opened
+from hpo.store.replication import open_read_only, open_storage
 from hpo.store.search_results import decisions, is_exported
 from model.common.errors import ConfigError
 
@@ -38,7 +38,7 @@ class Search:
 
     def _record(self) -> AbstractContextManager[Record]:
         """As the storage has it now."""
-        return looking(Path("runs"), self.name, opened(self.storage, Path("runs"), looks=True))
+        return open_read_only(Path("runs"), self.name, open_storage(self.storage, Path("runs"), looks=True))
 
     def trials(self) -> list[FrozenTrial]:
         """None before the first copy of the record."""
@@ -114,4 +114,4 @@ def failures(trials: list[FrozenTrial]) -> dict[int, list[Any]]:
 
 def moves(trials: list[FrozenTrial]) -> dict[int, list[Any]]:
     """What was not, since the node was drained."""
-    return {trial.number: trial.user_attrs[MOVES] for trial in trials if trial.user_attrs.get(MOVES)}
+    return {trial.number: trial.user_attrs[MIGRATIONS] for trial in trials if trial.user_attrs.get(MIGRATIONS)}

@@ -32,7 +32,7 @@ from hpo.cluster.cluster_state import MARKET, PRICE, SPOT
 from hpo.policy.search_config import SearchConfig
 from hpo.run import search
 from hpo.store.record import Record
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from model.data.data_config import DataConfig
@@ -128,7 +128,7 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     progress.cost_is(lambda: spending.usd)
     context = search._Context(
         record=record,
-        copies=Copies(record, None, lambda _: None),
+        copies=StorageReplicator(record, None, lambda _: None),
         images=images,
         images_ref=ray.put(images),
         cluster=cluster,

@@ -8,6 +8,6 @@ from hpo.cli.commands import main
 from hpo.store import lease, replication
 
 if __name__ == "__main__":
-    lease.BEAT_SECONDS, lease.DEAD_SECONDS = 0.5, 5.0
-    replication.PATIENCE = float(sys.argv[1])
+    lease.HEARTBEAT_SECONDS, lease.EXPIRY_SECONDS = 0.5, 5.0
+    replication.TIMEOUT_SECONDS = float(sys.argv[1])
     sys.exit(main(["search", "first", *sys.argv[2:]]))

@@ -32,7 +32,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.store.layout import IMAGES
 from hpo.store.record import Record
 from hpo.tune import ray_session
-from model.common.errors import Mistakes
+from model.common.errors import ErrorCollector
 from model.config import FIELDS
 from model.data.noise import KINDS
 from model.denoise import read_manifest
@@ -152,7 +152,7 @@ def test_a_tilde_that_no_shell_has_expanded_is_the_users_home(tmp_path, monkeypa
     words = ["search", "x", "--runs=~/runs", "--data=~", "--space=~/s.py", "--pruner=~/p.py"]
     found = arguments.parser().parse_args(words)
     assert (found.runs, found.storage) == (tmp_path / "runs", f"{tmp_path}/searches")
-    commands._resolve(found, Mistakes())
+    commands._resolve(found, ErrorCollector())
     assert (found.data, found.space, found.pruner) == (str(tmp_path), f"{tmp_path}/s.py", f"{tmp_path}/p.py")
     assert arguments.parser().parse_args(["list", "--storage", "s3://b/~"]).storage == "s3://b/~"
 

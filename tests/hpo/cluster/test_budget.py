@@ -10,19 +10,19 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.cluster.budget import (
     Account,
-    Spending,
+    CostMeter,
     at_the_end,
-    check,
+    budget_action,
+    check_cost_limit,
     of_the_running,
     rates,
     spent_within,
     unpriced,
-    verdict,
 )
-from hpo.cluster.cluster_state import PRICE, Growth, Node, NodeType, Sight
+from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterSnapshot, Node, NodeType
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import HEARD, REPORTS
-from hpo.tune.budget_stopper import Purse
+from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
+from hpo.tune.budget_stopper import CostLimitStopper
 from model.common.errors import ConfigError
 
 HOUR = 3600.0
@@ -56,7 +56,7 @@ def node(name: str, usd: str | None = None) -> Node:
     return Node(id=name, resources={}, labels={} if usd is None else {PRICE: usd}, address=f"10.0.0.{name}")
 
 
-GROWTH = Growth(
+GROWTH = AutoscalerLimits(
     types=(
         NodeType(name="spot", resources={}, labels={PRICE: "0.8"}, workers=2),
         NodeType(name="unknown", resources={}, workers=1),
@@ -67,26 +67,31 @@ GROWTH = Growth(
 
 
 def test_machines_that_are_set_up_cost_as_well_and_unknown_ones_as_much_as_the_dearest():
-    sight = Sight(nodes=(node("1", "0.2"), node("2")), starting=("spot", "unknown"), asked=5)
+    sight = ClusterSnapshot(nodes=(node("1", "0.2"), node("2")), starting=("spot", "unknown"), asked=5)
     assert sorted(rates(sight, GROWTH).values()) == [0.2, 0.8, 0.8, 0.8]
 
 
 @pytest.mark.parametrize("usd", [None, "", "cheap", "-1", "nan", "inf"])
 def test_a_limit_is_refused_where_a_node_or_a_type_says_no_price_all_at_once(usd):
-    sight = Sight(nodes=(node("1", "0.2"), node("2", usd)))
+    sight = ClusterSnapshot(nodes=(node("1", "0.2"), node("2", usd)))
     assert unpriced(sight, GROWTH) == ["node 10.0.0.2", "node type unknown"]
     with pytest.raises(ConfigError, match=r"label hpo/usd-per-hour; node 10\.0\.0\.2, node type unknown have none"):
-        check(SearchConfig(max_cost=5.0, address="auto"), 0.0, sight, GROWTH)
-    check(SearchConfig(), 0.0, sight, GROWTH)
+        check_cost_limit(SearchConfig(max_cost=5.0, address="auto"), 0.0, sight, GROWTH)
+    check_cost_limit(SearchConfig(), 0.0, sight, GROWTH)
 
 
 def test_a_limit_that_is_used_up_is_refused():
     with pytest.raises(ConfigError, match=r"max_cost=5: 5\.20 USD are spent; a higher one continues"):
-        check(SearchConfig(max_cost=5.0, address="auto"), 5.2, Sight(nodes=(node("1", "0"),)), Growth())
+        check_cost_limit(
+            SearchConfig(max_cost=5.0, address="auto"),
+            5.2,
+            ClusterSnapshot(nodes=(node("1", "0"),)),
+            AutoscalerLimits(),
+        )
 
 
 def trial(epochs: int, state: TrialState = TrialState.RUNNING, **seconds: float) -> FrozenTrial:
-    told = [{**report(e + 1, 0.5, **seconds).as_dict(), HEARD: 0} for e in range(epochs)]
+    told = [{**report(e + 1, 0.5, **seconds).as_dict(), REPORT_INDEX: 0} for e in range(epochs)]
     values: dict[str, Any] = {"value": 0.5} if state == TrialState.COMPLETE else {}
     return create_trial(state=state, user_attrs={REPORTS: told}, **values)
 
@@ -119,7 +124,7 @@ def test_of_many_machines_all_but_two_go_when_they_are_idle():
     ],
 )
 def test_first_no_new_trials_begin_then_all_stop_with_enough_left_for_the_end(spent, running, end, expected):
-    assert verdict(spent, 10.0, running, end) == expected
+    assert budget_action(spent, 10.0, running, end) == expected
 
 
 class Clock:
@@ -132,9 +137,9 @@ class Clock:
 def test_a_whole_search_ends_before_it_has_cost_more_than_it_may():
     """Eleven machines for 2.1 USD an hour; every trial takes an hour, and each is stopped where it is."""
     clock = Clock()
-    growth = Growth(idle_seconds=600)
-    spending = Spending(SearchConfig(max_cost=10.0, address="auto"), 1.0, growth, clock)
-    sight = Sight(nodes=(node("head", "0.1"), *(node(str(i), "0.2") for i in range(10))))
+    growth = AutoscalerLimits(idle_seconds=600)
+    spending = CostMeter(SearchConfig(max_cost=10.0, address="auto"), 1.0, growth, clock)
+    sight = ClusterSnapshot(nodes=(node("head", "0.1"), *(node(str(i), "0.2") for i in range(10))))
     trials = [trial(1, seconds=300, eval_seconds=0)]
     seen = []
     while not seen or seen[-1] != "stop":
@@ -150,8 +155,8 @@ def test_a_whole_search_ends_before_it_has_cost_more_than_it_may():
 
 def test_without_a_limit_it_only_counts():
     clock = Clock()
-    spending = Spending(SearchConfig(), 0.0, Growth(), clock)
-    spending.see(Sight(nodes=(node("1", "3.0"),)))
+    spending = CostMeter(SearchConfig(), 0.0, AutoscalerLimits(), clock)
+    spending.see(ClusterSnapshot(nodes=(node("1", "3.0"),)))
     clock.now = HOUR
     assert spending.verdict([]) == "go on"
     assert spending.usd == pytest.approx(3.0)
@@ -160,7 +165,7 @@ def test_without_a_limit_it_only_counts():
 def test_the_purse_stops_everything_once_and_keeps_the_note():
     clock = Clock()
     empty, told = [False], []
-    purse = Purse(lambda: empty[0], lambda: told.append("end"), lambda: told.append("note"), clock)
+    purse = CostLimitStopper(lambda: empty[0], lambda: told.append("end"), lambda: told.append("note"), clock)
     for clock.now in range(0, 130, 10):
         assert not purse.stop_all()
     empty[0] = True

@@ -13,8 +13,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpo.cluster import budget, cluster_state
-from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, Growth, Lookout, Node, Sight, as_growth
-from hpo.cluster.fallback_policy import Drought, drought, to_return, waits
+from hpo.cluster.cluster_state import (
+    MARKET,
+    ON_DEMAND,
+    SPOT,
+    AutoscalerLimits,
+    ClusterMonitor,
+    ClusterSnapshot,
+    Node,
+    limits_of,
+)
+from hpo.cluster.fallback_policy import SpotShortage, describe_pending, node_to_release, update_shortage
 from model.common.errors import MachineError
 
 MINUTE = 60.0
@@ -32,22 +41,22 @@ class Cluster:
     waiting: int = 0
     starting: int = 0
     now: float = 0.0
-    state: Drought = field(default_factory=Drought)
+    state: SpotShortage = field(default_factory=SpotShortage)
 
     @property
-    def sight(self) -> Sight:
+    def sight(self) -> ClusterSnapshot:
         free = {name: {} if name in self.trials.values() else GPU for name in self.of_market}
         workers = [
             Node(id=name, resources=GPU, free=free[name], labels={MARKET: market}, draining=name in self.draining)
             for name, market in self.of_market.items()
         ]
-        return Sight(nodes=(HEAD, *workers))
+        return ClusterSnapshot(nodes=(HEAD, *workers))
 
     def look(self, minutes: int = 1) -> dict[str, int]:
         """What the autoscaler is asked for then."""
         for _ in range(minutes):
             self.now += MINUTE
-            self.state = drought(
+            self.state = update_shortage(
                 self.state,
                 self.sight,
                 running=self.trials,
@@ -60,7 +69,7 @@ class Cluster:
         return {market: places for market, places in wants.items() if places}
 
     def leaves(self) -> str | None:
-        return to_return(self.state, self.sight, self.trials, self.sight.free(1, 1, SPOT))
+        return node_to_release(self.state, self.sight, self.trials, self.sight.free(1, 1, SPOT))
 
 
 def test_on_demand_places_are_asked_for_after_ten_minutes_of_waiting_and_spot_ones_still_are():
@@ -162,22 +171,32 @@ def test_on_demand_nodes_that_were_there_before_are_nobodys_bridge():
 @pytest.mark.parametrize(
     ("numbers", "gpus", "sight", "expected"),
     [
-        ([5], 1.0, Sight(starting=("a", "a")), "trial 5 waits for 1 GPU: none free, 2 nodes are starting"),
-        ([5], 0.25, Sight(starting=("a",)), "trial 5 waits for 0.25 GPUs: none free, 1 node is starting"),
-        ([5, 6], 0.0, Sight(asked=2), "trials 5 and 6 wait for 2 CPUs each: none free, 2 nodes asked for"),
-        ([1, 2, 3], 1.0, Sight(), "trials 1, 2 and 3 wait for 1 GPU each: none free"),
-        ([1, 2, 3, 4, 5], 1.0, Sight(), "trials 1, 2, 3 and 2 more wait for 1 GPU each: none free"),
-        ([5], 1.0, Sight(nodes=(Node(id="a", resources=GPU, free=GPU),)), "trial 5 waits for 1 GPU: room for 1"),
-        ([5], 1.0, Sight(refused="no capacity"), "trial 5 waits for 1 GPU: none free, the cloud says no capacity"),
-        ([], 1.0, Sight(), ""),
+        ([5], 1.0, ClusterSnapshot(starting=("a", "a")), "trial 5 waits for 1 GPU: none free, 2 nodes are starting"),
+        ([5], 0.25, ClusterSnapshot(starting=("a",)), "trial 5 waits for 0.25 GPUs: none free, 1 node is starting"),
+        ([5, 6], 0.0, ClusterSnapshot(asked=2), "trials 5 and 6 wait for 2 CPUs each: none free, 2 nodes asked for"),
+        ([1, 2, 3], 1.0, ClusterSnapshot(), "trials 1, 2 and 3 wait for 1 GPU each: none free"),
+        ([1, 2, 3, 4, 5], 1.0, ClusterSnapshot(), "trials 1, 2, 3 and 2 more wait for 1 GPU each: none free"),
+        (
+            [5],
+            1.0,
+            ClusterSnapshot(nodes=(Node(id="a", resources=GPU, free=GPU),)),
+            "trial 5 waits for 1 GPU: room for 1",
+        ),
+        (
+            [5],
+            1.0,
+            ClusterSnapshot(refused="no capacity"),
+            "trial 5 waits for 1 GPU: none free, the cloud says no capacity",
+        ),
+        ([], 1.0, ClusterSnapshot(), ""),
     ],
 )
 def test_what_trials_wait_for(numbers, gpus, sight, expected):
-    assert waits(numbers, 2.0, gpus, sight) == expected
+    assert describe_pending(numbers, 2.0, gpus, sight) == expected
 
 
 def test_a_drought_is_told():
-    told = waits([5], 1.0, 1.0, Sight(starting=("a",), asked=1), asked=2)
+    told = describe_pending([5], 1.0, 1.0, ClusterSnapshot(starting=("a",), asked=1), asked=2)
     assert told == (
         "trial 5 waits for 1 GPU: none free, 1 node is starting, 1 more asked for, "
         "on-demand asked for, too, for want of spot: 2 places"
@@ -185,7 +204,7 @@ def test_a_drought_is_told():
 
 
 def test_a_node_that_is_drained_has_no_room():
-    sight = Sight(nodes=(Node(id="a", resources=GPU, free=GPU, draining=True),))
+    sight = ClusterSnapshot(nodes=(Node(id="a", resources=GPU, free=GPU, draining=True),))
     assert sight.free(1, 1) == 0
 
 
@@ -201,12 +220,12 @@ available_node_types:
 
 def test_only_a_cluster_with_spot_workers_and_on_demand_ones_falls_back():
     config: dict[str, Any] = yaml.safe_load(CONFIG)
-    assert not as_growth(config).falls_back  # the head is none of them
+    assert not limits_of(config).falls_back  # the head is none of them
     config["available_node_types"]["dear"] = {"resources": {"CPU": 4, "GPU": 1}, "labels": {MARKET: ON_DEMAND}}
-    assert as_growth(config).falls_back
+    assert limits_of(config).falls_back
     config["available_node_types"]["dear"]["max_workers"] = 0
-    assert not as_growth(config).falls_back
-    assert not Growth().falls_back
+    assert not limits_of(config).falls_back
+    assert not AutoscalerLimits().falls_back
 
 
 @pytest.mark.parametrize(
@@ -226,31 +245,31 @@ def test_no_more_is_asked_for_than_may_be_added_all_at_once(wanted, gpus, expect
     config: dict[str, Any] = yaml.safe_load(CONFIG)
     dear = {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "labels": {MARKET: ON_DEMAND}}
     config["available_node_types"]["dear"] = dear
-    assert as_growth(config).places(wanted, 1.0, gpus) == expected
+    assert limits_of(config).places(wanted, 1.0, gpus) == expected
 
 
 def test_the_file_on_the_head_is_read_and_missed_without_a_word(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    found = cluster_state.growth(tmp_path / "config.yaml")
+    found = cluster_state.autoscaler_limits(tmp_path / "config.yaml")
     assert (found.workers, found.idle_seconds) == (4, 600)
     assert [(of.name, of.workers, cluster_state.price(of.labels)) for of in found.types] == [
         ("head", 0, 0.2),
         ("spot", 4, 0.5),
     ]
-    assert cluster_state.growth(tmp_path / "other.yaml") == Growth()
+    assert cluster_state.autoscaler_limits(tmp_path / "other.yaml") == AutoscalerLimits()
 
 
 def test_the_lookout_outlives_looks_that_fail(monkeypatch):
     monkeypatch.setattr(cluster_state, "_LOOK_SECONDS", 0.01)
-    sights = iter([Sight(), RuntimeError("the head is busy"), Sight(asked=1)])
+    sights = iter([ClusterSnapshot(), RuntimeError("the head is busy"), ClusterSnapshot(asked=1)])
 
-    def see() -> Sight:
-        found = next(sights, Sight(asked=2))
+    def see() -> ClusterSnapshot:
+        found = next(sights, ClusterSnapshot(asked=2))
         if isinstance(found, Exception):
             raise found
         return found
 
-    lookout, told = Lookout(see), []
+    lookout, told = ClusterMonitor(see), []
     lookout.tells(lambda sight: told.append(sight.asked))
     with lookout.looking():
         while lookout.sight.asked < 2:
@@ -268,10 +287,10 @@ def test_whatever_ray_up_left_on_the_head_is_counted_or_told_as_damaged(tmp_path
     path = tmp_path_factory.mktemp("fuzzed") / "config.yaml"
     path.write_text(yaml.safe_dump(config) if text is None else text, errors="replace")
     try:
-        growth = cluster_state.growth(path)
+        growth = cluster_state.autoscaler_limits(path)
     except MachineError as error:
         assert_told(error, f"{path}: damaged")
         return
     assert growth.fit(1.0, 0.5) >= 0
     assert growth.places({SPOT: 3, ON_DEMAND: 2}, 1.0, 0.0).keys() <= {SPOT, ON_DEMAND}
-    assert all(usd >= 0 for usd in budget.rates(Sight(starting=("head", "x")), growth).values())
+    assert all(usd >= 0 for usd in budget.rates(ClusterSnapshot(starting=("head", "x")), growth).values())

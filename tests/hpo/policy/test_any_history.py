@@ -23,10 +23,10 @@ from hpo.policy.leaderboard import reports_of
 from hpo.policy.search_config import SearchConfig
 from hpo.search_controller import ATTEMPTS, HOPELESS, MOVES
 from hpo.store.record import Record
-from hpo.tune.errors import DriverError
-from hpo.tune.hang_watchdog import HangWatch
-from hpo.tune.scheduler import ConductorScheduler
-from hpo.tune.searcher import ConductorSearcher
+from hpo.tune.errors import FatalDriverError
+from hpo.tune.hang_watchdog import HangWatchdog
+from hpo.tune.scheduler import ControllerScheduler
+from hpo.tune.searcher import ControllerSearcher
 from model.config import TrainConfig
 from model.metrics import EvalReport
 
@@ -82,11 +82,11 @@ class AnyHistory(RuleBasedStateMachine):
         record = Record(self.folder, "first")
         driver = conductor(record)
         self.record = record
-        self.searcher = ConductorSearcher(driver, lambda trial: {"number": trial.number})
+        self.searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
         cluster: Any = SimpleNamespace(is_alive=lambda: True)
         self.placement: Any = SimpleNamespace(moved={}, was_drained=lambda number: number in self.drained)
         self.drained: set[int] = set()
-        self.scheduler = ConductorScheduler(driver, cluster, HangWatch(), self.placement)
+        self.scheduler = ControllerScheduler(driver, cluster, HangWatchdog(), self.placement)
         self.running: list[int] = []
         self.told_finished = False
 
@@ -126,7 +126,7 @@ class AnyHistory(RuleBasedStateMachine):
         trial = self.ray_trial(number)
         Path(trial.error_file).write_text("MemoryError" if memory else "The actor died unexpectedly")
         if self.model.is_hopeless():
-            with pytest.raises(DriverError):
+            with pytest.raises(FatalDriverError):
                 self.scheduler.on_trial_error(None, trial)
             self.start()
         else:
@@ -137,7 +137,11 @@ class AnyHistory(RuleBasedStateMachine):
     def its_node_is_taken(self, slot: int, trained: bool, gone: bool) -> None:
         """It is no death, however often it happens, but for the last time. gone: before the driver had moved it."""
         if (
-            len(self.record.trial(self.running[slot % len(self.running)]).user_attrs.get(trial_attributes.MOVES, []))
+            len(
+                self.record.trial(self.running[slot % len(self.running)]).user_attrs.get(
+                    trial_attributes.MIGRATIONS, []
+                )
+            )
             >= MOVES - 1
         ):
             return
@@ -235,10 +239,10 @@ class AnyHistory(RuleBasedStateMachine):
             for name in ("state", "params", "values", "intermediate_values", "user_attrs", "distributions"):
                 assert getattr(mine, name) == getattr(theirs, name)
         for trial in written:
-            suggestion = sampling.suggest(trial_history.evidence(written, trial.number), SPACE, SEARCH)
+            suggestion = sampling.suggest(trial_history.trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
             assert suggestion is not None
             assert suggestion.params == trial.params
-            taken = pruning.judgements(written, trial.number, SEARCH)
+            taken = pruning.replay_decisions(written, trial.number, SEARCH)
             assert all(decision.action == "go on" for decision in taken[:-1])
             if trial_attributes.DECISION in trial.user_attrs:
                 assert pruning.Decision(**trial.user_attrs[trial_attributes.DECISION]) == taken[-1]

@@ -12,7 +12,7 @@ from curves import SPACE
 from decisions import SEARCH, finished, played, reported
 from optuna.trial import TrialState
 
-from hpo.policy.pruning import judge
+from hpo.policy.pruning import decide_pruning
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import REPORTS
@@ -88,7 +88,7 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
     # Eight have come: two places, and the second best sets the bar.
     trials = reported([(0, 0.1), (1, 0.5), (2, 0.7), (3, 0.2), (4, 0.6), (5, 0.3), (6, 0.4), (7, 0.55)])
     search = replace(SEARCH, reduction=4)
-    assert asdict(judge(trials, 7, 1, search)) == {
+    assert asdict(decide_pruning(trials, 7, 1, search)) == {
         "action": "prune",
         "reason": "asha",
         "epoch": 1,
@@ -100,23 +100,23 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
         "places": 2,
         "kept": None,
     }
-    assert judge(trials, 4, 1, search).cutoff == 0.7  # three had not come yet: one place
+    assert decide_pruning(trials, 4, 1, search).cutoff == 0.7  # three had not come yet: one place
 
 
 def test_equal_values_pass_together():
-    assert judge(reported([(0, 0.5), (1, 0.5)]), 1, 1, SEARCH).action == "go on"
+    assert decide_pruning(reported([(0, 0.5), (1, 0.5)]), 1, 1, SEARCH).action == "go on"
 
 
 def test_without_a_pruner_nothing_is_pruned():
     search = SearchConfig(epochs=12, objective="ssim", pruner="none")
     trials = reported([(0, 0.9), (1, 0.1)])
-    assert judge(trials, 1, 1, search).reason == "not compared"
+    assert decide_pruning(trials, 1, 1, search).reason == "not compared"
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 12])
 def test_a_trial_that_diverged_is_pruned_with_a_finite_floor(epoch):
     trials = reported([(0, 0.8)] * (epoch - 1) + [(0, math.nan)])
-    decision = judge(trials, 0, epoch, SEARCH)
+    decision = decide_pruning(trials, 0, epoch, SEARCH)
     assert (decision.action, decision.reason, decision.value) == ("prune", "diverged", -1.0)
 
 
@@ -124,4 +124,4 @@ def test_a_trial_that_collapsed_is_pruned_before_its_rung():
     trials = reported([(0, 0.8), (0, 0.8)])
     for entry in trials[0].user_attrs[REPORTS]:
         entry.update(images=40_000, output_std=0.0)
-    assert judge(trials, 0, 2, SEARCH).reason == "collapsed"
+    assert decide_pruning(trials, 0, 2, SEARCH).reason == "collapsed"

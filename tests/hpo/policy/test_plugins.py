@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from hpo.cli.commands import main
 from hpo.policy import plugins
-from hpo.policy.pruning import judge, judgements
+from hpo.policy.pruning import decide_pruning, replay_decisions
 from hpo.policy.sampling import check_plugins, suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.surrogate import SurrogateSampler
@@ -97,8 +97,8 @@ def test_a_search_by_a_users_sampler_and_pruner_suggests_and_prunes_what_they_do
     study.add_trials(told)
     pruned = [study.pruner.prune(study, study.trials[number]) for number in (2, 3)]
     assert pruned == [False, True]
-    assert [judge(told, number, 1, search).action for number in (2, 3)] == ["go on", "prune"]
-    assert judge(told, 3, 1, search).reason == "pruner"
+    assert [decide_pruning(told, number, 1, search).action for number in (2, 3)] == ["go on", "prune"]
+    assert decide_pruning(told, 3, 1, search).reason == "pruner"
 
 
 def test_a_search_by_a_users_objects_that_was_continued_is_the_undisturbed_one(tmp_path):
@@ -113,7 +113,7 @@ def test_a_search_by_a_users_objects_that_was_continued_is_the_undisturbed_one(t
     assert story(again.trials()) == story(undisturbed.trials())
     assert {trial.state.name for trial in again.trials()} == {"COMPLETE", "PRUNED"}
     for trial in again.trials():  # and every decision can be taken again
-        *passed, last = judgements(again.trials(), trial.number, again.search)
+        *passed, last = replay_decisions(again.trials(), trial.number, again.search)
         assert {decision.action for decision in passed} <= {"go on"}
         assert asdict(last) == trial.user_attrs[DECISION]
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy.leaderboard import candidates
 from hpo.policy.pruners import AshaPruner, FormerPruner
-from hpo.policy.pruning import Decision, judge
+from hpo.policy.pruning import Decision, decide_pruning
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORTS
 
@@ -38,7 +38,7 @@ class Played:
         for step in order:
             if step[0] not in self._ended:
                 self.order.append(step)
-                decision = judge(self.trials(), step[0], self.epoch(step[0]), search)
+                decision = decide_pruning(self.trials(), step[0], self.epoch(step[0]), search)
                 self.decisions.append(decision)
                 if decision.action != "go on":
                     self._ended[step[0]] = decision
@@ -127,7 +127,7 @@ def test_values_are_compared_at_the_same_epoch_and_the_dead_are_no_rivals(order,
 
 
 def test_evidence_counts_while_none_has_finished():
-    decision = judge(reported([(n, n / 10) for n in (9, 8, 7, 6, 1)]), 1, 1, SEARCH)
+    decision = decide_pruning(reported([(n, n / 10) for n in (9, 8, 7, 6, 1)]), 1, 1, SEARCH)
     assert (decision.action, decision.cutoff, decision.set_by) == ("prune", 0.9, 9)
 
 
@@ -139,7 +139,7 @@ def test_what_is_heard_later_changes_no_decision(order, grace, reduction):
     everything, epochs = played.trials(), [0] * 10
     for (number, *_), decision in zip(played.order, played.decisions, strict=True):
         epochs[number] += 1
-        assert judge(everything, number, epochs[number], search) == decision
+        assert decide_pruning(everything, number, epochs[number], search) == decision
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
@@ -173,13 +173,13 @@ def test_what_is_not_a_number_is_worse_than_every_value(direction):
 
 def test_who_is_a_difference_that_nobody_sees_below_the_bar_goes_on():
     for value, expected in {0.4991: "go on", 0.4989: "prune"}.items():
-        assert judge(reported([(0, 0.5), (1, value)]), 1, 1, SEARCH).action == expected
+        assert decide_pruning(reported([(0, 0.5), (1, value)]), 1, 1, SEARCH).action == expected
 
 
 def test_who_has_an_eighth_of_its_epochs_left_is_let_finish():
     for epoch, expected in {10: "prune", 11: "go on"}.items():
         behind = reported([*((0, 0.5) for _ in range(11)), *((1, 0.5) for _ in range(epoch - 1)), (1, 0.4)])
-        assert judge(behind, 1, epoch, SEARCH).action == expected
+        assert decide_pruning(behind, 1, epoch, SEARCH).action == expected
 
 
 @pytest.mark.parametrize(("grace", "reduction"), [(0, 4), (1, 0.5)])
@@ -194,16 +194,16 @@ FORMER = replace(SEARCH, pruner="leaders")
 
 
 def test_the_first_after_grace_passes_however_bad_it_is_until_better_ones_have_come():
-    decision = judge(reported([(0, -0.5), (1, 0.9)]), 0, 1, FORMER)
+    decision = decide_pruning(reported([(0, -0.5), (1, 0.9)]), 0, 1, FORMER)
     assert (decision.action, decision.reason, decision.rivals) == ("go on", "passed", 1)
-    decision = judge(reported([(0, -0.5), (1, 0.9), (0, 1.0)]), 0, 2, FORMER)
+    decision = decide_pruning(reported([(0, -0.5), (1, 0.9), (0, 1.0)]), 0, 2, FORMER)
     assert asdict(decision).items() >= {"action": "prune", "value": 1.0, "cutoff": 0.9, "compared": 1}.items()
 
 
 def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
     # Six have come: the best two pass, and the second best sets the bar.
     trials = reported([(0, 0.1), (1, 0.5), (2, 0.7), (3, 0.2), (4, 0.6), (5, 0.55)])
-    assert asdict(judge(trials, 5, 1, FORMER)) == {
+    assert asdict(decide_pruning(trials, 5, 1, FORMER)) == {
         "action": "prune",
         "reason": "leaders",
         "epoch": 1,
@@ -215,7 +215,7 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
         "places": 2,
         "kept": None,
     }
-    assert judge(trials, 4, 1, FORMER).cutoff == 0.7  # the sixth had not come yet: the best of five passes
+    assert decide_pruning(trials, 4, 1, FORMER).cutoff == 0.7  # the sixth had not come yet: the best of five passes
 
 
 def test_once_five_have_finished_who_is_worse_than_each_of_the_best_five_was_is_stopped():
@@ -227,12 +227,14 @@ def test_once_five_have_finished_who_is_worse_than_each_of_the_best_five_was_is_
     for trial in trials[:6]:
         trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[3]]
     expected = {"action": "go on", "cutoff": 0.3, "set_by": 1, "rivals": 5, "compared": 1}
-    assert asdict(judge(trials, 20, 1, search)).items() >= expected.items()
-    assert asdict(judge(trials, 21, 1, search)).items() >= {"action": "prune", "cutoff": 0.3}.items()
-    assert asdict(judge(trials, 20, 2, search)).items() >= {"action": "prune", "set_by": 5, "compared": 2}.items()
+    assert asdict(decide_pruning(trials, 20, 1, search)).items() >= expected.items()
+    assert asdict(decide_pruning(trials, 21, 1, search)).items() >= {"action": "prune", "cutoff": 0.3}.items()
+    assert (
+        asdict(decide_pruning(trials, 20, 2, search)).items() >= {"action": "prune", "set_by": 5, "compared": 2}.items()
+    )
     for trial in trials[:2]:
         trial.state, trial.values = TrialState.RUNNING, None
-    assert judge(trials, 20, 1, search).cutoff == 0.9  # four are too few to go by
+    assert decide_pruning(trials, 20, 1, search).cutoff == 0.9  # four are too few to go by
 
 
 @given(st.data())
@@ -264,7 +266,7 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
         mine = heard.setdefault(number, [])
         best = sorted((-v[-1], n) for n, v in heard.items() if len(v) == search.epochs)[:5]
         mine.append(value)
-        decision = judge(full(reported(order[:place])), number, len(mine), search)
+        decision = decide_pruning(full(reported(order[:place])), number, len(mine), search)
         if len(mine) == search.epochs:
             assert (decision.action, decision.reason) == ("complete", "finished")
         elif len(mine) < search.grace:
@@ -277,7 +279,7 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
             assert decision.action == ("go on" if better < max(1, len(rung) // search.reduction) else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
-        assert judge(everything, number, len(mine), search) == decision
+        assert decide_pruning(everything, number, len(mine), search) == decision
 
 
 @given(st.data())
@@ -299,7 +301,7 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
     everything = reported([*order, *((n, 0.35) for n in range(8) if sum(m == n for m, _ in order) < search.epochs)])
     for place, (number, value) in enumerate(order, start=1):
         epoch = sum(n == number for n, _ in order[:place])
-        decision = judge(reported(order[:place]), number, epoch, search)
+        decision = decide_pruning(reported(order[:place]), number, epoch, search)
         if epoch == search.epochs:
             assert (decision.action, decision.reason) == ("complete", "finished")
         elif epoch not in rungs:
@@ -312,7 +314,7 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
             assert decision.action == ("go on" if passes else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
-        assert judge(everything, number, epoch, search) == decision
+        assert decide_pruning(everything, number, epoch, search) == decision
 
 
 @pytest.mark.parametrize(

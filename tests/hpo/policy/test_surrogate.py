@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.policy.surrogate import promising
+from hpo.policy.surrogate import propose
 
 RATE, WIDTH = FloatDistribution(1e-5, 1e-1, log=True), IntDistribution(2, 9)
 EPOCHS = 9
@@ -45,7 +45,7 @@ def history(count: int, seed: int = 0) -> list[FrozenTrial]:
 
 
 def proposals(trials: list[FrozenTrial], count: int = 60) -> list[dict[str, object]]:
-    found = [promising(trials, EPOCHS, np.random.default_rng(seed)) for seed in range(count)]
+    found = [propose(trials, EPOCHS, np.random.default_rng(seed)) for seed in range(count)]
     assert None not in found
     return [params for params in found if params is not None]
 
@@ -119,10 +119,10 @@ def test_categories_are_combined_anew_within_what_is_asked_together():
 
 @pytest.mark.parametrize("trials", [[], history(2), [trial({"rate": 1e-3, "width": 2}, [0.1], TrialState.FAIL)] * 5])
 def test_without_evidence_there_is_no_proposal(trials):
-    assert promising(trials, EPOCHS, np.random.default_rng(0)) is None
+    assert propose(trials, EPOCHS, np.random.default_rng(0)) is None
 
 
 def test_many_trials_cost_no_more_than_the_newest_of_them():
     trials = history(400)
-    assert promising(trials, EPOCHS, np.random.default_rng(1)) is not None
+    assert propose(trials, EPOCHS, np.random.default_rng(1)) is not None
     assert np.median([abs(math.log10(params["rate"] / 1e-3)) for params in proposals(trials, 20)]) < 0.5

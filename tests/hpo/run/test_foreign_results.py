@@ -66,8 +66,8 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     images = SimpleNamespace(digest="0", told=(), depth=EIGHT_BITS)
     monkeypatch.setattr(hpo.run.search, "_loaded", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setattr("hpo.store.replication.LOOKING", 1.0)
-    monkeypatch.setattr("hpo.store.replication.PATIENCE", 1.0)
+    monkeypatch.setattr("hpo.store.replication.READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("hpo.store.replication.TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(DataConfig, "load", lambda *_: SimpleNamespace(digest="0", shape=(1, 32, 32)))
 
 

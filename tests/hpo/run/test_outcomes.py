@@ -23,7 +23,7 @@ from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER, TensorBoard
 from hpo.tracking.wandb_tracker import Tracker
 from hpo.views.html_report import contents
-from hpo.views.live_table import picture
+from hpo.views.live_table import render
 from hpo.views.status_file import Status
 
 OUTCOMES = ["finished", "pruned", "collapsed", "diverged", "failed", "running", "running"]
@@ -85,7 +85,7 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
 
     drawn = Console(width=100)
     with drawn.capture() as live:
-        drawn.print(picture("first", record.search, trials, Status(), width=100, height=40))
+        drawn.print(render("first", record.search, trials, Status(), width=100, height=40))
     assert rows(live.get()).items() <= in_words.items()
     assert "1 finished, 1 pruned, 2 dead, 1 failed, 2 under way" in live.get()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from hpo.cli.commands import main
-from hpo.run.process_control import stop
+from hpo.run.process_control import stop_search
 from hpo.store.layout import LOCK_FILE
-from hpo.store.lock import holder, locked
+from hpo.store.lock import acquire_lock, lock_owner
 from hpo.store.record import Record
 from model.common.errors import MachineError
 
@@ -40,18 +40,18 @@ def test_a_running_search_is_not_deleted_but_stopped_and_the_command_that_contin
     with driver(runs) as process:
         assert main(["rm", "first", "--yes", "--runs", str(runs)]) == 2
         assert f"is being run by process {process.pid}" in capsys.readouterr().err
-        assert (holder(record.folder).pid, holder(record.folder).alive) == (process.pid, True)
+        assert (lock_owner(record.folder).pid, lock_owner(record.folder).alive) == (process.pid, True)
         assert main(["stop", "first", "--runs", str(runs)]) == 0
         assert process.wait(timeout=10) != 0
     assert f"first is stopped; the search can be continued: hpo search first --runs {runs}" in capsys.readouterr().err
-    assert holder(record.folder).alive is False
-    locked(record.folder, "first").close()  # it is free
+    assert lock_owner(record.folder).alive is False
+    acquire_lock(record.folder, "first").close()  # it is free
 
 
 def test_a_search_that_does_not_end_is_told(record, runs, monkeypatch):
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    with locked(record.folder, "first"), pytest.raises(MachineError, match="has not ended within 0 s; again"):
-        stop(runs, "first", patience=0.2)
+    with acquire_lock(record.folder, "first"), pytest.raises(MachineError, match="has not ended within 0 s; again"):
+        stop_search(runs, "first", patience=0.2)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_process_that_has_the_number_of_a_dead_driver_is_left_alone(record, ru
 
 def test_a_search_of_another_machine_is_not_stopped_from_here(record, runs, capsys):
     (record.folder / LOCK_FILE).write_text(f"process {os.getpid()} on elsewhere")
-    assert holder(record.folder).alive is None
+    assert lock_owner(record.folder).alive is None
     assert main(["stop", "first", "--runs", str(runs)]) == 2
     assert "first: was started by process" in capsys.readouterr().err
 

@@ -377,6 +377,6 @@ def test_with_two_slots_a_killed_search_loses_and_repeats_nothing(tmp_path):
     for trial in trials:
         assert trial.state.is_finished()
         assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
-        decision = pruning.judge(trials, trial.number, trial.last_step, record.search)
+        decision = pruning.decide_pruning(trials, trial.number, trial.last_step, record.search)
         assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
     assert_all_there(record)

@@ -12,9 +12,9 @@ from pathlib import Path
 WAITS = """
 import signal, sys, time
 from pathlib import Path
-from hpo.run.shutdown import Stopping
+from hpo.run.shutdown import ShutdownHandler
 
-stopping = Stopping("first", Path("runs"))
+stopping = ShutdownHandler("first", Path("runs"))
 try:
     with stopping.on_signals():
         print("ready", flush=True)

@@ -23,7 +23,7 @@ from hpo.policy import leaderboard, trial_attributes
 from hpo.store import layout, search_results
 from hpo.store.object_storage import Storage, Stored
 from hpo.store.record import Record
-from hpo.store.replication import looking
+from hpo.store.replication import open_read_only
 from model.data.data_config import DataConfig
 from model.denoise import Denoiser
 from model.export_quality import evaluate
@@ -57,7 +57,7 @@ class Search:
 
     @contextmanager
     def record(self) -> Iterator[Record]:
-        with looking(self.folder / "seen", "first", Storage(self.there.address)) as record:
+        with open_read_only(self.folder / "seen", "first", Storage(self.there.address)) as record:
             yield record
 
     def begun(self, epochs: int) -> Callable[[], bool]:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.cli.arguments import parser
 from hpo.policy import leaderboard
-from hpo.policy.leaderboard import kept
+from hpo.policy.leaderboard import kept_trials
 from hpo.policy.search_config import CHANGEABLE, SearchConfig
 from hpo.policy.trial_attributes import CONFIG, DECISION, REPORTS
 from hpo.run.export import check_kept
@@ -114,7 +114,7 @@ def test_after_every_event_the_disk_has_the_best_and_the_unfinished(plan, random
             everything = list(trials.values())
             assert on_disk(Path(folder), LAST) == set(under_way)
             assert on_disk(Path(folder), BEST) == set(under_way) | best_ended(everything, keep)
-            assert kept(everything, keep) == best_ended(everything, keep)
+            assert kept_trials(everything, keep) == best_ended(everything, keep)
             assert set(leaderboard.finalists(everything, OBJECTIVE)) <= on_disk(Path(folder), BEST)
             assert on_disk(Path(folder), "*.png") == set(trials)
 
@@ -224,8 +224,8 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
     trials = record.trials()
     assert len(trials) == 200
     assert on_disk(record.folder / "trials", LAST) == set()
-    assert on_disk(record.folder / "trials", BEST) == best_ended(trials, 10) == kept(trials, 10)
-    assert set(leaderboard.finalists(trials, OBJECTIVE)) <= kept(trials, 10)
+    assert on_disk(record.folder / "trials", BEST) == best_ended(trials, 10) == kept_trials(trials, 10)
+    assert set(leaderboard.finalists(trials, OBJECTIVE)) <= kept_trials(trials, 10)
     print(f"200 trials: {written:,} bytes of checkpoints written, at most {most:,} on disk, {10 * size:,} stay")
 
 

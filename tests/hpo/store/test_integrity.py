@@ -25,7 +25,7 @@ from hpo.store import layout, search_results
 from hpo.store.layout import STUDY_FILE
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record, RecordError
-from hpo.store.replication import held
+from hpo.store.replication import acquire
 from model.common.errors import MachineError
 from model.data import fashion_mnist
 from model.denoise import Denoiser
@@ -274,13 +274,13 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
     def fail(error: Exception) -> None:
         raise AssertionError(error)
 
-    with held(runs, "first", storage, fail) as copies, copies:
+    with acquire(runs, "first", storage, fail) as copies, copies:
         loop = conductor(copies.record, copies)
         for _ in range(3):
             number = loop.next_trial().number
             train(loop, number, checkpoints.setdefault(number, []))
     damage(runs / "first" / STUDY_FILE)
-    with caplog.at_level(logging.WARNING), held(runs, "first", storage, fail) as copies, copies:
+    with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as copies, copies:
         assert len(copies.record.trials()) == 3
         run_all(conductor(copies.record, copies), checkpoints)
         assert story(copies.record.trials()) == story(undisturbed.trials())

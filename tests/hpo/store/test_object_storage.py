@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from storages import EXPIRING, KINDS, Place, place
 
 from hpo.store import lease
-from hpo.store.lease import LeaseLostError, take
+from hpo.store.lease import LeaseLostError, acquire_lease
 from hpo.store.object_storage import Storage, StorageError
 from model.common import s3
 from model.common.errors import ConfigError
@@ -43,8 +43,8 @@ def storage(there: Place) -> Storage:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats of a lease."""
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.5)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.5)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -243,22 +243,22 @@ def test_a_server_that_hangs_is_away(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("quick")
 def test_a_second_driver_is_turned_away_by_name_and_let_in_at_once_after_a_release(storage):
-    first = take(storage)
+    first = acquire_lease(storage)
     first.keep(lambda _: None)
     with pytest.raises(ConfigError, match=rf"first: is being run by process {os.getpid()} on \S+"):
-        take(storage)
+        acquire_lease(storage)
     first.check()
     first.release()
     began = time.monotonic()
-    second = take(storage)
-    assert time.monotonic() - began < lease.DEAD_SECONDS
+    second = acquire_lease(storage)
+    assert time.monotonic() - began < lease.EXPIRY_SECONDS
     assert second.generation == first.generation + 1
     assert len(storage.names("lease/")) == 1
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_beat_that_is_under_way_does_not_take_the_release_back(storage, monkeypatch):
-    holder, write, beats = take(storage), lease._write, threading.Event()
+    holder, write, beats = acquire_lease(storage), lease._write, threading.Event()
 
     def late(where: Storage, claim: lease.Claim) -> None:
         if not claim.released:
@@ -269,18 +269,18 @@ def test_a_beat_that_is_under_way_does_not_take_the_release_back(storage, monkey
     monkeypatch.setattr(lease, "_write", late)
     holder.keep(lambda _: None)
     assert beats.wait(60)
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 5.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 5.0)
     holder.release()
     assert not holder._beats.is_alive()
-    assert lease.newest(storage).released
+    assert lease.newest_claim(storage).released
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(storage):
-    cut_off = take(storage)  # it raises no counter
+    cut_off = acquire_lease(storage)  # it raises no counter
     began = time.monotonic()
-    second = take(storage)
-    assert time.monotonic() - began >= lease.DEAD_SECONDS
+    second = acquire_lease(storage)
+    assert time.monotonic() - began >= lease.EXPIRY_SECONDS
     guarded = storage.inside("", cut_off.check)
     for write in (lambda: guarded.put("study/late", b""), lambda: guarded.delete("x"), lambda: guarded.copy("x", "y")):
         with pytest.raises(LeaseLostError, match=rf"process {os.getpid()} on \S+ has taken this search over"):
@@ -291,23 +291,23 @@ def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(sto
         time.sleep(0.05)
     assert isinstance(told[0], LeaseLostError)
     cut_off.release()  # which changes nothing
-    assert lease.newest(storage).name == second.name
+    assert lease.newest_claim(storage).name == second.name
     second.check()
 
 
 @pytest.mark.usefixtures("quick")
 def test_the_claim_of_a_driver_that_is_known_to_be_dead_is_no_obstacle(storage):
-    dead = take(storage)
+    dead = acquire_lease(storage)
     began = time.monotonic()
-    assert take(storage, own=dead.name).before.name == dead.name
-    assert time.monotonic() - began < lease.DEAD_SECONDS
+    assert acquire_lease(storage, own=dead.name).before.name == dead.name
+    assert time.monotonic() - began < lease.EXPIRY_SECONDS
 
 
 @pytest.mark.usefixtures("quick")
 def test_of_many_that_come_at_once_one_gets_it(storage):
     def try_it(_: int) -> lease.Lease | None:
         try:
-            taken = take(storage)
+            taken = acquire_lease(storage)
         except ConfigError:
             return None
         taken.keep(lambda _: None)
@@ -336,19 +336,19 @@ def test_of_two_that_come_at_once_both_step_back(storage, monkeypatch):
 
     monkeypatch.setattr(lease, "_write", at_once)
     monkeypatch.setattr(lease.random, "uniform", pause)
-    assert take(storage).before is None
+    assert acquire_lease(storage).before is None
     assert seen == [[rival.name]]
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_claim_that_was_taken_back_is_not_succeeded(storage, monkeypatch):
-    holder = take(storage)
+    holder = acquire_lease(storage)
     holder.keep(lambda _: None)
-    newest = lease.newest
+    newest = lease.newest_claim
     seen = [lease.Claim(name="000001-ffffffff", pid=1, host="elsewhere")]
-    monkeypatch.setattr(lease, "newest", lambda where: seen.pop() if seen else newest(where))
+    monkeypatch.setattr(lease, "newest_claim", lambda where: seen.pop() if seen else newest(where))
     with pytest.raises(ConfigError, match="is being run by"):
-        take(storage)
+        acquire_lease(storage)
     holder.check()
     holder.release()
 
@@ -356,9 +356,9 @@ def test_a_claim_that_was_taken_back_is_not_succeeded(storage, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_who_waits_for_a_driver_that_signs_off_meanwhile_asks_again_at_once(storage, monkeypatch):
     """Or for one of two that came at once, and stepped back."""
-    holder = take(storage)
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 60.0)
-    claim = lease.newest(storage)
+    holder = acquire_lease(storage)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 60.0)
+    claim = lease.newest_claim(storage)
     assert not lease._has_died(storage, replace(claim, name="000001-ffffffff"))
     holder.release()
     assert not lease._has_died(storage, claim)
@@ -368,12 +368,12 @@ def test_who_waits_for_a_driver_that_signs_off_meanwhile_asks_again_at_once(stor
 
 @pytest.mark.usefixtures("quick")
 def test_a_holder_is_not_dead_while_the_storage_is_away(storage, there):
-    holder = take(storage)
+    holder = acquire_lease(storage)
     holder.keep(lambda _: None)
     with ThreadPoolExecutor(1) as other:
         there.goes_away()
-        waits = other.submit(take, storage)
-        time.sleep(3 * lease.DEAD_SECONDS)
+        waits = other.submit(acquire_lease, storage)
+        time.sleep(3 * lease.EXPIRY_SECONDS)
         there.comes_back()
         with pytest.raises(ConfigError, match="is being run by"):
             waits.result()
@@ -384,7 +384,7 @@ def test_a_holder_is_not_dead_while_the_storage_is_away(storage, there):
 def test_who_cannot_reach_the_storage_for_too_long_is_told(storage, there):
     storage.patience = 0.5
     told: list[StorageError] = []
-    holder = take(storage)
+    holder = acquire_lease(storage)
     holder.keep(told.append)
     there.goes_away()
     while not told:
@@ -414,7 +414,7 @@ def test_whatever_lies_among_the_claims_the_lease_is_taken_or_a_claim_told_as_da
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lease, "_has_died", lambda storage, claim: True)
         try:
-            taken = take(storage)
+            taken = acquire_lease(storage)
         except StorageError as error:
             assert_told(error, "damaged")
             return

@@ -34,8 +34,16 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.cli.commands import main
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import ASKED, BY, CONFIG, DECISION, ERROR, HEARD, REPORTS
-from hpo.store.lock import locked
+from hpo.policy.trial_attributes import (
+    CONFIG,
+    DECISION,
+    ERROR,
+    REPORT_INDEX,
+    REPORTS,
+    REPORTS_AT_SUGGESTION,
+    SUGGESTED_BY,
+)
+from hpo.store.lock import acquire_lock
 from hpo.store.record import Record, RecordError
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
@@ -68,14 +76,19 @@ def test_a_trial_is_added_whole_or_not_at_all(record, runs, search):
         suggestion.params,
         suggestion.distributions,
     )
-    assert trial.user_attrs == {CONFIG: suggestion.config.as_dict(), BY: "starting point", ASKED: 0, REPORTS: []}
+    assert trial.user_attrs == {
+        CONFIG: suggestion.config.as_dict(),
+        SUGGESTED_BY: "starting point",
+        REPORTS_AT_SUGGESTION: 0,
+        REPORTS: [],
+    }
 
 
 def test_a_report_keeps_everything_and_when_it_was_heard(record):
     with_trials(record, 2)
     for number, epoch in ((0, 1), (1, 1), (1, 2), (0, 2)):
         record.hear(number, report(epoch, 0.5, gen_total=math.inf))
-    heard = [[entry[HEARD] for entry in trial.user_attrs[REPORTS]] for trial in record.trials()]
+    heard = [[entry[REPORT_INDEX] for entry in trial.user_attrs[REPORTS]] for trial in record.trials()]
     assert heard == [[0, 3], [1, 2]]
     assert EvalReport.from_dict(record.trial(0).user_attrs[REPORTS][1]) == report(2, 0.5, gen_total=math.inf)
 
@@ -171,7 +184,10 @@ def test_of_two_that_begin_a_search_at_once_the_later_changes_nothing(record, ru
     before = {path.name: path.read_bytes() for path in record.folder.iterdir() if path.name != "lock"}
     with pytest.raises(ConfigError, match="first: another driver has just begun it"):
         Record.create(runs, "first", replace(search, trials=3))
-    with closing(locked(record.folder, "first")), pytest.raises(ConfigError, match=f"run by process {os.getpid()}"):
+    with (
+        closing(acquire_lock(record.folder, "first")),
+        pytest.raises(ConfigError, match=f"run by process {os.getpid()}"),
+    ):
         Record.create(runs, "first", replace(search, trials=3))
     assert {path.name: path.read_bytes() for path in record.folder.iterdir() if path.name != "lock"} == before
 
@@ -202,13 +218,13 @@ def test_the_lock_names_its_holder_and_dies_with_it(record, runs, capsys):
     try:
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(ConfigError, match=f"first: is being run by process {holder.pid} on {socket.gethostname()}"):
-            locked(record.folder, "first")
+            acquire_lock(record.folder, "first")
         assert main(["search", "first", "--runs", str(runs)]) == 2
         assert str(holder.pid) in capsys.readouterr().err
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    lock = locked(record.folder, "first")
+    lock = acquire_lock(record.folder, "first")
     assert (runs / "first" / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
     lock.close()
 
@@ -432,7 +448,11 @@ def test_a_trial_that_optuna_enqueues_is_run_next_and_the_sampler_suggests_what_
     run_all(loop)
     read = Record(runs, "first").trials()
     assert story(read) == story(record.trials())
-    assert (read[1].params["lr_g"], read[1].user_attrs[BY], read[1].user_attrs["why"]) == (5e-4, "queued", "a guess")
+    assert (read[1].params["lr_g"], read[1].user_attrs[SUGGESTED_BY], read[1].user_attrs["why"]) == (
+        5e-4,
+        "queued",
+        "a guess",
+    )
     assert {"loss", "lr_d"} <= read[1].params.keys()
     assert [trial.number for trial in read] == [*range(record.search.trials)]
     assert as_optuna_sees_it(runs)[1].params == read[1].params
@@ -446,7 +466,7 @@ def test_what_waits_in_the_study_is_no_damage_and_waits_until_there_is_a_trial_l
     assert story(found.trials()) == done
     assert conductor(found).next_trial() is None
     found.change({"trials": record.search.trials + 1})
-    assert conductor(found).next_trial().user_attrs[BY] == "queued"
+    assert conductor(found).next_trial().user_attrs[SUGGESTED_BY] == "queued"
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,15 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from storages import KINDS, Place, place
 
 from hpo.cli.commands import main
-from hpo.policy.retry_policy import death_of
+from hpo.policy.retry_policy import classify_failure
 from hpo.policy.search_config import SearchConfig
 from hpo.store import checkpoint_sync, lease, replication, search_results
 from hpo.store.checkpoint_retention import Retention
-from hpo.store.checkpoint_sync import OWNER, Workplace
+from hpo.store.checkpoint_sync import FENCING_TOKEN, CheckpointSync
 from hpo.store.lease import Lease, LeaseLostError
 from hpo.store.object_storage import Storage, StorageError
 from hpo.store.record import Record, RecordError
-from hpo.store.replication import Copies, held, looking
+from hpo.store.replication import StorageReplicator, acquire, open_read_only
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.dashboard import Strips
 from hpo.views.status_file import Status
@@ -52,8 +52,8 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 @pytest.fixture
 def storage(there: Place, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """Of all searches."""
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
     monkeypatch.setattr(replication, "COPY_SECONDS", 0.05)
     return Storage(there.address, patience=10)
 
@@ -63,7 +63,7 @@ def fail(error: StorageError) -> None:
 
 
 @contextmanager
-def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = False) -> Iterator[Copies]:
+def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = False) -> Iterator[StorageReplicator]:
     """A driver's. dies: it leaves its claim as it is, and what its thread has not copied."""
     if not Record.exists(runs, "first") and not storage.exists("first/search.json"):
         Record.create(runs, "first", search)
@@ -71,8 +71,8 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
         if dies:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
-            patch.setattr(Copies, "_work", lambda _: None)
-        driver = stack.enter_context(held(runs, "first", storage, fail))
+            patch.setattr(StorageReplicator, "_work", lambda _: None)
+        driver = stack.enter_context(acquire(runs, "first", storage, fail))
         yield stack.enter_context(driver)
 
 
@@ -92,7 +92,7 @@ def test_a_search_that_loses_its_host_again_and_again_is_the_undisturbed_one(sto
                     break
     with driving(tmp_path / "last", storage, search) as driver:
         run_all(conductor(driver.record, driver), checkpoints)
-    with looking(tmp_path, "first", storage) as record:
+    with open_read_only(tmp_path, "first", storage) as record:
         assert story(record.trials()) == story(undisturbed.trials())
         assert search_results.document(record)["trials"] == search_results.document(undisturbed)["trials"]
 
@@ -102,11 +102,11 @@ def test_a_trial_is_in_the_storage_before_it_is_handed_out_and_its_reports_soon_
         loop = conductor(driver.record, driver)
         for number in range(2):
             loop.next_trial()
-            with looking(tmp_path, "first", storage) as record:
+            with open_read_only(tmp_path, "first", storage) as record:
                 assert len(record.trials()) == number + 1
         loop.hear(1, [report(1, 0.5)])
         end = time.monotonic() + 10
-        with looking(tmp_path, "first", storage) as record:
+        with open_read_only(tmp_path, "first", storage) as record:
             while not record.trial(1).intermediate_values:
                 assert time.monotonic() < end
                 record.refresh()
@@ -118,7 +118,7 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
         loop = conductor(driver.record, driver, Retention(driver.record, driver.remove))
         loop.next_trial()
         inside.put("trials/00000/last.safetensors", b"1")
-        inside.put(f"trials/00000/{OWNER}", b"1")
+        inside.put(f"trials/00000/{FENCING_TOKEN}", b"1")
         inside.put("trials/00000/best.safetensors", b"1")
         loop.hear(0, [report(epoch, 0.5) for epoch in range(1, search.epochs + 1)])
         assert inside.exists("trials/00000/last.safetensors")
@@ -132,7 +132,7 @@ def test_a_folder_whose_driver_was_the_last_is_ahead_of_the_storage(storage, run
         driver.record.hear(0, report(1, 0.5))  # the thread would have copied it
     began = time.monotonic()
     with driving(runs, storage, search) as driver:
-        assert time.monotonic() - began < lease.DEAD_SECONDS  # nor does it wait for itself
+        assert time.monotonic() - began < lease.EXPIRY_SECONDS  # nor does it wait for itself
         assert driver.record.trial(0).last_step == 1
     with driving(tmp_path / "other", storage, search) as driver:
         driver.record.hear(0, report(2, 0.6))
@@ -143,7 +143,7 @@ def test_a_folder_whose_driver_was_the_last_is_ahead_of_the_storage(storage, run
 def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_path):
     told: list[StorageError] = []
     Record.create(runs, "first", search)
-    with held(runs, "first", storage, told.append) as old, old:
+    with acquire(runs, "first", storage, told.append) as old, old:
         loop = conductor(old.record, old)
         loop.next_trial()
         old._lease._over.set()  # cut off: its counter stands still
@@ -157,7 +157,7 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
             loop.hear(0, [report(1, 0.1)])
             while not told:
                 time.sleep(0.05)
-    with looking(tmp_path, "first", storage) as record:
+    with open_read_only(tmp_path, "first", storage) as record:
         assert [trial.intermediate_values for trial in record.trials()] == [{1: 0.5}]
 
 
@@ -169,12 +169,12 @@ def test_who_looks_from_elsewhere_sees_it_run_and_end(storage, runs, search, tmp
         end = time.monotonic() + 10
         while not storage.exists("first/status.json"):
             assert time.monotonic() < end
-        with looking(tmp_path, "first", storage) as record:
+        with open_read_only(tmp_path, "first", storage) as record:
             assert _Life(record).status() == (Status(seconds=1.0), "")
             assert Strips(record).open_reader("00000-0001").read() == b"picture"
             with pytest.raises(ArtifactNotFound):
                 Strips(record).open_reader("00000-0002")
-    with looking(tmp_path, "first", storage) as record:
+    with open_read_only(tmp_path, "first", storage) as record:
         assert _Life(record).status() == (Status(phase="ended"), "first is not running")
 
 
@@ -184,10 +184,10 @@ def test_a_search_that_began_without_a_storage_moves_into_it(storage, runs, done
     best.write_bytes(b"checkpoint")
     with driving(runs, storage, done.search):
         pass
-    with looking(tmp_path, "first", storage) as record:
+    with open_read_only(tmp_path, "first", storage) as record:
         assert story(record.trials()) == story(undisturbed.trials())
         assert record.here(record.trial_folder(0) / BEST).read_bytes() == b"checkpoint"
-    with pytest.raises(ConfigError, match=r"lives in a storage: --storage \S+"), looking(runs, "first", None):
+    with pytest.raises(ConfigError, match=r"lives in a storage: --storage \S+"), open_read_only(runs, "first", None):
         pass
 
 
@@ -366,16 +366,16 @@ def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes,
     nodes[0].storage.delete("first/search.json")
     with pytest.raises(NotSharedError, match=r"first is not there on node \S+: --storage") as told:
         nodes[0].begins()
-    assert death_of(SimpleNamespace(cause=told.value)).then == "stop"
+    assert classify_failure(SimpleNamespace(cause=told.value)).then == "stop"
 
 
 def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
     with pytest.raises(NotSharedError, match=rf"{tmp_path} is not there on node \S+: --storage"):
-        Workplace(about).take_up(CONFIG)
+        CheckpointSync(about).take_up(CONFIG)
     (tmp_path / "search.json").write_text("{}")
-    Workplace(about).take_up(CONFIG)
+    CheckpointSync(about).take_up(CONFIG)
 
 
 # --- whatever is in it -----------------------------------------------------------------------------------------------
@@ -400,13 +400,13 @@ def test_whatever_a_storage_has_its_search_is_looked_at_or_told_as_damaged(undis
     )
     storage = Storage(str(root), patience=1)
     try:
-        with looking(runs, "first", storage) as record:
+        with open_read_only(runs, "first", storage) as record:
             assert len(record.trials()) == 8
     except (RecordError, ConfigError, StorageError) as error:
         assert_told(error)
     for of in (None, storage):
         try:
-            with held(runs, "first", of, fail) as found:
+            with acquire(runs, "first", of, fail) as found:
                 assert len(found.record.trials()) == 8
         except (RecordError, ConfigError, StorageError) as error:
             assert_told(error)
@@ -429,12 +429,12 @@ def test_whatever_an_owner_says_a_training_is_taken_up_or_is_a_later_drivers(tmp
     root, node = tmp_path_factory.mktemp("fuzzed"), tmp_path_factory.mktemp("node")
     storage = Storage(str(root), patience=1).inside("first")
     storage.put("search.json", b"")
-    storage.put(f"trials/00000/{OWNER}", owner)
+    storage.put(f"trials/00000/{FENCING_TOKEN}", owner)
     where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "patience": 1.0}
-    place = Workplace({"folder": str(node / "0"), "needs": "search.json", "storage": where})
+    place = CheckpointSync({"folder": str(node / "0"), "needs": "search.json", "storage": where})
     if owner.startswith(b"999999-f"):
         with pytest.raises(StorageError, match="another driver"):
             place.take_up(TrainConfig())
         return
     place.take_up(TrainConfig())
-    assert storage.get(f"trials/00000/{OWNER}").startswith(b"000007-")
+    assert storage.get(f"trials/00000/{FENCING_TOKEN}").startswith(b"000007-")

@@ -27,7 +27,7 @@ from hpo.policy.trial_attributes import DECISION
 from hpo.run import search
 from hpo.store import layout, search_results
 from hpo.store.record import Record, RecordError
-from hpo.views.formatting import collapse_told, headline
+from hpo.views.formatting import collapse_message, headline
 from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
 from model.denoise import MANIFEST
@@ -201,7 +201,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
         return {**evaluate(trainer), **(found if trainer.config.epochs == 5 else {})}
 
     def killed(_: object) -> str:
-        monkeypatch.setattr(search, "collapse_told", collapse_told)
+        monkeypatch.setattr(search, "collapse_told", collapse_message)
         raise Killed
 
     monkeypatch.setattr(Trainer, "_evaluate", metrics)

@@ -30,7 +30,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.run import search
 from hpo.store import search_results, study_database
 from hpo.store.record import Record, RecordError
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.views import watch
 from hpo.views.dashboard import Snapshot
 from model.common.errors import ConfigError, MachineError
@@ -221,7 +221,7 @@ def command(tmp_path, url, monkeypatch) -> list[str]:
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / "images" / f"{name}.png")
 
-    def run(copies: Copies, *_: object, **__: object) -> int:
+    def run(copies: StorageReplicator, *_: object, **__: object) -> int:
         run_all(conductor(copies.record))
         return 0
 
@@ -240,7 +240,7 @@ def assert_no_password(folder: Path, *texts: str) -> None:
 
 
 def test_gone_for_longer_it_ends_with_75_and_the_same_command_goes_on(command, server, url, monkeypatch, capsys):
-    monkeypatch.setattr(study_database, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(study_database, "TIMEOUT_SECONDS", 0.5)
     with before_commits(at(9, server.stop)):
         code = main(command)
     stopped = capsys.readouterr().err

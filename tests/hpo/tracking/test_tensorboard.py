@@ -16,7 +16,7 @@ from tensorboardX import RecordWriter
 
 from hpo.policy import trial_attributes
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.retry_policy import Death
+from hpo.policy.retry_policy import TrialFailure
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER, Events, TensorBoard, draw_finished
 from model.config import TrainConfig
@@ -35,7 +35,7 @@ def test_the_hparams_page_lists_the_trials_with_what_was_searched_their_ends_and
     driver = conductor(record, board)
     run_all(driver)
     record.change({"trials": 9})
-    driver.stumbled(driver.next_trial().number, Death(error="out of memory", then="give up"))
+    driver.stumbled(driver.next_trial().number, TrialFailure(error="out of memory", then="give up"))
     board.close()
     groups = hparams_page(record.folder / FOLDER)
     assert len(groups) == len(record.trials())

@@ -406,7 +406,7 @@ def test_only_pictures_of_formats_that_are_trusted_are_opened_for_wandb(record, 
     """W&B opens whatever Pillow can, for which PostScript is run. And nothing that the export does not name is sent."""
     made = []
     monkeypatch.setattr(wandb, "Image", lambda *given, **_: made.append(given))
-    runs = wandb_runs.Runs(record, online=False, finish_seconds=1)
+    runs = wandb_runs.WandbRuns(record, online=False, finish_seconds=1)
     opened = wandb_runs._Run(SimpleNamespace(log=lambda _: None), 0)
     folder = record.trial_folder(0)
     folder.mkdir(parents=True)

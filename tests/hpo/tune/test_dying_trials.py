@@ -17,12 +17,12 @@ from drivers import GUARD_SECONDS, driver
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import leaderboard, trial_attributes
-from hpo.policy.retry_policy import Death, death_of, kernel_oom_kills
+from hpo.policy.retry_policy import TrialFailure, classify_failure, kernel_oom_kills
 from hpo.store.record import Record
 from hpo.tune import hang_watchdog
-from hpo.tune.errors import DriverError, hook
-from hpo.tune.hang_watchdog import HangWatch, Pace, overdue
-from hpo.tune.searcher import ConductorSearcher
+from hpo.tune.errors import FatalDriverError, propagate_errors
+from hpo.tune.hang_watchdog import HangWatchdog, TrialTiming, find_hung
+from hpo.tune.searcher import ControllerSearcher
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
@@ -191,7 +191,7 @@ MONITOR = "1 worker(s) were killed due to the node running low on memory. Memory
     ],
 )
 def test_what_a_trial_died_of(error, oom_kills, then, text):
-    death = death_of(error, oom_kills=oom_kills)
+    death = classify_failure(error, oom_kills=oom_kills)
     assert death.then == then
     assert death.error.startswith(text)
 
@@ -203,16 +203,16 @@ def test_the_kernels_kills_are_read_from_its_own_count(monkeypatch):
 
 
 def test_a_trial_hangs_when_it_is_silent_for_ten_of_its_own_epochs_and_at_least_a_minute():
-    paces = {0: Pace(100, 30.0), 1: Pace(100, 1.0), 2: Pace(100)}
-    assert overdue(paces, None, 160) == {}
-    assert overdue(paces, None, 161) == {1: "hung: no report for 60 s"}
-    assert overdue(paces, None, 401).keys() == {0, 1}
-    assert overdue(paces, None, 701).keys() == {0, 1, 2}
+    paces = {0: TrialTiming(100, 30.0), 1: TrialTiming(100, 1.0), 2: TrialTiming(100)}
+    assert find_hung(paces, None, 160) == {}
+    assert find_hung(paces, None, 161) == {1: "hung: no report for 60 s"}
+    assert find_hung(paces, None, 401).keys() == {0, 1}
+    assert find_hung(paces, None, 701).keys() == {0, 1, 2}
 
 
 def test_before_its_first_epoch_a_trial_is_measured_by_the_first_ones_of_others():
-    assert overdue({2: Pace(100)}, 8.0, 180) == {}
-    assert overdue({2: Pace(100)}, 8.0, 181) == {2: "hung: no report for 80 s"}
+    assert find_hung({2: TrialTiming(100)}, 8.0, 180) == {}
+    assert find_hung({2: TrialTiming(100)}, 8.0, 181) == {2: "hung: no report for 80 s"}
 
 
 @dataclass
@@ -226,7 +226,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.monkeypatch.setattr(hang_watchdog.ray, "kill", self.killed.append)
-        self.watch = HangWatch(clock=lambda: self.now, is_away=lambda: self.is_away)
+        self.watch = HangWatchdog(clock=lambda: self.now, is_away=lambda: self.is_away)
         self.trials = [self.trial(0), self.trial(1)]
 
     def trial(self, number: int) -> Any:
@@ -306,7 +306,7 @@ def test_a_trial_that_ended_or_died_is_not_waited_for(watched):
 
 # --- what the search makes of it ------------------------------------------------------------------------------------
 
-AGAIN = Death(error="its process died", then="again")
+AGAIN = TrialFailure(error="its process died", then="again")
 
 
 def test_a_trial_that_died_comes_next_and_no_other_is_lost(record, runs):
@@ -335,7 +335,7 @@ def test_deaths_change_no_decision(record, undisturbed):
     while (trial := driver.next_trial()) is not None:
         died_before = trial_attributes.FAILURES in trial.user_attrs
         train(driver, trial.number, checkpoints.setdefault(trial.number, []), None if died_before else 1)
-        if trial_attributes.is_open(record.trial(trial.number)):
+        if trial_attributes.is_unfinished(record.trial(trial.number)):
             driver.stumbled(trial.number, AGAIN)
     for trial in record.trials():
         trial.user_attrs.pop(trial_attributes.FAILURES, None)
@@ -345,23 +345,23 @@ def test_deaths_change_no_decision(record, undisturbed):
 def test_the_search_is_not_over_while_a_running_trial_may_come_back(record):
     record.change({"trials": 1})
     driver = conductor(record)
-    searcher = ConductorSearcher(driver, lambda trial: {"number": trial.number})
+    searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
     assert searcher.suggest("a") == {"number": 0}
     assert searcher.suggest("b") is None
     driver.stumbled(0, AGAIN)
     assert searcher.suggest("c") == {"number": 0}
-    driver.stumbled(0, Death(error="out of memory", then="give up"))
-    assert searcher.suggest("d") == ConductorSearcher.FINISHED
+    driver.stumbled(0, TrialFailure(error="out of memory", then="give up"))
+    assert searcher.suggest("d") == ControllerSearcher.FINISHED
 
 
 def test_an_error_of_the_driver_is_not_taken_for_one_of_the_trial():
     """Ray Tune handles every Exception of the methods that it calls."""
 
-    @hook
+    @propagate_errors
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DriverError) as carrier:
+    with pytest.raises(FatalDriverError) as carrier:
         full()
     assert not isinstance(carrier.value, Exception)
     assert isinstance(carrier.value.error, OSError)

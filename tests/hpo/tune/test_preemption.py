@@ -10,17 +10,17 @@ import pytest
 from curves import conductor, train
 from optuna.trial import TrialState
 
-from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, Growth, Node, NodeType, Sight
-from hpo.policy.retry_policy import DRAINED, Death, death_of
+from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, AutoscalerLimits, ClusterSnapshot, Node, NodeType
+from hpo.policy.retry_policy import DRAINED, TrialFailure, classify_failure
 from hpo.policy.trial_attributes import FAILURES
-from hpo.policy.trial_attributes import MOVES as MOVED
+from hpo.policy.trial_attributes import MIGRATIONS as MOVED
 from hpo.search_controller import MOVES
 from hpo.store.record import Record
 from hpo.tune import on_demand_fallback, preemption
-from hpo.tune.on_demand_fallback import SPOT_IS_BACK, Bridge
-from hpo.tune.preemption import Placement
+from hpo.tune.on_demand_fallback import SPOT_IS_BACK, OnDemandFallback
+from hpo.tune.preemption import PreemptionHandler
 
-MOVE = Death(error="its node is drained (spot)", then="move")
+MOVE = TrialFailure(error="its node is drained (spot)", then="move")
 
 
 class PreemptedError(Exception):
@@ -30,7 +30,9 @@ class PreemptedError(Exception):
 
 
 def test_a_preempted_trial_is_no_failure_whatever_else_its_error_says():
-    assert death_of(PreemptedError("its worker process has died"), oom_kills=1) == Death(error=DRAINED, then="move")
+    assert classify_failure(PreemptedError("its worker process has died"), oom_kills=1) == TrialFailure(
+        error=DRAINED, then="move"
+    )
 
 
 def test_a_trial_that_moves_comes_next_and_has_all_its_attempts_left(record):
@@ -40,7 +42,7 @@ def test_a_trial_that_moves_comes_next_and_has_all_its_attempts_left(record):
         driver.stumbled(0, MOVE)
         assert driver.next_trial().number == 0
     for _ in range(2):
-        driver.stumbled(0, Death(error="its process died", then="again"))
+        driver.stumbled(0, TrialFailure(error="its process died", then="again"))
         assert driver.next_trial().number == 0
     train(driver, 0, [])
     trial = record.trial(0)
@@ -78,7 +80,7 @@ class Loop:
     """Ray Tune's, with trials that exist only here, a look every second, and a minute's patience."""
 
     monkeypatch: pytest.MonkeyPatch
-    growth: Growth = field(default_factory=Growth)
+    growth: AutoscalerLimits = field(default_factory=AutoscalerLimits)
     now: float = 0.0
     killed: list[str] = field(default_factory=list)
     asked: list[list[str]] = field(default_factory=list)  # of the autoscaler: markets of the places
@@ -88,7 +90,7 @@ class Loop:
     head_answers: bool = True
 
     def __post_init__(self) -> None:
-        self.lookout = SimpleNamespace(sight=Sight())
+        self.lookout = SimpleNamespace(sight=ClusterSnapshot())
         cluster: Any = SimpleNamespace(
             lookout=self.lookout,
             growth=self.growth,
@@ -105,8 +107,10 @@ class Loop:
         patch(on_demand_fallback.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=""))
         gcs = SimpleNamespace(drain_node=lambda node, *_: self.drained.append(node))
         patch(on_demand_fallback.ray._raylet, "GcsClient", lambda address: gcs)
-        self.bridge = Bridge(cluster, self.told.append, 60.0, lambda: self.now)
-        self.placement = Placement(cluster, self.bridge, lambda line: setattr(self, "waits", line), lambda: self.now)
+        self.bridge = OnDemandFallback(cluster, self.told.append, 60.0, lambda: self.now)
+        self.placement = PreemptionHandler(
+            cluster, self.bridge, lambda line: setattr(self, "waits", line), lambda: self.now
+        )
         self.trials = [self.trial(number) for number in range(3)]
 
     def trial(self, number: int) -> Any:
@@ -121,7 +125,7 @@ class Loop:
     def sees(self, *nodes: tuple[str, str], draining: str = "", **more: Any) -> None:
         """Nodes and their markets; those where a trial runs have no room."""
         used = [trial.node for trial in self.trials if trial.status == "RUNNING"]
-        self.lookout.sight = Sight(
+        self.lookout.sight = ClusterSnapshot(
             nodes=tuple(
                 Node(
                     id=name,
@@ -219,7 +223,7 @@ def test_trials_that_have_a_place_and_only_start_do_not_wait(monkeypatch):
 
 
 def test_a_drought_is_bridged_and_trials_come_back(monkeypatch):
-    loop = Loop(monkeypatch, growth=Growth(types=TYPES, workers=4))
+    loop = Loop(monkeypatch, growth=AutoscalerLimits(types=TYPES, workers=4))
     loop.goes_round(60)
     assert loop.asked == [[]]  # whatever a driver that was killed had asked for
     loop.goes_round(10)
@@ -247,7 +251,7 @@ def test_a_drought_is_bridged_and_trials_come_back(monkeypatch):
 
 
 def test_a_head_that_does_not_answer_is_asked_again(monkeypatch):
-    loop = Loop(monkeypatch, growth=Growth(types=TYPES, workers=4), head_answers=False)
+    loop = Loop(monkeypatch, growth=AutoscalerLimits(types=TYPES, workers=4), head_answers=False)
     loop.goes_round(70)
     assert loop.asked == []
     loop.head_answers = True
@@ -256,7 +260,7 @@ def test_a_head_that_does_not_answer_is_asked_again(monkeypatch):
 
 
 def test_work_that_runs_alone_is_bridged_too(monkeypatch):
-    loop = Loop(monkeypatch, growth=Growth(types=TYPES, workers=4))
+    loop = Loop(monkeypatch, growth=AutoscalerLimits(types=TYPES, workers=4))
     loop.sees(("s", SPOT))
     for loop.now in range(0, 200, 2):
         loop.bridge.look_alone()

@@ -20,26 +20,26 @@ from ray.core.generated import common_pb2 as protobuf
 import hpo
 from hpo import environment
 from hpo.cli.commands import main
-from hpo.cluster.cluster_state import Growth, Lookout, Node, Sight, as_growth
-from hpo.cluster.trial_slots import Cluster, RayError
+from hpo.cluster.cluster_state import AutoscalerLimits, ClusterMonitor, ClusterSnapshot, Node, limits_of
+from hpo.cluster.trial_slots import Cluster, RayStartError
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
-from hpo.tune.ray_session import HalfStartedError, _Job, started
+from hpo.tune.ray_session import RayHalfStartedError, _Job, started
 from model.common.errors import ConfigError
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 GPU_NODE = {"CPU": 4.0, "GPU": 1.0}
-NO_GROWTH = Growth()
-FROM_ZERO = as_growth(yaml.safe_load((Path(__file__).parents[3] / "cluster.yaml").read_text()))
+NO_GROWTH = AutoscalerLimits()
+FROM_ZERO = limits_of(yaml.safe_load((Path(__file__).parents[3] / "cluster.yaml").read_text()))
 
 
-def cluster(search: SearchConfig, *resources: dict[str, float], growth: Growth = NO_GROWTH) -> Cluster:
-    sight = Sight(nodes=tuple(Node(id=str(i), resources=has) for i, has in enumerate(resources)))
-    return Cluster(search, Lookout(lambda: sight), growth)
+def cluster(search: SearchConfig, *resources: dict[str, float], growth: AutoscalerLimits = NO_GROWTH) -> Cluster:
+    sight = ClusterSnapshot(nodes=tuple(Node(id=str(i), resources=has) for i, has in enumerate(resources)))
+    return Cluster(search, ClusterMonitor(lambda: sight), growth)
 
 
-def types(**of: dict[str, Any]) -> Growth:
-    return as_growth({"max_workers": 8, "head_node_type": "head", "available_node_types": {"head": {}, **of}})
+def types(**of: dict[str, Any]) -> AutoscalerLimits:
+    return limits_of({"max_workers": 8, "head_node_type": "head", "available_node_types": {"head": {}, **of}})
 
 
 def test_fractions_of_a_gpu_pack_as_many_trials_as_the_cpus_allow():
@@ -95,7 +95,7 @@ def test_of_several_types_the_roomiest_are_counted_up_to_the_limit_of_all():
 
 def test_workers_at_hand_that_are_still_set_up_are_taken_to_be_like_those_that_are_there():
     config = {"provider": {"type": "local"}, "max_workers": 3, "available_node_types": {"made.up": {"resources": {}}}}
-    growth = as_growth(config)
+    growth = limits_of(config)
     assert cluster(SearchConfig(trials=100), HEAD, GPU_NODE, growth=growth).slots == 3
     assert (growth.types, growth.falls_back) == ((), False)
 
@@ -154,7 +154,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[object]]:
 @pytest.mark.parametrize("error", NOT_STARTED, ids=lambda error: f"{type(error).__name__} {error}"[:40])
 def test_whatever_rays_start_raises_it_is_tried_twice_and_told_in_a_sentence(fails, error):
     asked = fails(error)
-    with pytest.raises(RayError) as told, started(SearchConfig()):
+    with pytest.raises(RayStartError) as told, started(SearchConfig()):
         pass
     assert len(asked) == 2
     assert f"address=local: Ray does not start, tried twice ({type(error).__name__}" in str(told.value)
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full_while_ray_starts_is_told_as_one(fails):
 
 def test_ctrl_c_while_ray_starts_is_not_tried_again(fails):
     asked = fails(Exception("timed out"), KeyboardInterrupt())
-    with pytest.raises(HalfStartedError), started(SearchConfig()):
+    with pytest.raises(RayHalfStartedError), started(SearchConfig()):
         pass
     assert len(asked) == 2
 
@@ -186,7 +186,7 @@ def test_what_a_first_try_left_running_is_ended_before_the_second(monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     try:
-        with pytest.raises(RayError), started(SearchConfig()):
+        with pytest.raises(RayStartError), started(SearchConfig()):
             pass
         assert len(begun) == 2
     finally:

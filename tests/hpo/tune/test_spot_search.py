@@ -17,7 +17,7 @@ from spot_search import LOST, NOTICED, OTHER, POOR, RICH
 
 from hpo.cluster.budget import COST
 from hpo.policy.retry_policy import DRAINED
-from hpo.policy.trial_attributes import FAILURES, MOVES
+from hpo.policy.trial_attributes import FAILURES, MIGRATIONS
 from hpo.store.record import Record
 from hpo.views.status_file import Status
 
@@ -35,7 +35,7 @@ class Searched:
 
     def moves(self, number: int) -> list[dict[str, Any]]:
         assert FAILURES not in self.record().trial(number).user_attrs
-        found: list[dict[str, Any]] = self.record().trial(number).user_attrs.get(MOVES, [])
+        found: list[dict[str, Any]] = self.record().trial(number).user_attrs.get(MIGRATIONS, [])
         return found
 
     def begun(self, number: int) -> list[tuple[str, str]]:

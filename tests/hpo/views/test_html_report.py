@@ -30,7 +30,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import CONFIG
 from hpo.run.search import _write_report
 from hpo.store.record import Record
-from hpo.store.replication import Copies
+from hpo.store.replication import StorageReplicator
 from hpo.views.html_report import REPORT, contents, importance, longer, page, pareto, write_report
 from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
@@ -418,7 +418,7 @@ def test_a_thousand_trials_with_the_largest_pictures_stay_below_10_mb(done, brow
         trial = copy.deepcopy(some[number if number < 2 else 2 + number % (len(some) - 2)])
         trial.number = trial._trial_id = number
         reports = [
-            {**told, "ssim": rng.uniform(0.5, 0.9), "epoch": e, trial_attributes.HEARD: 12 * number + e}
+            {**told, "ssim": rng.uniform(0.5, 0.9), "epoch": e, trial_attributes.REPORT_INDEX: 12 * number + e}
             for e in range(1, 13)
             for told in [report(e, 0.5).as_dict()]
         ]
@@ -464,7 +464,7 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hpo.run.search.write_report", full)
-    _write_report(Copies(done, None, lambda _: None), Console(stderr=True))
+    _write_report(StorageReplicator(done, None, lambda _: None), Console(stderr=True))
     assert "No report: disk full" in capsys.readouterr().err
 
 

@@ -17,11 +17,11 @@ from hpo.policy.leaderboard import reports_of
 from hpo.policy.pruning import next_comparison
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import HEARD, REPORTS
+from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.views.formatting import decision_table, trial_table
-from hpo.views.live_table import Progress, picture
+from hpo.views.live_table import Progress, render
 from hpo.views.status_file import Status
 
 
@@ -92,7 +92,7 @@ def bracketed(number: int) -> Any:
         state=TrialState.RUNNING,
         params={"loss": "[red]", "lr_schedule": "[/x]"},
         distributions={"loss": distribution, "lr_schedule": distribution},
-        user_attrs={REPORTS: [{**report(1, 0.5).as_dict(), HEARD: 0}]},
+        user_attrs={REPORTS: [{**report(1, 0.5).as_dict(), REPORT_INDEX: 0}]},
     )
     trial.number = number
     return trial
@@ -211,7 +211,7 @@ def test_the_picture_fits_any_terminal(done, width, height):
     running = {trial.number: 1.4 for trial in opened}
     status = Status(seconds=312, seconds_left=400, images_per_second=301.2, overhead=0.004, running=running)
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(picture("first", done.search, [*trials, *opened], status, width=width, height=height))
+    console.print(render("first", done.search, [*trials, *opened], status, width=width, height=height))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) <= max(height, 12)
@@ -255,6 +255,6 @@ def test_the_cost_and_what_trials_wait_for_are_in_the_table(search):
     for limit, told in ((None, "3.21 USD"), (5.0, "3.21 of 5.00 USD")):
         console = Console(width=80, file=io.StringIO())
         asked = replace(search, address="auto", max_cost=limit)
-        console.print(picture("first", asked, [], status, width=80, height=30))
+        console.print(render("first", asked, [], status, width=80, height=30))
         assert f"01:00   {told}" in console.file.getvalue()
         assert "trial 5 waits for 1 GPU: none free" in console.file.getvalue()

@@ -22,11 +22,11 @@ from hpo.cli.commands import main
 from hpo.policy import leaderboard
 from hpo.store import search_results
 from hpo.store.layout import LOCK_FILE, STATUS_FILE, STUDY_FILE
-from hpo.store.lock import holder, locked
+from hpo.store.lock import acquire_lock, lock_owner
 from hpo.store.record import Record, RecordError
-from hpo.store.study_database import told
+from hpo.store.study_database import describe_error
 from hpo.views import watch
-from hpo.views.live_table import Progress, picture
+from hpo.views.live_table import Progress, render
 from hpo.views.status_file import Status
 from model.common.errors import ConfigError
 
@@ -39,7 +39,7 @@ class Elsewhere:
     """In place of waiting: a driver goes on by a trial, and at the end exports. Nothing but that changes the folder."""
 
     def __init__(self, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lock = locked(record.folder, "first")
+        self.lock = acquire_lock(record.folder, "first")
         self.record, self.exported, self.waits = record, False, 0
         self.progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
         self.progress._over.set()  # its thread would write, too
@@ -130,7 +130,7 @@ def test_a_record_that_is_watched_cannot_be_written(done, runs):
     watched = Record(runs, "first", read_only=True)
     with pytest.raises(RecordError) as refused:
         watched.note("a", 1)
-    assert "readonly database" in told(refused.value.__cause__)
+    assert "readonly database" in describe_error(refused.value.__cause__)
     with sqlite3.connect(done.folder / STUDY_FILE) as other:  # and its driver is not in its way, nor it in the driver's
         other.execute("BEGIN IMMEDIATE")
         watched.refresh()
@@ -183,7 +183,7 @@ def test_whatever_a_status_says_it_is_drawn_or_none(undisturbed, tmp_path_factor
     (folder / STATUS_FILE).write_bytes(content.replace(b'"trials"', f'"{phase}"'.encode()))
     status = Status.read(folder)
     if status is not None:
-        shown = picture("first", undisturbed.search, undisturbed.trials(), status, width=80, height=30)
+        shown = render("first", undisturbed.search, undisturbed.trials(), status, width=80, height=30)
         Console(file=io.StringIO()).print(shown)
 
 
@@ -193,10 +193,10 @@ def test_whatever_a_status_says_it_is_drawn_or_none(undisturbed, tmp_path_factor
 def test_whatever_a_lock_says_its_holder_is_told_or_none(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("fuzzed")
     (folder / LOCK_FILE).write_bytes(content)
-    found = holder(folder)
+    found = lock_owner(folder)
     assert found is None or f"process {found.pid}".encode() in content
-    with locked(folder, "first"):
+    with acquire_lock(folder, "first"):
         (folder / LOCK_FILE).write_bytes(content)
         with pytest.raises(ConfigError) as refused:
-            locked(folder, "first")
+            acquire_lock(folder, "first")
     assert_told(refused.value, "first: is being run by")

@@ -289,15 +289,15 @@ def test_validation_crops_tile_the_images_and_are_always_the_same(folder):
 @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 def test_every_training_crop_is_a_part_of_its_image(sizes, channels, seed):
     from model.data.image_folder import Picture  # noqa: PLC0415
-    from model.data.image_sets import Pairs, Ragged  # noqa: PLC0415
+    from model.data.image_sets import ImagePairs, VariableSizeImages  # noqa: PLC0415
 
     # Each pixel tells its image, row, column and channel.
     pictures = []
     for number, (height, width) in enumerate(sizes):
         row, column, plane = np.mgrid[0:height, 0:width, 0:channels].transpose(0, 3, 1, 2)
         pictures.append(Picture(str(number), (60 * number + row + column + 7 * plane).astype(np.uint8)))
-    ragged = Ragged.of(pictures, 16)
-    images = Images(train=ragged, validation=Pairs(*grid(pictures, 16)))
+    ragged = VariableSizeImages.of(pictures, 16)
+    images = Images(train=ragged, validation=ImagePairs(*grid(pictures, 16)))
     placed = DeviceImages.place(images, "gaussian:1", CPU, num_validation=4)
     assert len(ragged) == sum((height // 16) * (width // 16) for height, width in sizes)
     _, clean = placed.batch(torch.arange(len(ragged)), torch.Generator().manual_seed(seed))

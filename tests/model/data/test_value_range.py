@@ -26,7 +26,7 @@ from model.data.image_files import read_image
 from model.data.image_folder import DataError, read_pictures
 from model.data.image_sets import DeviceImages, Images, _unit
 from model.data.memory_mapped import PixelFiles
-from model.data.value_range import EIGHT_BITS, Depth
+from model.data.value_range import EIGHT_BITS, PixelFormat
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate, quality
@@ -36,15 +36,15 @@ from model.trainer import Trainer
 CPU = torch.device("cpu")
 DEPTHS = [
     EIGHT_BITS,
-    Depth("uint16"),
-    Depth("uint16", (0, 4095)),
-    Depth("uint16", (100.0, 1123.0)),
-    Depth("float32"),
-    Depth("float32", (-3.5, 250.0)),
+    PixelFormat("uint16"),
+    PixelFormat("uint16", (0, 4095)),
+    PixelFormat("uint16", (100.0, 1123.0)),
+    PixelFormat("float32"),
+    PixelFormat("float32", (-3.5, 250.0)),
 ]
 
 
-def values_of(depth: Depth, shape: tuple[int, ...] = (4096,)) -> np.ndarray:
+def values_of(depth: PixelFormat, shape: tuple[int, ...] = (4096,)) -> np.ndarray:
     """From black to white, both among them."""
     values = np.linspace(depth.low, depth.high, int(np.prod(shape))).reshape(shape)
     return (values if depth.dtype == "float32" else np.rint(values)).astype(depth.dtype)
@@ -77,7 +77,7 @@ def test_a_training_sees_the_numbers_that_are_measured(depth):
 @given(low=st.floats(width=32), high=st.floats(width=32))
 def test_any_two_numbers_are_a_range_that_can_be_reckoned_with_or_refused(low, high):
     try:
-        depth = Depth("float32", (low, high))
+        depth = PixelFormat("float32", (low, high))
     except ConfigError:
         assert not (low < high and 1e-3 * max(abs(low), abs(high)) < high - low < 1e30)
     else:
@@ -97,7 +97,7 @@ def test_any_two_numbers_are_a_range_that_can_be_reckoned_with_or_refused(low, h
 )
 def test_a_range_that_cannot_be_is_told_with_its_values(dtype, values, words):
     with pytest.raises(ConfigError, match=words):
-        Depth(dtype, values)
+        PixelFormat(dtype, values)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)], ids=["grey", "rgb"])
@@ -120,7 +120,7 @@ def photograph(name: str) -> np.ndarray:
     return np.ascontiguousarray(getattr(skimage.data, name)()[40:280:2, 40:340:2])
 
 
-def as_depth(pixels: np.ndarray, depth: Depth) -> np.ndarray:
+def as_depth(pixels: np.ndarray, depth: PixelFormat) -> np.ndarray:
     """The same picture."""
     return depth.from_unit(EIGHT_BITS.to_unit(pixels))
 
@@ -133,7 +133,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
         path.write_bytes(imagecodecs.png_encode(pixels))
 
 
-def folder_of(folder: Path, depth: Depth, suffix: str, *, grey: bool = False, pairs: bool = False) -> Path:
+def folder_of(folder: Path, depth: PixelFormat, suffix: str, *, grey: bool = False, pairs: bool = False) -> Path:
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         pixels = photograph(name)[:, :, 1] if grey else photograph(name)
         for kind, offset in (("noisy", 9), ("clean", 0)) if pairs else (("", 0),):
@@ -147,7 +147,9 @@ def placed(images: Images) -> DeviceImages:
 
 @pytest.mark.parametrize("grey", [True, False], ids=["grey", "rgb"])
 @pytest.mark.parametrize(
-    ("depth", "suffix"), [(Depth("uint16"), ".png"), (Depth("uint16"), ".tif"), (Depth("float32"), ".tif")], ids=str
+    ("depth", "suffix"),
+    [(PixelFormat("uint16"), ".png"), (PixelFormat("uint16"), ".tif"), (PixelFormat("float32"), ".tif")],
+    ids=str,
 )
 def test_the_same_photographs_at_another_depth_make_the_same_training(tmp_path, depth, suffix, grey):
     config = TrainConfig(width=4, batch_size=4, images_per_epoch=16, epochs=1, dropout=0.0, precision="float32")
@@ -246,7 +248,7 @@ def test_a_range_is_for_deep_images_and_clips_what_is_beyond_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("depth", "suffix"), [(Depth("uint16", (0, 4095)), ".png"), (Depth("float32"), ".tif")], ids=str
+    ("depth", "suffix"), [(PixelFormat("uint16", (0, 4095)), ".png"), (PixelFormat("float32"), ".tif")], ids=str
 )
 def test_an_export_has_its_range_on_record_and_figures_of_the_values_by_scikit_image(tmp_path, depth, suffix):
     data = DataConfig(
@@ -286,14 +288,14 @@ def test_an_export_has_its_range_on_record_and_figures_of_the_values_by_scikit_i
 def test_figures_of_eight_bits_are_those_on_minus_one_to_one_as_ever():
     clean = EIGHT_BITS.to_unit(photograph("coffee").transpose(2, 0, 1)[None, :, :64, :64])
     noisy = np.clip(clean + np.random.default_rng(0).normal(0, 0.1, clean.shape).astype(np.float32), -1, 1)
-    deep = quality(noisy, clean, Depth("float32", (-1.0, 1.0)))
+    deep = quality(noisy, clean, PixelFormat("float32", (-1.0, 1.0)))
     assert quality(noisy, clean).ssim == pytest.approx(deep.ssim, abs=1e-5)
     assert quality(noisy, clean).psnr_db == pytest.approx(deep.psnr_db, abs=1e-4)
-    assert quality(noisy, clean, Depth("uint16")).psnr_db == pytest.approx(deep.psnr_db, abs=1e-3)
+    assert quality(noisy, clean, PixelFormat("uint16")).psnr_db == pytest.approx(deep.psnr_db, abs=1e-3)
 
 
 def test_a_strip_of_deep_images_is_for_the_eye(tmp_path):
-    images = DataConfig(data=str(folder_of(tmp_path / "deep", Depth("uint16"), ".png")), crop=32).load()
+    images = DataConfig(data=str(folder_of(tmp_path / "deep", PixelFormat("uint16"), ".png")), crop=32).load()
     noisy, clean = images.validation[:2].noised("gaussian:1%", "validation")
     strip([noisy, clean], scale=1).save(tmp_path / "strip.png")
     with Image.open(tmp_path / "strip.png") as sheet:
