@@ -6,7 +6,7 @@ SEED ?= 0
 
 # What `make search` passes explicitly, so that it ends within 20 minutes on two cores without a GPU, and denoises better
 # (docs/log.md). The defaults of `hpo search` stay those of the slides (width 64, whole training set, constant rates).
-FIRST := --trials 16 --epochs 9 --images-per-epoch 4000 --final-epochs 44 --time-budget 8 \
+FIRST := --trials 16 --epochs 9 --images-per-epoch 4000 --final-epochs 44 --time-budget-minutes 8 \
 	--set width=16 --set blocks=1 --set depth=3 --set batch_size=32 --set dropout=0 --set output=residual \
 	--set lr_schedule=cosine --set beta1=0.9 --set adversarial_weight=0.001
 

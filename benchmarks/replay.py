@@ -140,7 +140,7 @@ class Table:
         self.digest, self._share, self._neighbours = hashlib.sha256(content).hexdigest(), share, neighbours
         self.about: dict[str, Any] = data["about"]
         default = SearchConfig()  # the product's own decisions; the recording had none
-        decisions = {name: getattr(default, name) for name in ("sampler", "pruner", "grace", "reduction")}
+        decisions = {name: getattr(default, name) for name in ("sampler", "pruner", "grace_period", "reduction_factor")}
         self.search = SearchConfig(**{**renamed(self.about["search"]), **decisions, "trials": 100_000})
         space = self.search.space
         self.space: Space = search_spaces.load(str(Path(__file__).with_name(space)) if space.endswith(".py") else space)
@@ -376,11 +376,11 @@ METHODS: dict[str, Factory] = {
     "random": partial(ours, sampler="random", pruner="none"),
     "random + ours": partial(ours, sampler="random"),
     "TPE + ours": partial(ours, sampler="tpe"),
-    "ours + leaders": partial(ours, pruner="leaders", reduction=4),  # of before 2026-12
-    "ours + ASHA 2": partial(ours, pruner="former-asha", reduction=2),  # at rungs
-    "random + ASHA 2": partial(ours, sampler="random", pruner="former-asha", reduction=2),
-    "random + ASHA 4": partial(ours, sampler="random", pruner="former-asha", reduction=4),
-    "TPE + ASHA 3": partial(ours, sampler="tpe", pruner="former-asha", reduction=3),
+    "ours + leaders": partial(ours, pruner="leaders", reduction_factor=4),  # of before 2026-12
+    "ours + ASHA 2": partial(ours, pruner="former-asha", reduction_factor=2),  # at rungs
+    "random + ASHA 2": partial(ours, sampler="random", pruner="former-asha", reduction_factor=2),
+    "random + ASHA 4": partial(ours, sampler="random", pruner="former-asha", reduction_factor=4),
+    "TPE + ASHA 3": partial(ours, sampler="tpe", pruner="former-asha", reduction_factor=3),
     **peers.METHODS,
 }
 

@@ -112,7 +112,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         record = Record.create(Path(folder), "scale", asked)
         conductor = SearchController(record, space, [], time_is_up=lambda: False)
-        next_trial, hear = watch.timed("next trial", conductor.next_trial), watch.timed("report", conductor.hear)
+        next_trial, hear = watch.timed("next trial", conductor.next_trial), watch.timed("report", conductor.on_report)
         told: dict[int, list[EvalReport]] = {}
 
         def fill_until(trials: int) -> None:
@@ -140,7 +140,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
             for name, screen in screens.items():
                 progress = Progress(asked, "scale", IN_FLIGHT, screen)
                 for trial in trials:
-                    progress.changed(trial)
+                    progress.on_trial_update(trial)
                 for _ in range(SAMPLES):
                     watch.timed(name, progress._show)()
                 progress.close()
@@ -208,7 +208,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
     """hpo.run.search's own trials phase, table and all, with sleep for training; gives its begin and end."""
     search.Pix2PixTrial = SleepingTrial
     ray.init = functools.partial(ray.init, num_cpus=slots)
-    asked = SearchConfig(trials=trials, epochs=1, concurrent=slots, gpus_per_trial=0, wandb="disabled")
+    asked = SearchConfig(trials=trials, epochs=1, max_concurrent=slots, gpus_per_trial=0, wandb="disabled")
     with ray_session.started(asked) as cluster:
         record = Record.create(folder, "scale", asked)
         console = Console(stderr=True, quiet=True)
@@ -238,7 +238,7 @@ def suggest_for_stock(trial: Any) -> dict[str, Any]:
 def run_stock(trials: int, slots: int, folder: Path) -> tuple[float, float]:
     """The same by the book: OptunaSearch in memory, ASHA, actors used again, neither files nor output."""
     ray.init = functools.partial(ray.init, num_cpus=slots)
-    asked = SearchConfig(trials=trials, epochs=1, concurrent=slots, gpus_per_trial=0)
+    asked = SearchConfig(trials=trials, epochs=1, max_concurrent=slots, gpus_per_trial=0)
     with ray_session.started(asked):
         began = time.monotonic()
         tuner = tune.Tuner(

@@ -66,7 +66,7 @@ def main() -> None:
         now = when
         if reports:
             steps.append(Step(number, when - took, when))
-        progress.changed(as_it_was(trials[number], reports))
+        progress.on_trial_update(as_it_was(trials[number], reports))
         status = progress._now()
         if not reports and status.seconds_left is not None:
             per_epoch = progress._epoch_seconds / progress._epochs
@@ -74,7 +74,7 @@ def main() -> None:
         if number == arguments.at and reports == 0 and arguments.svg:
             now += 0.5 * progress._epoch_seconds / progress._epochs
             spent = overhead(steps, slots, told[0][0])
-            progress.overhead_is(lambda spent=spent: spent.share if spent else None)
+            progress.set_overhead_source(lambda spent=spent: spent.share if spent else None)
             draw(record, progress, arguments.svg)
     progress.close()
 

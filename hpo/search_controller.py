@@ -28,7 +28,7 @@ HOPELESS = 3  # failed trials, where none ever reported: whatever it is, all oth
 class Listener(Protocol):
     """Who wants to know: the live table, the tracker. Optional services are listeners that are not there."""
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         """A trial began, reported or ended; it comes whole, so that a missed call is made up for by the next."""
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class SearchController:
         trials = record.trials()
         self._unfinished = deque(trial.number for trial in trials if trial_attributes.is_unfinished(trial))
         for trial in trials:
-            self._tell(trial)
+            self._notify(trial)
 
     @property
     def trials_left(self) -> int:
@@ -89,7 +89,7 @@ class SearchController:
             self._exhausted = True  # not to look through the whole space again ten times a second
             return None
         trial = self.record.add(suggestion)
-        self._tell(trial)
+        self._notify(trial)
         return trial
 
     def _queued_trial(self, queued: FrozenTrial) -> FrozenTrial | None:
@@ -108,10 +108,10 @@ class SearchController:
         if wrong:
             log.warning("trial %d: %s", trial.number, wrong)
             record.fail(trial.number, wrong)
-        self._tell(record.trial(trial.number))
+        self._notify(record.trial(trial.number))
         return None if wrong else trial
 
-    def hear(self, number: int, reports: Sequence[EvalReport], node: str | None = None) -> Decision:
+    def on_report(self, number: int, reports: Sequence[EvalReport], node: str | None = None) -> Decision:
         """All reports of a trial so far; those that the record lacks are judged in turn. Gives the last decision.
 
         node: the host that trained the last epoch, where that is known.
@@ -133,18 +133,18 @@ class SearchController:
         if not new:  # the last one was heard, by a driver that died: it went on, or the trial would have ended
             return pruning.decide_pruning(self.record.trials(), number, len(reports), self.record.search)
         for report in new:
-            decision = self.record.hear(number, report, node if report is new[-1] else None)
+            decision = self.record.append_report(number, report, node if report is new[-1] else None)
             if decision.action != "go on":
                 self._running.discard(number)
-            self._tell(self.record.trial(number))
+            self._notify(self.record.trial(number))
             if decision.action != "go on":
                 break
         return decision
 
-    def stumbled(self, number: int, death: TrialFailure) -> None:
+    def on_trial_failure(self, number: int, death: TrialFailure) -> None:
         """Its process or node died. The next attempt, if there is one, goes on from its last checkpoint."""
         if death.then == "move":
-            times, again, word = self.record.add_move(number, death.error), MOVES, "moved"
+            times, again, word = self.record.add_migration(number, death.error), MOVES, "moved"
         else:
             times, again, word = self.record.add_failure(number, death.error), ATTEMPTS, "died"
         if death.then in ("again", "move") and times < again:
@@ -152,12 +152,12 @@ class SearchController:
         else:
             self.record.fail(number, death.error if times == 1 else f"{word} {times} times, at last: {death.error}")
         self._running.discard(number)
-        self._tell(self.record.trial(number))
+        self._notify(self.record.trial(number))
         trials = self.record.trials()
         failed = sum(trial.state == TrialState.FAIL for trial in trials)
         if failed >= HOPELESS and not any(trial.intermediate_values for trial in trials):
             raise MachineError(f"{failed} trials failed and none finished an epoch; the last one: {death.error}")
 
-    def _tell(self, trial: FrozenTrial) -> None:
+    def _notify(self, trial: FrozenTrial) -> None:
         for listener in self._listeners:
-            listener.changed(trial)
+            listener.on_trial_update(trial)

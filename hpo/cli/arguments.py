@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpo.exit_codes import EXIT_BAD_INPUT
+from hpo.policy.former_names import FORMER_NAMES
 from model.common.files import folder_problem, path_problem, write_problem
 from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 
@@ -257,18 +258,20 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--epochs", type=_whole, metavar="N", help="of a trial that is never stopped (12)")
     what.add_argument("--sampler", metavar="{gp,tpe,random}|FILE.py", help="who suggests (gp); a file: docs/search.md")
     what.add_argument(
-        "--grace",
+        "--grace-period",
         type=_whole,
         metavar="N",
         help="epochs of each trial before it is compared with others (a thirteenth of --epochs)",
     )
     what.add_argument(
-        "--reduction", type=_whole, metavar="N", help="one trial in N goes on after --grace epochs, later fewer (4)"
+        "--reduction-factor",
+        type=_whole,
+        metavar="N",
+        help="one trial in N goes on after --grace-period epochs, later fewer (4)",
     )
     what.add_argument(
         "--pruner", metavar="{asha,none}|FILE.py", help="who is stopped early (asha); a file: docs/search.md"
     )
-    what.add_argument("--scheduler", help=argparse.SUPPRESS)  # the name of --pruner before 2026-12
     what.add_argument("--objective", metavar="{balanced,ssim,psnr}", help="balanced: SSIM + PSNR/40")
     what.add_argument("--seed", type=_whole, metavar="N", help="0")
     what.add_argument("--data", metavar="NAME|FOLDER", help=f"{_DATA}; later: where they have moved to")
@@ -279,7 +282,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     what.add_argument("--set", action="append", metavar="NAME=VALUE", help="any TrainConfig field, for all trials")
     much = search.add_argument_group("how much, and where")
     much.add_argument("--trials", type=_whole, metavar="N", help="in all (24)")
-    much.add_argument("--time-budget", type=_number, metavar="MINUTES", help="no new trials after it")
+    much.add_argument("--time-budget-minutes", type=_number, metavar="MINUTES", help="no new trials after it")
     much.add_argument(
         "--max-cost",
         type=_money,
@@ -287,13 +290,18 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         help="end in time, by the nodes' labels hpo/usd-per-hour (inf)",
     )
     much.add_argument(
-        "--on-demand-after", type=_number, metavar="MINUTES", help="so long trials wait for spot nodes alone (10)"
+        "--on-demand-after-minutes",
+        type=_number,
+        metavar="MINUTES",
+        help="so long trials wait for spot nodes alone (10)",
     )
-    much.add_argument("--keep", type=_whole, metavar="N", help="checkpoints on disk: of the N best trials (10)")
+    much.add_argument(
+        "--keep-checkpoints", type=_whole, metavar="N", help="checkpoints on disk: of the N best trials (10)"
+    )
     much.add_argument(
         "--final-epochs", type=_whole, metavar="N", help="train the winner's configuration anew (0: don't)"
     )
-    much.add_argument("--concurrent", type=_whole, metavar="N", help="trials at a time (as many as fit)")
+    much.add_argument("--max-concurrent", type=_whole, metavar="N", help="trials at a time (as many as fit)")
     much.add_argument("--cpus-per-trial", type=_number, metavar="N", help="1; also its threads")
     much.add_argument(
         "--gpus-per-trial", type=_number, metavar="N", help="1 where there is a GPU, else 0; 0.25 packs four"
@@ -309,3 +317,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         "--study-url", metavar="URL", help="postgresql://USER@HOST/DB: the study's database, for good (study.db)"
     )
     add("--quiet", action="store_true", default=False, help="only the result")
+    now = {option: action for action in search._actions for option in action.option_strings}
+    for former, name in FORMER_NAMES.items():
+        action = now[f"--{name.replace('_', '-')}"]
+        add(f"--{former.replace('_', '-')}", type=action.type, metavar=action.metavar, help=argparse.SUPPRESS)

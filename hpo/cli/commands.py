@@ -78,14 +78,19 @@ def _search(arguments: argparse.Namespace) -> int:
 
 def _resolve(arguments: argparse.Namespace, mistakes: ErrorCollector) -> None:
     """What the options of a search stand for."""
-    from hpo.policy.search_config import renamed
+    from hpo.policy.search_config import FORMER_NAMES, renamed
 
     if hasattr(arguments, "set"):
         arguments.set = _settings(arguments.set, mistakes)
-    if hasattr(arguments, "scheduler") and hasattr(arguments, "pruner"):
-        mistakes.add(f"scheduler={arguments.scheduler}: is --pruner's former name; leave it out")
-    for name, value in renamed(vars(arguments)).items():
-        setattr(arguments, name, value)
+    for former in FORMER_NAMES.keys() & vars(arguments).keys():
+        value, option = getattr(arguments, former), _option(FORMER_NAMES[former])
+        if hasattr(arguments, FORMER_NAMES[former]):
+            mistakes.add(f"{former}={value}: is {option}'s former name; leave it out")
+        else:
+            print(f"hpo: {_option(former)} is called {option} now", file=sys.stderr)
+            vars(arguments).update(renamed({former: value}))
+        delattr(arguments, former)
+    vars(arguments).update(renamed(vars(arguments)))
     for name in ("space", "sampler", "pruner"):
         if getattr(arguments, name, "").endswith(".py"):
             setattr(arguments, name, os.path.realpath(os.path.expanduser(getattr(arguments, name))))
@@ -93,6 +98,10 @@ def _resolve(arguments: argparse.Namespace, mistakes: ErrorCollector) -> None:
         arguments.data = _absolute(arguments.data)
     if hasattr(arguments, "range"):
         arguments.range = tuple(arguments.range)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _absolute(data: str) -> str:
@@ -199,7 +208,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 
     folder = arguments.runs / check_name(arguments.name)
     storage = open_storage(arguments.storage, arguments.runs, looks=True)
-    stored = storage.inside(arguments.name).names() if storage else {}
+    stored = storage.subdirectory(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise not_found(arguments.runs, arguments.name)
     if not arguments.yes:
@@ -324,7 +333,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
 
     mistakes, wishes = ErrorCollector(), None
     asked = {part.name: getattr(arguments, part.name) for part in fields(DenoiseOptions)}
-    with mistakes.collected():
+    with mistakes.catch():
         wishes = DenoiseOptions(**asked)
     return denoise_files(arguments.model, arguments.images, arguments.to, wishes or DenoiseOptions(), mistakes)
 
@@ -332,9 +341,9 @@ def _denoise(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     mistakes, own = ErrorCollector(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
     settings = _settings(arguments.set, mistakes)
-    with mistakes.collected():
+    with mistakes.catch():
         check_not_twice(settings, own)
-    with mistakes.collected():
+    with mistakes.catch():
         config = TrainConfig.from_dict({**settings, **own})
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
 
@@ -348,13 +357,13 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.trainer import SEARCH_VALIDATION_IMAGES
     from model.training_run import TrainingRun
 
-    with mistakes.collected():
+    with mistakes.catch():
         data = DataConfig(
             data=_absolute(arguments.data), noise=arguments.noise, crop=arguments.crop, range=arguments.range
         )
-    with mistakes.collected():
+    with mistakes.catch():
         check_layout(arguments.data)
-    mistakes.tell()
+    mistakes.raise_if_any()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with PixelFiles(arguments.to) as store:
         store.remove_others()
@@ -453,7 +462,7 @@ def _settings(pairs: Sequence[str], mistakes: ErrorCollector) -> dict[str, Any]:
     """--set NAME=VALUE, repeated: those that are right."""
     settings: dict[str, Any] = {}
     for pair in pairs:
-        with mistakes.collected():
+        with mistakes.catch():
             name, value = parse_setting(pair)
             if settings.setdefault(name, value) != value:
                 mistakes.add(f"{name}: set twice, to {settings[name]} and {value}")

@@ -91,13 +91,13 @@ def denoise_files(
     if not sources and not mistakes:
         mistakes.add(f"{_named(images)}: no images there ({', '.join(IMAGE_SUFFIXES)})")
     denoiser = None
-    with mistakes.collected():
+    with mistakes.catch():
         denoiser = Denoiser(model)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         for source, below in progress.track(sources, description="Reading"):
             work.plan(source, below, denoiser)
     work.check(mistakes)
-    mistakes.tell()
+    mistakes.raise_if_any()
     assert denoiser
     work.tell_notes()
     made = work.make(denoiser)

@@ -206,20 +206,20 @@ class ClusterMonitor:
 
     def __init__(self, see: Callable[[], ClusterSnapshot] = poll_cluster) -> None:
         self._see = see
-        self.sight = see()
+        self.snapshot = see()
         self._listeners: list[Callable[[ClusterSnapshot], None]] = []
 
-    def tells(self, listener: Callable[[ClusterSnapshot], None]) -> None:
+    def subscribe(self, listener: Callable[[ClusterSnapshot], None]) -> None:
         """Of every look, in that thread; of the last one at once."""
-        listener(self.sight)
+        listener(self.snapshot)
         self._listeners.append(listener)
 
-    def awaits_worker(self, patience: float) -> bool:
+    def wait_for_worker(self, patience: float) -> bool:
         """Seconds; whether one is there."""
         end = time.monotonic() + patience
-        while all(node.is_head for node in self.sight.nodes) and time.monotonic() < end:
+        while all(node.is_head for node in self.snapshot.nodes) and time.monotonic() < end:
             time.sleep(0.2)
-        return any(not node.is_head for node in self.sight.nodes)
+        return any(not node.is_head for node in self.snapshot.nodes)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -228,9 +228,9 @@ class ClusterMonitor:
         def watch() -> None:
             while not over.wait(_LOOK_SECONDS):
                 with contextlib.suppress(Exception):  # Ray's head is busy, or gone: others see that
-                    self.sight = self._see()
+                    self.snapshot = self._see()
                 for listener in self._listeners:
-                    listener(self.sight)
+                    listener(self.snapshot)
 
         thread = threading.Thread(target=watch, name="nodes", daemon=True)
         thread.start()

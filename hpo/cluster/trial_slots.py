@@ -29,21 +29,21 @@ class Cluster:
         scratch: str = tempfile.gettempdir(),
     ) -> None:
         self.is_alive, self.scratch, self.lookout, self.growth = is_alive, scratch, lookout, growth
-        nodes = lookout.sight.nodes
+        nodes = lookout.snapshot.nodes
         offered = [node.resources for node in nodes] + [of.resources for of in growth.types if of.workers]
         has_gpus = any(resources.get("GPU", 0) for resources in offered)
         self.gpus_per_trial = float(has_gpus) if search.gpus_per_trial is None else search.gpus_per_trial
         self.cpus_per_trial = search.cpus_per_trial
-        self.fit_now = sum(self._fit(node.resources) for node in nodes)
-        fit = max(self.fit_now, growth.fit(self.cpus_per_trial, self.gpus_per_trial))
+        self.slots_now = sum(self._fit(node.resources) for node in nodes)
+        fit = max(self.slots_now, growth.fit(self.cpus_per_trial, self.gpus_per_trial))
         most = max((self._fit(node.resources) for node in nodes if not node.is_head), default=0)
         fit = max(fit, growth.expected * most)  # the others are taken to be like those that are there
-        if search.address != "local" and not growth.types and search.concurrent:
-            fit = max(fit, search.concurrent)  # an autoscaler of another kind adds nodes
+        if search.address != "local" and not growth.types and search.max_concurrent:
+            fit = max(fit, search.max_concurrent)  # an autoscaler of another kind adds nodes
         if fit == 0:
             added = ", and none can be added that has" if growth.types else ""
             raise no_room(self.cpus_per_trial, self.gpus_per_trial, offered, added)
-        self.slots = min(fit, search.concurrent or fit, search.trials)
+        self.slots = min(fit, search.max_concurrent or fit, search.trials)
 
     def _fit(self, resources: Mapping[str, float]) -> int:
         return trials_that_fit(resources, self.cpus_per_trial, self.gpus_per_trial)
@@ -53,13 +53,13 @@ class Cluster:
         return bool(self._fit(node.resources))
 
     @property
-    def head_takes_trials(self) -> float:
+    def head_cpus(self) -> float:
         """CPUs of a head that has them beside other nodes: a trial there can take the driver along."""
-        heads = [node.resources.get("CPU", 0) for node in self.lookout.sight.nodes if node.is_head]
-        return max(heads, default=0) if len(self.lookout.sight.nodes) > 1 or self.growth.workers else 0
+        heads = [node.resources.get("CPU", 0) for node in self.lookout.snapshot.nodes if node.is_head]
+        return max(heads, default=0) if len(self.lookout.snapshot.nodes) > 1 or self.growth.workers else 0
 
     @property
-    def whole_node(self) -> dict[str, float]:
+    def exclusive_node_options(self) -> dict[str, float]:
         """Ray's options for work that runs alone: the largest node's CPUs, and a GPU where trials use them. If none is
         there, those of the smallest that may be added: a larger one might not be to be had."""
         gpus = float(bool(self.gpus_per_trial))
@@ -67,7 +67,7 @@ class Cluster:
         def cpus(offered: Iterable[Mapping[str, float]]) -> list[float]:
             return [has.get("CPU", 0) for has in offered if self._fit(has) and has.get("GPU", 0) >= gpus]
 
-        present = cpus(node.resources for node in self.lookout.sight.nodes if not node.draining)
+        present = cpus(node.resources for node in self.lookout.snapshot.nodes if not node.draining)
         possible = cpus(of.resources for of in self.growth.types if of.workers)
         return {"num_cpus": max(present) if present else min(possible, default=self.cpus_per_trial), "num_gpus": gpus}
 

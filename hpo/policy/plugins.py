@@ -46,15 +46,15 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
         return None
     if search.pruner == "asha":
         return AshaPruner(
-            grace=search.grace_epochs,
-            reduction=search.reduction,
+            grace_period=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
             epochs=search.epochs,
             min_delta=SMALL[search.objective],
             is_dead=is_dead,
         )
     if search.pruner in FORMER_PRUNERS:
         rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
-        return FormerPruner(rule, grace=search.grace_epochs, reduction=search.reduction)
+        return FormerPruner(rule, grace_period=search.grace_epochs, reduction_factor=search.reduction_factor)
     made: BasePruner = _made("pruner", search.pruner, BasePruner, "pruner()")
     return made
 

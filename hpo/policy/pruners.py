@@ -72,15 +72,15 @@ class AshaPruner(ComparingPruner):
     def __init__(
         self,
         *,
-        grace: int = 1,
-        reduction: float = 4,
+        grace_period: int = 1,
+        reduction_factor: float = 4,
         epochs: int | None = None,
         min_delta: float = 0.0,
         is_dead: Callable[[FrozenTrial], bool] = lambda trial: False,
     ) -> None:
-        if grace < 1 or reduction < 1:
-            raise ValueError(f"grace={grace}, reduction={reduction}: both must be at least 1")
-        self._grace, self._reduction, self._epochs = grace, reduction, epochs
+        if grace_period < 1 or reduction_factor < 1:
+            raise ValueError(f"grace_period={grace_period}, reduction_factor={reduction_factor}: both must be at least 1")
+        self._grace, self._reduction, self._epochs = grace_period, reduction_factor, epochs
         self._min_delta, self._is_dead = min_delta, is_dead
 
     def compares(self, step: int) -> bool:
@@ -117,8 +117,8 @@ class FormerPruner(ComparingPruner):
     the value after step `grace`, and is asked again after each later step.
     """
 
-    def __init__(self, rule: Literal["leaders", "asha"], *, grace: int, reduction: int) -> None:
-        self._rule, self._grace, self._reduction = rule, grace, reduction
+    def __init__(self, rule: Literal["leaders", "asha"], *, grace_period: int, reduction_factor: int) -> None:
+        self._rule, self._grace, self._reduction = rule, grace_period, reduction_factor
 
     def rungs(self, last: int) -> tuple[int, ...]:
         """Steps below the last one after which ASHA compares."""

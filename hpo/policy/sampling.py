@@ -102,11 +102,11 @@ def check_plugins(search: SearchConfig) -> None:
     """Before anything is started: that sampler and pruner can be made, and that a user's sampler has a suggestion once
     trials are complete, of which three are made up here. Raises ConfigError, with the mistakes of both."""
     mistakes = ErrorCollector()
-    with mistakes.collected():
+    with mistakes.catch():
         plugins.sampler(search, 0)
-    with mistakes.collected():
+    with mistakes.catch():
         plugins.pruner(search, is_dead)
-    mistakes.tell()
+    mistakes.raise_if_any()
     if not search.sampler.endswith(".py"):
         return
     space = search_spaces.load(search.space)

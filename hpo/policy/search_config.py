@@ -35,15 +35,15 @@ class SearchConfig:
     trials: int = 24  # in all, >= 1
     epochs: int = 12  # of a trial that is never stopped, >= 1
     sampler: str = "gp"  # gp, tpe, random, or a .py file that defines sampler(seed): hpo.policy.plugins
-    grace: int | None = None  # epochs before a trial is compared with others; None: a thirteenth of all
-    reduction: int = 4  # one trial in so many goes on after them, >= 2
+    grace_period: int | None = None  # epochs before a trial is compared with others; None: a thirteenth of all
+    reduction_factor: int = 4  # one trial in so many goes on after them, >= 2
     pruner: str = "asha"  # asha, none, or a .py file that defines pruner(): hpo.policy.plugins
     objective: Objective = "balanced"
     seed: int = 0
-    time_budget: float | None = None  # minutes after which no new trial begins; running ones finish
+    time_budget_minutes: float | None = None  # minutes after which no new trial begins; running ones finish
     max_cost: float | None = None  # USD that the cluster's nodes may cost meanwhile
-    on_demand_after: float = 10.0  # minutes that trials wait for spot nodes before on-demand ones are asked for
-    keep: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
+    on_demand_after_minutes: float = 10.0  # minutes that trials wait for spot nodes before on-demand ones are asked for
+    keep_checkpoints: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
     final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
     data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX
     crop: int | None = None  # pixels a side, of a folder's images; None: 64
@@ -53,7 +53,7 @@ class SearchConfig:
     )
     images_per_epoch: int | None = None  # None: the whole training set
     set: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig fields that hold for all trials
-    concurrent: int | None = None  # trials at a time; None: as many as fit
+    max_concurrent: int | None = None  # trials at a time; None: as many as fit
     cpus_per_trial: float = 1.0
     gpus_per_trial: float | None = None  # fractions pack; None: 1 where there is a GPU
     allow_cpu: bool = False  # train on the CPU where a GPU was asked for and none is found
@@ -106,25 +106,25 @@ class SearchConfig:
             ("trials", 1 <= self.trials <= _MOST_TRIALS, trials),
             ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
             (
-                "grace",
-                self.grace is None or 1 <= self.grace <= max(self.epochs, 1),
+                "grace_period",
+                self.grace_period is None or 1 <= self.grace_period <= max(self.epochs, 1),
                 f"from 1 to the {self.epochs} epochs of a trial",
             ),
-            ("reduction", self.reduction >= 2, "at least 2"),
+            ("reduction_factor", self.reduction_factor >= 2, "at least 2"),
             ("sampler", _is_named(self.sampler, SAMPLERS), f"one of {', '.join(SAMPLERS)}, or a .py file"),
             ("pruner", _is_named(self.pruner, PRUNERS + FORMER_PRUNERS), f"one of {', '.join(PRUNERS)}, or a .py file"),
             ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
-            ("keep", self.keep >= 3, "at least 3, the finalists"),
+            ("keep_checkpoints", self.keep_checkpoints >= 3, "at least 3, the finalists"),
             ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
-            ("time_budget", positive(self.time_budget), "minutes above 0"),
+            ("time_budget_minutes", positive(self.time_budget_minutes), "minutes above 0"),
             (
                 "max_cost",
                 self.max_cost is None or (positive(self.max_cost) and self.address != "local"),
                 "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
             ),
-            ("on_demand_after", positive(self.on_demand_after), "minutes above 0"),
-            ("concurrent", self.concurrent is None or 1 <= self.concurrent <= _MOST_TRIALS, trials),
+            ("on_demand_after_minutes", positive(self.on_demand_after_minutes), "minutes above 0"),
+            ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MOST_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
                 "gpus_per_trial",
@@ -138,7 +138,7 @@ class SearchConfig:
     @property
     def grace_epochs(self) -> int:
         """After how many epochs the pruner is asked first. A user's own has a patience of its own."""
-        return self.grace or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
+        return self.grace_period or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
@@ -160,14 +160,22 @@ class SearchConfig:
         return {**dataclasses.asdict(self), "set": dict(self.set)}
 
 
+# Options by the names that they had before 2026-12, in search.json and on command lines.
+FORMER_NAMES = {
+    "scheduler": "pruner",
+    "grace": "grace_period",
+    "reduction": "reduction_factor",
+    "time_budget": "time_budget_minutes",
+    "on_demand_after": "on_demand_after_minutes",
+    "keep": "keep_checkpoints",
+    "concurrent": "max_concurrent",
+}
+_FORMER_VALUES = {("sampler", "surrogate"): "gp", ("scheduler", "asha"): "former-asha"}
+
+
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by the names that they have now."""
-    values = dict(values)
-    if values.get("sampler") == "surrogate":
-        values["sampler"] = "gp"
-    if (former := values.pop("scheduler", None)) is not None:
-        values["pruner"] = {"asha": "former-asha"}.get(former, former)
-    return values
+    """Options, and their values, by the names that they have now."""
+    return {FORMER_NAMES.get(name, name): _FORMER_VALUES.get((name, str(value)), value) for name, value in values.items()}
 
 
 def _is_named(name: str, names: tuple[str, ...]) -> bool:
@@ -175,8 +183,8 @@ def _is_named(name: str, names: tuple[str, ...]) -> bool:
 
 
 _EXAMPLES = {
-    "grace": 1,
-    "time_budget": 60, "max_cost": 20, "images_per_epoch": 8000, "concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
+    "grace_period": 1,
+    "time_budget_minutes": 60, "max_cost": 20, "images_per_epoch": 8000, "max_concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
     "range": "0 4095",
 }  # fmt: skip
 _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
@@ -195,12 +203,12 @@ CHANGEABLE = frozenset(
         "space",
         "data",
         "trials",
-        "time_budget",
+        "time_budget_minutes",
         "max_cost",
-        "on_demand_after",
-        "keep",
+        "on_demand_after_minutes",
+        "keep_checkpoints",
         "final_epochs",
-        "concurrent",
+        "max_concurrent",
         "cpus_per_trial",
         "gpus_per_trial",
         "allow_cpu",

@@ -195,28 +195,28 @@ def _checked(
 
     default, config, search = SearchConfig(), None, None
     data = asked.get("data", default.data)
-    with mistakes.collected():
+    with mistakes.catch():
         check_name(name)
-    with mistakes.collected():
+    with mistakes.catch():
         config = cluster_config.checked(path)
     if "address" in asked:
         mistakes.add(f"address={asked['address']}: `hpo launch` searches on the cluster of its file; leave it out")
-    with mistakes.collected():
+    with mistakes.catch():
         search = SearchConfig(**{**asked, "address": "auto"})
-    with mistakes.collected():
+    with mistakes.catch():
         base = search.base_config() if search else TrainConfig()
         search_spaces.load(asked.get("space", default.space)).check(base, asked.get("set", {}))
-    with mistakes.collected():
+    with mistakes.catch():
         if search:
             sampling.check_plugins(search)
-    with mistakes.collected():
+    with mistakes.catch():
         if "/" in data and not data.startswith(("/", "s3://")) and not _is_here(data):
             raise ConfigError(f"data={data}: there is no such folder; one that the head sees has a path from / on")
         check_layout(data)
-    with mistakes.collected():
+    with mistakes.catch():
         if config and search:
             _check_room(search, config)
-    mistakes.tell()
+    mistakes.raise_if_any()
     assert config
     assert search
     return config, search
@@ -390,13 +390,13 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     from model.export_quality import verified  # noqa: PLC0415 - scikit-image
 
     mistakes = ErrorCollector()
-    with mistakes.collected():
+    with mistakes.catch():
         check_name(name)
-    with mistakes.collected():
+    with mistakes.catch():
         config = cluster_config.checked(path)
-    with mistakes.collected():
+    with mistakes.catch():
         check_target(to)
-    mistakes.tell()
+    mistakes.raise_if_any()
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as folder, head_of(path, config) as head:
         there = head.run("mktemp -d").strip()

@@ -46,7 +46,7 @@ def export_winner(
         test = data.load_test(store) if over else None
     try:
         return export(
-            record.here(folder / BEST),
+            record.fetch(folder / BEST),
             to or record.home / EXPORT,
             data=data,
             images=images,
@@ -71,7 +71,7 @@ def _is_whole(record: Record, number: int) -> bool:
     if not record.has(path):
         return False
     try:
-        load_checkpoint(record.here(path))
+        load_checkpoint(record.fetch(path))
     except CheckpointError:
         return False
     return True
@@ -79,13 +79,13 @@ def _is_whole(record: Record, number: int) -> bool:
 
 def check_kept(record: Record, number: int) -> None:
     """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
-    if record.here(record.trial_folder(number) / BEST).exists():
+    if record.fetch(record.trial_folder(number) / BEST).exists():
         return
     have = [trial.number for trial in record.trials() if record.has(record.trial_folder(trial.number) / BEST)]
     why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
     raise ConfigError(
         f"trial={number}: its checkpoint {why}. {record.name} has those of trials "
-        f"{', '.join(map(str, have)) or '(none)'}; of ended trials the best {record.search.keep} are kept (--keep)"
+        f"{', '.join(map(str, have)) or '(none)'}; of ended trials the best {record.search.keep_checkpoints} are kept (--keep-checkpoints)"
     )
 
 

@@ -28,7 +28,7 @@ def stop_search(runs: Path, name: str, patience: float = _STOP_SECONDS, storage:
         raise not_found(runs, name)
     now = lock_owner(runs / name)
     if storage and (now is None or not now.alive):
-        now = lease_owner(storage.inside(name))
+        now = lease_owner(storage.subdirectory(name))
     if now is None or now.alive is False:
         return f"{name} is not running"
     if now.alive is None:
@@ -54,8 +54,8 @@ def delete_search(runs: Path, name: str, storage: Storage | None = None) -> None
     if folder.is_symlink():
         raise ConfigError(f"{folder}: is a link to {folder.resolve()}; delete that by hand")
     if storage:
-        acquire_lease(storage.inside(name))
-        storage.inside(name).remove()
+        acquire_lease(storage.subdirectory(name))
+        storage.subdirectory(name).remove()
         if not folder.exists():
             return
     with acquire_lock(folder, name):

@@ -109,12 +109,12 @@ class _Context:
 
     def bridge(self) -> OnDemandFallback:
         """Over a drought of spot nodes."""
-        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after)
+        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after_minutes)
 
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
         if self.spending:
-            self.record.note(COST, self.spending.usd)
+            self.record.set_metadata(COST, self.spending.usd)
             self.copies.noted()
 
 
@@ -148,13 +148,13 @@ def _checked(
     """The storage, whether the search exists, and what is asked of it with what it was set to before, once the request
     has no mistake that can be found without reading images. Raises ConfigError, RecordError, StorageError."""
     storage, found, place = None, None, ErrorCollector()
-    with place.collected():
+    with place.catch():
         check_name(name)
-    with place.collected():
+    with place.catch():
         storage = open_storage(address, runs)
     if not place:
         found = find_search(runs, name, storage)
-        with place.collected():
+        with place.catch():
             if not found:
                 check_free(runs / name)
     if not place and not found and not asked and (like := similar_name(name, runs, storage)):
@@ -166,23 +166,23 @@ def _checked(
     was, search = found[1] if found else SearchConfig(), None
     if "set" in asked:  # one setting of several, said again, takes none of the others back
         asked = {**asked, "set": {**was.set, **asked["set"]}}
-    with mistakes.collected():
+    with mistakes.catch():
         search = replace(was, **asked)
-    with mistakes.collected():
+    with mistakes.catch():
         if found:
             check_compatible(name, *found, asked)
-    with mistakes.collected():
+    with mistakes.catch():
         base = search.base_config() if search else TrainConfig()
         search_spaces.load(asked.get("space", was.space)).check(base, asked.get("set", was.set))
-    with mistakes.collected():
+    with mistakes.catch():
         if search:
             sampling.check_plugins(search)
-    with mistakes.collected():
+    with mistakes.catch():
         check_layout(asked.get("data", was.data))
     if search:
-        with mistakes.collected():
+        with mistakes.catch():
             ray_session.check_address(search, is_new=not found)
-    mistakes.tell()
+    mistakes.raise_if_any()
     return storage, found is not None, asked
 
 
@@ -220,10 +220,10 @@ def _held(
                 search = replace(record.search, **asked)
                 loaded = _loaded(search, store)
                 search_results.check_images(record, loaded[1], search.data)
-                record.change(asked)
+                record.update_config(asked)
             space, images = loaded
             store.remove_others()
-            record.note(layout.IMAGES, images.digest)
+            record.set_metadata(layout.IMAGES, images.digest)
             with copies:
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
     except ConfigError:  # such as a cluster's, that has no room for a trial
@@ -237,7 +237,7 @@ def _searched(
 ) -> int:
     record = copies.record
     if search_results.is_exported(record):
-        record.here(record.folder / layout.EXPORT)
+        record.fetch(record.folder / layout.EXPORT)
         if record.search.tensorboard:
             from hpo.tracking.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
 
@@ -313,7 +313,7 @@ def _run(
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
             if spending:
-                progress.cost_is(lambda: spending.usd)
+                progress.set_cost_source(lambda: spending.usd)
             context = _Context(
                 record=record,
                 copies=copies,
@@ -331,7 +331,7 @@ def _run(
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
             with closing(context.bridge()) as bridge:
-                cluster.lookout.tells(lambda _: bridge.look_alone())
+                cluster.lookout.subscribe(lambda _: bridge.look_alone())
                 _measure_finalists(context)
                 if record.search.final_epochs:
                     _train_final(context)
@@ -365,19 +365,19 @@ def _write_report(copies: StorageReplicator, console: Console) -> None:
 def _loaded(search: SearchConfig, store: PixelFiles) -> tuple[search_spaces.Space, Images]:
     """What a search needs, looked at before Ray starts. Raises ConfigError."""
     mistakes, base, space = ErrorCollector(), search.base_config(), search_spaces.load(search.space)
-    with mistakes.collected():
+    with mistakes.catch():
         images = search.data_config().load(store)
         for sample in space.check(base, search.set)["samples"]:
             config = TrainConfig.from_dict({**base.as_dict(), **sample["yields"]})
             with _of_a_sample(sample):
                 _check_fit(config, images)
-    with mistakes.collected():
+    with mistakes.catch():
         from hpo.tracking.wandb_runs import leave_out, log_in  # noqa: PLC0415 - an optional service
 
         leave_out(search.wandb)
         if search.wandb == "online":
             log_in()
-    mistakes.tell()
+    mistakes.raise_if_any()
     return space, images
 
 
@@ -422,11 +422,11 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
     ]
     if search.final_epochs:
         lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
-    if cluster.fit_now < cluster.slots:
-        lines.append(f"  {cluster.fit_now} of them now; the cluster grows")
-    if cluster.head_takes_trials:
+    if cluster.slots_now < cluster.slots:
+        lines.append(f"  {cluster.slots_now} of them now; the cluster grows")
+    if cluster.head_cpus:
         lines.append(
-            f"  the head has {cluster.head_takes_trials:g} CPUs, so trials run there, too, and may take it down; "
+            f"  the head has {cluster.head_cpus:g} CPUs, so trials run there, too, and may take it down; "
             "`ray start --head --num-cpus=0` keeps them off"
         )
     where = f", a copy of what is in {record.storage}" if record.storage else ""
@@ -435,12 +435,12 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
 
 def _spending(record: Record, cluster: trial_slots.Cluster) -> CostMeter | None:
     """Where the nodes say their prices, or must. Raises ConfigError."""
-    spent, sight = record.notes().get(COST, 0.0), cluster.lookout.sight
+    spent, sight = record.metadata().get(COST, 0.0), cluster.lookout.snapshot
     check_cost_limit(record.search, spent, sight, cluster.growth)
     if unpriced(sight, cluster.growth):
         return None
     spending = CostMeter(record.search, spent, cluster.growth)
-    cluster.lookout.tells(spending.see)
+    cluster.lookout.subscribe(spending.see)
     if spending.verdict(record.trials()) == "stop" and search_results.winner(record) is None:
         raise ConfigError(
             f"max_cost={record.search.max_cost:g}: {spent:.2f} USD are spent, and finalists, final training and export "
@@ -451,7 +451,7 @@ def _spending(record: Record, cluster: trial_slots.Cluster) -> CostMeter | None:
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
-    budget = record.search.time_budget
+    budget = record.search.time_budget_minutes
     listeners, bridge = _listeners(context), context.bridge()
     try:
         conductor = SearchController(
@@ -468,7 +468,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
         placement = PreemptionHandler(cluster, bridge, context.progress.waits)
         scheduler = ControllerScheduler(conductor, cluster, watch, placement)
-        context.progress.overhead_is(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
+        context.progress.set_overhead_source(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[trial_attributes.CONFIG]
@@ -551,7 +551,7 @@ def _tensorboard(record: Record) -> TensorBoard | None:
 def _measure_finalists(context: _Context) -> None:
     """The best trials' checkpoints on all validation images: 1,000 of them choose less surely than 5,000."""
     record, trials, search = context.record, context.record.trials(), context.record.search
-    there = kept_trials(trials, search.keep) | {
+    there = kept_trials(trials, search.keep_checkpoints) | {
         trial.number for trial in trials if trial_attributes.is_unfinished(trial)
     }
     measured: dict[str, dict[str, float]] = {}
@@ -569,15 +569,15 @@ def _measure_finalists(context: _Context) -> None:
             context.console.print(f"Trial {number} cannot win: {error}", highlight=False, soft_wrap=True)
     if not measured:
         raise MachineError(f"{record.name}: no checkpoint of its best trials is whole; more --trials bring others")
-    record.note(layout.FINALISTS, measured)
-    if lost or layout.LOST in record.notes():
-        record.note(layout.LOST, lost)
+    record.set_metadata(layout.FINALISTS, measured)
+    if lost or layout.LOST in record.metadata():
+        record.set_metadata(layout.LOST, lost)
     context.copies.now()
 
 
 def _measured(context: _Context, number: int) -> dict[str, float]:
     """Raises CheckpointError."""
-    alone = context.cluster.whole_node
+    alone = context.cluster.exclusive_node_options
     config = context.ray_config(number, {}, context.record.trial_folder(number), alone["num_cpus"])
     try:
         metrics: dict[str, float] = ray.get(measure.options(**alone).remote(config, context.images_ref))
@@ -600,7 +600,7 @@ def _train_final(context: _Context) -> None:
     half the rates, twice at most, before the next finalist's configuration is trained.
     """
     record = context.record
-    record.note(layout.FINAL, None)  # the checkpoint of an earlier one is about to go
+    record.set_metadata(layout.FINAL, None)  # the checkpoint of an earlier one is about to go
     for number in search_results.ranked(record):
         while True:
             before = [event for event in search_results.collapses(record) if _is_of(event, number, record.search)]
@@ -609,7 +609,7 @@ def _train_final(context: _Context) -> None:
             event = _train_longer(context, number, before)
             if event is None:
                 return
-            record.note(layout.COLLAPSES, [*search_results.collapses(record), event])
+            record.set_metadata(layout.COLLAPSES, [*search_results.collapses(record), event])
             context.copies.now()
             context.console.print(collapse_message(event), highlight=False, soft_wrap=True)
 
@@ -620,7 +620,7 @@ def _is_of(event: Mapping[str, Any], number: int, search: SearchConfig) -> bool:
 
 def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """And measure it; where it collapses, what happened (results.collapses). before: its earlier collapses."""
-    record, progress, alone = context.record, context.progress, context.cluster.whole_node
+    record, progress, alone = context.record, context.progress, context.cluster.exclusive_node_options
     config = TrainConfig.from_dict(record.trial(number).user_attrs[trial_attributes.CONFIG])
     config = replace(config, epochs=record.search.final_epochs)
     if before:
@@ -663,7 +663,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     reason = died_of()
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
-        record.note(layout.FINAL, {"trial": number, **_with_value(record, metrics)})
+        record.set_metadata(layout.FINAL, {"trial": number, **_with_value(record, metrics)})
         context.copies.now()
     ray.kill(training)
     if reason is None:

@@ -27,7 +27,7 @@ class Retention:
         self._ended: set[int] = set()
         self._kept: list[tuple[float, int]] = []
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener. A continued search tells of all trials first: what a kill left behind goes then."""
         if not trial.state.is_finished() or trial.number in self._ended:
             return
@@ -42,9 +42,9 @@ class Retention:
             self._remove(folder / BEST)
             return
         bisect.insort(self._kept, place)
-        for _, number in self._kept[self._record.search.keep :]:
+        for _, number in self._kept[self._record.search.keep_checkpoints :]:
             self._remove(self._record.trial_folder(number) / BEST)
-        del self._kept[self._record.search.keep :]
+        del self._kept[self._record.search.keep_checkpoints :]
 
     def close(self) -> None:
         """Nothing is left to do."""

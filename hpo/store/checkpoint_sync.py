@@ -31,11 +31,11 @@ class CheckpointSync:
         self._owner = ""
         where = config["storage"]
         if where:
-            self._search = Storage(where["address"], patience=where["patience"]).inside(where["search"])
-            self._storage = self._search.inside(where["folder"])
+            self._search = Storage(where["address"], patience=where["patience"]).subdirectory(where["search"])
+            self._storage = self._search.subdirectory(where["folder"])
             self._owner = f"{where['generation']:06}-{secrets.token_hex(4)}"
 
-    def take_up(self, config: TrainConfig, *, back_to_best: bool = False) -> None:
+    def restore(self, config: TrainConfig, *, back_to_best: bool = False) -> None:
         """Bring the last whole checkpoint of an earlier attempt, on whatever node; from here on no other attempt may
         write. One of another configuration was of a suggestion that got lost with its driver. back_to_best: the best
         one may have other learning rates (model.training_run). Raises NotSharedError, StorageError, OSError."""
@@ -65,16 +65,16 @@ class CheckpointSync:
         """What was written in an epoch. Raises StorageError, also where another attempt has taken the training up."""
         if self._storage is None:
             return
-        own = self._storage.inside("", self._check_owner)
+        own = self._storage.subdirectory("", self._check_owner)
         own.put(LAST, self.folder / LAST)
-        self.keep_best()
+        self.promote_best()
         own.put(strip_name(epoch), self.folder / strip_name(epoch))
 
-    def keep_best(self) -> None:
+    def promote_best(self) -> None:
         """The last checkpoint, where it is the best one. Raises as above."""
         last, best = self.folder / LAST, self.folder / BEST
         if self._storage and best.exists() and last.exists() and best.samefile(last):
-            self._storage.inside("", self._check_owner).copy(LAST, BEST)
+            self._storage.subdirectory("", self._check_owner).copy(LAST, BEST)
 
     def leave(self) -> None:
         """Nothing stays on this node."""

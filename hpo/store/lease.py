@@ -113,7 +113,7 @@ class Lease:
 
     @property
     def _held(self) -> Storage:
-        return self._storage.inside("", self.check)
+        return self._storage.subdirectory("", self.check)
 
     def release(self) -> None:
         """The next driver need not wait. Where the lease is lost, or the storage away, he waits."""

@@ -104,7 +104,7 @@ class Storage:
     def __str__(self) -> str:
         return f"{self.address.partition('?')[0].rstrip('/')}/{self._below}".rstrip("/")
 
-    def inside(self, name: str, guard: Callable[[], None] | None = None) -> Storage:
+    def subdirectory(self, name: str, guard: Callable[[], None] | None = None) -> Storage:
         """What lies in a folder of it. guard: in place of the one it has."""
         other = Storage(
             self.address,
@@ -143,17 +143,17 @@ class Storage:
         except (OSError, ValueError) as error:
             if s3.is_refusal(error):
                 raise ConfigError(f"storage={self.address}: is not there, or refused ({_line(error)})") from error
-            self._patiently(look)
+            self._with_retries(look)
 
     def names(self, of: str = "") -> dict[str, Stored]:
         """All files, or those in a folder of it, or that file. FOLDER/ asks less than FOLDER."""
-        return self._patiently(lambda system, path: self._names(system, path(""), path(of)))
+        return self._with_retries(lambda system, path: self._names(system, path(""), path(of)))
 
     def folders(self) -> list[str]:
         """Those directly in it."""
         from pyarrow import fs  # noqa: PLC0415
 
-        listed = self._patiently(lambda system, path: self._listed(system, path(""), recursive=False))
+        listed = self._with_retries(lambda system, path: self._listed(system, path(""), recursive=False))
         return sorted(info.base_name for info in listed if info.type == fs.FileType.Directory)
 
     def exists(self, name: str) -> bool:
@@ -172,7 +172,7 @@ class Storage:
                 if stored is None or stored.size == len(content):
                     return content
 
-        return self._patiently(read)
+        return self._with_retries(read)
 
     def fetch(self, name: str, to: Path) -> None:
         """The file, or all files of the folder, as they are in the storage: what it lacks is deleted here, what is here
@@ -197,7 +197,7 @@ class Storage:
                     return
             to.unlink(missing_ok=True)  # deleted just now
 
-        self._patiently(read)
+        self._with_retries(read)
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class Storage:
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(self._write, system, path(name), content).result()
 
-        self._patiently(write, writes=True)
+        self._with_retries(write, writes=True)
 
     def copy(self, source: str, target: str) -> None:
         """Within the storage."""
@@ -219,7 +219,7 @@ class Storage:
             else:
                 self._write(system, path(target), Path(path(source)))
 
-        self._patiently(write, writes=True)
+        self._with_retries(write, writes=True)
 
     def delete(self, name: str) -> None:
         """A file that may be gone already."""
@@ -230,16 +230,16 @@ class Storage:
             except FileNotFoundError:
                 return
 
-        self._patiently(write, writes=True)
+        self._with_retries(write, writes=True)
 
     def remove(self) -> None:
         """All of it."""
-        self._patiently(lambda system, path: system.delete_dir(path("")), writes=True)
+        self._with_retries(lambda system, path: system.delete_dir(path("")), writes=True)
 
     def create(self) -> None:
         """Where it is a folder, that."""
         if not self.is_s3:
-            self._patiently(lambda system, path: system.create_dir(path(""), recursive=True))
+            self._with_retries(lambda system, path: system.create_dir(path(""), recursive=True))
         self.expect()
 
     def expect(self) -> None:
@@ -249,7 +249,7 @@ class Storage:
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    def _patiently(self, operation: Callable[[Any, Callable[[str], str]], T], *, writes: bool = False) -> T:
+    def _with_retries(self, operation: Callable[[Any, Callable[[str], str]], T], *, writes: bool = False) -> T:
         began, pause = time.monotonic(), _PAUSE
         while True:
             try:

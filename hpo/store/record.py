@@ -93,7 +93,7 @@ class Record:
                 study = Study(url, name, read_only=read_only, waits=waits)
             except KeyError:
                 raise DamagedError(f"{self.study_place}: has no study {name}; {self._remedy}") from None
-            of = study.notes().get(_ID, self.id)
+            of = study.metadata().get(_ID, self.id)
         if of != self.id:
             raise DamagedError(f"{self.study_place}: is another search's, {of} and not {self.id}; {self._remedy}")
         return study, self._read_trials(study)
@@ -176,7 +176,7 @@ class Record:
                 raise
         return cls(runs, name, waits=True)
 
-    def change(self, asked: Mapping[str, Any]) -> None:
+    def update_config(self, asked: Mapping[str, Any]) -> None:
         """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
         was = self.search.as_dict()
         now = SearchConfig(**{**was, **asked}).as_dict()
@@ -211,7 +211,7 @@ class Record:
         """Of its checkpoints and strips. What is read there is to be `here` first."""
         return self.folder / "trials" / f"{number:05}"
 
-    def here(self, path: Path) -> Path:
+    def fetch(self, path: Path) -> Path:
         """The same file or folder of the search, as the storage has it, or has it not. Raises StorageError."""
         if self.storage:
             self.storage.fetch(path.relative_to(self.folder).as_posix(), path)
@@ -242,7 +242,7 @@ class Record:
         self._trials.append(trial)
         return trial
 
-    def hear(self, number: int, report: EvalReport, node: str | None = None) -> Decision:
+    def append_report(self, number: int, report: EvalReport, node: str | None = None) -> Decision:
         """A new report and what becomes of the trial by it, written together. Raises RecordError where an epoch before
         it is missing. node: the host that trained this epoch.
 
@@ -271,7 +271,7 @@ class Record:
         """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
         return self._append(number, FAILURES, {"error": error})
 
-    def add_move(self, number: int, why: str) -> int:
+    def add_migration(self, number: int, why: str) -> int:
         """As above, where its node was taken."""
         return self._append(number, MIGRATIONS, {"why": why})
 
@@ -289,15 +289,15 @@ class Record:
         trial.state, trial.datetime_complete = TrialState.FAIL, _end_of(trial)
         self._write(trial)
 
-    def note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """A JSON-ready fact about the whole search."""
         with self._telling():
-            self._study.note(key, value)
+            self._study.set_metadata(key, value)
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """All such facts. Raises RecordError."""
         with self._telling(ValueError):
-            return self._study.notes()
+            return self._study.metadata()
 
     def _write(self, trial: FrozenTrial) -> None:
         """A changed copy, in the place of what it was: who was given the trial before, in whatever thread, keeps what

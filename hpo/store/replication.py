@@ -89,7 +89,7 @@ def open_read_only(
     if not storage.exists(f"{name}/{SEARCH_FILE}"):
         raise not_found_in(storage.address, name, search_names(storage))
     with tempfile.TemporaryDirectory(prefix="pix2pix-search-") as folder:
-        download(inside := storage.inside(name), Path(folder) / name)
+        download(inside := storage.subdirectory(name), Path(folder) / name)
         record = Record(Path(folder), name, read_only=read_only, waits=waits, storage=inside)
         record.home, record.bring = runs / name, lambda: download(inside, record.folder)
         yield record
@@ -148,12 +148,12 @@ def acquire(
         if storage is None:
             yield StorageReplicator(Record(runs, name, waits=True), None, when_over)
             return
-        inside = storage.inside(name)
+        inside = storage.subdirectory(name)
         inside.create()
         taken = lease.acquire_lease(inside, own)
         stack.callback(taken.release)
         taken.keep(when_over)
-        guarded = inside.inside("", taken.check)
+        guarded = inside.subdirectory("", taken.check)
         if not inside.exists(SEARCH_FILE):
             if own:
                 raise ConfigError(f"{inside}: has no such search any more, and {folder} is a copy of what it had")
@@ -274,7 +274,7 @@ class StorageReplicator:
         place = {"address": self._storage.address, "search": self.record.name, "folder": folder}
         return {**place, "generation": self._lease.generation, "patience": patience}
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener."""
         if trial.number in self._known:
             self._changed.set()

@@ -23,7 +23,7 @@ from model.denoise import MANIFEST, DenoiseError, read_manifest
 
 def ranked(record: Record) -> list[int]:
     """The finalists, best first: by all validation images once they were measured, else by their own reports."""
-    notes = record.notes()
+    notes = record.metadata()
     numbers = finalists(record.trials(), record.search.objective, lost(notes))
     measured = _finalists(notes)
     if measured.keys() == set(map(str, numbers)):  # else they are those of an earlier end
@@ -49,7 +49,7 @@ def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def final_of(record: Record) -> dict[str, Any] | None:
     """What the final training came to, and of which trial's configuration. Raises RecordError."""
-    final: dict[str, Any] | None = record.notes().get(FINAL)
+    final: dict[str, Any] | None = record.metadata().get(FINAL)
     if final and (integrity.is_bad_measurement(final) or not matches_type(final.get("trial"), int)):
         raise RecordError(f"the search's note {FINAL}: damaged")
     return final or None
@@ -61,7 +61,7 @@ def collapses(record: Record) -> list[dict[str, Any]]:
     trial, epochs: whose configuration, and for how many epochs; reason, epoch: what happened, and when; back_to, lr_g,
     lr_d: the epoch that it went back to and the rates from there on, None where it was given up.
     """
-    found: list[dict[str, Any]] = record.notes().get(COLLAPSES, [])
+    found: list[dict[str, Any]] = record.metadata().get(COLLAPSES, [])
     if not isinstance(found, list) or any(map(integrity.is_bad_collapse, found)):
         raise RecordError(f"the search's note {COLLAPSES}: damaged")
     return found
@@ -76,7 +76,7 @@ def winner(record: Record) -> int | None:
 
 def document(record: Record) -> dict[str, Any]:
     """`hpo show --json`."""
-    notes = record.notes()
+    notes = record.metadata()
     return {
         "name": record.name,
         "id": record.id,
@@ -125,7 +125,7 @@ def final_wins(record: Record) -> bool:
     final, numbers = final_of(record), ranked(record)
     if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False
-    best = _finalists(record.notes()).get(str(numbers[0]))
+    best = _finalists(record.metadata()).get(str(numbers[0]))
     return best is not None and bool(final["value"] >= best["value"])
 
 
@@ -138,7 +138,7 @@ def is_over(record: Record) -> bool:
 def is_exported(record: Record) -> bool:
     """The search is over, and its export/ is of the trials and the final training that it now has."""
     try:
-        origin = read_manifest(record.here(record.folder / EXPORT / MANIFEST).parent)["origin"]
+        origin = read_manifest(record.fetch(record.folder / EXPORT / MANIFEST).parent)["origin"]
     except DenoiseError:
         return False
     return is_over(record) and origin.items() >= extent(record).items()
@@ -146,7 +146,7 @@ def is_exported(record: Record) -> bool:
 
 def check_images(record: Record, images: Images, where: str) -> None:
     """Raises ConfigError where they are not those that its trials saw, wherever these have moved to."""
-    seen, digest = record.notes().get(IMAGES), images.digest
+    seen, digest = record.metadata().get(IMAGES), images.digest
     if seen in (None, digest):
         return
     raise ConfigError(

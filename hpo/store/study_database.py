@@ -178,11 +178,11 @@ class Study:
             raise MachineError(f"{self._url}: trial {now.number} was written by another driver meanwhile")
         return found == now
 
-    def note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """A JSON-ready fact about the whole study."""
         self._answered(lambda _: self._storage.set_study_user_attr(self._id, key, value))
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """All such facts."""
         return self._answered(lambda _: self._storage.get_study_user_attrs(self._id))
 

@@ -90,7 +90,7 @@ class TensorBoard:
         self._folder = record.folder / FOLDER
         self._open: dict[str, Events] = {}
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener. Raises OSError."""
         run = _run(trial)
         if run not in self._open:
@@ -126,8 +126,8 @@ def draw_finished(record: Record) -> None:
         return
     board = TensorBoard(record)
     for trial in trials:
-        board.changed(trial)
+        board.on_trial_update(trial)
     if final_epochs:
-        _, state = load_checkpoint(record.here(record.folder / FINAL / LAST))
+        _, state = load_checkpoint(record.fetch(record.folder / FINAL / LAST))
         board.final([EvalReport.from_dict(report) for report in state["reports"]])
     board.close()

@@ -186,7 +186,7 @@ class WandbRuns:
     def log_export(self) -> None:
         """The run of the export: the final training's curve, the leaderboard, pictures, the exported generator."""
         record = self.record
-        manifest = verify_files(record.here(record.folder / EXPORT))  # all that lies there is uploaded
+        manifest = verify_files(record.fetch(record.folder / EXPORT))  # all that lies there is uploaded
         origin = manifest["origin"]
         run_id = f"{record.id}-export-{origin['trials']}-{origin['final_epochs']}"  # a search may be extended
         if self._is_done(run_id):
@@ -303,7 +303,7 @@ class WandbRuns:
                 **report.curves(),
             }
             if should_log_images(report.epoch, last=ended and report is reports[-1]):
-                strip = _picture(self.record.here(folder / strip_name(report.epoch)))
+                strip = _picture(self.record.fetch(folder / strip_name(report.epoch)))
                 if strip:
                     row["val/strip"] = wandb.Image(strip, caption=_STRIP)
             opened.run.log(row)
@@ -357,7 +357,7 @@ class WandbRuns:
     def _final_reports(self) -> list[EvalReport]:
         if not self.record.search.final_epochs:
             return []
-        _, state = load_checkpoint(self.record.here(self.record.folder / FINAL / LAST))
+        _, state = load_checkpoint(self.record.fetch(self.record.folder / FINAL / LAST))
         return [EvalReport.from_dict(report) for report in state["reports"]]
 
     def _leaderboard(self) -> Any:
@@ -381,7 +381,7 @@ class WandbRuns:
         psnr_db = float(measured["psnr_db"])
         table.add_data(f"exported, {split}", measured["ssim"], psnr_db, "noisy | clean | denoised", exported)
         for row in rows:
-            strip = _picture(self.record.here(self.record.trial_folder(row["number"]) / strip_name(row["epochs"])))
+            strip = _picture(self.record.fetch(self.record.trial_folder(row["number"]) / strip_name(row["epochs"])))
             if strip:
                 picture = wandb.Image(strip)
                 table.add_data(f"trial {row['number']}", row["ssim"], row["psnr_db"], _STRIP, picture)

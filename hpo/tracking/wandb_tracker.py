@@ -44,7 +44,7 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener."""
         try:
             self._queue.put_nowait(trial)

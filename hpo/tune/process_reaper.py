@@ -39,7 +39,7 @@ class Reaper:
         self._process, self._pipe = process, process.stdin
 
     @contextmanager
-    def marking(self) -> Iterator[None]:
+    def tagging_children(self) -> Iterator[None]:
         """What is started in here belongs to the search."""
         os.environ[MARK] = self._mark
         try:
@@ -51,7 +51,7 @@ class Reaper:
         """What was started while marking, at once; the driver itself stays."""
         _kill(_marked(self._mark))
 
-    def removes(self, folder: str) -> None:
+    def delete_at_exit(self, folder: str) -> None:
         """Once the driver is gone."""
         with suppress(BrokenPipeError):  # somebody killed it
             self._pipe.write(f"{folder}\n")

@@ -237,8 +237,8 @@ def started(
     ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # as do our attempts that ended with an error
     reaper = Reaper()
-    reaper.removes(scratch)
-    with reaper.marking():
+    reaper.delete_at_exit(scratch)
+    with reaper.tagging_children():
         common = {"log_to_driver": False, "logging_level": logging.ERROR}
         head = _start({"address": search.address, **common, **local}, reaper)
         try:
@@ -247,7 +247,7 @@ def started(
                 grows = autoscaler_limits() if not local and head.is_here else NO_GROWTH
                 with lookout.looking():
                     if grows.expected:
-                        lookout.awaits_worker(_WORKER_SECONDS)
+                        lookout.wait_for_worker(_WORKER_SECONDS)
                     yield Cluster(search, lookout, grows, is_alive=head.is_alive, scratch=scratch)
         except Exception as error:
             if not head.is_alive():

@@ -50,7 +50,7 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         number, now = trial.config["number"], time.monotonic()
         self.steps.append(Step(number, now - result["step_seconds"], now))
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
-        decision = self._conductor.hear(number, reports, result.get("node"))
+        decision = self._conductor.on_report(number, reports, result.get("node"))
         answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
         return answer
 
@@ -72,7 +72,7 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         if death.then == "stop":
             storage = self._conductor.record.storage
             raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
-        self._conductor.stumbled(number, death)
+        self._conductor.on_trial_failure(number, death)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as the searcher's

@@ -68,9 +68,9 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         if not hasattr(self, "_placed"):
             self._placed = _place(ray.get(self._given[0]), config)
         self._place, train = CheckpointSync(config), TrainConfig.from_dict(config["train"])
-        self._place.take_up(train)
+        self._place.restore(train)
         run = TrainingRun(train, self._placed, self._place.folder, config["objective"], number=config["number"])
-        self._place.keep_best()
+        self._place.promote_best()
         return run
 
 
@@ -103,7 +103,7 @@ class FinalTraining:
     def _begun(self, images: Images) -> TrainingRun:
         if self._run is None:
             train = TrainConfig.from_dict(self._config["train"])
-            self._place.take_up(train, back_to_best=self._back_to_best)
+            self._place.restore(train, back_to_best=self._back_to_best)
             self._run = TrainingRun(
                 train,
                 _place(images, self._config),
@@ -111,7 +111,7 @@ class FinalTraining:
                 self._config["objective"],
                 back_to_best=self._back_to_best,
             )
-            self._place.keep_best()
+            self._place.promote_best()
         return self._run
 
 

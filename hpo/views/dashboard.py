@@ -73,7 +73,7 @@ class Strips:
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """See ArtifactStore."""
         try:
-            return self._record.here(self.path(artifact_id)).open("rb")
+            return self._record.fetch(self.path(artifact_id)).open("rb")
         except (OSError, ValueError, MachineError) as error:
             raise ArtifactNotFound(artifact_id) from error
 

@@ -96,7 +96,7 @@ def headline(record: Record) -> Text:
     ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     took = f", {duration(max(ends) - min(starts))} from the first start to the last end" if ends else ""
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
-    if lost := search_results.lost(record.notes()):
+    if lost := search_results.lost(record.metadata()):
         lines.append(Text(f"cannot win, their checkpoints being damaged or gone: trials {', '.join(map(str, lost))}"))
     lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
     number = search_results.winner(record)

@@ -305,7 +305,7 @@ def _spent(rows: Sequence[Mapping[str, Any]], search: SearchConfig) -> list[dict
 def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     """What the exported folder says of itself; None where there is none of this search."""
     try:
-        manifest = read_manifest(record.here(record.folder / layout.EXPORT / MANIFEST).parent)
+        manifest = read_manifest(record.fetch(record.folder / layout.EXPORT / MANIFEST).parent)
     except DenoiseError:
         return None
     origin = manifest["origin"]
@@ -331,7 +331,7 @@ def _validation(search: SearchConfig, export: Mapping[str, Any] | None) -> dict[
 def _final_training(record: Record) -> dict[str, Any] | None:
     """Its learning curve, and which epoch was kept; it may be under way."""
     path = record.folder / layout.FINAL / LAST
-    if not record.search.final_epochs or not record.here(path).exists():
+    if not record.search.final_epochs or not record.fetch(path).exists():
         return None
     try:
         _, state = load_checkpoint(path)
@@ -407,7 +407,7 @@ def _pictures(
     noisy = clean = None
     for name, path in files.items():
         try:
-            noisy, denoised[name], clean = cells(read_image(record.here(path)).pixels)
+            noisy, denoised[name], clean = cells(read_image(record.fetch(path)).pixels)
         except (ImageError, OSError, ValueError):  # a picture that is gone, or half written, is left out
             continue
     if noisy is None or clean is None:

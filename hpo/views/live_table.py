@@ -217,11 +217,11 @@ class Progress:
         self._lock, self._over = threading.Lock(), threading.Event()
         threading.Thread(target=self._tick, name="progress", daemon=True).start()
 
-    def overhead_is(self, overhead: Callable[[], float | None]) -> None:
+    def set_overhead_source(self, overhead: Callable[[], float | None]) -> None:
         """Whom to ask for the share of the slots' time that was not work. Called in the drawing thread."""
         self._overhead = overhead
 
-    def cost_is(self, usd: Callable[[], float]) -> None:
+    def set_cost_source(self, usd: Callable[[], float]) -> None:
         """Whom to ask for what the cluster has cost, as above."""
         self._cost = usd
 
@@ -236,7 +236,7 @@ class Progress:
             self._waits_told = self._clock()
             self._display.say(line)
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener."""
         with self._lock:
             self._count(self._display.trials.get(trial.number), trial)
@@ -343,7 +343,7 @@ class Progress:
 
     def _parts(self) -> str:
         """What the time left is made of."""
-        parts, budget = "pruning taken into account", self._search.time_budget
+        parts, budget = "pruning taken into account", self._search.time_budget_minutes
         if budget is not None:
             parts += f"; no new trial begins after {duration(60 * budget)}"
         if self._search.final_epochs:
@@ -361,8 +361,8 @@ class Progress:
             if trial_attributes.is_unfinished(trial)
         ]
         new = max(0, self._search.trials - len(trials))
-        if self._search.time_budget is not None:
-            until = 60 * self._search.time_budget - (self._clock() - self._began)
+        if self._search.time_budget_minutes is not None:
+            until = 60 * self._search.time_budget_minutes - (self._clock() - self._began)
             new = min(new, math.ceil(max(0.0, until) * self._slots / (left[0] * per_epoch)))
         slots = [0.0] * self._slots
         for epochs in [*sorted(busy, reverse=True), *[left[0]] * new]:

@@ -46,7 +46,7 @@ def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> N
         while True:
             began = time.monotonic()
             record.bring()
-            if reading.changed():
+            if reading.on_trial_update():
                 record.refresh()
                 display.search = record.search
                 for trial in record.trials():
@@ -91,7 +91,7 @@ class _Changes:
     def __init__(self, path: Path | None) -> None:
         self._path, self._seen = path, (0, 0)
 
-    def changed(self) -> bool:
+    def on_trial_update(self) -> bool:
         if self._path is None:
             return True
         found = self._path.stat()
@@ -110,7 +110,7 @@ class _Life:
     def status(self) -> tuple[Status, str]:
         """As the driver wrote it, and what there is to say where there is none."""
         storage, folder = self._record.storage, self._record.folder
-        self._record.here(folder / STATUS_FILE)
+        self._record.fetch(folder / STATUS_FILE)
         found, now = Status.read(folder) or Status(), time.monotonic()
         if found != self._last:
             self._last, self._since = found, now

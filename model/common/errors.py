@@ -33,7 +33,7 @@ class ErrorCollector:
         self._lines: list[str] = []
 
     @contextmanager
-    def collected(self) -> Iterator[None]:
+    def catch(self) -> Iterator[None]:
         """What is refused inside is told later."""
         try:
             yield
@@ -51,7 +51,7 @@ class ErrorCollector:
     def __bool__(self) -> bool:
         return bool(self._lines)
 
-    def tell(self) -> None:
+    def raise_if_any(self) -> None:
         """Raises ConfigError, if there are any."""
         if self._lines:
             raise ConfigError("\n".join(dict.fromkeys(self._lines)))

@@ -18,7 +18,7 @@ from substitute import StandIns, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 STORAGE = f"s3://{BUCKET}/searches?region={REGION}&scheme=http&endpoint_override={URL.removeprefix('http://')}"
-GPUS = ("--gpus-per-trial=1", "--allow-cpu", "--concurrent=2")
+GPUS = ("--gpus-per-trial=1", "--allow-cpu", "--max-concurrent=2")
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_notice_moves_a_trial_uncharged_and_a_drought_is_bridged_with_on_deman
     with on_ec2(hosts, laptop) as (cluster, cloud):
         cluster.up()
         search = Search(cluster, "first", STORAGE)
-        search.launch("--trials=14", "--on-demand-after=1", *GPUS)
+        search.launch("--trials=14", "--on-demand-after-minutes=1", *GPUS)
         search.wait_until(lambda trials: len(node_of_running(trials)) == 2, 180, "trials on two spot nodes")
 
         noticed = cloud.of_type("g6_spot")[0]

@@ -16,7 +16,7 @@ def test_a_search_on_three_workers_outlives_a_power_cut_and_a_pulled_cable(hosts
         cluster.up()
         cluster.wait_for_nodes(4)
         search = Search(cluster, "first", str(hosts.shared / "searches"))
-        search.launch("--trials", str(TRIALS), "--concurrent", "3")
+        search.launch("--trials", str(TRIALS), "--max-concurrent", "3")
         everywhere = {f"hpo-host-{number}" for number in (3, 4, 5)}
         search.wait_until(lambda trials: nodes(trials) == everywhere, 120, "trials on all three workers")
 

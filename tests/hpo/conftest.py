@@ -16,7 +16,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
 
 # Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
-SEARCH = SearchConfig(trials=8, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4})
+SEARCH = SearchConfig(trials=8, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4})
 
 
 @pytest.fixture

@@ -118,7 +118,18 @@ def test_a_current_folder_that_was_deleted_is_told_before_torch_ends_the_process
 @pytest.mark.slow
 @pytest.mark.timeout(2 * GUARD_SECONDS)
 def test_trials_run_where_such_files_lie_in_the_current_folder_and_on_pythonpath(theirs):
-    options = ["--trials", "1", "--epochs", "1", "--images-per-epoch", "64", "--concurrent", "1", "--wandb", "disabled"]
+    options = [
+        "--trials",
+        "1",
+        "--epochs",
+        "1",
+        "--images-per-epoch",
+        "64",
+        "--max-concurrent",
+        "1",
+        "--wandb",
+        "disabled",
+    ]
     options += ["--set", "width=2", "--set", "dropout=0", "--set", "batch_size=16"]
     command = (sys.executable, "-P", "-c", HPO, "search", "first")
     with driver(theirs, options, command, on(theirs, ROOT)) as running:

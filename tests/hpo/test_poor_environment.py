@@ -15,7 +15,7 @@ from hpo.store.record import Record
 from model.denoise import Denoiser
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--trials", "1", "--epochs", "1", "--images-per-epoch", "64", "--concurrent", "1"]
+SMALL = ["--trials", "1", "--epochs", "1", "--images-per-epoch", "64", "--max-concurrent", "1"]
 SMALL += ["--set", "width=2", "--set", "dropout=0", "--set", "batch_size=16"]
 
 
@@ -54,7 +54,7 @@ def test_trials_whose_rates_are_too_high_collapse_and_are_pruned_and_where_all_d
     (tmp_path / "too_far.py").write_text(TOO_FAR)
     options = ["--space", str(tmp_path / "too_far.py"), "--epochs", "3", "--images-per-epoch", "15100"]
     options += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=50", "--set", "output=residual"]
-    options += ["--pruner", "none", "--concurrent", "1", "--wandb", "disabled"]
+    options += ["--pruner", "none", "--max-concurrent", "1", "--wandb", "disabled"]
     ended = finished(tmp_path, [*options, "--trials", "1"])
     assert ended.returncode == 3, ended.stderr
     assert "No trial came to a valid result: there is nothing to export." in ended.stderr

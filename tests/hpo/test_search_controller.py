@@ -24,7 +24,7 @@ class Listening:
     def __init__(self) -> None:
         self.calls: list[FrozenTrial] = []
 
-    def changed(self, trial: FrozenTrial) -> None:
+    def on_trial_update(self, trial: FrozenTrial) -> None:
         self.calls.append(trial)
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ def test_a_search_that_dies_after_every_step_is_the_undisturbed_one(undisturbed,
         reports.append(learned(TrainConfig.from_dict(suggested.user_attrs[CONFIG]), len(reports) + 1))
         reborn = conductor(Record(runs, "first"))
         assert reborn.next_trial().number == suggested.number
-        reborn.hear(suggested.number, reports)
+        reborn.on_report(suggested.number, reports)
     assert story(Record(runs, "first").trials()) == story(undisturbed.trials())
 
 
@@ -82,8 +82,8 @@ def test_reports_that_only_the_checkpoint_has_are_taken_over(undisturbed, record
     trial = conductor(record).next_trial()
     reports = [learned(TrainConfig.from_dict(trial.user_attrs[CONFIG]), epoch) for epoch in (1, 2, 3, 4)]
     driver = conductor(record)
-    assert driver.hear(0, reports[:1]).reason == "passed"
-    assert driver.hear(0, reports).reason == "finished"
+    assert driver.on_report(0, reports[:1]).reason == "passed"
+    assert driver.on_report(0, reports).reason == "finished"
     assert story(record.trials()) == story(undisturbed.trials())[:1]
 
 
@@ -91,8 +91,8 @@ def test_a_checkpoint_beyond_the_rung_that_stops_the_trial_is_not_followed(recor
     """Its driver died before the decision; the decision is the rung's, whatever came after."""
     driver = conductor(record)
     first, second = driver.next_trial(), driver.next_trial()
-    driver.hear(first.number, [report(1, 0.8)])
-    decision = driver.hear(second.number, [report(1, 0.5), report(2, 0.9)])
+    driver.on_report(first.number, [report(1, 0.8)])
+    decision = driver.on_report(second.number, [report(1, 0.5), report(2, 0.9)])
     assert (decision.action, decision.epoch) == ("prune", 1)
     assert record.trial(1).intermediate_values == {1: 0.5}
     assert record.trial(1).state == TrialState.PRUNED
@@ -103,7 +103,7 @@ def test_a_trial_that_has_ended_gets_the_same_answer_again_whatever_came_after(u
     for trial in undisturbed.trials():
         reports = leaderboard.reports_of(trial)
         for late in ([], [report(len(reports) + 1, 0.99)]):
-            decision = conductor(undisturbed).hear(trial.number, [*reports, *late])
+            decision = conductor(undisturbed).on_report(trial.number, [*reports, *late])
             assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
     assert story(undisturbed.trials()) == before
 
@@ -120,7 +120,7 @@ def test_when_time_is_up_unfinished_trials_still_run_and_no_new_one_begins(recor
 def test_several_slots_get_different_trials_and_all_unfinished_ones_come_first(record, runs):
     driver = conductor(record)
     assert [driver.next_trial().number for _ in range(3)] == [0, 1, 2]
-    driver.stumbled(1, TrialFailure(error="out of memory", then="give up"))
+    driver.on_trial_failure(1, TrialFailure(error="out of memory", then="give up"))
     reborn = conductor(Record(runs, "first"))
     assert reborn.trials_left == 8 - 1
     assert [reborn.next_trial().number for _ in range(3)] == [0, 2, 3]
@@ -150,12 +150,12 @@ def test_a_listener_of_a_continued_search_hears_of_the_trials_before_it(undistur
 
 def test_what_a_listener_hears_is_on_the_record_already(record, runs):
     class Checking(Listening):
-        def changed(self, trial: FrozenTrial) -> None:
-            super().changed(trial)
+        def on_trial_update(self, trial: FrozenTrial) -> None:
+            super().on_trial_update(trial)
             assert story([Record(runs, "first").trials()[trial.number]]) == story([trial])
 
     checking = Checking()
-    record.change({"trials": 3})
+    record.update_config({"trials": 3})
     run_all(conductor(record, checking))
     epochs = sum(len(trial.intermediate_values) for trial in record.trials())
     assert len(checking.calls) == 3 + epochs  # an epoch that ends a trial is told once
@@ -167,10 +167,10 @@ def test_a_search_whose_trials_all_fail_before_their_first_epoch_stops(record, r
     driver = conductor(record)
     for number in range(2):
         driver.next_trial()
-        driver.stumbled(number, broken)
+        driver.on_trial_failure(number, broken)
     driver.next_trial()
     with pytest.raises(MachineError, match="3 trials failed and none finished an epoch; the last one: no such file"):
-        driver.stumbled(2, broken)
+        driver.on_trial_failure(2, broken)
     run_all(conductor(Record(runs, "first")))
     states = [trial.state.name for trial in Record(runs, "first").trials()]
     assert states[:3] == ["FAIL"] * 3
@@ -183,5 +183,5 @@ def test_a_search_goes_on_where_some_trials_fail_and_others_do_not(record):
     train(driver, driver.next_trial().number, [], epochs=1)
     for number in range(1, 6):
         driver.next_trial()
-        driver.stumbled(number, TrialFailure(error="out of memory", then="give up"))
+        driver.on_trial_failure(number, TrialFailure(error="out of memory", then="give up"))
     assert driver.next_trial().number == 6

@@ -51,11 +51,11 @@ def conductor(record: Record, *listeners: Listener, time_is_up: bool = False, sp
 def train(conductor: SearchController, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
     """Until it is stopped, or for so many more epochs. reports: what its checkpoint has; told first, then grows."""
     config = TrainConfig.from_dict(conductor.record.trial(number).user_attrs[trial_attributes.CONFIG])
-    if reports and conductor.hear(number, reports).action != "go on":
+    if reports and conductor.on_report(number, reports).action != "go on":
         return
     while epochs is None or epochs > 0:
         reports.append(learned(config, len(reports) + 1))
-        if conductor.hear(number, reports).action != "go on":
+        if conductor.on_report(number, reports).action != "go on":
             return
         epochs = epochs and epochs - 1
 

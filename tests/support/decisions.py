@@ -14,7 +14,7 @@ from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS, REPORTS_AT_SUGGES
 from model.metrics import objective_value
 from search_spaces import Space
 
-SEARCH = SearchConfig(epochs=12, reduction=3, objective="ssim", set={"width": 4})
+SEARCH = SearchConfig(epochs=12, reduction_factor=3, objective="ssim", set={"width": 4})
 
 
 def finished(number: int, suggestion: sampling.Suggestion, value: float) -> FrozenTrial:

@@ -93,7 +93,7 @@ class Killed:
         settings = ["width=4", "dropout=0", "batch_size=16"]
         return [
             *("--trials", str(self.trials), "--epochs", str(self.epochs), "--images-per-epoch", str(self.images)),
-            *("--pruner", self.pruner, "--concurrent", str(self.slots)),
+            *("--pruner", self.pruner, "--max-concurrent", str(self.slots)),
             *("--final-epochs", "0", "--wandb", "disabled"),
             *(part for setting in settings for part in ("--set", setting)),
         ]
@@ -229,6 +229,6 @@ def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Rec
         config = TrainConfig.from_dict(trial.user_attrs[trial_attributes.CONFIG])
         run = TrainingRun(config, images, record.trial_folder(trial.number), "balanced")
         run.run_epoch()
-        while loop.hear(trial.number, run.reports).action == "go on":
+        while loop.on_report(trial.number, run.reports).action == "go on":
             run.run_epoch()
     return record

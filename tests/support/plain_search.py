@@ -42,7 +42,7 @@ def photographs(folder: Path) -> Path:
 
 def command(folder: Path, runs: Path, *more: str) -> list[str]:
     """Of a search on the photographs in `folder`."""
-    options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction": "2", "seed": "9", "data": str(folder)}
+    options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction_factor": "2", "seed": "9", "data": str(folder)}
     options |= {"crop": "16", "images-per-epoch": "8", "wandb": "disabled", "runs": str(runs)}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return ["search", "first", *words, "--set", "width=4", "--set", "batch_size=2", "--set", "dropout=0", *more]
@@ -81,7 +81,7 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
-    while loop.hear(number, run.reports).action == "go on":
+    while loop.on_report(number, run.reports).action == "go on":
         run.run_epoch()
 
 

@@ -48,7 +48,7 @@ SEARCH = {
     "set": {"width": 2, "dropout": 0.0, "batch_size": 16},
     "wandb": "disabled",
     "gpus_per_trial": 1.0,
-    "concurrent": 2,
+    "max_concurrent": 2,
     "allow_cpu": True,
 }
 RICH, POOR = "rich", "poor"  # the searches
@@ -125,7 +125,7 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     assert spending
     console = Console(stderr=True)
     progress = search.Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.cost_is(lambda: spending.usd)
+    progress.set_cost_source(lambda: spending.usd)
     context = search._Context(
         record=record,
         copies=StorageReplicator(record, None, lambda _: None),
@@ -158,7 +158,7 @@ def main(folder: Path) -> None:
         seen[RICH] = run(record, cluster, images)
         seen["stored"] = stored_bytes()
         seen["images"] = sum(array.nbytes for array in (images.train, images.validation.clean))
-        while len(cluster.lookout.sight.nodes) != 2:  # head and the new one
+        while len(cluster.lookout.snapshot.nodes) != 2:  # head and the new one
             time.sleep(0.2)
         enough = 0.9 / 3600 * (at_the_end(record.trials(), asked) + MONEY_SECONDS)
         poor = Record.create(folder, POOR, replace(asked, max_cost=enough))

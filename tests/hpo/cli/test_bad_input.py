@@ -335,8 +335,10 @@ SPACE_AND_SETTINGS = {
     ),
     "an epoch below a batch": Row("search new --images-per-epoch 10", ["images_per_epoch=10", "batch size, 64"]),
     "a network too deep for the images": Row("search new --set depth=6", ["image_size=32: must be a multiple of 64"]),
-    "grace above the epochs": Row("search new --grace 5 --epochs 3", ["grace=5: must be from 1 to the 3 epochs"]),
-    "a reduction by one": Row("search new --reduction 1", ["reduction=1: must be at least 2"]),
+    "grace above the epochs": Row(
+        "search new --grace-period 5 --epochs 3", ["grace_period=5: must be from 1 to the 3 epochs"]
+    ),
+    "a reduction by one": Row("search new --reduction-factor 1", ["reduction_factor=1: must be at least 2"]),
     "a metric that is none": Row(
         "search new --objective loss", ["objective=loss: must be one of balanced, ssim, psnr"]
     ),
@@ -511,15 +513,15 @@ def test_bad_input_is_refused_before_anything_is_written(row, world, tmp_path, c
 
 NUMBERS = [
     "epochs",
-    "grace",
-    "reduction",
+    "grace_period",
+    "reduction_factor",
     "seed",
     "crop",
     "images-per-epoch",
     "trials",
-    "keep",
+    "keep_checkpoints",
     "final-epochs",
-    "concurrent",
+    "max_concurrent",
 ]
 REALS = ["time-budget", "max-cost", "on-demand-after", "cpus-per-trial", "gpus-per-trial"]
 
@@ -528,7 +530,7 @@ REALS = ["time-budget", "max-cost", "on-demand-after", "cpus-per-trial", "gpus-p
 def test_no_option_takes_a_number_that_is_none_and_all_are_told_at_once(value, capsys):
     options = [name for name in NUMBERS + REALS if not (name == "max-cost" and float_of(value) == float("inf"))]
     if value == str(10**30):  # harmless where only time is waited for; room is looked for later
-        options = [name for name in NUMBERS if name != "grace"]  # that many epochs were asked for
+        options = [name for name in NUMBERS if name != "grace_period"]  # that many epochs were asked for
     code, out, err = hpo_says("search", "new", *(f"--{name}={value}" for name in options), capsys=capsys)
     assert (code, out) == (2, "")
     told = {line.removeprefix("hpo: ").partition("=")[0] for line in err.splitlines()}

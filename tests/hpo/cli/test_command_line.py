@@ -120,7 +120,7 @@ def test_a_folder_that_was_renamed_is_the_same_search_by_its_new_name(done, runs
     assert Record(runs, "renamed", read_only=True).trials()
     assert hpo_says("search", "renamed", "--runs", str(runs), "--trials", "0", capsys=capsys)[2].count("\n") == 1
     again.note("x", 1)
-    assert Record(runs, "renamed").notes()["x"] == 1
+    assert Record(runs, "renamed").metadata()["x"] == 1
 
 
 def test_a_searchs_folder_in_the_place_of_its_name_or_of_its_export_is_told_as_that(done, runs, capsys, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_search_is_not_continued_on_other_images(tmp_path, capsys):
         Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / f"{name}.png")
     search = SearchConfig(data=str(tmp_path), crop=16, set={"batch_size": 8})
     record = Record.create(tmp_path / "runs", "first", search)
-    record.note(IMAGES, search.data_config().load().digest)
+    record.set_metadata(IMAGES, search.data_config().load().digest)
     command = ["search", "first", "--runs", str(tmp_path / "runs"), "--trials", "3"]
     with pytest.raises(RayStartedError):  # with the same images
         main(command)

@@ -44,7 +44,7 @@ class Cluster:
     state: SpotShortage = field(default_factory=SpotShortage)
 
     @property
-    def sight(self) -> ClusterSnapshot:
+    def snapshot(self) -> ClusterSnapshot:
         free = {name: {} if name in self.trials.values() else GPU for name in self.of_market}
         workers = [
             Node(id=name, resources=GPU, free=free[name], labels={MARKET: market}, draining=name in self.draining)
@@ -58,7 +58,7 @@ class Cluster:
             self.now += MINUTE
             self.state = update_shortage(
                 self.state,
-                self.sight,
+                self.snapshot,
                 running=self.trials,
                 waiting=self.waiting,
                 starting=self.starting,
@@ -69,7 +69,7 @@ class Cluster:
         return {market: places for market, places in wants.items() if places}
 
     def leaves(self) -> str | None:
-        return node_to_release(self.state, self.sight, self.trials, self.sight.free(1, 1, SPOT))
+        return node_to_release(self.state, self.snapshot, self.trials, self.snapshot.free(1, 1, SPOT))
 
 
 def test_on_demand_places_are_asked_for_after_ten_minutes_of_waiting_and_spot_ones_still_are():
@@ -270,9 +270,9 @@ def test_the_lookout_outlives_looks_that_fail(monkeypatch):
         return found
 
     lookout, told = ClusterMonitor(see), []
-    lookout.tells(lambda sight: told.append(sight.asked))
+    lookout.subscribe(lambda sight: told.append(sight.asked))
     with lookout.looking():
-        while lookout.sight.asked < 2:
+        while lookout.snapshot.asked < 2:
             pass
     assert told[:3] == [0, 0, 1]
 

@@ -30,7 +30,7 @@ from hpo.tune.searcher import ControllerSearcher
 from model.config import TrainConfig
 from model.metrics import EvalReport
 
-SEARCH = SearchConfig(trials=9, epochs=4, reduction=2, objective="ssim", seed=3, set={"width": 4})
+SEARCH = SearchConfig(trials=9, epochs=4, reduction_factor=2, objective="ssim", seed=3, set={"width": 4})
 SLOTS = 3
 
 
@@ -42,13 +42,13 @@ class Model:
         self.ends: dict[int, str] = {}
         self.deaths: dict[int, int] = {}
 
-    def hear(self, number: int, value: float, diverged: bool) -> bool:
+    def on_report(self, number: int, value: float, diverged: bool) -> bool:
         """Whether the trial goes on."""
         self.heard[number].append(value)
         epoch = len(self.heard[number])
         alive = [v for n, v in self.heard.items() if v and (n == number or self.ends.get(n) != "diverged")]
         rivals = sorted(-values[epoch - 1] for values in alive if len(values) >= epoch)
-        places = max(1, int(len(alive) / (SEARCH.reduction * epoch**0.3)))
+        places = max(1, int(len(alive) / (SEARCH.reduction_factor * epoch**0.3)))
         if diverged:
             self.ends[number] = "diverged"
         elif epoch == SEARCH.epochs:
@@ -200,7 +200,7 @@ class AnyHistory(RuleBasedStateMachine):
         goes_on = True
         for report in self.checkpoints[number][len(self.model.heard[number]) :]:
             diverged = not math.isfinite(report.ssim)
-            goes_on = self.model.hear(number, -1.0 if diverged else report.ssim, diverged)
+            goes_on = self.model.on_report(number, -1.0 if diverged else report.ssim, diverged)
         return goes_on
 
     def result(self, number: int) -> dict[str, Any]:

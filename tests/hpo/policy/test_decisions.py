@@ -87,7 +87,7 @@ def test_a_finite_space_is_searched_to_its_end_without_repeating_itself():
 def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
     # Eight have come: two places, and the second best sets the bar.
     trials = reported([(0, 0.1), (1, 0.5), (2, 0.7), (3, 0.2), (4, 0.6), (5, 0.3), (6, 0.4), (7, 0.55)])
-    search = replace(SEARCH, reduction=4)
+    search = replace(SEARCH, reduction_factor=4)
     assert asdict(decide_pruning(trials, 7, 1, search)) == {
         "action": "prune",
         "reason": "asha",

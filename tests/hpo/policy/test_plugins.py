@@ -108,7 +108,7 @@ def test_a_search_by_a_users_objects_that_was_continued_is_the_undisturbed_one(t
     first = Record.create(tmp_path / "b", "first", replace(search, trials=7))
     run_all(conductor(first))
     again = Record(tmp_path / "b", "first")
-    again.change({"trials": 16})
+    again.update_config({"trials": 16})
     run_all(conductor(again))
     assert story(again.trials()) == story(undisturbed.trials())
     assert {trial.state.name for trial in again.trials()} == {"COMPLETE", "PRUNED"}
@@ -151,13 +151,13 @@ def test_a_users_file_may_move_but_not_change(tmp_path):
     record = Record.create(tmp_path, "first", search)
     moved = tmp_path / "moved.py"
     Path(search.pruner).rename(moved)
-    record.change({"pruner": str(moved), "sampler": str(moved)})
+    record.update_config({"pruner": str(moved), "sampler": str(moved)})
     assert Record(tmp_path, "first").search.pruner == str(moved)
     moved.write_text(moved.read_text() + "# edited")
     with pytest.raises(ConfigError, match=r"pruner: .*moved\.py is not the file that it began with"):
-        record.change({})
+        record.update_config({})
     with pytest.raises(ConfigError, match=r"sampler: it has .*, asked for tpe"):
-        record.change({"sampler": "tpe"})
+        record.update_config({"sampler": "tpe"})
 
 
 def test_a_value_that_is_not_finite_does_not_blind_our_sampler():
@@ -207,7 +207,7 @@ def test_both_files_mistakes_are_told_at_once(tmp_path):
 
 
 def test_a_search_that_began_with_the_former_options_is_continued_by_its_own_rules(tmp_path):
-    former = replace(SEARCH, trials=8, sampler="gp", pruner="leaders", grace=1, reduction=4)
+    former = replace(SEARCH, trials=8, sampler="gp", pruner="leaders", grace_period=1, reduction_factor=4)
     undisturbed = Record.create(tmp_path / "a", "first", replace(former, trials=16))
     run_all(conductor(undisturbed))
     begun = Record.create(tmp_path / "b", "first", former)
@@ -219,7 +219,7 @@ def test_a_search_that_began_with_the_former_options_is_continued_by_its_own_rul
     path.write_text(json.dumps(about))
     again = Record(tmp_path / "b", "first")
     assert (again.search.sampler, again.search.pruner) == ("gp", "leaders")
-    again.change({"trials": 16})
+    again.update_config({"trials": 16})
     run_all(conductor(again))
     assert story(again.trials()) == story(undisturbed.trials())
     assert {trial.user_attrs[DECISION]["reason"] for trial in again.trials()} >= {"leaders", "finished"}

@@ -18,7 +18,7 @@ from hpo.policy.pruning import Decision, decide_pruning
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORTS
 
-SEARCH = SearchConfig(epochs=12, reduction=3, objective="ssim")
+SEARCH = SearchConfig(epochs=12, reduction_factor=3, objective="ssim")
 VALUES = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
 
 
@@ -97,8 +97,11 @@ LOST_BEST = [*lived((0, 0.4), (1, 0.5), (2, 0.1), (3, 0.1), (1, 0.5)), (1, 0.2, 
 @example([*lived((0, 0.4), (1, 0.5)), (1, 0.1, True), *lived((2, 0.45), (0, 0.45))], 1, 5)
 @example([*lived((0, 0.4), (1, 0.5), (0, 0.6)), (1, 0.1, True), *lived((2, 0.45))], 1, 5)
 @settings(deadline=None)
-def test_who_has_the_best_value_at_its_epoch_is_never_pruned(order, grace, reduction):
-    assert wrongly_pruned(order, replace(SEARCH, epochs=4, grace=grace, reduction=reduction)) == []
+def test_who_has_the_best_value_at_its_epoch_is_never_pruned(order, grace_period, reduction_factor):
+    assert (
+        wrongly_pruned(order, replace(SEARCH, epochs=4, grace_period=grace_period, reduction_factor=reduction_factor))
+        == []
+    )
 
 
 def test_the_former_rule_pruned_the_best_by_what_a_dead_trial_once_was():
@@ -115,8 +118,8 @@ def test_a_trial_that_is_pruned_in_its_first_dead_epoch_has_collapsed_and_is_nob
 
 @given(STEPS, st.integers(2, 5))
 @settings(deadline=None)
-def test_values_are_compared_at_the_same_epoch_and_the_dead_are_no_rivals(order, reduction):
-    played = Played(order, replace(SEARCH, epochs=4, reduction=reduction))
+def test_values_are_compared_at_the_same_epoch_and_the_dead_are_no_rivals(order, reduction_factor):
+    played = Played(order, replace(SEARCH, epochs=4, reduction_factor=reduction_factor))
     for place, decision in enumerate(played.decisions):
         so_far = played.order[: place + 1]
         if decision.rivals is None or has_died(so_far, so_far[-1][0]):
@@ -133,8 +136,8 @@ def test_evidence_counts_while_none_has_finished():
 
 @given(STEPS, st.integers(1, 2), st.integers(2, 5))
 @settings(deadline=None)
-def test_what_is_heard_later_changes_no_decision(order, grace, reduction):
-    search = replace(SEARCH, epochs=4, grace=grace, reduction=reduction)
+def test_what_is_heard_later_changes_no_decision(order, grace_period, reduction_factor):
+    search = replace(SEARCH, epochs=4, grace_period=grace_period, reduction_factor=reduction_factor)
     played = Played(order, search)
     everything, epochs = played.trials(), [0] * 10
     for (number, *_), decision in zip(played.order, played.decisions, strict=True):
@@ -145,7 +148,7 @@ def test_what_is_heard_later_changes_no_decision(order, grace, reduction):
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_in_a_plain_optuna_study_most_bad_trials_are_pruned_and_the_best_never(direction):
     study = optuna.create_study(
-        direction=direction, sampler=optuna.samplers.RandomSampler(seed=1), pruner=AshaPruner(reduction=3)
+        direction=direction, sampler=optuna.samplers.RandomSampler(seed=1), pruner=AshaPruner(reduction_factor=3)
     )
     sign = 1 if direction == "maximize" else -1
 
@@ -164,7 +167,7 @@ def test_in_a_plain_optuna_study_most_bad_trials_are_pruned_and_the_best_never(d
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_what_is_not_a_number_is_worse_than_every_value(direction):
-    study = optuna.create_study(direction=direction, pruner=AshaPruner(reduction=2))
+    study = optuna.create_study(direction=direction, pruner=AshaPruner(reduction_factor=2))
     first, second = study.ask(), study.ask()
     first.report(math.nan, 1)
     second.report(0.9, 1)
@@ -182,10 +185,12 @@ def test_who_has_an_eighth_of_its_epochs_left_is_let_finish():
         assert decide_pruning(behind, 1, epoch, SEARCH).action == expected
 
 
-@pytest.mark.parametrize(("grace", "reduction"), [(0, 4), (1, 0.5)])
-def test_what_cannot_be_asked_of_the_pruner_is_refused(grace, reduction):
-    with pytest.raises(ValueError, match=f"grace={grace}, reduction={reduction}: both must be at least 1"):
-        AshaPruner(grace=grace, reduction=reduction)
+@pytest.mark.parametrize(("grace_period", "reduction_factor"), [(0, 4), (1, 0.5)])
+def test_what_cannot_be_asked_of_the_pruner_is_refused(grace_period, reduction_factor):
+    with pytest.raises(
+        ValueError, match=f"grace_period={grace_period}, reduction_factor={reduction_factor}: both must be at least 1"
+    ):
+        AshaPruner(grace_period=grace_period, reduction_factor=reduction_factor)
 
 
 # --- the rules that searches began with before ------------------------------------------------------------------------
@@ -245,8 +250,8 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
         epochs=3,
         pruner="leaders",
         objective="ssim",
-        grace=data.draw(st.integers(1, 2)),
-        reduction=data.draw(st.integers(2, 4)),
+        grace_period=data.draw(st.integers(1, 2)),
+        reduction_factor=data.draw(st.integers(2, 4)),
     )
     values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
     order = data.draw(st.lists(st.tuples(st.integers(0, 9), values), min_size=1, max_size=40))
@@ -269,14 +274,14 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
         decision = decide_pruning(full(reported(order[:place])), number, len(mine), search)
         if len(mine) == search.epochs:
             assert (decision.action, decision.reason) == ("complete", "finished")
-        elif len(mine) < search.grace:
+        elif len(mine) < search.grace_period:
             assert (decision.action, decision.reason) == ("go on", "not compared")
         elif len(best) == 5:
             assert decision.action == ("prune" if all(value < heard[n][len(mine) - 1] for _, n in best) else "go on")
         else:
-            rung = [v[search.grace - 1] for v in heard.values() if len(v) >= search.grace]
-            better = sum(other > mine[search.grace - 1] for other in rung)
-            assert decision.action == ("go on" if better < max(1, len(rung) // search.reduction) else "prune")
+            rung = [v[search.grace_period - 1] for v in heard.values() if len(v) >= search.grace_period]
+            better = sum(other > mine[search.grace_period - 1] for other in rung)
+            assert decision.action == ("go on" if better < max(1, len(rung) // search.reduction_factor) else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
         assert decide_pruning(everything, number, len(mine), search) == decision
@@ -290,13 +295,13 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
         epochs=9,
         objective="ssim",
         pruner="former-asha",
-        grace=data.draw(st.integers(1, 3)),
-        reduction=data.draw(st.integers(2, 4)),
+        grace_period=data.draw(st.integers(1, 3)),
+        reduction_factor=data.draw(st.integers(2, 4)),
     )
     values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
     order = data.draw(st.lists(st.tuples(st.integers(0, 7), values), min_size=1, max_size=50))
     order = [step for i, step in enumerate(order) if sum(n == step[0] for n, _ in order[:i]) < search.epochs]
-    rungs = [search.grace * search.reduction**i for i in range(9)]
+    rungs = [search.grace_period * search.reduction_factor**i for i in range(9)]
     arrived: dict[int, list[float]] = {}
     everything = reported([*order, *((n, 0.35) for n in range(8) if sum(m == n for m, _ in order) < search.epochs)])
     for place, (number, value) in enumerate(order, start=1):
@@ -310,7 +315,7 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
             rung = arrived.setdefault(epoch, [])
             rung.append(value)
             better = sum(other > value for other in rung)
-            passes = better < max(1, len(rung) // search.reduction)
+            passes = better < max(1, len(rung) // search.reduction_factor)
             assert decision.action == ("go on" if passes else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
@@ -327,5 +332,5 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
     ],
 )
 def test_rungs_are_grace_and_reduction_times_as_far_each_below_the_last_epoch(asked, rungs):
-    grace, reduction, epochs = asked
-    assert FormerPruner("asha", grace=grace, reduction=reduction).rungs(epochs) == rungs
+    grace_period, reduction_factor, epochs = asked
+    assert FormerPruner("asha", grace_period=grace_period, reduction_factor=reduction_factor).rungs(epochs) == rungs

@@ -24,23 +24,23 @@ from model.common.errors import ConfigError
         ({"trials": 0}, "trials=0: must be at least 1"),
         ({"trials": -1}, "trials=-1: must be at least 1"),
         ({"epochs": 0}, "epochs=0: must be at least 1"),
-        ({"grace": 0}, "grace=0: must be from 1 to the 12 epochs"),
-        ({"grace": 5, "epochs": 4}, "grace=5: must be from 1 to the 4 epochs"),
-        ({"reduction": 1}, "reduction=1: must be at least 2"),
+        ({"grace_period": 0}, "grace_period=0: must be from 1 to the 12 epochs"),
+        ({"grace_period": 5, "epochs": 4}, "grace_period=5: must be from 1 to the 4 epochs"),
+        ({"reduction_factor": 1}, "reduction_factor=1: must be at least 2"),
         ({"pruner": "asah"}, "pruner=asah: must be one of asha, none, or a .py file"),
         ({"objective": "loss"}, "objective=loss: must be one of balanced, ssim, psnr"),
         ({"wandb": "online!"}, "wandb=online!: must be one of"),
         ({"final_epochs": -1}, "final_epochs=-1: must be 0"),
-        ({"time_budget": 0.0}, "time_budget=0.0: must be minutes above 0"),
-        ({"time_budget": float("nan")}, "time_budget=nan: must be minutes above 0"),
+        ({"time_budget_minutes": 0.0}, "time_budget_minutes=0.0: must be minutes above 0"),
+        ({"time_budget_minutes": float("nan")}, "time_budget_minutes=nan: must be minutes above 0"),
         ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be USD above 0"),
         (
             {"max_cost": 5.0},
             "max_cost=5.0: must be USD above 0, and a cluster's whose nodes say their prices",
         ),
-        ({"on_demand_after": 0.0}, "on_demand_after=0.0: must be minutes above 0"),
-        ({"concurrent": 0}, "concurrent=0: must be at least 1"),
-        ({"concurrent": 10**6}, "concurrent=1000000: must be at least 1 and at most 100000"),
+        ({"on_demand_after_minutes": 0.0}, "on_demand_after_minutes=0.0: must be minutes above 0"),
+        ({"max_concurrent": 0}, "max_concurrent=0: must be at least 1"),
+        ({"max_concurrent": 10**6}, "max_concurrent=1000000: must be at least 1 and at most 100000"),
         ({"cpus_per_trial": 0.0}, "cpus_per_trial=0.0: must be above 0"),
         ({"cpus_per_trial": float("inf")}, "cpus_per_trial=inf: must be above 0"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial=-0.5: must be 0, a fraction"),
@@ -63,18 +63,18 @@ def test_a_broken_rule_is_told_with_its_value(wrong, message):
 
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(ConfigError) as refused:
-        SearchConfig(trials=0, reduction=1, data="mnist", noise="salt:1", set={"width": 0, "lr_g": 7.0})
-    for mistake in ("trials=0", "reduction=1", "data=mnist", "salt:1", "width=0", "lr_g=7.0"):
+        SearchConfig(trials=0, reduction_factor=1, data="mnist", noise="salt:1", set={"width": 0, "lr_g": 7.0})
+    for mistake in ("trials=0", "reduction_factor=1", "data=mnist", "salt:1", "width=0", "lr_g=7.0"):
         assert mistake in str(refused.value)
 
 
-@pytest.mark.parametrize("right", [{"gpus_per_trial": g} for g in (0, 0.25, 1, 2)] + [{"grace": 4, "epochs": 4}])
+@pytest.mark.parametrize("right", [{"gpus_per_trial": g} for g in (0, 0.25, 1, 2)] + [{"grace_period": 4, "epochs": 4}])
 def test_the_limits_themselves_are_allowed(right):
     SearchConfig(**right)
 
 
 def test_a_search_survives_its_json():
-    search = SearchConfig(set={"width": 4}, time_budget=1.5)
+    search = SearchConfig(set={"width": 4}, time_budget_minutes=1.5)
     assert SearchConfig(**json.loads(json.dumps(search.as_dict()))) == search
     assert {field.name for field in dataclasses.fields(SearchConfig)} >= CHANGEABLE
 
@@ -101,7 +101,10 @@ def test_a_name_is_taken_as_it_is_or_refused_with_one_that_would_be_taken(name):
     assert check_name(hint) == hint
 
 
-@given(near(SearchConfig(time_budget=3.0, set={"width": 4, "lr_g": 0.1}).as_dict()) | JSON.map(lambda v: {"set": v}))
+@given(
+    near(SearchConfig(time_budget_minutes=3.0, set={"width": 4, "lr_g": 0.1}).as_dict())
+    | JSON.map(lambda v: {"set": v})
+)
 @example({"trials": 10**400})
 @example({"study_url": "postgresql://[1.]/hpo"})
 def test_any_json_is_a_search_or_a_config_error(values):

@@ -367,7 +367,7 @@ def _free_port() -> int:
 def test_a_real_search_is_launched_looked_at_pulled_while_it_runs_and_pulled_at_its_end(ray_head, tmp_path, capsys):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://127.0.0.1:{ray_head.port}/api/jobs/", timeout=30)
-    sizes = ["--epochs", "6", "--images-per-epoch", "8000", "--concurrent", "1"]
+    sizes = ["--epochs", "6", "--images-per-epoch", "8000", "--max-concurrent", "1"]
     sizes += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
     assert says("launch", str(ray_head.file), "first", "--trials", "9", *sizes, capsys=capsys)[1] == "first-1\n"
     code, _, err = says("launch", str(ray_head.file), "first", *sizes, capsys=capsys)

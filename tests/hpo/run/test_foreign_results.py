@@ -74,7 +74,7 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(done: Record) -> Path:
     """Of a search that has a final training and everything else that is read."""
-    done.change({"final_epochs": 2})
+    done.update_config({"final_epochs": 2})
     for trial in done.trials():
         done.trial_folder(trial.number).mkdir(parents=True)
     return done.folder
@@ -213,9 +213,9 @@ def test_names_parameters_and_errors_are_no_commands_to_the_terminal(runs, capsy
     distributions = {HOSTILE: CategoricalDistribution([HOSTILE, "x"])}
     for number in range(2):
         record.add(Suggestion(params=params, distributions=distributions, config=TrainConfig(), by="random"))
-        record.hear(number, report(1, 0.5), HOSTILE)
+        record.append_report(number, report(1, 0.5), HOSTILE)
         record.add_failure(number, HOSTILE)
-        record.add_move(number, HOSTILE)
+        record.add_migration(number, HOSTILE)
     record.fail(0, HOSTILE)
     about = json.loads((record.folder / "search.json").read_text())
     (record.folder / "search.json").write_text(json.dumps(about | {"created": HOSTILE}))

@@ -32,7 +32,9 @@ OUTCOMES = ["finished", "pruned", "collapsed", "diverged", "failed", "running", 
 @pytest.fixture
 def one_of_each(runs: Path) -> Record:
     """In the order of OUTCOMES; the one that collapsed had the best epoch of all, the last one none yet."""
-    record = Record.create(runs, "first", SearchConfig(trials=9, epochs=4, grace=2, reduction=3, objective="ssim"))
+    record = Record.create(
+        runs, "first", SearchConfig(trials=9, epochs=4, grace_period=2, reduction_factor=3, objective="ssim")
+    )
     loop = conductor(record)
     for _ in OUTCOMES:
         assert loop.next_trial()
@@ -46,7 +48,7 @@ def one_of_each(runs: Path) -> Record:
     }
     for number, told in reports.items():
         for each in told:
-            if record.hear(number, each).action != "go on":
+            if record.append_report(number, each).action != "go on":
                 break
     record.fail(4, "the machine's fault")
     reasons = [trial.user_attrs.get(trial_attributes.DECISION, {}).get("reason") for trial in record.trials()]
@@ -91,7 +93,7 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
 
     tracker = Tracker(record)
     for trial in trials:
-        tracker.changed(trial)
+        tracker.on_trial_update(trial)
     tracker.close()
     in_wandb = {number: read(fragment)[0] for number, fragment in enumerate(fragments(record))}
     tags = {number: summary["tags"] for number, summary in in_wandb.items() if number < 5}
@@ -101,7 +103,7 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
 
     board = TensorBoard(record)
     for trial in trials:
-        board.changed(trial)
+        board.on_trial_update(trial)
     board.close()
     sessions = {name: group.sessions[0].status for name, group in hparams_page(record.folder / FOLDER).items()}
     assert [sessions[f"{number:05}"] for number in range(2)] == [Session.STATUS_SUCCESS] * 2

@@ -44,7 +44,7 @@ import psutil  # isort: skip - Ray brings its own along, found once Ray is impor
 
 SEARCH = ["--trials", "5", "--epochs", "3", "--images-per-epoch", "512", "--final-epochs", "2", "--wandb", "offline"]
 SEARCH += ["--tensorboard", "--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
-ONE_SLOT = [*SEARCH, "--concurrent", "1"]
+ONE_SLOT = [*SEARCH, "--max-concurrent", "1"]
 pytestmark = pytest.mark.timeout(3 * GUARD_SECONDS)
 
 
@@ -281,8 +281,8 @@ def test_the_export_is_the_winner_whole_and_measured(searched):
     assert manifest["origin"]["trial"] == search_results.winner(record)
     assert manifest["origin"]["final_training"] == search_results.final_wins(record)
     assert manifest["metrics"]["test"]["images"] == 10_000
-    measured = record.notes()[layout.FINAL] if search_results.final_wins(record) else None
-    measured = measured or record.notes()[layout.FINALISTS][str(search_results.winner(record))]
+    measured = record.metadata()[layout.FINAL] if search_results.final_wins(record) else None
+    measured = measured or record.metadata()[layout.FINALISTS][str(search_results.winner(record))]
     validation = manifest["metrics"]["validation"]["denoised"]
     assert validation["ssim"] == pytest.approx(measured["ssim"], abs=1e-4)  # scikit-image against torch
     assert validation["psnr_db"] == pytest.approx(measured["psnr_db"], abs=1e-3)

@@ -36,7 +36,7 @@ def test_a_search_goes_on_where_its_images_have_moved_and_on_no_others(pictures,
     code, _, err = hpo_says(*command(here, runs, "--trials", "1"), capsys=capsys)
     assert code == 0
     assert f"{here}: 1 train, 1 validation, 1 test images: grey, 8-bit; validation and test are a tenth each" in err
-    digest = Record(runs, "first").notes()[IMAGES]
+    digest = Record(runs, "first").metadata()[IMAGES]
 
     here.rename(there)
     more = ["search", "first", "--runs", str(runs), "--trials", "2"]
@@ -55,7 +55,7 @@ def test_a_search_goes_on_where_its_images_have_moved_and_on_no_others(pictures,
 
     assert main([*more, "--data", str(there)]) == 0
     record = Record(runs, "first")
-    assert (len(record.trials()), record.search.data, record.notes()[IMAGES]) == (2, str(there), digest)
+    assert (len(record.trials()), record.search.data, record.metadata()[IMAGES]) == (2, str(there), digest)
     assert main([*more, "--trials", "3"]) == 0  # and from now on without a word
 
 

@@ -99,13 +99,13 @@ def assert_as_undisturbed(search: Search, tmp_path: Path) -> None:
         assert ranks[0] == ranks[1]
         assert all(trial_attributes.FAILURES not in trial.user_attrs for trial in record.trials())
         number = search_results.winner(record)
-        path = record.here(record.trial_folder(number) / BEST)
+        path = record.fetch(record.trial_folder(number) / BEST)
         generator, state = load_generator(path, channels=1, image_size=32)  # by its digest
         best = leaderboard.best_report(record.trial(number), "balanced")
         assert EvalReport.from_dict(state["reports"][-1]).ssim == best.ssim
         measured = validate(generator, images)
         assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
-        denoiser = Denoiser(record.here(record.folder / layout.EXPORT))  # by its digests
+        denoiser = Denoiser(record.fetch(record.folder / layout.EXPORT))  # by its digests
         few = DataConfig().load_test()[:200]
         assert evaluate(denoiser, few, "gaussian:30", "test")["denoised"]["ssim"] > 0
         assert denoiser.manifest["origin"]["trial"] == number

@@ -48,7 +48,7 @@ def test_a_training_by_hand_is_the_same(photographs, tmp_path, monkeypatch, caps
 @pytest.mark.timeout(3 * GUARD_SECONDS)
 def test_a_search_that_is_killed_and_continued_is_the_same_and_leaves_no_pixels(photographs, tmp_path, monkeypatch):
     options = ["--data", str(photographs), *SMALL, "--trials", "2", "--epochs", "2", "--final-epochs", "1"]
-    options += ["--concurrent", "1", "--wandb", "disabled"]
+    options += ["--max-concurrent", "1", "--wandb", "disabled"]
     found = []
     for where in ("in_memory", "streamed"):
         folder, runs = tmp_path / where, tmp_path / where / "runs"
@@ -67,6 +67,6 @@ def test_a_search_that_is_killed_and_continued_is_the_same_and_leaves_no_pixels(
         record = Record(runs, "first")
         reports = [report for trial in record.trials() for report in leaderboard.reports_of(trial)]
         metrics = [(report.epoch, report.ssim, report.psnr_db, report.gen_total) for report in reports]
-        found.append((metrics, record.notes()["images"], read_manifest(record.folder / layout.EXPORT)["metrics"]))
+        found.append((metrics, record.metadata()["images"], read_manifest(record.folder / layout.EXPORT)["metrics"]))
     assert not left.exists()
     assert found[0] == found[1]

@@ -66,7 +66,7 @@ class Disk:
     """The files that trainings write, and the record of their trials, without either."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self.search = SimpleNamespace(keep=keep)
+        self.search = SimpleNamespace(keep_checkpoints=keep)
         self.folder = folder
 
     def trial_folder(self, number: int) -> Path:
@@ -110,7 +110,7 @@ def test_after_every_event_the_disk_has_the_best_and_the_unfinished(plan, random
                 else:
                     trials[number] = trial(number, planned, end)
                     under_way.remove(number)
-            listener.changed(trials[number])
+            listener.on_trial_update(trials[number])
             everything = list(trials.values())
             assert on_disk(Path(folder), LAST) == set(under_way)
             assert on_disk(Path(folder), BEST) == set(under_way) | best_ended(everything, keep)
@@ -139,13 +139,13 @@ def test_a_kill_between_any_two_removals_is_made_up_for_by_the_continued_search(
         try:
             killed = Retention(disk)
             for ended in trials:
-                killed.changed(ended)
+                killed.on_trial_update(ended)
         except Killed:
             pass
         patch.undo()
         continued = Retention(disk)
         for ended in trials:
-            continued.changed(ended)
+            continued.on_trial_update(ended)
         assert on_disk(Path(folder), BEST) == best_ended(trials, keep)
         assert on_disk(Path(folder), LAST) == on_disk(Path(folder), ".*4711") == set()
 
@@ -159,7 +159,7 @@ def test_a_search_that_is_continued_with_fewer_lets_more_go(tmp_path):
                 disk.train(number)
         listener = Retention(disk)
         for ended in trials:
-            listener.changed(ended)
+            listener.on_trial_update(ended)
         assert on_disk(tmp_path, BEST) == numbers
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_removed_stops_nothing(tmp_path, caplog):
     (disk.folder / "00001").write_text("not even a folder")
     listener = Retention(disk)
     for number in range(3):  # the third one's folder was never made
-        listener.changed(trial(number, [0.5], "diverged"))
+        listener.on_trial_update(trial(number, [0.5], "diverged"))
     stays = [message.partition(": stays on disk")[0] for message in caplog.messages]  # what is not there is no news
     assert stays == [str(last), *(str(disk.trial_folder(1) / name) for name in (LAST, BEST))]
     assert on_disk(tmp_path, BEST) == set()
@@ -183,11 +183,11 @@ def test_a_report_touches_no_file_and_an_end_a_few(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_retention, "_remove", removed.append)
     listener = Retention(Disk(tmp_path, 3))
     for number in range(100):
-        listener.changed(trial(number, [], None))
-        listener.changed(trial(number, [number / 100], None))
+        listener.on_trial_update(trial(number, [], None))
+        listener.on_trial_update(trial(number, [number / 100], None))
         assert len(removed) <= 2 * number
         for _ in range(2):  # told twice, done once
-            listener.changed(trial(number, [number / 100], "finished"))
+            listener.on_trial_update(trial(number, [number / 100], "finished"))
     assert len(removed) == 100 + 97
 
 
@@ -215,12 +215,12 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
         if all(not reports[-1].ssim < earlier.ssim for earlier in reports) or math.isnan(reports[-1].ssim):
             (folder / BEST).unlink(missing_ok=True)
             (folder / BEST).hardlink_to(folder / LAST)
-        if driver.hear(number, reports).action == "go on":
+        if driver.on_report(number, reports).action == "go on":
             under_way.append((number, reports))
             continue
         files = {path.stat().st_ino for path in (record.folder / "trials").glob("*/*.safetensors")}
         most = max(most, size * len(files))
-        assert len(files) <= search.keep + 2 * len(under_way)
+        assert len(files) <= search.keep_checkpoints + 2 * len(under_way)
     trials = record.trials()
     assert len(trials) == 200
     assert on_disk(record.folder / "trials", LAST) == set()
@@ -240,15 +240,17 @@ def test_a_checkpoint_that_was_let_go_is_refused_with_those_that_stayed(record):
     check_kept(record, 1)
     record.fail(0, "its node is gone")
     (record.trial_folder(0) / BEST).unlink()
-    with pytest.raises(ConfigError, match=r"trial=0: its checkpoint was let go. first has those of trials 1; .*--keep"):
+    with pytest.raises(
+        ConfigError, match=r"trial=0: its checkpoint was let go. first has those of trials 1; .*--keep-checkpoints"
+    ):
         check_kept(record, 0)
     with pytest.raises(ConfigError, match="trial=2: its checkpoint is not there yet"):
         check_kept(record, 2)
 
 
 def test_the_finalists_are_always_kept():
-    with pytest.raises(ConfigError, match="keep=2: must be at least 3"):
-        SearchConfig(keep=2)
-    assert SearchConfig().keep == 10
-    assert "keep" in CHANGEABLE
-    assert parser().parse_args(["search", "first", "--keep", "4"]).keep == 4
+    with pytest.raises(ConfigError, match="keep_checkpoints=2: must be at least 3"):
+        SearchConfig(keep_checkpoints=2)
+    assert SearchConfig().keep_checkpoints == 10
+    assert "keep_checkpoints" in CHANGEABLE
+    assert parser().parse_args(["search", "first", "--keep-checkpoints", "4"]).keep_checkpoints == 4

@@ -104,14 +104,14 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     record = Record(tmp_path, "first")
     path = record.trial_folder(by_rank[0]) / BEST
     assert re.search(rf"^Trial {by_rank[0]} cannot win: {path}: (damaged|there is no)", capsys.readouterr().err, re.M)
-    assert record.notes()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
+    assert record.metadata()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0
     assert f"cannot win, their checkpoints being damaged or gone: trials {by_rank[0]}\n" in capsys.readouterr().out
     monkeypatch.setattr(search, "_measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
     assert main(command(pictures, tmp_path)) == 0
-    assert record.notes()[layout.LOST] == []  # it was brought back
+    assert record.metadata()[layout.LOST] == []  # it was brought back
     assert search_results.winner(record) == search_results.winner(Record(searched_plainly, "first"))
 
 
@@ -284,7 +284,7 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
         assert len(copies.record.trials()) == 3
         run_all(conductor(copies.record, copies), checkpoints)
         assert story(copies.record.trials()) == story(undisturbed.trials())
-    assert f"{storage.inside('first')} has the last good copy" in caplog.text
+    assert f"{storage.subdirectory('first')} has the last good copy" in caplog.text
     assert (runs / "first" / f"{STUDY_FILE}.damaged").exists() == (damage is not Path.unlink)
 
 

@@ -35,7 +35,7 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 @pytest.fixture
 def storage(there: Place) -> Storage:
     """Of one search."""
-    made = Storage(there.address, patience=20).inside("first")
+    made = Storage(there.address, patience=20).subdirectory("first")
     made.create()
     return made
 
@@ -58,7 +58,7 @@ def test_what_was_put_is_there_under_its_name_until_it_is_deleted(storage, there
     assert {name: stored.size for name, stored in storage.names().items()} == {"a/b/one": 1, "a/two": 3, "two": 7}
     assert storage.names("a").keys() == storage.names("a/").keys() == {"a/b/one", "a/two"}
     assert storage.names("a/two").keys() == {"a/two"}
-    assert (storage.get("a/two"), storage.inside("a").get("two")) == (b"333", b"333")
+    assert (storage.get("a/two"), storage.subdirectory("a").get("two")) == (b"333", b"333")
     assert (storage.exists("a/two"), storage.exists("a"), storage.exists("t")) == (True, False, False)
     storage.copy("two", "a/three")
     storage.delete("two")
@@ -102,7 +102,7 @@ def test_a_folder_is_brought_as_it_is_there_and_nothing_twice(storage, tmp_path,
 def test_a_name_that_leads_out_of_the_folder_is_nobodys(tmp_path):
     """S3 takes any name, also from somebody who may write there and wants a file in our home."""
     with place("s3", tmp_path) as there:
-        storage = Storage(there.address, patience=1).inside("first")
+        storage = Storage(there.address, patience=1).subdirectory("first")
         storage.put("export/README.md", b"ours")
         storage.put("evil", b"evil")
         for leads in ("export/../../evil", "export/../evil", f"export/{tmp_path}/evil", "export/a/../../evil"):
@@ -215,7 +215,7 @@ def test_refused_keys_are_bad_input_at_once_and_waited_for_later(tmp_path, monke
 
 def test_keys_that_expire_meanwhile_are_waited_for(tmp_path, caplog):
     with place(EXPIRING, tmp_path) as there:
-        storage = Storage(there.address, patience=10).inside("first")
+        storage = Storage(there.address, patience=10).subdirectory("first")
         storage.put("file", b"1")
         there.goes_away()
         timer = threading.Timer(1.0, there.comes_back)
@@ -281,7 +281,7 @@ def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(sto
     began = time.monotonic()
     second = acquire_lease(storage)
     assert time.monotonic() - began >= lease.EXPIRY_SECONDS
-    guarded = storage.inside("", cut_off.check)
+    guarded = storage.subdirectory("", cut_off.check)
     for write in (lambda: guarded.put("study/late", b""), lambda: guarded.delete("x"), lambda: guarded.copy("x", "y")):
         with pytest.raises(LeaseLostError, match=rf"process {os.getpid()} on \S+ has taken this search over"):
             write()
@@ -407,7 +407,7 @@ NAMES = st.sampled_from(
 @example(claims={"000001-ffffffff": as_json({**CLAIM, "pid": "1"})})
 @example(claims={"000002-0000000a": as_json(CLAIM)})
 def test_whatever_lies_among_the_claims_the_lease_is_taken_or_a_claim_told_as_damaged(tmp_path_factory, claims):
-    storage = Storage(str(tmp_path_factory.mktemp("fuzzed")), patience=1).inside("first")
+    storage = Storage(str(tmp_path_factory.mktemp("fuzzed")), patience=1).subdirectory("first")
     storage.create()
     for name, content in claims.items():
         storage.put(f"lease/{name}.json", content)

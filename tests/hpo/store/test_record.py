@@ -87,7 +87,7 @@ def test_a_trial_is_added_whole_or_not_at_all(record, runs, search):
 def test_a_report_keeps_everything_and_when_it_was_heard(record):
     with_trials(record, 2)
     for number, epoch in ((0, 1), (1, 1), (1, 2), (0, 2)):
-        record.hear(number, report(epoch, 0.5, gen_total=math.inf))
+        record.append_report(number, report(epoch, 0.5, gen_total=math.inf))
     heard = [[entry[REPORT_INDEX] for entry in trial.user_attrs[REPORTS]] for trial in record.trials()]
     assert heard == [[0, 3], [1, 2]]
     assert EvalReport.from_dict(record.trial(0).user_attrs[REPORTS][1]) == report(2, 0.5, gen_total=math.inf)
@@ -95,9 +95,9 @@ def test_a_report_keeps_everything_and_when_it_was_heard(record):
 
 def test_a_hole_between_reports_is_refused(record):
     with_trials(record, 1)
-    record.hear(0, report(1, 0.5))
+    record.append_report(0, report(1, 0.5))
     with pytest.raises(RecordError, match="trial 0: report 3 came after report 1"):
-        record.hear(0, report(3, 0.5))
+        record.append_report(0, report(3, 0.5))
 
 
 def test_a_driver_that_dies_while_it_makes_a_search_leaves_none(runs, search, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_report_is_written_with_what_becomes_of_its_trial_or_not_at_all(record
     for writes in itertools.count():
         try:
             with killed_at_write(writes):
-                Record(runs, "first").hear(0, report(1, ssim))
+                Record(runs, "first").append_report(0, report(1, ssim))
             break
         except Killed:
             assert as_optuna_sees_it(runs) == [before]
@@ -160,7 +160,7 @@ def test_optuna_sees_how_each_trial_really_ended(done, runs):
 def test_who_reads_while_another_writes_sees_whole_events(record, runs):
     """In several statements: trials, then their attributes, then their values."""
     with_trials(record, 1)
-    reader, writing = Record(runs, "first"), Thread(target=lambda: record.hear(0, report(1, 0.5)))
+    reader, writing = Record(runs, "first"), Thread(target=lambda: record.append_report(0, report(1, 0.5)))
 
     def after_execute(connection: sqlalchemy.Connection, _cursor: object, sql: str, *_: object) -> None:
         if connection.engine is reader._study._storage.engine and "trial" in sql and writing.ident is None:
@@ -194,7 +194,7 @@ def test_of_two_that_begin_a_search_at_once_the_later_changes_nothing(record, ru
 
 def test_what_decides_the_comparison_cannot_change(record, search):
     with pytest.raises(ConfigError) as refused:
-        record.change({"seed": 4, "epochs": 6, "trials": 20})
+        record.update_config({"seed": 4, "epochs": 6, "trials": 20})
     assert "seed: it has 9, asked for 4" in str(refused.value)
     assert "epochs: it has 4, asked for 6" in str(refused.value)
     assert "trials" not in str(refused.value).partition("\n")[2].rpartition("\n")[0]
@@ -202,11 +202,11 @@ def test_what_decides_the_comparison_cannot_change(record, search):
 
 
 def test_how_much_and_where_may_change(record, runs):
-    record.change({"trials": 20, "time_budget": 2.0, "final_epochs": 3, "concurrent": 1, "seed": 9})
+    record.update_config({"trials": 20, "time_budget_minutes": 2.0, "final_epochs": 3, "max_concurrent": 1, "seed": 9})
     kept = Record(runs, "first").search
-    assert (kept.trials, kept.time_budget, kept.final_epochs, kept.concurrent) == (20, 2.0, 3, 1)
+    assert (kept.trials, kept.time_budget_minutes, kept.final_epochs, kept.max_concurrent) == (20, 2.0, 3, 1)
     with pytest.raises(ConfigError, match="trials=0"):
-        record.change({"trials": 0})
+        record.update_config({"trials": 0})
 
 
 def test_the_lock_names_its_holder_and_dies_with_it(record, runs, capsys):
@@ -325,7 +325,7 @@ def test_any_search_file_is_a_search_or_told_as_damaged(undisturbed, data):
         assert len(record.trials()) == 8
         assert record.id == json.loads(content)["id"]
         try:
-            record.change({"trials": 9})
+            record.update_config({"trials": 9})
         except ConfigError as error:
             assert_told(error)
 

@@ -104,7 +104,7 @@ def test_a_trial_is_in_the_storage_before_it_is_handed_out_and_its_reports_soon_
             loop.next_trial()
             with open_read_only(tmp_path, "first", storage) as record:
                 assert len(record.trials()) == number + 1
-        loop.hear(1, [report(1, 0.5)])
+        loop.on_report(1, [report(1, 0.5)])
         end = time.monotonic() + 10
         with open_read_only(tmp_path, "first", storage) as record:
             while not record.trial(1).intermediate_values:
@@ -120,7 +120,7 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
         inside.put("trials/00000/last.safetensors", b"1")
         inside.put(f"trials/00000/{FENCING_TOKEN}", b"1")
         inside.put("trials/00000/best.safetensors", b"1")
-        loop.hear(0, [report(epoch, 0.5) for epoch in range(1, search.epochs + 1)])
+        loop.on_report(0, [report(epoch, 0.5) for epoch in range(1, search.epochs + 1)])
         assert inside.exists("trials/00000/last.safetensors")
         driver._update()
         assert inside.names("trials/").keys() == {"trials/00000/best.safetensors"}
@@ -129,13 +129,13 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
 def test_a_folder_whose_driver_was_the_last_is_ahead_of_the_storage(storage, runs, search, tmp_path):
     with driving(runs, storage, search, dies=True) as driver:
         conductor(driver.record, driver).next_trial()
-        driver.record.hear(0, report(1, 0.5))  # the thread would have copied it
+        driver.record.append_report(0, report(1, 0.5))  # the thread would have copied it
     began = time.monotonic()
     with driving(runs, storage, search) as driver:
         assert time.monotonic() - began < lease.EXPIRY_SECONDS  # nor does it wait for itself
         assert driver.record.trial(0).last_step == 1
     with driving(tmp_path / "other", storage, search) as driver:
-        driver.record.hear(0, report(2, 0.6))
+        driver.record.append_report(0, report(2, 0.6))
     with driving(runs, storage, search) as driver:
         assert driver.record.trial(0).last_step == 2
 
@@ -153,8 +153,8 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
                 loop.next_trial()
             with pytest.raises(LeaseLostError):
                 old.now()
-            new.record.hear(0, report(1, 0.5))
-            loop.hear(0, [report(1, 0.1)])
+            new.record.append_report(0, report(1, 0.5))
+            loop.on_report(0, [report(1, 0.1)])
             while not told:
                 time.sleep(0.05)
     with open_read_only(tmp_path, "first", storage) as record:
@@ -186,7 +186,7 @@ def test_a_search_that_began_without_a_storage_moves_into_it(storage, runs, done
         pass
     with open_read_only(tmp_path, "first", storage) as record:
         assert story(record.trials()) == story(undisturbed.trials())
-        assert record.here(record.trial_folder(0) / BEST).read_bytes() == b"checkpoint"
+        assert record.fetch(record.trial_folder(0) / BEST).read_bytes() == b"checkpoint"
     with pytest.raises(ConfigError, match=r"lives in a storage: --storage \S+"), open_read_only(runs, "first", None):
         pass
 
@@ -274,7 +274,7 @@ class Node:
 
 @pytest.fixture
 def nodes(storage: Storage, few: DeviceImages, tmp_path: Path) -> list[Node]:
-    storage.inside("first").create()
+    storage.subdirectory("first").create()
     storage.put("first/search.json", b"{}")
     return [Node(tmp_path / f"node{number}", storage, few) for number in range(3)]
 
@@ -373,9 +373,9 @@ def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_
     monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
     with pytest.raises(NotSharedError, match=rf"{tmp_path} is not there on node \S+: --storage"):
-        CheckpointSync(about).take_up(CONFIG)
+        CheckpointSync(about).restore(CONFIG)
     (tmp_path / "search.json").write_text("{}")
-    CheckpointSync(about).take_up(CONFIG)
+    CheckpointSync(about).restore(CONFIG)
 
 
 # --- whatever is in it -----------------------------------------------------------------------------------------------
@@ -427,14 +427,14 @@ STUDIES = [
 @example(owner=b"mine")
 def test_whatever_an_owner_says_a_training_is_taken_up_or_is_a_later_drivers(tmp_path_factory, owner):
     root, node = tmp_path_factory.mktemp("fuzzed"), tmp_path_factory.mktemp("node")
-    storage = Storage(str(root), patience=1).inside("first")
+    storage = Storage(str(root), patience=1).subdirectory("first")
     storage.put("search.json", b"")
     storage.put(f"trials/00000/{FENCING_TOKEN}", owner)
     where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "patience": 1.0}
     place = CheckpointSync({"folder": str(node / "0"), "needs": "search.json", "storage": where})
     if owner.startswith(b"999999-f"):
         with pytest.raises(StorageError, match="another driver"):
-            place.take_up(TrainConfig())
+            place.restore(TrainConfig())
         return
-    place.take_up(TrainConfig())
+    place.restore(TrainConfig())
     assert storage.get(f"trials/00000/{FENCING_TOKEN}").startswith(b"000007-")

@@ -222,7 +222,10 @@ def test_whatever_a_server_answers_is_read_or_told_and_leads_out_of_no_folder(an
     with pytest.raises((ConfigError, MachineError)) as refused:
         DataConfig(data=f"s3://photos/some?{options}", crop=32).load()
     assert_told(refused.value)
-    place, folder = Storage(f"s3://photos?{options}", patience=0.1).inside("some"), tmp_path_factory.mktemp("fuzzed")
+    place, folder = (
+        Storage(f"s3://photos?{options}", patience=0.1).subdirectory("some"),
+        tmp_path_factory.mktemp("fuzzed"),
+    )
     try:
         place.check()
         place.fetch("", folder / "inside")

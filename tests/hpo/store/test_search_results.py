@@ -63,7 +63,7 @@ def record(runs) -> Record:
     for number, values in told.items():
         record.add(suggest(record.trials(), SPACE, search))
         for epoch, value in enumerate(values, start=1):
-            record.hear(number, report(epoch, value))
+            record.append_report(number, report(epoch, value))
     decision = Decision(action="prune", reason="asha", epoch=1, value=0.7)
     rewritten(record, 1, decision, state=TrialState.PRUNED, values=[0.7])
     record.fail(2, "its node is gone")
@@ -96,17 +96,17 @@ def test_no_winner_comes_out_of_nothing_valid(runs):
     record = Record.create(runs, "none", SearchConfig(objective=OBJECTIVE))
     assert search_results.winner(record) is None
     record.add(suggest([], SPACE, record.search))
-    record.hear(0, report(1, math.nan))
+    record.append_report(0, report(1, math.nan))
     assert search_results.winner(record) is None
 
 
 def test_finalists_measured_on_all_validation_images_decide(record):
-    record.note(layout.FINALISTS, {"6": {"value": 0.70}, "1": {"value": 0.72}, "4": {"value": 0.72}})
+    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.70}, "1": {"value": 0.72}, "4": {"value": 0.72}})
     assert search_results.winner(record) == 1  # of equals, the one with the better reports
 
 
 def test_finalists_that_were_measured_before_a_better_trial_came_decide_nothing(record):
-    record.note(layout.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.74}, "0": {"value": 0.7}})
+    record.set_metadata(layout.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.74}, "0": {"value": 0.7}})
     assert search_results.winner(record) == 6
 
 
@@ -121,12 +121,12 @@ def test_finalists_that_were_measured_before_a_better_trial_came_decide_nothing(
     ],
 )
 def test_the_final_training_wins_where_it_is_better_than_every_finalist(record, final, wins):
-    record.note(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
     if final:
-        record.note(layout.FINAL, final)
+        record.set_metadata(layout.FINAL, final)
     assert search_results.final_wins(record) == wins
     assert search_results.winner(record) == (final["trial"] if wins else 1)
-    record.change({"final_epochs": 0})
+    record.update_config({"final_epochs": 0})
     assert not search_results.final_wins(record)
 
 
@@ -157,8 +157,8 @@ def trained_finally(record: Record, monkeypatch: pytest.MonkeyPatch, *events: di
 def test_a_final_training_that_collapses_goes_back_with_half_the_rates_twice_before_another_is_tried(
     record, monkeypatch
 ):
-    record.note(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
-    record.note(layout.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
+    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.set_metadata(layout.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
     events = [collapse(1, 1), collapse(1, 2), collapse(1, None)]
     began = "The final training of trial 1's configuration collapsed in epoch 2 of 2"
     assert trained_finally(record, monkeypatch, *events, None) == [
@@ -175,11 +175,11 @@ def test_a_final_training_that_collapses_goes_back_with_half_the_rates_twice_bef
 
 
 def test_a_driver_that_was_killed_goes_on_with_the_rates_that_its_final_training_had(record, monkeypatch):
-    record.note(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
     earlier = [collapse(4, None), collapse(1, None, epochs=9), collapse(1, 1)]  # another length is another training
-    record.note(layout.COLLAPSES, earlier)
+    record.set_metadata(layout.COLLAPSES, earlier)
     assert trained_finally(record, monkeypatch, None) == [(1, 5e-4)]
-    record.note(layout.COLLAPSES, [*earlier, collapse(1, None), collapse(6, None)])
+    record.set_metadata(layout.COLLAPSES, [*earlier, collapse(1, None), collapse(6, None)])
     assert trained_finally(record, monkeypatch) == []  # all were tried
 
 
@@ -244,7 +244,7 @@ def test_a_training_goes_back_to_its_best_epoch_at_half_the_rates_where_that_one
 
 @pytest.mark.parametrize("note", [{}, [3], [{"trial": 1}], [{**collapse(1, 1), "lr_g": "high"}]])
 def test_a_damaged_note_of_collapses_is_told(record, note):
-    record.note(layout.COLLAPSES, note)
+    record.set_metadata(layout.COLLAPSES, note)
     with pytest.raises(RecordError, match="the search's note final_collapses: damaged"):
         search_results.collapses(record)
 
@@ -254,7 +254,7 @@ def test_a_search_is_over_when_all_that_was_asked_for_has_ended(record):
     for number in (5, 6):
         record.fail(number, "gone")
     assert search_results.is_over(record)
-    record.change({"trials": 8})
+    record.update_config({"trials": 8})
     assert not search_results.is_over(record)
 
 
@@ -279,8 +279,8 @@ def test_an_export_looks_at_the_test_images_only_once_the_search_is_over(record,
     late = asked("--to", str(tmp_path / "model"))
     assert (len(late["test"]), late["origin"]) == (10_000, {**of, "trial": 1})
     assert (late["checkpoint"], late["to"]) == (record.trial_folder(1) / BEST, tmp_path / "model")
-    record.note(layout.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.6}, "0": {"value": 0.5}})
-    record.note(layout.FINAL, {"trial": 1, "value": 0.73})
+    record.set_metadata(layout.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.6}, "0": {"value": 0.5}})
+    record.set_metadata(layout.FINAL, {"trial": 1, "value": 0.73})
     final = asked()
     assert final["origin"] == {**of, "trial": 1, "final_training": True}
     assert (final["checkpoint"], final["to"]) == (record.folder / layout.FINAL / BEST, record.folder / layout.EXPORT)
@@ -302,7 +302,7 @@ def test_an_export_is_the_searchs_until_more_is_asked_for(done):
     assert search_results.export_document(done) == told
     assert search_results.is_exported(done)
     for more in ({"final_epochs": 2}, {"final_epochs": 0, "trials": 9}):
-        done.change(more)
+        done.update_config(more)
         assert not search_results.is_exported(done)
 
 

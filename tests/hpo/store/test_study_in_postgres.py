@@ -158,7 +158,9 @@ def test_who_reads_while_another_writes_sees_whole_events(runs, url):
     writer.add(suggest([], SPACE, SEARCH))
     reader = Record(runs, "first", read_only=True)
     before = reader.trials()
-    write = at(1, lambda: writer.hear(0, report(1, 0.5)))  # after the trials were selected, before their attributes
+    write = at(
+        1, lambda: writer.append_report(0, report(1, 0.5))
+    )  # after the trials were selected, before their attributes
 
     def after_execute(connection: sqlalchemy.Connection, _cursor: object, sql: str, *_: object) -> None:
         if connection.engine is reader._study._storage.engine and "trial" in sql:
@@ -191,7 +193,7 @@ def test_the_dashboard_and_who_watches_outlive_an_absence(runs, url, server, cap
     def wait(_seconds: float) -> None:
         if "trial 0: epoch 1" in shown.getvalue():
             raise KeyboardInterrupt
-        record.hear(0, report(1, 0.5))
+        record.append_report(0, report(1, 0.5))
 
     with pytest.raises(KeyboardInterrupt):
         watch.watch(runs, "first", Console(file=shown), wait)
@@ -205,9 +207,9 @@ def test_a_second_driver_is_found_out_before_it_does_harm(runs, url):
     with pytest.raises(MachineError, match="trial 0 was written by another driver"):
         mine.add(suggest([], SPACE, SEARCH))
     mine = Record(runs, "first")
-    theirs.hear(0, report(1, 0.5))
+    theirs.append_report(0, report(1, 0.5))
     with pytest.raises(RecordError, match="duplicate key"):
-        mine.hear(0, report(1, 0.6))
+        mine.append_report(0, report(1, 0.6))
     assert Record(runs, "first").trials() == theirs.trials()
 
 
@@ -227,7 +229,7 @@ def command(tmp_path, url, monkeypatch) -> list[str]:
 
     monkeypatch.setattr(search, "_run", run)
     monkeypatch.chdir(tmp_path)
-    options = {"trials": "8", "epochs": "4", "reduction": "3", "objective": "ssim", "seed": "9"}
+    options = {"trials": "8", "epochs": "4", "reduction_factor": "3", "objective": "ssim", "seed": "9"}
     options |= {"data": "images", "crop": "16", "wandb": "disabled", "study-url": url}
     settings = ["--set", "width=4", "--set", "batch_size=2"]
     return ["search", "first", *(word for name, value in options.items() for word in (f"--{name}", value)), *settings]
@@ -345,7 +347,7 @@ def test_any_other_way_to_name_a_database_is_taken(good):
 
 def test_where_a_search_has_its_study_stays(record):
     with pytest.raises(ConfigError, match="study_url: it has None, asked for postgresql://localhost/hpo"):
-        record.change({"study_url": "postgresql://localhost/hpo"})
+        record.update_config({"study_url": "postgresql://localhost/hpo"})
 
 
 def test_without_the_driver_the_command_that_installs_it_is_named(runs, monkeypatch):
@@ -362,7 +364,7 @@ def test_a_server_that_is_not_there_is_told_at_once(runs):
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
 
-OPTIONS = ["--trials", "4", "--epochs", "3", "--images-per-epoch", "256", "--pruner", "none", "--concurrent", "2"]
+OPTIONS = ["--trials", "4", "--epochs", "3", "--images-per-epoch", "256", "--pruner", "none", "--max-concurrent", "2"]
 OPTIONS += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 IMPATIENT = "import sys; from hpo import study; study.PATIENCE_SECONDS = 3.0\n"
 IMPATIENT += "from hpo.cli.commands import main; sys.exit(main(['search', 'first', *sys.argv[1:]]))"

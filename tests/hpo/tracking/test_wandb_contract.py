@@ -39,7 +39,9 @@ from model.denoise import MANIFEST, DenoiseError
 from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
 from model.training_run import strip_name
 
-SEARCH = SearchConfig(trials=3, epochs=4, reduction=3, objective="ssim", seed=9, set={"width": 4}, wandb="online")
+SEARCH = SearchConfig(
+    trials=3, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4}, wandb="online"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -343,7 +345,7 @@ def test_a_driver_that_is_killed_and_continued_loses_no_epoch_and_sends_none_twi
 
 
 def test_a_search_that_was_logged_offline_is_sent_by_one_command_once(server, record, export_folder, runs, capsys):
-    record.change({"wandb": "offline"})
+    record.update_config({"wandb": "offline"})
     track(record, exported=True)
     assert server.state.asked.total() == 0
     server.state.rows_until_death = 6

@@ -25,7 +25,7 @@ from hpo.tracking.wandb_tracker import Tracker
 
 
 def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(record):
-    record.change({"trials": 4})
+    record.update_config({"trials": 4})
     tracker = Tracker(record)
     # One strip an epoch, as trials write them beside their checkpoints.
     record.trial_folder(0).mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_what_another_job_left_for_its_one_run_is_left_out_and_told(record, monk
     assert all(f"WANDB_{name}" in told for name in LEFT)
     leave_out("offline")
     assert len(caplog.messages) == 1
-    record.change({"trials": 2})
+    record.update_config({"trials": 2})
     tracker = Tracker(record)
     run_all(conductor(record, tracker))
     tracker.close()
@@ -108,7 +108,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_tracker_that_was_killed_leaves_nothing_out_and_nothing_twice(record, runs):
     """W&B writes its file every 15 seconds and at the end: what was open is cut short."""
-    record.change({"trials": 3})
+    record.update_config({"trials": 3})
     command = [sys.executable, "-c", DRIVER, str(runs), str(SUPPORT)]
     # Without the W&B process of this one, which would outlive the driver and keep its runs open.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -124,9 +124,9 @@ def test_a_tracker_that_was_killed_leaves_nothing_out_and_nothing_twice(record, 
 
 def test_a_trial_that_ended_just_before_the_kill_is_not_lost(record, runs):
     """It is on the record, and its run was never closed."""
-    record.change({"trials": 1})
+    record.update_config({"trials": 1})
     run_all(conductor(record))  # as if W&B had seen none of it
-    record.change({"trials": 2})
+    record.update_config({"trials": 2})
     tracker = Tracker(record)
     run_all(conductor(record, tracker))
     tracker.close()
@@ -139,7 +139,7 @@ def test_a_trial_that_ended_just_before_the_kill_is_not_lost(record, runs):
 
 
 def test_a_queue_that_is_full_loses_nothing(record, monkeypatch):
-    record.change({"trials": 2})
+    record.update_config({"trials": 2})
     monkeypatch.setattr(wandb_tracker, "_QUEUE_SIZE", 1)
     search_is_done, init = threading.Event(), wandb.init
 
@@ -176,7 +176,7 @@ def test_a_file_of_anothers_that_wandb_reads_is_told_in_a_line(record, tmp_path,
     """W&B takes config-defaults.yaml of the current folder for its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config-defaults.yaml").write_text("lr: 0.1\n")
-    record.change({"trials": 1})
+    record.update_config({"trials": 1})
     tracker = Tracker(record)
     run_all(conductor(record, tracker))
     tracker.close()

@@ -315,7 +315,7 @@ def test_a_trial_that_died_comes_next_and_no_other_is_lost(record, runs):
     assert [before.next_trial().number for _ in range(2)] == [0, 1]
     driver = conductor(Record(runs, "first"))
     assert driver.next_trial().number == 0
-    driver.stumbled(0, AGAIN)
+    driver.on_trial_failure(0, AGAIN)
     assert [driver.next_trial().number for _ in range(3)] == [0, 1, 2]
 
 
@@ -324,7 +324,7 @@ def test_deaths_are_counted_over_restarts_of_the_driver(record, runs):
         driver = conductor(Record(runs, "first"))
         trial = driver.next_trial()
         assert (trial.number, trial.state) == (0, TrialState.RUNNING)
-        driver.stumbled(0, AGAIN)
+        driver.on_trial_failure(0, AGAIN)
     assert Record(runs, "first").trial(0).state == TrialState.FAIL
 
 
@@ -336,21 +336,21 @@ def test_deaths_change_no_decision(record, undisturbed):
         died_before = trial_attributes.FAILURES in trial.user_attrs
         train(driver, trial.number, checkpoints.setdefault(trial.number, []), None if died_before else 1)
         if trial_attributes.is_unfinished(record.trial(trial.number)):
-            driver.stumbled(trial.number, AGAIN)
+            driver.on_trial_failure(trial.number, AGAIN)
     for trial in record.trials():
         trial.user_attrs.pop(trial_attributes.FAILURES, None)
     assert story(record.trials()) == story(undisturbed.trials())
 
 
 def test_the_search_is_not_over_while_a_running_trial_may_come_back(record):
-    record.change({"trials": 1})
+    record.update_config({"trials": 1})
     driver = conductor(record)
     searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
     assert searcher.suggest("a") == {"number": 0}
     assert searcher.suggest("b") is None
-    driver.stumbled(0, AGAIN)
+    driver.on_trial_failure(0, AGAIN)
     assert searcher.suggest("c") == {"number": 0}
-    driver.stumbled(0, TrialFailure(error="out of memory", then="give up"))
+    driver.on_trial_failure(0, TrialFailure(error="out of memory", then="give up"))
     assert searcher.suggest("d") == ControllerSearcher.FINISHED
 
 

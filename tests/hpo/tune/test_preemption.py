@@ -39,10 +39,10 @@ def test_a_trial_that_moves_comes_next_and_has_all_its_attempts_left(record):
     driver = conductor(record)
     driver.next_trial()
     for _ in range(5):
-        driver.stumbled(0, MOVE)
+        driver.on_trial_failure(0, MOVE)
         assert driver.next_trial().number == 0
     for _ in range(2):
-        driver.stumbled(0, TrialFailure(error="its process died", then="again"))
+        driver.on_trial_failure(0, TrialFailure(error="its process died", then="again"))
         assert driver.next_trial().number == 0
     train(driver, 0, [])
     trial = record.trial(0)
@@ -55,7 +55,7 @@ def test_a_trial_does_not_move_for_ever(record):
     driver = conductor(record)
     for _ in range(MOVES):
         assert driver.next_trial().number == 0
-        driver.stumbled(0, MOVE)
+        driver.on_trial_failure(0, MOVE)
     assert record.trial(0).state == TrialState.FAIL
     assert record.trial(0).user_attrs["error"]["text"] == f"moved {MOVES} times, at last: {MOVE.error}"
     assert driver.next_trial().number == 1
@@ -125,7 +125,7 @@ class Loop:
     def sees(self, *nodes: tuple[str, str], draining: str = "", **more: Any) -> None:
         """Nodes and their markets; those where a trial runs have no room."""
         used = [trial.node for trial in self.trials if trial.status == "RUNNING"]
-        self.lookout.sight = ClusterSnapshot(
+        self.lookout.snapshot = ClusterSnapshot(
             nodes=tuple(
                 Node(
                     id=name,

@@ -18,7 +18,7 @@ from drivers import GUARD_SECONDS, HPO, Driver, driver, num_reports
 
 from hpo.store.record import Record
 
-OPTIONS = ["--trials", "99", "--epochs", "9", "--images-per-epoch", "256", "--pruner", "none", "--concurrent", "1"]
+OPTIONS = ["--trials", "99", "--epochs", "9", "--images-per-epoch", "256", "--pruner", "none", "--max-concurrent", "1"]
 OPTIONS += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 SEARCH = [*OPTIONS, "--wandb", "disabled"]
 CONTINUED = r"; the search can be continued: hpo search first\n"

@@ -51,12 +51,12 @@ def test_fractions_of_a_gpu_pack_as_many_trials_as_the_cpus_allow():
 def test_a_trial_gets_a_gpu_where_there_is_one():
     found = cluster(SearchConfig(), HEAD, GPU_NODE)
     assert (found.gpus_per_trial, found.slots) == (1.0, 1)
-    assert found.whole_node == {"num_cpus": 4.0, "num_gpus": 1.0}
+    assert found.exclusive_node_options == {"num_cpus": 4.0, "num_gpus": 1.0}
 
 
 def test_never_more_slots_than_trials_or_than_asked_for():
     assert cluster(SearchConfig(trials=5), {"CPU": 64.0}).slots == 5
-    assert cluster(SearchConfig(concurrent=3), {"CPU": 64.0}).slots == 3
+    assert cluster(SearchConfig(max_concurrent=3), {"CPU": 64.0}).slots == 3
 
 
 def test_a_trial_that_fits_nowhere_is_refused_with_what_the_nodes_have():
@@ -67,15 +67,15 @@ def test_a_trial_that_fits_nowhere_is_refused_with_what_the_nodes_have():
 
 
 def test_a_cluster_that_grows_elsewhere_may_have_no_worker_yet():
-    found = cluster(SearchConfig(address="auto", gpus_per_trial=1, concurrent=8), HEAD)
+    found = cluster(SearchConfig(address="auto", gpus_per_trial=1, max_concurrent=8), HEAD)
     assert found.slots == 8
-    assert found.whole_node == {"num_cpus": 1.0, "num_gpus": 1.0}
+    assert found.exclusive_node_options == {"num_cpus": 1.0, "num_gpus": 1.0}
 
 
 def test_the_cluster_files_own_workers_are_counted_from_zero():
     found = cluster(SearchConfig(trials=100, address="auto"), HEAD, growth=FROM_ZERO)
-    assert (found.gpus_per_trial, found.slots, found.fit_now) == (1.0, 8, 0)
-    assert found.whole_node == {"num_cpus": 4.0, "num_gpus": 1.0}
+    assert (found.gpus_per_trial, found.slots, found.slots_now) == (1.0, 8, 0)
+    assert found.exclusive_node_options == {"num_cpus": 4.0, "num_gpus": 1.0}
     assert cluster(SearchConfig(trials=100, gpus_per_trial=0.25, address="auto"), HEAD, growth=FROM_ZERO).slots == 32
 
 
@@ -89,8 +89,8 @@ def test_of_several_types_the_roomiest_are_counted_up_to_the_limit_of_all():
     assert growth.fit(cpus=1, gpus=0) == 8 * 64
     # Alone on a node: the smallest that a trial fits on; a large one might not be to be had. One that is there is.
     search = SearchConfig(trials=100, gpus_per_trial=1)
-    assert cluster(search, HEAD, growth=growth).whole_node["num_cpus"] == 4
-    assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, growth=growth).whole_node["num_cpus"] == 16
+    assert cluster(search, HEAD, growth=growth).exclusive_node_options["num_cpus"] == 4
+    assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, growth=growth).exclusive_node_options["num_cpus"] == 16
 
 
 def test_workers_at_hand_that_are_still_set_up_are_taken_to_be_like_those_that_are_there():
@@ -102,10 +102,10 @@ def test_workers_at_hand_that_are_still_set_up_are_taken_to_be_like_those_that_a
 
 def test_a_head_with_cpus_is_told_of_where_others_take_the_trials():
     head = {**HEAD, "CPU": 8.0}
-    assert cluster(SearchConfig(), head).head_takes_trials == 0  # one machine
-    assert cluster(SearchConfig(), head, GPU_NODE).head_takes_trials == 8
-    assert cluster(SearchConfig(), head, growth=FROM_ZERO).head_takes_trials == 8
-    assert cluster(SearchConfig(), HEAD, GPU_NODE, growth=FROM_ZERO).head_takes_trials == 0
+    assert cluster(SearchConfig(), head).head_cpus == 0  # one machine
+    assert cluster(SearchConfig(), head, GPU_NODE).head_cpus == 8
+    assert cluster(SearchConfig(), head, growth=FROM_ZERO).head_cpus == 8
+    assert cluster(SearchConfig(), HEAD, GPU_NODE, growth=FROM_ZERO).head_cpus == 0
 
 
 # --- where Ray does not start ---------------------------------------------------------------------------------------

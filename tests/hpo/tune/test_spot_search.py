@@ -99,7 +99,7 @@ def test_the_cost_is_that_of_three_nodes_by_the_hour_and_is_shown(searched):
     assert 0.1 * hours < seen["usd"] < 1.1 * (0.1 + 3 * 0.8) * hours + 0.01
     status = Status.read(searched.record().folder)
     assert status
-    assert status.cost_usd == pytest.approx(searched.record().notes()[COST], abs=0.01)
+    assert status.cost_usd == pytest.approx(searched.record().metadata()[COST], abs=0.01)
 
 
 def test_a_search_whose_money_is_up_stops_what_runs_and_leaves_it_to_be_continued(searched):
@@ -110,4 +110,4 @@ def test_a_search_whose_money_is_up_stops_what_runs_and_leaves_it_to_be_continue
     assert [trial.state for trial in (ran, waited)] == [TrialState.RUNNING] * 2
     assert (len(ran.intermediate_values), len(waited.intermediate_values)) == (1, 0)
     assert FAILURES not in ran.user_attrs
-    assert record.notes()[COST] == pytest.approx(seen["usd"], abs=0.01)
+    assert record.metadata()[COST] == pytest.approx(seen["usd"], abs=0.01)

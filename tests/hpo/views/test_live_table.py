@@ -28,11 +28,11 @@ from hpo.views.status_file import Status
 @pytest.mark.parametrize(
     ("asked", "epochs"),
     [
-        ({"grace": 2, "reduction": 4, "epochs": 4}, 2 + 1 / 4 + 1 / (4 * 1.5**0.3)),
+        ({"grace_period": 2, "reduction_factor": 4, "epochs": 4}, 2 + 1 / 4 + 1 / (4 * 1.5**0.3)),
         # All run epoch 1; a third goes on to 3, a ninth to 9, a 27th to 12.
-        ({"pruner": "former-asha", "reduction": 3, "epochs": 12}, 1 + 2 / 3 + 6 / 9 + 3 / 27),
-        ({"pruner": "former-asha", "grace": 2, "reduction": 2, "epochs": 5}, 2 + 2 / 2 + 1 / 4),
-        ({"pruner": "leaders", "reduction": 3, "epochs": 12}, 1 + 11 / 3),
+        ({"pruner": "former-asha", "reduction_factor": 3, "epochs": 12}, 1 + 2 / 3 + 6 / 9 + 3 / 27),
+        ({"pruner": "former-asha", "grace_period": 2, "reduction_factor": 2, "epochs": 5}, 2 + 2 / 2 + 1 / 4),
+        ({"pruner": "leaders", "reduction_factor": 3, "epochs": 12}, 1 + 11 / 3),
         ({"pruner": "none", "epochs": 12}, 12),
     ],
 )
@@ -64,9 +64,9 @@ def test_without_a_terminal_each_event_is_one_plain_line(record):
 
 
 def test_a_continued_search_tells_only_of_what_it_does_itself(record):
-    record.change({"trials": 3})
+    record.update_config({"trials": 3})
     run_all(conductor(record))
-    record.change({"trials": 4})
+    record.update_config({"trials": 4})
     console = Console(file=io.StringIO(), width=200)
     run_all(conductor(record, listened(record, console)))
     said = {line.split(":")[0] for line in console.file.getvalue().splitlines()}
@@ -102,7 +102,7 @@ def bracketed(number: int) -> Any:
 def test_brackets_in_a_parameter_are_no_markup(search, terminal):
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
     progress = Progress(search, "first", 1, console)
-    progress.changed(bracketed(0))
+    progress.on_trial_update(bracketed(0))
     progress.close()
     assert "loss=[red]" in console.file.getvalue()
     assert "lr_schedule=[/x]" in console.file.getvalue()
@@ -125,16 +125,16 @@ def test_the_expected_time_counts_what_is_left(record):
     progress = Progress(search, "first", 2, console)
     for number in (0, 1):
         trial = bracketed(number)
-        progress.changed(trial)
+        progress.on_trial_update(trial)
     assert "Expected: about 00:08 more, pruning taken into account\n" in console.file.getvalue()
 
 
 def test_the_expected_time_says_what_it_is_made_of(record):
     console = Console(file=io.StringIO(), width=120)
-    search = replace(record.search, trials=2, pruner="leaders", time_budget=8, final_epochs=4)
+    search = replace(record.search, trials=2, pruner="leaders", time_budget_minutes=8, final_epochs=4)
     progress = Progress(search, "first", 2, console)
     for number in (0, 1):
-        progress.changed(bracketed(number))
+        progress.on_trial_update(bracketed(number))
     told = "Expected: about 00:18 more, 00:10 of it for the final training; pruning taken into account; no new trial "
     assert told in console.file.getvalue()
 
@@ -145,7 +145,7 @@ def test_the_decision_table_shows_the_values_that_were_compared(record, tmp_path
     for _ in range(2):
         record.add(suggest(record.trials(), SPACE, record.search))
     for number, epoch, value in ((0, 1, 0.1), (1, 1, 0.9), (0, 2, 0.95)):
-        record.hear(number, report(epoch, value))
+        record.append_report(number, report(epoch, value))
     table = decision_table(search_results.decisions(record)["trials"])
     _, epochs, values, cutoffs, *_, outcomes = (list(column.cells) for column in table.columns)
     rows = [tuple(map(str, row)) for row in zip(epochs, values, cutoffs, outcomes, strict=True)]
@@ -165,7 +165,7 @@ def ended(number: int, epochs: int, state: TrialState) -> Any:
 def test_how_long_trials_run_is_learned_from_those_under_way_too():
     """By hand. The rule: half go on after epoch 1; it counts as one trial. Of four that had an epoch one was stopped,
     so (0.5 + 1) of (1 + 4); of three that had two epochs one: 1 of (1 + 3); of two that had three none."""
-    search = SearchConfig(epochs=4, reduction=2, pruner="leaders")
+    search = SearchConfig(epochs=4, reduction_factor=2, pruner="leaders")
     trials = [ended(0, 1, TrialState.PRUNED), ended(1, 2, TrialState.PRUNED), ended(2, 4, TrialState.COMPLETE)]
     trials.append(create_trial(state=TrialState.RUNNING, user_attrs={REPORTS: [{}] * 3}))
     left = epochs_left(trials, search)
@@ -232,7 +232,7 @@ def test_the_picture_fits_any_terminal(done, width, height):
     ],
 )
 def test_the_next_comparison_is_after_the_next_epoch_that_is_judged(pruner, epochs):
-    search = SearchConfig(pruner=pruner, epochs=9, grace=2, reduction=3)
+    search = SearchConfig(pruner=pruner, epochs=9, grace_period=2, reduction_factor=3)
     assert [next_comparison(done, search) for done in range(9)] == epochs
 
 
