@@ -50,8 +50,8 @@ from hpo.store import search_results
 from hpo.store.layout import STUDY_FILE
 from hpo.store.record import SEARCH_FILE, Record
 from model.checkpoint import load_checkpoint
+from model.run_layout import BEST
 from model.trainer import load_generator
-from model.training_run import BEST
 
 import psutil  # isort: skip - found once Ray is imported
 

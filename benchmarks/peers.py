@@ -25,7 +25,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from hpo.policy.search_config import SearchConfig
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 from search_spaces import Space
 
 ENDLESS = 1_000  # a search of so many trials goes on until it finds

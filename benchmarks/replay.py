@@ -49,7 +49,7 @@ from hpo.policy.search_config import SearchConfig, renamed
 from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
 from hpo.store.record import Record
 from model.common.files import write_atomically
-from model.metrics import EvalReport, objective_value
+from model.training_report import EvalReport, objective_value
 from search_spaces import Space
 
 TABLE = Path(__file__).with_name("curves.json.gz")

@@ -43,7 +43,7 @@ from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.views.live_table import Progress
 from model.config import TrainConfig
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 from search_spaces import losses_and_rates
 
 EPOCHS, IN_FLIGHT = 12, 16

@@ -34,8 +34,9 @@ from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate
 from model.picture_strip import strip
+from model.run_layout import LAST
 from model.trainer import load_generator
-from model.training_run import LAST, TrainingRun
+from model.training_run import TrainingRun
 
 # What the slides leave open is chosen here, once for all eight trainings; docs/slides.md says why.
 RECIPE = TrainConfig(

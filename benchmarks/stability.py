@@ -30,8 +30,8 @@ from model.common.files import write_atomically
 from model.config import TrainConfig, parse_setting
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages
-from model.metrics import failure_reason
 from model.trainer import Trainer
+from model.training_report import failure_reason
 
 SETTINGS: dict[str, Any] = {
     "width": 16, "blocks": 1, "depth": 3, "batch_size": 32, "dropout": 0.0, "output": "residual",

@@ -26,8 +26,8 @@ from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages, Images
 from model.generator import Generator
-from model.metrics import EvalReport
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
+from model.training_report import EvalReport
 from search_spaces import losses_and_rates
 
 NAME, FILE, IMAGES = "first", "model.pt", 256

@@ -15,7 +15,7 @@ from hpo.policy.retry_policy import TrialFailure
 from hpo.policy.sampling import Suggestion
 from hpo.store.record import Record
 from model.common.errors import ConfigError, MachineError
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 from search_spaces import Space
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import onnxruntime
 from .common.errors import ConfigError
 from .common.text import truncated_repr
 from .common.validation import matches_type
-from .data.value_range import PixelFormat, ValueRange
+from .data.pixel_format import PixelFormat, ValueRange
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"

@@ -32,7 +32,7 @@ from .common.git import git_commit
 from .data.data_config import DataConfig
 from .data.image_sets import ImagePairs, Images
 from .data.noise import REAL, parse_noise
-from .data.value_range import EIGHT_BITS, PixelFormat
+from .data.pixel_format import EIGHT_BITS, PixelFormat
 from .export_quality import against_slides, evaluate, on_strip, table
 from .picture_strip import strip
 

@@ -17,7 +17,7 @@ from model.metrics import EXACT_DB
 from .common.errors import ConfigError
 from .data.image_files import read_image
 from .data.image_sets import ImagePairs
-from .data.value_range import EIGHT_BITS, PixelFormat
+from .data.pixel_format import EIGHT_BITS, PixelFormat
 from .picture_strip import SCALE, cells
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, relu
 
-from model import metrics
 from model.config import Adversarial, TrainConfig
+
+from . import metrics
 
 
 def generator_adversarial(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:

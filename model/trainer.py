@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from model import metrics
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.gan import LOSS_NAMES, MEAN_NORMS, Gan
 from model.generator import Generator
-from model.metrics import EvalReport
 
+from . import metrics
 from .common.errors import ConfigError
 from .config import TrainConfig
 from .data.image_sets import DeviceImages
+from .training_report import EvalReport
 
 SEARCH_VALIDATION_IMAGES = 1_000  # that trials look at; finalists are measured on all
 _EVAL_BATCH = 250

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from model.checkpoint import CheckpointError
-from model.metrics import EvalReport, Objective, objective_value
 from model.trainer import Trainer
 
 from .common.errors import ConfigError
@@ -19,22 +18,11 @@ from .common.files import atomic_replace
 from .config import TrainConfig
 from .data.image_sets import DeviceImages
 from .picture_strip import strip
+from .run_layout import BEST, LAST, RATES, strip_name
+from .training_report import EvalReport, Objective, objective_value
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = "last.safetensors", "best.safetensors"
-RATES = ("lr_g", "lr_d")
 _STRIP_IMAGES = 6
-
-
-def strip_name(epoch: int) -> str:
-    """Of the pictures after an epoch: noisy | denoised | clean."""
-    return f"epoch-{epoch:04}.png"
-
-
-def should_log_images(epoch: int, *, last: bool) -> bool:
-    """Whether its strip goes where every picture costs: of epochs 1, 2, 4, ... and the last."""
-    return last or epoch.bit_count() == 1
 
 
 class TrainingRun:

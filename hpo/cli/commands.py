@@ -353,8 +353,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.data.image_folder import check_layout
     from model.data.image_sets import DeviceImages
     from model.data.memory_mapped import PixelFiles
-    from model.metrics import failure_reason
     from model.trainer import SEARCH_VALIDATION_IMAGES
+    from model.training_report import failure_reason
     from model.training_run import TrainingRun
 
     with mistakes.catch():
@@ -389,7 +389,7 @@ def _train(arguments: argparse.Namespace) -> int:
     reason, metrics = failure_reason(run.reports), None
     if arguments.export and not reason:
         from model.export import export
-        from model.training_run import BEST
+        from model.run_layout import BEST
 
         with PixelFiles(arguments.to) as store:
             test = data.load_test(store)

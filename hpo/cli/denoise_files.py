@@ -36,7 +36,7 @@ from model.data.image_files import (
     write_image,
     write_tiff,
 )
-from model.data.value_range import PixelFormat
+from model.data.pixel_format import PixelFormat
 from model.denoise import Denoiser
 
 RECORD = ".hpo-denoise.jsonl"  # beside the outputs: what each was made from

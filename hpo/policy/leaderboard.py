@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import pruning
 from hpo.policy.trial_attributes import DECISION, REPORTS
-from model.metrics import EvalReport, Objective, objective_value
+from model.training_report import EvalReport, Objective, objective_value
 
 NUM_FINALISTS = 3
 

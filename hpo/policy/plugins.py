@@ -19,7 +19,7 @@ from hpo.policy.pruners import AshaPruner, FormerPruner
 from hpo.policy.search_config import FORMER_PRUNERS, SearchConfig
 from hpo.policy.surrogate import SurrogateSampler
 from model.common.errors import ConfigError
-from model.metrics import SMALL
+from model.training_report import SMALL
 
 
 def sampler(search: SearchConfig, seed: int) -> BaseSampler:

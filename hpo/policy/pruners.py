@@ -79,7 +79,9 @@ class AshaPruner(ComparingPruner):
         is_dead: Callable[[FrozenTrial], bool] = lambda trial: False,
     ) -> None:
         if grace_period < 1 or reduction_factor < 1:
-            raise ValueError(f"grace_period={grace_period}, reduction_factor={reduction_factor}: both must be at least 1")
+            raise ValueError(
+                f"grace_period={grace_period}, reduction_factor={reduction_factor}: both must be at least 1"
+            )
         self._grace, self._reduction, self._epochs = grace_period, reduction_factor, epochs
         self._min_delta, self._is_dead = min_delta, is_dead
 

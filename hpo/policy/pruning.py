@@ -16,7 +16,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
 from hpo.policy.trial_history import in_memory_study, trials_as_of_report
 from model.common.errors import ConfigError
-from model.metrics import EvalReport, failure_reason
+from model.training_report import EvalReport, failure_reason
 
 PRUNED = ("asha", "leaders", "pruner")  # reasons of a Decision by which others were better
 

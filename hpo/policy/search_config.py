@@ -16,8 +16,8 @@ from model.common.text import truncated_repr
 from model.common.validation import field_types, matches_type, type_rule
 from model.config import MOST_EPOCHS, TrainConfig, check_not_twice
 from model.data.data_config import DataConfig
-from model.data.value_range import ValueRange
-from model.metrics import Objective
+from model.data.pixel_format import ValueRange
+from model.training_report import Objective
 
 SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.policy.pruners.FormerPruner
@@ -175,7 +175,9 @@ _FORMER_VALUES = {("sampler", "surrogate"): "gp", ("scheduler", "asha"): "former
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options, and their values, by the names that they have now."""
-    return {FORMER_NAMES.get(name, name): _FORMER_VALUES.get((name, str(value)), value) for name, value in values.items()}
+    return {
+        FORMER_NAMES.get(name, name): _FORMER_VALUES.get((name, str(value)), value) for name, value in values.items()
+    }
 
 
 def _is_named(name: str, names: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
-from model.training_run import BEST
+from model.run_layout import BEST
 
 
 def export_winner(

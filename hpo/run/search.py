@@ -59,8 +59,8 @@ from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export_quality import against_slides, table
 from model.generator import Generator
-from model.metrics import EvalReport, Objective, failure_reason, objective_value
-from model.training_run import BEST, LAST, RATES
+from model.run_layout import BEST, LAST, RATES
+from model.training_report import EvalReport, Objective, failure_reason, objective_value
 
 if TYPE_CHECKING:
     from hpo.tracking.tensorboard import TensorBoard

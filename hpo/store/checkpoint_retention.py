@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from hpo.policy.leaderboard import rank
 from hpo.store.checkpoint_sync import FENCING_TOKEN
 from hpo.store.record import Record
-from model.training_run import BEST, LAST
+from model.run_layout import BEST, LAST
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from hpo.store.object_storage import Storage, StorageError
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
-from model.training_run import BEST, LAST, RATES, strip_name
+from model.run_layout import BEST, LAST, RATES, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
 FENCING_TOKEN = "owner"  # file in the storage: generation and token of the attempt that may write beside it

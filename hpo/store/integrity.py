@@ -22,7 +22,7 @@ from hpo.policy.trial_attributes import (
     SUGGESTED_BY,
 )
 from model.common.validation import matches_type, wrong_fields
-from model.metrics import EvalReport, Objective, objective_value
+from model.training_report import EvalReport, Objective, objective_value
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _EVENTS = {FAILURES: "error", MIGRATIONS: "why"}

@@ -36,7 +36,7 @@ from model.common.errors import ConfigError, MachineError
 from model.common.files import check_writable, describe_os_error, write_atomically
 from model.common.git import git_commit
 from model.common.text import did_you_mean
-from model.metrics import EvalReport, objective_value
+from model.training_report import EvalReport, objective_value
 
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
 _ID = "search_id"  # note on the study: whose it is

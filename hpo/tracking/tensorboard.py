@@ -22,8 +22,8 @@ from hpo.policy.leaderboard import DEAD, outcome_of, reports_of
 from hpo.store.layout import FINAL
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
-from model.metrics import EvalReport
-from model.training_run import LAST
+from model.run_layout import LAST
+from model.training_report import EvalReport
 
 FOLDER = "tensorboard"
 

@@ -34,8 +34,8 @@ from model.common.errors import ConfigError
 from model.data.image_files import ImageError, read_image
 from model.denoise import verify_files
 from model.export import STRIP_FILE
-from model.metrics import EvalReport
-from model.training_run import LAST, should_log_images, strip_name
+from model.run_layout import LAST, should_log_images, strip_name
+from model.training_report import EvalReport
 
 log = logging.getLogger(__name__)
 

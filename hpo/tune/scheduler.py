@@ -21,7 +21,7 @@ from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.preemption import PreemptionHandler
 from hpo.tune.ray_session import HeadGoneError
 from model.common.errors import MachineError
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from hpo.store.checkpoint_sync import CheckpointSync
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.image_sets import DeviceImages, Images
+from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
-from model.training_run import BEST, TrainingRun
+from model.training_run import TrainingRun
 
 
 class DeviceMissingError(ConfigError):

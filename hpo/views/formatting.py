@@ -23,7 +23,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
 from model.common.text import sanitize_for_terminal
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
 _BAR_FROM, _SPEED_FROM = 64, 100  # columns of the terminal from which there is room for them

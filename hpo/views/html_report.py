@@ -37,10 +37,10 @@ from model.data.data_config import NUM_VALIDATION
 from model.data.image_files import ImageError, read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
-from model.metrics import SMALL, EvalReport, Objective, failure_reason, objective_value
 from model.picture_strip import cells
+from model.run_layout import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
-from model.training_run import LAST, strip_name
+from model.training_report import SMALL, EvalReport, Objective, failure_reason, objective_value
 
 REPORT = "report.html"  # in a search's folder
 _TEMPLATE = Path(__file__).with_suffix(".html")

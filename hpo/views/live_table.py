@@ -25,7 +25,7 @@ from hpo.policy.leaderboard import best_report, rank, reports_of
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import counts, duration, metrics, outcome, parameters, trial_table
 from hpo.views.status_file import Status
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 _BEST = 8  # ended trials in the live table
 _TICK_SECONDS = 1.0

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hpo.store.layout import STATUS_FILE
 from model.common.validation import wrong_fields
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 _MOST = 1e12  # of seconds and others; above it a status is none of ours
 

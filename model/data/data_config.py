@@ -12,11 +12,10 @@ from ..common.text import did_you_mean
 from ..common.validation import wrong_fields
 from .fashion_mnist import PADDING, fashion_mnist
 from .image_folder import CROPS, FASHION_MNIST, DataError, Pictures, grid, read_pictures
-from .image_sets import ImagePairs, Images, VariableSizeImages
 from .memory_mapped import PixelFiles
 from .noise import REAL, parse_noise
-from .value_range import ValueRange, wrong_range
-from .value_range import range_text as range_told
+from .pixel_format import ValueRange, wrong_range
+from .pixel_format import range_text as range_told
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
 _CROP = 64
@@ -30,7 +29,7 @@ class DataConfig:
     data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX: see model.data.image_folder
     noise: str = "gaussian:30"  # see model.data.noise; of noisy/clean pairs: real
     crop: int | None = None  # pixels a side that are trained on, of a folder's images; None: 64
-    range: ValueRange | None = None  # black and white of 16-bit and float32 images; None: see model.data.value_range
+    range: ValueRange | None = None  # black and white of 16-bit and float32 images; None: see model.data.pixel_format
 
     def __post_init__(self) -> None:
         if isinstance(self.range, list):  # out of JSON

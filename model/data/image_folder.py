@@ -25,8 +25,8 @@ from ..common.errors import ConfigError, MachineError
 from .folder_layout import CLEAN, NOISY, SPLITS, Layout, few, layout_of, told_skipped
 from .image_files import IMAGE_SUFFIXES, ImageError, check_size, read_file, read_image
 from .memory_mapped import PixelFiles, memory
-from .value_range import PixelFormat, ValueRange
-from .value_range import range_text as range_told
+from .pixel_format import PixelFormat, ValueRange
+from .pixel_format import range_text as range_told
 
 MAX_CROPS = 5_000  # of validation and test images each
 FASHION_MNIST = "fashion-mnist"

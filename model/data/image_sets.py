@@ -15,7 +15,7 @@ from .folder_layout import CLEAN, NOISY
 from .image_folder import Picture
 from .memory_mapped import PixelFile, PixelFiles
 from .noise import REAL, Noise, parse_noise
-from .value_range import EIGHT_BITS, PixelFormat
+from .pixel_format import EIGHT_BITS, PixelFormat
 
 log = logging.getLogger(__name__)
 

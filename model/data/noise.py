@@ -1,5 +1,5 @@
 """Noise models, named by a short spec: `gaussian:30`, `gaussian:12%`, `poisson:10-60`, `poisson:30+gaussian:10`;
-docs/data.md."""
+docs/data.md. A spec is checked without loading torch; what adds the noise imports it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..common.errors import ConfigError
 from ..common.text import did_you_mean
 from ..picture_strip import to_uint8
 
+if TYPE_CHECKING:
+    import torch
+
+    from .noise_draws import Draw
+
 REAL = "real"  # in place of a noise: it is in the files
-_STD_SCALE = 2 / 255.0  # a standard deviation on the scale of 8-bit images, on [-1, 1]
 _MAX_SPEC = 200  # characters: ten noises in a row
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _RANGE = re.compile(f"({_NUMBER})(%?)(?:-({_NUMBER})(%?))?")
@@ -63,85 +66,6 @@ class Parameter:
         return f"{self.name.upper()}={value} must be {rule} ({self.unit})"
 
 
-# --- where the numbers come from ------------------------------------------------------------------------------------
-
-
-class Draw(ABC):
-    """Random numbers for a batch of N images. A value for each image is a number or (N, 1, 1, 1)."""
-
-    @abstractmethod
-    def each(self, value: Range) -> float | torch.Tensor:
-        """A parameter's value for each image."""
-
-    @abstractmethod
-    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """In [0, 1)."""
-
-    @abstractmethod
-    def normal(self, shape: tuple[int, ...]) -> torch.Tensor: ...
-
-    @abstractmethod
-    def poisson(self, mean: torch.Tensor) -> torch.Tensor: ...
-
-    @abstractmethod
-    def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
-        """image + white noise. Each draw has its own arithmetic for it: recorded figures depend on every bit, and a
-        fused multiply-add gives other ones than a product and a sum."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Afresh(Draw):
-    """From torch's generator, on its device, never waiting for it."""
-
-    generator: torch.Generator
-    num_images: int
-    device: torch.device
-
-    def each(self, value: Range) -> float | torch.Tensor:
-        return value.low if value.low == value.high else self._each(value.low, value.high)
-
-    def _each(self, low: float, high: float) -> torch.Tensor:
-        return torch.empty(self.num_images, 1, 1, 1, device=self.device).uniform_(low, high, generator=self.generator)
-
-    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.device)
-
-    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def poisson(self, mean: torch.Tensor) -> torch.Tensor:
-        return torch.poisson(mean, generator=self.generator)
-
-    def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
-        normal = torch.empty_like(image).normal_(generator=self.generator)
-        if std.low == std.high:
-            return image.add(normal, alpha=std.low * _STD_SCALE)
-        return image.addcmul(normal, self._each(std.low * _STD_SCALE, std.high * _STD_SCALE))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fixed(Draw):
-    """From NumPy's generator, for one image: torch's numbers differ between processors."""
-
-    generator: np.random.Generator
-
-    def each(self, value: Range) -> float:
-        return self.generator.uniform(value.low, value.high)
-
-    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.from_numpy(self.generator.random(shape, dtype=np.float32))
-
-    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.from_numpy(self.generator.standard_normal(shape, dtype=np.float32))
-
-    def poisson(self, mean: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.generator.poisson(mean.numpy()).astype(np.float32))
-
-    def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
-        scaled = np.float32(self.each(std) * 2 / 255.0)
-        return image + float(scaled) * self.normal(tuple(image.shape))
-
-
 _STD = Parameter("std", 0, 255, "on the scale of 8-bit images", takes_per_cent=True)
 
 # --- the noises -----------------------------------------------------------------------------------------------------
@@ -166,16 +90,22 @@ class Noise(ABC):
 
     def __call__(self, clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Noisy copies of clean (N, C, H, W) in [-1, 1], drawn afresh on clean's device; only jpeg waits for it."""
-        return self.add_to(clean, _Afresh(generator, len(clean), clean.device)).clamp(-1, 1)
+        from .noise_draws import TorchDraw
+
+        return self.add_to(clean, TorchDraw(generator, len(clean), clean.device)).clamp(-1, 1)
 
     def fixed(self, clean: np.ndarray, *, seed: int) -> np.ndarray:
         """The same noise for the same (seed, index) on any machine and device: for validation and test.
 
         clean: (N, C, H, W) float32 in [-1, 1]; gives the same shape and type.
         """
+        import torch
+
+        from .noise_draws import NumpyDraw
+
         noisy = np.empty_like(clean)
         for index, image in enumerate(clean):
-            draw = _Fixed(np.random.Generator(np.random.Philox(key=[seed, index])))
+            draw = NumpyDraw(np.random.Generator(np.random.Philox(key=[seed, index])))
             noisy[index] = self.add_to(torch.from_numpy(image[None].copy()), draw).clamp(-1, 1)[0].numpy()
         return noisy
 
@@ -236,6 +166,8 @@ class SaltPepperNoise(Noise):
     EXAMPLE = "salt-pepper:0.05"
 
     def add_to(self, image: torch.Tensor, draw: Draw) -> torch.Tensor:
+        import torch
+
         num_images, _, height, width = image.shape
         lot, share = draw.uniform((num_images, 1, height, width)), draw.each(self.share)
         return torch.where(lot < share, torch.where(lot * 2 < share, -1.0, 1.0), image)
@@ -252,6 +184,8 @@ class JpegNoise(Noise):
     EXAMPLE = "jpeg:20"
 
     def add_to(self, image: torch.Tensor, draw: Draw) -> torch.Tensor:
+        import torch
+
         drawn = torch.as_tensor(draw.each(Range(self.quality.low, self.quality.high + 1)))
         qualities = drawn.floor().clamp(max=self.quality.high).flatten().tolist()  # rounding may reach the bound
         pixels = to_uint8(image.cpu().numpy())
@@ -308,6 +242,8 @@ def _intensity(image: torch.Tensor) -> torch.Tensor:
 def _blur(length: int, reach: int, size: float | torch.Tensor, device: torch.device) -> torch.Tensor:
     """The matrix that blurs one axis, (..., length, length + 2 * reach). The squares of a row sum to 1: white noise
     keeps its variance."""
+    import torch
+
     distance = torch.arange(length + 2 * reach, device=device) - torch.arange(length, device=device)[:, None] - reach
     weights = torch.exp(-0.5 * (distance / size).square()) * (distance.abs() <= reach)
     return weights / weights.square().sum(-1, keepdim=True).sqrt()

@@ -14,7 +14,7 @@ from hpo.policy.trial_attributes import CONFIG
 from hpo.store.record import Record
 from model.common.errors import MachineError
 from model.config import TrainConfig
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 from search_spaces import Space
 
 

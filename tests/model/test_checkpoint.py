@@ -20,8 +20,8 @@ from model.common.errors import ConfigError
 from model.common.files import write_atomically
 from model.config import TrainConfig
 from model.generator import Generator
-from model.metrics import EvalReport
 from model.trainer import load_generator
+from model.training_report import EvalReport
 
 STATE = {"config": {"lr_g": 2e-4}, "notes": {"trial": 7, "name": "größte"}, "reports": [{"ssim": "nan"}]}
 

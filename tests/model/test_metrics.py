@@ -12,7 +12,7 @@ from model import export_quality, metrics
 from model.data.image_sets import NOISE_SEEDS, to_unit
 from model.data.noise import parse_noise
 from model.export_quality import against_slides, quality, table
-from model.metrics import EvalReport, failure_reason, objective_value
+from model.training_report import EvalReport, failure_reason, objective_value
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 

@@ -15,8 +15,8 @@ from model.config import TrainConfig
 from model.data.image_sets import DeviceImages, ImagePairs, Images, to_unit
 from model.data.noise import parse_noise
 from model.gan import autocast_dtype, clip_gradients
-from model.metrics import failure_reason
 from model.trainer import Trainer, load_generator
+from model.training_report import failure_reason
 
 CPU = torch.device("cpu")
 # 64 of 100 images an epoch: the second epoch's batches span two shuffles.

@@ -9,7 +9,8 @@ from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.image_sets import DeviceImages, Images
-from model.training_run import BEST, LAST, TrainingRun, should_log_images
+from model.run_layout import BEST, LAST, should_log_images
+from model.training_run import TrainingRun
 
 CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, precision="float32")
 

@@ -12,7 +12,7 @@ from hpo.policy import trial_attributes
 from hpo.search_controller import Listener, SearchController
 from hpo.store.record import Record
 from model.config import TrainConfig
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 from search_spaces import Space, load
 
 SPACE = load("losses_and_rates")

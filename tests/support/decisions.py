@@ -11,7 +11,7 @@ from hpo.policy import sampling
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
-from model.metrics import objective_value
+from model.training_report import objective_value
 from search_spaces import Space
 
 SEARCH = SearchConfig(epochs=12, reduction_factor=3, objective="ssim", set={"width": 4})

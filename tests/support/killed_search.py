@@ -26,8 +26,9 @@ from hpo.store.record import SEARCH_FILE, Record
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages
+from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
-from model.training_run import BEST, TrainingRun
+from model.training_run import TrainingRun
 
 # Every Python process of the search loads this first: each epoch that begins, and each that is on disk, is a line.
 TRACER = """

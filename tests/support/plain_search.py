@@ -27,8 +27,9 @@ from hpo.store.replication import StorageReplicator
 from hpo.tune import trainable
 from model.config import TrainConfig
 from model.data.image_sets import DeviceImages
+from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
-from model.training_run import BEST, TrainingRun
+from model.training_run import TrainingRun
 
 TRIALS, EPOCHS = 5, 3
 

@@ -18,7 +18,7 @@ from hpo.policy.leaderboard import reports_of
 from hpo.store.layout import FINAL
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 Status = api_pb2.Status
 

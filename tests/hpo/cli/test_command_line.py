@@ -313,7 +313,7 @@ def images_once() -> Iterator[None]:
         raise StartedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.data.data_config, "fashion_mnist", functools.cache(model.data.fashion_mnist.fashion_mnist))
+        patch.setattr(model.data.data_config, "fashion_mnist", functools.cache(model.data.fashion_mnist))
         patch.setattr(model.training_run.TrainingRun, "__init__", begin)
         patch.setattr(ray_session, "started", begin)
         patch.setattr(model.data.image_sets.Images, "digest", "0")

@@ -28,7 +28,7 @@ from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.scheduler import ControllerScheduler
 from hpo.tune.searcher import ControllerSearcher
 from model.config import TrainConfig
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 SEARCH = SearchConfig(trials=9, epochs=4, reduction_factor=2, objective="ssim", seed=3, set={"width": 4})
 SLOTS = 3

@@ -33,7 +33,7 @@ from hpo.views.watch import watch
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.value_range import EIGHT_BITS
+from model.data.pixel_format import EIGHT_BITS
 
 LOAD = DataConfig.load
 

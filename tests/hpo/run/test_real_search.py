@@ -36,9 +36,9 @@ from model.data import fashion_mnist
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages, Images
 from model.denoise import Denoiser
-from model.metrics import EvalReport
+from model.run_layout import BEST, LAST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
-from model.training_run import BEST, LAST
+from model.training_report import EvalReport
 
 import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
 

@@ -27,9 +27,9 @@ from hpo.store.replication import open_read_only
 from model.data.data_config import DataConfig
 from model.denoise import Denoiser
 from model.export_quality import evaluate
-from model.metrics import EvalReport
+from model.run_layout import BEST
 from model.trainer import load_generator, validate
-from model.training_run import BEST
+from model.training_report import EvalReport
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * GUARD_SECONDS)]
 __all__ = ["one_thread"]  # a fixture

@@ -23,7 +23,7 @@ from hpo.store.record import SEARCH_FILE, Record
 from model.checkpoint import load_checkpoint
 from model.denoise import Denoiser
 from model.export import WEIGHTS_FILE
-from model.training_run import BEST, LAST
+from model.run_layout import BEST, LAST
 
 FULL = r"disk full at (\S+); with more room the same command goes on$"
 

@@ -29,7 +29,7 @@ from hpo.store.replication import acquire
 from model.common.errors import MachineError
 from model.data import fashion_mnist
 from model.denoise import Denoiser
-from model.training_run import BEST, LAST
+from model.run_layout import BEST, LAST
 
 
 def flipped(path: Path, bit: int) -> None:

@@ -47,7 +47,7 @@ from hpo.store.lock import acquire_lock
 from hpo.store.record import Record, RecordError
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
-from model.metrics import EvalReport
+from model.training_report import EvalReport
 
 
 def as_optuna_sees_it(runs: Path) -> list[FrozenTrial]:

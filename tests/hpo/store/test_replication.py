@@ -40,7 +40,8 @@ from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages, Images
-from model.training_run import BEST, LAST, TrainingRun, strip_name
+from model.run_layout import BEST, LAST, strip_name
+from model.training_run import TrainingRun
 
 
 @pytest.fixture(params=KINDS)

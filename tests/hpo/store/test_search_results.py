@@ -31,8 +31,8 @@ from hpo.views.formatting import collapse_message, headline
 from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
 from model.denoise import MANIFEST
+from model.run_layout import BEST, LAST
 from model.trainer import Trainer
-from model.training_run import BEST, LAST
 
 OBJECTIVE = "ssim"
 

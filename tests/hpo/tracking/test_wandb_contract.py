@@ -37,7 +37,7 @@ from hpo.tracking import wandb_runs, wandb_tracker
 from hpo.tracking.wandb_tracker import Tracker, sync
 from model.denoise import MANIFEST, DenoiseError
 from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
-from model.training_run import strip_name
+from model.run_layout import strip_name
 
 SEARCH = SearchConfig(
     trials=3, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4}, wandb="online"

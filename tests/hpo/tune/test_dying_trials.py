@@ -27,8 +27,8 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.image_sets import DeviceImages
-from model.metrics import EvalReport
 from model.trainer import SEARCH_VALIDATION_IMAGES
+from model.training_report import EvalReport
 from model.training_run import TrainingRun
 
 pytestmark = pytest.mark.timeout(2 * GUARD_SECONDS)

@@ -35,7 +35,7 @@ from hpo.views.html_report import REPORT, contents, importance, longer, page, pa
 from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
 from model.picture_strip import cells, strip
-from model.training_run import LAST, strip_name
+from model.run_layout import LAST, strip_name
 
 ENDS = SearchConfig(trials=7, epochs=3, pruner="none", objective="balanced")
 

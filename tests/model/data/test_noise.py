@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.common.errors import ConfigError
 from model.data.image_sets import to_unit
+from model.data.noise_draws import NumpyDraw
 from model.data.noise import (
     KINDS,
     CorrelatedNoise,
@@ -26,7 +27,6 @@ from model.data.noise import (
     Range,
     SaltPepperNoise,
     SpeckleNoise,
-    _Fixed,
     parse_noise,
 )
 
@@ -302,7 +302,7 @@ def test_a_drawn_sum_is_its_stages_one_after_another(spec):
 def test_a_fixed_sum_is_its_stages_one_after_another(images):
     noise, clean = parse_noise("speckle:0.1-0.3+jpeg:20-50+gaussian:10-20"), to_unit(images.validation.clean[:3])
     for index, noisy in enumerate(noise.fixed(clean, seed=4)):
-        draw = _Fixed(np.random.Generator(np.random.Philox(key=[4, index])))
+        draw = NumpyDraw(np.random.Generator(np.random.Philox(key=[4, index])))
         image = torch.from_numpy(clean[index : index + 1])
         for stage in noise.stages:
             image = stage.add_to(image, draw)

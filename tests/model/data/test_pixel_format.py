@@ -26,7 +26,7 @@ from model.data.image_files import read_image
 from model.data.image_folder import DataError, read_pictures
 from model.data.image_sets import DeviceImages, Images, _unit
 from model.data.memory_mapped import PixelFiles
-from model.data.value_range import EIGHT_BITS, PixelFormat
+from model.data.pixel_format import EIGHT_BITS, PixelFormat
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate, quality

@@ -1,0 +1,16 @@
+"""The names of the files in a training's folder. Without torch."""
+
+from __future__ import annotations
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+RATES = ("lr_g", "lr_d")
+
+
+def strip_name(epoch: int) -> str:
+    """Of the pictures after an epoch: noisy | denoised | clean."""
+    return f"epoch-{epoch:04}.png"
+
+
+def should_log_images(epoch: int, *, last: bool) -> bool:
+    """Whether its strip goes where every picture costs: of epochs 1, 2, 4, ... and the last."""
+    return last or epoch.bit_count() == 1
