@@ -107,8 +107,8 @@ class Ours:
 
     def command(self, address: str = "local", gpus: int = 0) -> list[str]:
         options = {"trials": TRIALS, "epochs": EPOCHS, "images-per-epoch": stock.IMAGES}
-        options |= {"pruner": "former-asha", "grace_period": GRACE, "reduction_factor": REDUCTION, "objective": "ssim"}
-        options |= {"max_concurrent": 2, "wandb": "disabled", "address": address, "gpus-per-trial": gpus}
+        options |= {"pruner": "former-asha", "grace-period": GRACE, "reduction-factor": REDUCTION, "objective": "ssim"}
+        options |= {"max-concurrent": 2, "wandb": "disabled", "address": address, "gpus-per-trial": gpus}
         asked = [f"--{name}={value}" for name, value in {**options, "runs": self.runs}.items()]
         return ["-m", "hpo.cli", "search", stock.NAME, *asked, *(f"--set={n}={v}" for n, v in stock.SMALL.items())]
 

@@ -32,7 +32,8 @@ from skimage.metrics import structural_similarity
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 from model.data.data_config import DataConfig
-from model.data.image_sets import NOISE_SEEDS, to_unit
+from model.data.device_images import to_unit
+from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
 from model.denoise import Denoiser
 from model.export_quality import quality

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from model.data.data_config import DataConfig
-from model.data.image_sets import to_unit
+from model.data.device_images import to_unit
 from model.denoise import Denoiser
 
 LABELS = {"train": "train-labels-idx1-ubyte.gz", "test": "t10k-labels-idx1-ubyte.gz"}

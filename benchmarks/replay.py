@@ -349,7 +349,7 @@ class Ours:
         return trial.number, trial.params
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """As Record.hear; that it is the last, judge finds out by itself."""
+        """As Record.append_report; that it is the last, judge finds out by itself."""
         trial = self.trials[key]
         trial.user_attrs[REPORTS].append({**report.as_dict(), REPORT_INDEX: self._heard})
         trial.intermediate_values[report.epoch] = value

@@ -28,8 +28,9 @@ from hpo.tracking.tensorboard import FOLDER, Events
 from model.common.files import write_atomically
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
+from model.data.device_images import DeviceImages
 from model.data.fashion_mnist import PADDING
-from model.data.image_sets import DeviceImages, ImagePairs, Images
+from model.data.image_sets import ImagePairs, Images
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate

@@ -29,7 +29,7 @@ import search_spaces
 from model.common.files import write_atomically
 from model.config import TrainConfig, parse_setting
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages
+from model.data.device_images import DeviceImages
 from model.trainer import Trainer
 from model.training_report import failure_reason
 

@@ -24,7 +24,8 @@ from survival import EPOCHS, GRACE, REDUCTION, TRIALS
 
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import Images
 from model.generator import Generator
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 from model.training_report import EvalReport

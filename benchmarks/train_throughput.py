@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images, to_unit
+from model.data.device_images import DeviceImages, to_unit
+from model.data.image_sets import Images
 from model.gan import autocast_dtype
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 

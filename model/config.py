@@ -7,7 +7,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from .common.errors import ConfigError
 from .common.text import did_you_mean, truncated_repr
@@ -19,6 +19,7 @@ Output = Literal["direct", "residual"]
 Upsample = Literal["transposed", "resize"]
 Norm = Literal["batch", "instance", "none"]
 Schedule = Literal["constant", "cosine"]
+ValueRange: TypeAlias = tuple[float, float]  # black, white of images, in their own numbers
 Precision = Literal["auto", "float32", "bfloat16"]
 
 

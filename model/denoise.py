@@ -19,7 +19,8 @@ import onnxruntime
 from .common.errors import ConfigError
 from .common.text import truncated_repr
 from .common.validation import matches_type
-from .data.pixel_format import PixelFormat, ValueRange
+from .config import ValueRange
+from .data.pixel_format import PixelFormat
 
 MANIFEST = "manifest.json"
 _OUTSIDE = "session.model_external_initializers_file_folder_path"

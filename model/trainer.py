@@ -19,7 +19,7 @@ from model.generator import Generator
 from . import metrics
 from .common.errors import ConfigError
 from .config import TrainConfig
-from .data.image_sets import DeviceImages
+from .data.device_images import DeviceImages
 from .training_report import EvalReport
 
 SEARCH_VALIDATION_IMAGES = 1_000  # that trials look at; finalists are measured on all

@@ -16,7 +16,7 @@ from model.trainer import Trainer
 from .common.errors import ConfigError
 from .common.files import atomic_replace
 from .config import TrainConfig
-from .data.image_sets import DeviceImages
+from .data.device_images import DeviceImages
 from .picture_strip import strip
 from .run_layout import BEST, LAST, RATES, strip_name
 from .training_report import EvalReport, Objective, objective_value

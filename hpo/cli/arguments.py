@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpo.exit_codes import EXIT_BAD_INPUT
-from hpo.policy.former_names import FORMER_NAMES
+from hpo.policy.search_config import FORMER_NAMES
 from model.common.files import folder_problem, path_problem, write_problem
 from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 
@@ -320,4 +320,4 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     now = {option: action for action in search._actions for option in action.option_strings}
     for former, name in FORMER_NAMES.items():
         action = now[f"--{name.replace('_', '-')}"]
-        add(f"--{former.replace('_', '-')}", type=action.type, metavar=action.metavar, help=argparse.SUPPRESS)
+        add(f"--{former.replace('_', '-')}", type=action.type or str, metavar=action.metavar, help=argparse.SUPPRESS)

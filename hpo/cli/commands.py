@@ -350,8 +350,8 @@ def _train(arguments: argparse.Namespace) -> int:
     import torch
 
     from model.data.data_config import DataConfig
+    from model.data.device_images import DeviceImages
     from model.data.image_folder import check_layout
-    from model.data.image_sets import DeviceImages
     from model.data.memory_mapped import PixelFiles
     from model.trainer import SEARCH_VALIDATION_IMAGES
     from model.training_report import failure_reason

@@ -8,16 +8,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
 from model.common.errors import ConfigError
 from model.common.text import truncated_repr
 from model.common.validation import field_types, matches_type, type_rule
-from model.config import MOST_EPOCHS, TrainConfig, check_not_twice
-from model.data.data_config import DataConfig
-from model.data.pixel_format import ValueRange
+from model.config import MOST_EPOCHS, TrainConfig, ValueRange, check_not_twice
 from model.training_report import Objective
+
+if TYPE_CHECKING:
+    from model.data.data_config import DataConfig
 
 SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.policy.pruners.FormerPruner
@@ -147,6 +148,8 @@ class SearchConfig:
 
     def data_config(self) -> DataConfig:
         """Raises ConfigError."""
+        from model.data.data_config import DataConfig  # noqa: PLC0415 - numpy: options are read without it
+
         return DataConfig(data=self.data, noise=self.noise, crop=self.crop, range=self.range)
 
     def base_config(self) -> TrainConfig:
@@ -199,7 +202,7 @@ _NUMBERS = {
 
 
 # What may change when a search is continued: how much and where, never what is compared with what. Of the space and of
-# the images their name or path alone: Record.change compares what it yields, hpo.store.search_results their pixels.
+# the images their name or path alone: Record.update_config compares what it yields, hpo.store.search_results their pixels.
 CHANGEABLE = frozenset(
     {
         "space",

@@ -10,12 +10,14 @@ from typing import Any
 from ..common.errors import ConfigError
 from ..common.text import did_you_mean
 from ..common.validation import wrong_fields
+from ..config import ValueRange
 from .fashion_mnist import PADDING, fashion_mnist
 from .image_folder import CROPS, FASHION_MNIST, DataError, Pictures, grid, read_pictures
+from .image_sets import ImagePairs, Images, VariableSizeImages
 from .memory_mapped import PixelFiles
 from .noise import REAL, parse_noise
-from .pixel_format import ValueRange, wrong_range
 from .pixel_format import range_text as range_told
+from .pixel_format import wrong_range
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
 _CROP = 64

@@ -22,10 +22,11 @@ import numpy as np
 
 from ..common import s3
 from ..common.errors import ConfigError, MachineError
+from ..config import ValueRange
 from .folder_layout import CLEAN, NOISY, SPLITS, Layout, few, layout_of, told_skipped
 from .image_files import IMAGE_SUFFIXES, ImageError, check_size, read_file, read_image
 from .memory_mapped import PixelFiles, memory
-from .pixel_format import PixelFormat, ValueRange
+from .pixel_format import PixelFormat
 from .pixel_format import range_text as range_told
 
 MAX_CROPS = 5_000  # of validation and test images each

@@ -208,12 +208,14 @@ class CorrelatedNoise(Noise):
     EXAMPLE = "correlated:30:1.5"
 
     def add_to(self, image: torch.Tensor, draw: Draw) -> torch.Tensor:
+        from .noise_draws import STD_SCALE
+
         num_images, channels, height, width = image.shape
         std, size = draw.each(self.std), draw.each(self.size)
         reach = math.ceil(_BLUR_REACH * self.size.high)  # white noise beyond the edges too, so that no pixel is special
         white = draw.normal((num_images, channels, height + 2 * reach, width + 2 * reach))
         rows, columns = (_blur(side, reach, size, image.device) for side in (height, width))
-        return image + rows @ white @ columns.mT * (std * _STD_SCALE)
+        return image + rows @ white @ columns.mT * (std * STD_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from ..common.errors import ConfigError
 from ..common.text import truncated_repr
+from ..config import ValueRange
 
-ValueRange: TypeAlias = tuple[float, float]  # black, white
 _WHOLE: dict[str, ValueRange] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
 _TOLD = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float32"}
 _LARGEST, _CLOSEST = 1e30, 1e-4  # what float32 tells apart well: of a value; of LOW and HIGH beside the larger one

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from curves import conductor, run_all
+from curves import SEARCH, conductor, run_all
 from plain_search import command, photographs, without_ray
 from saying import RayStartedError
 
 from hpo.cli.commands import main
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
-
-# Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
-SEARCH = SearchConfig(trials=8, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4})
 
 
 @pytest.fixture

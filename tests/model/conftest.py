@@ -13,7 +13,8 @@ import torch
 
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, ImagePairs, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import ImagePairs, Images
 from model.export import export
 from model.trainer import Trainer
 

@@ -10,7 +10,8 @@ import torch
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import Images
 from model.denoise import Denoiser
 from model.export import export
 from model.generator import Generator

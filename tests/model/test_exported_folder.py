@@ -21,7 +21,8 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import NOISE_SEEDS, ImagePairs, to_unit
+from model.data.device_images import to_unit
+from model.data.image_sets import NOISE_SEEDS, ImagePairs
 from model.data.noise import parse_noise
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.export import ExportError, check_target, export

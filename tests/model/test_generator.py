@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.data.image_sets import to_unit
+from model.data.device_images import to_unit
 from model.generator import Generator, _Doubled, _Halved
 
 

@@ -5,7 +5,7 @@ from skimage.metrics import structural_similarity
 
 from model import losses
 from model.config import TrainConfig
-from model.data.image_sets import to_unit
+from model.data.device_images import to_unit
 from model.data.noise import parse_noise
 
 

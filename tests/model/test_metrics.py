@@ -9,7 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn.functional import conv2d
 
 from model import export_quality, metrics
-from model.data.image_sets import NOISE_SEEDS, to_unit
+from model.data.device_images import to_unit
+from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
 from model.export_quality import against_slides, quality, table
 from model.training_report import EvalReport, failure_reason, objective_value

@@ -12,7 +12,8 @@ from torch.nn.functional import binary_cross_entropy, l1_loss
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
-from model.data.image_sets import DeviceImages, ImagePairs, Images, to_unit
+from model.data.device_images import DeviceImages, to_unit
+from model.data.image_sets import ImagePairs, Images
 from model.data.noise import parse_noise
 from model.gan import autocast_dtype, clip_gradients
 from model.trainer import Trainer, load_generator

@@ -8,7 +8,8 @@ from PIL import Image
 from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
-from model.data.image_sets import DeviceImages, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import Images
 from model.run_layout import BEST, LAST, should_log_images
 from model.training_run import TrainingRun
 

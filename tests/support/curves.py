@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.policy import trial_attributes
+from hpo.policy.search_config import SearchConfig
 from hpo.search_controller import Listener, SearchController
 from hpo.store.record import Record
 from model.config import TrainConfig
@@ -16,6 +17,8 @@ from model.training_report import EvalReport
 from search_spaces import Space, load
 
 SPACE = load("losses_and_rates")
+# Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
+SEARCH = SearchConfig(trials=8, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4})
 
 
 def report(epoch: int, ssim: float, *, images: int = 0, **changed: Any) -> EvalReport:

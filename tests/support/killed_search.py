@@ -25,7 +25,7 @@ from hpo.store.layout import STUDY_FILE
 from hpo.store.record import SEARCH_FILE, Record
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages
+from model.data.device_images import DeviceImages
 from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 from model.training_run import TrainingRun

@@ -26,7 +26,7 @@ from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import trainable
 from model.config import TrainConfig
-from model.data.image_sets import DeviceImages
+from model.data.device_images import DeviceImages
 from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 from model.training_run import TrainingRun
@@ -43,7 +43,7 @@ def photographs(folder: Path) -> Path:
 
 def command(folder: Path, runs: Path, *more: str) -> list[str]:
     """Of a search on the photographs in `folder`."""
-    options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction_factor": "2", "seed": "9", "data": str(folder)}
+    options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction-factor": "2", "seed": "9", "data": str(folder)}
     options |= {"crop": "16", "images-per-epoch": "8", "wandb": "disabled", "runs": str(runs)}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return ["search", "first", *words, "--set", "width=4", "--set", "batch_size=2", "--set", "dropout=0", *more]
@@ -88,7 +88,7 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
 
 def here(copies: StorageReplicator, images: Any, console: Any) -> search._Context:
     whole = {"num_cpus": 1.0, "num_gpus": 0.0}
-    cluster: Any = SimpleNamespace(whole_node=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
+    cluster: Any = SimpleNamespace(exclusive_node_options=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
     progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)
     given = {"record": copies.record, "copies": copies, "images": images, "images_ref": images, "console": console}
     return search._Context(**given, cluster=cluster, progress=progress)

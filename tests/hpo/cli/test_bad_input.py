@@ -513,24 +513,24 @@ def test_bad_input_is_refused_before_anything_is_written(row, world, tmp_path, c
 
 NUMBERS = [
     "epochs",
-    "grace_period",
-    "reduction_factor",
+    "grace-period",
+    "reduction-factor",
     "seed",
     "crop",
     "images-per-epoch",
     "trials",
-    "keep_checkpoints",
+    "keep-checkpoints",
     "final-epochs",
-    "max_concurrent",
+    "max-concurrent",
 ]
-REALS = ["time-budget", "max-cost", "on-demand-after", "cpus-per-trial", "gpus-per-trial"]
+REALS = ["time-budget-minutes", "max-cost", "on-demand-after-minutes", "cpus-per-trial", "gpus-per-trial"]
 
 
 @pytest.mark.parametrize("value", ["nan", "-inf", "-1", "1e400", "", "many", "0x10", str(10**30), "9" * 5_000])
 def test_no_option_takes_a_number_that_is_none_and_all_are_told_at_once(value, capsys):
     options = [name for name in NUMBERS + REALS if not (name == "max-cost" and float_of(value) == float("inf"))]
     if value == str(10**30):  # harmless where only time is waited for; room is looked for later
-        options = [name for name in NUMBERS if name != "grace_period"]  # that many epochs were asked for
+        options = [name for name in NUMBERS if name != "grace-period"]  # that many epochs were asked for
     code, out, err = hpo_says("search", "new", *(f"--{name}={value}" for name in options), capsys=capsys)
     assert (code, out) == (2, "")
     told = {line.removeprefix("hpo: ").partition("=")[0] for line in err.splitlines()}

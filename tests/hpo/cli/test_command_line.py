@@ -34,6 +34,7 @@ from hpo.store.record import Record
 from hpo.tune import ray_session
 from model.common.errors import ErrorCollector
 from model.config import FIELDS
+from model.data.fashion_mnist import fashion_mnist
 from model.data.noise import KINDS
 from model.denoise import read_manifest
 
@@ -119,7 +120,7 @@ def test_a_folder_that_was_renamed_is_the_same_search_by_its_new_name(done, runs
     assert (again.id, [trial.params for trial in again.trials()]) == (done.id, before)
     assert Record(runs, "renamed", read_only=True).trials()
     assert hpo_says("search", "renamed", "--runs", str(runs), "--trials", "0", capsys=capsys)[2].count("\n") == 1
-    again.note("x", 1)
+    again.set_metadata("x", 1)
     assert Record(runs, "renamed").metadata()["x"] == 1
 
 
@@ -313,7 +314,7 @@ def images_once() -> Iterator[None]:
         raise StartedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.data.data_config, "fashion_mnist", functools.cache(model.data.fashion_mnist))
+        patch.setattr(model.data.data_config, "fashion_mnist", functools.cache(fashion_mnist))
         patch.setattr(model.training_run.TrainingRun, "__init__", begin)
         patch.setattr(ray_session, "started", begin)
         patch.setattr(model.data.image_sets.Images, "digest", "0")

@@ -31,7 +31,7 @@ from hpo.cli.commands import main
 from hpo.remote import launch
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages
+from model.data.device_images import DeviceImages
 from model.denoise import MANIFEST, read_manifest
 from model.export import export
 from model.trainer import Trainer

@@ -14,12 +14,15 @@ from killed_search import (
     Killed,
     assert_nothing_was_lost_or_repeated,
     assert_the_winner_is_what_the_record_says,
+    one_thread,
     placed,
     traced,
     undisturbed,
 )
 
 from hpo.policy import leaderboard
+
+__all__ = ["one_thread"]  # a fixture
 
 
 @pytest.mark.timeout(3 * GUARD_SECONDS)

@@ -20,8 +20,8 @@ from hpo.store.record import Record
 from model.common.errors import MachineError
 
 HOLDS = (
-    "import sys, time; from pathlib import Path; from hpo.store.record import locked\n"
-    "lock = locked(Path(sys.argv[1]) / 'first', 'first')\n"
+    "import sys, time; from pathlib import Path; from hpo.store.lock import acquire_lock\n"
+    "lock = acquire_lock(Path(sys.argv[1]) / 'first', 'first')\n"
     "print('locked', flush=True); time.sleep(600)"
 )
 

@@ -34,7 +34,8 @@ from hpo.views.html_report import REPORT
 from model.checkpoint import load_checkpoint
 from model.data import fashion_mnist
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import Images
 from model.denoise import Denoiser
 from model.run_layout import BEST, LAST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate

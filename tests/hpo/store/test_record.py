@@ -465,7 +465,7 @@ def test_what_waits_in_the_study_is_no_damage_and_waits_until_there_is_a_trial_l
     found = Record(runs, "first")
     assert story(found.trials()) == done
     assert conductor(found).next_trial() is None
-    found.change({"trials": record.search.trials + 1})
+    found.update_config({"trials": record.search.trials + 1})
     assert conductor(found).next_trial().user_attrs[SUGGESTED_BY] == "queued"
 
 

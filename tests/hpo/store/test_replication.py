@@ -39,7 +39,8 @@ from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import Images
 from model.run_layout import BEST, LAST, strip_name
 from model.training_run import TrainingRun
 

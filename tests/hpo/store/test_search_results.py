@@ -201,7 +201,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
         return {**evaluate(trainer), **(found if trainer.config.epochs == 5 else {})}
 
     def killed(_: object) -> str:
-        monkeypatch.setattr(search, "collapse_told", collapse_message)
+        monkeypatch.setattr(search, "collapse_message", collapse_message)
         raise Killed
 
     monkeypatch.setattr(Trainer, "_evaluate", metrics)
@@ -211,7 +211,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
     )
     words = command(pictures, tmp_path / "runs", "--space", str(tmp_path / "space.py"), "--final-epochs", "5")
     if is_killed:
-        monkeypatch.setattr(search, "collapse_told", killed)
+        monkeypatch.setattr(search, "collapse_message", killed)
         with pytest.raises(Killed):
             main(words)
     assert main(words) == 0

@@ -16,8 +16,7 @@ import optuna
 import pytest
 import skimage.data
 import sqlalchemy
-from conftest import SEARCH
-from curves import SPACE, conductor, report, run_all, story
+from curves import SEARCH, SPACE, conductor, report, run_all, story
 from drivers import GUARD_SECONDS, driver, num_reports
 from killed import watched
 from PIL import Image
@@ -103,9 +102,9 @@ def test_two_peoples_first_do_not_meet_in_one_database(runs, url):
     mine, yours = create(runs / "mine", url), create(runs / "yours", url)
     for record in (mine, mine, yours):
         record.add(suggest(record.trials(), SPACE, SEARCH))
-    mine.note("a", 1)
+    mine.set_metadata("a", 1)
     assert [len(Record(runs / whose, "first").trials()) for whose in ("mine", "yours")] == [2, 1]
-    assert yours.notes() == {}
+    assert yours.metadata() == {}
 
 
 def test_a_lost_commit_is_written_again_and_one_whose_answer_was_lost_is_not(runs, url, server, undisturbed):
@@ -176,7 +175,7 @@ def test_who_reads_while_another_writes_sees_whole_events(runs, url):
     reader.refresh()
     assert reader.trials() == writer.trials()
     with pytest.raises(RecordError, match="read-only transaction"):
-        reader.note("a", 1)
+        reader.set_metadata("a", 1)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -229,7 +228,7 @@ def command(tmp_path, url, monkeypatch) -> list[str]:
 
     monkeypatch.setattr(search, "_run", run)
     monkeypatch.chdir(tmp_path)
-    options = {"trials": "8", "epochs": "4", "reduction_factor": "3", "objective": "ssim", "seed": "9"}
+    options = {"trials": "8", "epochs": "4", "reduction-factor": "3", "objective": "ssim", "seed": "9"}
     options |= {"data": "images", "crop": "16", "wandb": "disabled", "study-url": url}
     settings = ["--set", "width=4", "--set", "batch_size=2"]
     return ["search", "first", *(word for name, value in options.items() for word in (f"--{name}", value)), *settings]
@@ -366,7 +365,7 @@ def test_a_server_that_is_not_there_is_told_at_once(runs):
 
 OPTIONS = ["--trials", "4", "--epochs", "3", "--images-per-epoch", "256", "--pruner", "none", "--max-concurrent", "2"]
 OPTIONS += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
-IMPATIENT = "import sys; from hpo import study; study.PATIENCE_SECONDS = 3.0\n"
+IMPATIENT = "import sys; from hpo.store import study_database; study_database.TIMEOUT_SECONDS = 3.0\n"
 IMPATIENT += "from hpo.cli.commands import main; sys.exit(main(['search', 'first', *sys.argv[1:]]))"
 
 

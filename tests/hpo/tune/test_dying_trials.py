@@ -26,7 +26,7 @@ from hpo.tune.searcher import ControllerSearcher
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages
+from model.data.device_images import DeviceImages
 from model.trainer import SEARCH_VALIDATION_IMAGES
 from model.training_report import EvalReport
 from model.training_run import TrainingRun

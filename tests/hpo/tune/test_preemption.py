@@ -90,7 +90,7 @@ class Loop:
     head_answers: bool = True
 
     def __post_init__(self) -> None:
-        self.lookout = SimpleNamespace(sight=ClusterSnapshot())
+        self.lookout = SimpleNamespace(snapshot=ClusterSnapshot())
         cluster: Any = SimpleNamespace(
             lookout=self.lookout,
             growth=self.growth,

@@ -129,7 +129,7 @@ def test_a_status_comes_back_as_it_was(tmp_path):
 def test_a_record_that_is_watched_cannot_be_written(done, runs):
     watched = Record(runs, "first", read_only=True)
     with pytest.raises(RecordError) as refused:
-        watched.note("a", 1)
+        watched.set_metadata("a", 1)
     assert "readonly database" in describe_error(refused.value.__cause__)
     with sqlite3.connect(done.folder / STUDY_FILE) as other:  # and its driver is not in its way, nor it in the driver's
         other.execute("BEGIN IMMEDIATE")

@@ -21,9 +21,10 @@ from PIL import Image
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
+from model.data.device_images import DeviceImages
 from model.data.image_files import MAX_BYTES
 from model.data.image_folder import DataError, grid, read_pictures
-from model.data.image_sets import DeviceImages, Images
+from model.data.image_sets import Images
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate

@@ -21,7 +21,8 @@ from PIL import Image
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.image_sets import DeviceImages, Images
+from model.data.device_images import DeviceImages
+from model.data.image_sets import Images
 from model.data.memory_mapped import IN_MEMORY, PixelFiles
 from model.trainer import Trainer
 

@@ -14,8 +14,7 @@ from skimage.util import random_noise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.common.errors import ConfigError
-from model.data.image_sets import to_unit
-from model.data.noise_draws import NumpyDraw
+from model.data.device_images import to_unit
 from model.data.noise import (
     KINDS,
     CorrelatedNoise,
@@ -29,6 +28,7 @@ from model.data.noise import (
     SpeckleNoise,
     parse_noise,
 )
+from model.data.noise_draws import NumpyDraw
 
 SUM = "poisson:30+gaussian:10"
 FIXED_NUMBERS = [

@@ -22,9 +22,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
+from model.data.device_images import DeviceImages, _unit
 from model.data.image_files import read_image
 from model.data.image_folder import DataError, read_pictures
-from model.data.image_sets import DeviceImages, Images, _unit
+from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.data.pixel_format import EIGHT_BITS, PixelFormat
 from model.denoise import Denoiser
