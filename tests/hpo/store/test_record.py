@@ -211,8 +211,8 @@ def test_how_much_and_where_may_change(record, runs):
 
 def test_the_lock_names_its_holder_and_dies_with_it(record, runs, capsys):
     code = (
-        "import sys, time; from pathlib import Path; from hpo.store.record import locked\n"
-        "lock = locked(Path(sys.argv[1]) / 'first', 'first'); print('locked', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from hpo.store.lock import acquire_lock\n"
+        "lock = acquire_lock(Path(sys.argv[1]) / 'first', 'first'); print('locked', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(runs)], stdout=subprocess.PIPE, text=True)
     try:
