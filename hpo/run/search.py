@@ -89,7 +89,7 @@ class _Context:
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
         """What a trial, a measurement or the final training is set up with in its own process."""
         search, inside = self.record.search, folder.relative_to(self.record.folder)
-        elsewhere = self.copies.config(inside.as_posix())
+        elsewhere = self.copies.worker_config(inside.as_posix())
         return {
             "number": number,
             "train": train,
@@ -115,7 +115,7 @@ class _Context:
         """So that the next driver goes on from it."""
         if self.spending:
             self.record.set_metadata(COST, self.spending.usd)
-            self.copies.noted()
+            self.copies.mark_dirty()
 
 
 def run_search(
@@ -224,8 +224,11 @@ def _held(
             space, images = loaded
             store.remove_others()
             record.set_metadata(layout.IMAGES, images.digest)
-            with copies:
+            copies.start()
+            try:
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
+            finally:
+                copies.stop()
     except ConfigError:  # such as a cluster's, that has no room for a trial
         if ours and not Record(runs, name).trials():
             delete_search(runs, name, storage)
@@ -337,7 +340,7 @@ def _run(
                     _train_final(context)
         progress.exporting()
         test = export.export_winner(record, images, over=True)["metrics"]["test"]
-        copies.send(record.folder / layout.EXPORT)
+        copies.upload(record.folder / layout.EXPORT)
     print(table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{against_slides(test)}")
@@ -354,7 +357,7 @@ def _run(
 def _write_report(copies: StorageReplicator, console: Console) -> None:
     """Whatever happens to it, the search is done."""
     try:
-        copies.send(path := write_report(copies.record))
+        copies.upload(path := write_report(copies.record))
         told = f"Report: {path}"
     except Exception as error:
         why = describe_os_error(error) if isinstance(error, OSError) else error
@@ -572,7 +575,7 @@ def _measure_finalists(context: _Context) -> None:
     record.set_metadata(layout.FINALISTS, measured)
     if lost or layout.LOST in record.metadata():
         record.set_metadata(layout.LOST, lost)
-    context.copies.now()
+    context.copies.flush()
 
 
 def _measured(context: _Context, number: int) -> dict[str, float]:
@@ -610,7 +613,7 @@ def _train_final(context: _Context) -> None:
             if event is None:
                 return
             record.set_metadata(layout.COLLAPSES, [*search_results.collapses(record), event])
-            context.copies.now()
+            context.copies.flush()
             context.console.print(collapse_message(event), highlight=False, soft_wrap=True)
 
 
@@ -664,7 +667,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
         record.set_metadata(layout.FINAL, {"trial": number, **_with_value(record, metrics)})
-        context.copies.now()
+        context.copies.flush()
     ray.kill(training)
     if reason is None:
         return None

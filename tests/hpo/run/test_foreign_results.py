@@ -103,7 +103,7 @@ def verbs(runs: Path, storage: Path | None = None) -> dict[str, Callable[[], obj
     return {
         **made,
         "list": lambda: main(["list", *where]),
-        "watch": lambda: watched(runs, Storage(str(storage), patience=1) if storage else None),
+        "watch": lambda: watched(runs, Storage(str(storage), timeout_seconds=1) if storage else None),
         "dashboard": lambda: served(Record(runs, "first", read_only=True)),
         "evaluate": lambda: main(["evaluate", str(runs / "first" / "export")]),
         "denoise": lambda: main(["denoise", str(runs / "first/export"), str(runs / "a.png"), "--to", str(runs / "to")]),
