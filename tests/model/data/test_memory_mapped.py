@@ -160,7 +160,7 @@ def test_training_takes_no_more_memory_than_is_allowed_however_large_the_set(tmp
 
         def train(data):
             with PixelFiles(folder) as store:
-                images = DeviceImages.place(data.load(store), "gaussian:30", torch.device("cpu"), num_validation=50)
+                images = DeviceImages.to_device(data.load(store), "gaussian:30", torch.device("cpu"), num_validation=50)
                 config = TrainConfig(width=4, batch_size=8, images_per_epoch=80, epochs=1, precision="float32")
                 return Trainer(config, images).run_epoch().psnr_db
 
