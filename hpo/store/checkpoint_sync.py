@@ -15,7 +15,7 @@ from hpo.store.object_storage import Storage, StorageError
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
-from model.run_layout import BEST, LAST, RATES, strip_name
+from model.run_layout import BEST, LAST, LEARNING_RATES, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
 FENCING_TOKEN = "owner"  # file in the storage: generation and token of the attempt that may write beside it
@@ -52,7 +52,7 @@ class CheckpointSync:
         self._storage.put(FENCING_TOKEN, self._owner.encode())
         for name in (LAST, BEST):
             self._storage.fetch(name, self.folder / name)
-            if was_trained_with(self.folder / name, config, RATES if back_to_best and name == BEST else ()):
+            if was_trained_with(self.folder / name, config, LEARNING_RATES if back_to_best and name == BEST else ()):
                 return
             (self.folder / name).unlink(missing_ok=True)
 

@@ -136,7 +136,7 @@ def _place(images: Images, config: dict[str, Any], num_validation: int = SEARCH_
     device = _device(config)
     if device.type == "cpu":
         torch.set_num_threads(max(1, math.floor(config["cpus"])))
-    return DeviceImages.place(images, config["noise"], device, num_validation=num_validation)
+    return DeviceImages.to_device(images, config["noise"], device, num_validation=num_validation)
 
 
 def _device(config: dict[str, Any]) -> torch.device:

@@ -63,7 +63,7 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Ray was started")
 
-    images = SimpleNamespace(digest="0", told=(), depth=EIGHT_BITS)
+    images = SimpleNamespace(digest="0", messages=(), pixel_format=EIGHT_BITS)
     monkeypatch.setattr(hpo.run.search, "_loaded", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.store.replication.READ_TIMEOUT_SECONDS", 1.0)

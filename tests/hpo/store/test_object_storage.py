@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fuzzing import as_json, assert_told, json_near
+from fuzzing import as_json, assert_readable, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
 from storages import EXPIRING, KINDS, Place, place
@@ -416,7 +416,7 @@ def test_whatever_lies_among_the_claims_the_lease_is_taken_or_a_claim_told_as_da
         try:
             taken = acquire_lease(storage)
         except StorageError as error:
-            assert_told(error, "damaged")
+            assert_readable(error, "damaged")
             return
     assert taken.generation == 1 + max((int(name[:6]) for name in claims if lease.is_claim(name)), default=0)
     taken.check()
@@ -443,7 +443,7 @@ def test_any_text_is_a_folder_to_be_made_or_refused_at_once(tmp_path_factory, ad
             storage = Storage(address, timeout_seconds=60)
             storage.check()
         except ConfigError as error:
-            assert_told(error, "storage=")
+            assert_readable(error, "storage=")
     assert {path.name for path in folder.iterdir()} == {"file", "loop"}
 
 
@@ -455,7 +455,7 @@ def test_any_s3_address_has_options_that_are_known_or_is_refused(bucket, query):
     try:
         options = s3.options_of(f"s3://{bucket}?{query}")
     except ConfigError as error:
-        assert_told(error)
+        assert_readable(error)
     else:
         assert options.keys() <= {"region", "scheme", "endpoint_override"}
         assert not {"@", ":", "["} & set(bucket.partition("/")[0])

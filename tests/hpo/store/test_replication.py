@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from curves import conductor, report, run_all, story, train
-from fuzzing import as_json, assert_told, fewer, json_near
+from fuzzing import as_json, assert_readable, fewer, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -245,7 +245,7 @@ def few() -> DeviceImages:
     torch.set_num_threads(1)
     images = DataConfig().load()
     few = Images(train=images.train[:100], validation=images.validation[:20])
-    return DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=20)
+    return DeviceImages.to_device(few, "gaussian:30", torch.device("cpu"), num_validation=20)
 
 
 @dataclass
@@ -409,13 +409,13 @@ def test_whatever_a_storage_has_its_search_is_looked_at_or_told_as_damaged(undis
         with open_read_only(runs, "first", storage) as record:
             assert len(record.trials()) == 8
     except (RecordError, ConfigError, StorageError) as error:
-        assert_told(error)
+        assert_readable(error)
     for of in (None, storage):
         try:
             with acquire(runs, "first", of, fail) as found:
                 assert len(found.record.trials()) == 8
         except (RecordError, ConfigError, StorageError) as error:
-            assert_told(error)
+            assert_readable(error)
 
 
 STUDIES = [
