@@ -125,7 +125,7 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     assert spending
     console = Console(stderr=True)
     progress = search.Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.set_cost_source(lambda: spending.usd)
+    progress.set_cost_source(spending)
     context = search._Context(
         record=record,
         copies=StorageReplicator(record, None, lambda _: None),
