@@ -197,10 +197,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR")
     given = parser.parse_args(argv)
-    noisy, clean = (torch.from_numpy(part) for part in DataConfig().load_test()[:2].noised("gaussian:30", "test"))
+    noisy, clean = (torch.from_numpy(part) for part in DataConfig().load_test()[:2].with_noise("gaussian:30", "test"))
     channels, side = clean.shape[1:3]
     given.to.mkdir(parents=True, exist_ok=True)
-    generator = Generator.of(RECIPE, channels=channels, image_size=side)
+    generator = Generator.from_config(RECIPE, channels=channels, image_size=side)
     (given.to / "generator.svg").write_text(draw_generator(generator, noisy))
     discriminators = {patch: Discriminator(channels=channels, width=RECIPE.width, patch=patch) for patch in PATCHES}
     (given.to / "discriminators.svg").write_text(draw_discriminators(discriminators, noisy, clean))

@@ -200,7 +200,7 @@ class Training:
     def step(self, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """One update of both networks and of the moving average; gives the five losses."""
         found = self.gan.step(noisy, clean)
-        self.gan.update_average(self.steps)
+        self.gan.update_ema(self.steps)
         self.steps += 1
         return found
 

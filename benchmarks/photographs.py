@@ -37,7 +37,7 @@ from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
 from model.denoise import Denoiser
 from model.export_quality import quality
-from model.picture_strip import strip, to_uint8
+from model.picture_strip import draw_strip, to_uint8
 
 ROOT = Path(__file__).parent.parent
 SIGMA, CROP = 30, 64
@@ -255,7 +255,7 @@ def depths(to: Path, much: list[str]) -> None:
         noises = {8: f"gaussian:{SIGMA / light}", 16: f"gaussian:{SIGMA}"}  # as much of white
         ranges = {8: [], 16: ["--range", "0", str(min(white, 65535))]}
         test = DataConfig(data=str(folders[16]), crop=CROP, noise=noises[8]).load_test()
-        noisy, clean = test.noised(noises[8], "test")  # on the scale that 8 bits have
+        noisy, clean = test.with_noise(noises[8], "test")  # on the scale that 8 bits have
         told = [f"{_mean_psnr_db(noisy, clean, light):.2f}"]
         for bits, folder in folders.items():
             export = to / f"trained-{light}-{bits}-bits"
@@ -329,7 +329,7 @@ def picture(path: Path, columns: list[dict[str, np.ndarray]]) -> None:
         cut = [images[stem][t : t + SHOWN_SIDE, le : le + SHOWN_SIDE] for stem, (t, le) in SHOWN.items()]
         return to_unit(np.stack(cut).transpose(0, 3, 1, 2))
 
-    strip([part(images) for images in columns], scale=1).save(path, quality=92)
+    draw_strip([part(images) for images in columns], scale=1).save(path, quality=92)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     data = DataConfig()
-    noisy, clean = data.load_test().noised(data.noise, "test")
+    noisy, clean = data.load_test().with_noise(data.noise, "test")
     shown = {"clean": clean, "noisy": noisy}
     shown |= {str(folder): Denoiser(folder).batch(noisy) for folder in given.model}
     train_images, test_labels = data.load().train, labels("test", given.labels)

@@ -34,7 +34,7 @@ from model.data.image_sets import ImagePairs, Images
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate
-from model.picture_strip import strip
+from model.picture_strip import draw_strip
 from model.run_layout import LAST
 from model.trainer import load_generator
 from model.training_run import TrainingRun
@@ -85,7 +85,7 @@ def all_images() -> Images:
 def train(part: Part, images: Images, folder: Path) -> float:
     """Up to the last epoch, from where it stood; keeps the checkpoints that are pictured. Gives all its seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    placed = DeviceImages.place(images, part.noise, device, num_validation=WATCHED)
+    placed = DeviceImages.to_device(images, part.noise, device, num_validation=WATCHED)
     run = TrainingRun(part.config, placed, folder, "balanced")
     events = Events(folder / FOLDER)
     events.write(run.reports)
@@ -178,7 +178,7 @@ def sheet(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Image.Imag
     """Named rows of images (N, 1, H, W) in [-1, 1], three times as large, with titles above the columns."""
     scale, above, font = 3, 20 * bool(titles), ImageFont.load_default(14)
     left = round(max(font.getlength(name) for name in rows)) + 16
-    pictures = strip([np.stack(column) for column in zip(*rows.values(), strict=True)], scale=scale)
+    pictures = draw_strip([np.stack(column) for column in zip(*rows.values(), strict=True)], scale=scale)
     made = Image.new("L", (left + pictures.width, above + pictures.height), 255)
     made.paste(pictures, (left, above))
     draw = ImageDraw.Draw(made)
@@ -192,7 +192,7 @@ def sheet(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Image.Imag
 
 def draw(part: Part, folder: Path, to: Path) -> None:
     """The first test images: two after each of EPOCHS, more after the last one."""
-    noisy, clean = DataConfig(noise=part.noise).load_test()[:SHOWN].noised(part.noise, "test")
+    noisy, clean = DataConfig(noise=part.noise).load_test()[:SHOWN].with_noise(part.noise, "test")
     rows = {}
     for epoch in EPOCHS:
         generator, _ = load_generator(checkpoint(folder, epoch), channels=1, image_size=clean.shape[-1])

@@ -57,7 +57,7 @@ def configurations(count: int) -> list[dict[str, Any]]:
 def train(params: dict[str, Any], arm: str, seed: int, epochs: int, data: DataConfig) -> dict[str, Any]:
     """One training on one thread: PSNR of every epoch, and what it died of."""
     torch.set_num_threads(1)
-    images = DeviceImages.place(data.load(), data.noise, torch.device("cpu"), num_validation=500)
+    images = DeviceImages.to_device(data.load(), data.noise, torch.device("cpu"), num_validation=500)
     changes = dict(parse_setting(word) for word in arm.split(","))
     config = TrainConfig.from_dict({**SETTINGS, **params, "epochs": epochs, "seed": seed, **changes})
     trainer = Trainer(config, images)

@@ -43,7 +43,7 @@ def suggest(trial: Any) -> dict[str, Any]:
 
 def place(images: Images, device: torch.device) -> DeviceImages:
     """As trials see them."""
-    return DeviceImages.place(images, "gaussian:30", device, num_validation=SEARCH_VALIDATION_IMAGES)
+    return DeviceImages.to_device(images, "gaussian:30", device, num_validation=SEARCH_VALIDATION_IMAGES)
 
 
 def train(config: dict[str, Any], images: Images) -> None:
@@ -113,7 +113,7 @@ def load(file: Path) -> dict[str, torch.Tensor]:
 def best_again(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """What is recorded of the best trial's checkpoint, and what is measured on it now."""
     found = best(folder)
-    generator = Generator.of(TrainConfig.from_dict(found.config["train"]), channels=1, image_size=32)
+    generator = Generator.from_config(TrainConfig.from_dict(found.config["train"]), channels=1, image_size=32)
     with found.checkpoint.as_directory() as at:
         tensors = load(Path(at) / FILE)
     weights = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}

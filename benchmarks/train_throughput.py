@@ -108,7 +108,7 @@ def measure(
 ) -> dict[str, Any]:
     """All trainings, an epoch of each in turn; the first one of each is not timed."""
     torch.set_num_threads(threads)
-    placed = DeviceImages.place(images, NOISE, device, num_validation=SEARCH_VALIDATION_IMAGES)
+    placed = DeviceImages.to_device(images, NOISE, device, num_validation=SEARCH_VALIDATION_IMAGES)
     assert config.images_per_epoch is not None
     few = DeviceImages(**{**_fields(placed), "train": placed.train[: config.images_per_epoch]})
     ours = Trainer(config, few)

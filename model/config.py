@@ -118,7 +118,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
 
 
-def check_not_twice(settings: Mapping[str, Any], own: Iterable[str]) -> None:
+def reject_duplicate_settings(settings: Mapping[str, Any], own: Iterable[str]) -> None:
     """own: fields that have an option of a command. Raises ConfigError."""
     twice = sorted(set(own) & set(settings))
     if twice:

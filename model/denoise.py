@@ -45,7 +45,7 @@ class Denoiser:
         self.channels: int = model["channels"]
         self.image_size: int = model["image_size"]
         self.padding: int = model["padding"]
-        self._depth = _depth_of(self.manifest)
+        self._pixel_format = _pixel_format_of(self.manifest)
         path = self.folder / model["file"]
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
@@ -62,9 +62,9 @@ class Denoiser:
         self._path, self._input = path, inputs[0].name
         self._try()
 
-    def depth(self, dtype: np.dtype[Any]) -> PixelFormat:
+    def pixel_format(self, dtype: np.dtype[Any]) -> PixelFormat:
         """What the values of such images mean: of the depth that it was trained on what they meant there."""
-        return self._depth if dtype == self._depth.dtype else PixelFormat(str(dtype))
+        return self._pixel_format if dtype == self._pixel_format.dtype else PixelFormat(str(dtype))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Denoise one image of any size: (H, W) or (H, W, C), uint8, uint16 or float in [-1, 1]; gives the same shape
@@ -74,7 +74,7 @@ class Denoiser:
         and gives the mean. Raises DenoiseError.
         """
         planes = self._planes(image)
-        depth = None if np.issubdtype(image.dtype, np.floating) else self.depth(image.dtype)
+        depth = None if np.issubdtype(image.dtype, np.floating) else self.pixel_format(image.dtype)
         noisy = np.clip(depth.to_unit(planes), -1, 1) if depth else planes
         denoised: np.ndarray = np.clip(self._tiled(np.ascontiguousarray(noisy, np.float32)), -1, 1)  # blending rounds
         if planes.size > image.size:
@@ -158,7 +158,7 @@ class Denoiser:
         return bool((noisy.sum() - inside.sum()) / (noisy.size - inside.size) < _BLACK_FRAME)
 
 
-def _depth_of(manifest: Mapping[str, Any]) -> PixelFormat:
+def _pixel_format_of(manifest: Mapping[str, Any]) -> PixelFormat:
     """Of a manifest, which may come from anywhere, or from before there was any but 8 bits. Raises DenoiseError."""
     dtype, value_range = manifest["model"].get("depth", "uint8"), manifest["data"].get("range")
     try:

@@ -33,8 +33,8 @@ from .data.data_config import DataConfig
 from .data.image_sets import ImagePairs, Images
 from .data.noise import REAL, parse_noise
 from .data.pixel_format import EIGHT_BITS, PixelFormat
-from .export_quality import against_slides, evaluate, on_strip, table
-from .picture_strip import strip
+from .export_quality import compare_with_slides, evaluate, measure_strip, quality_table
+from .picture_strip import draw_strip
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
@@ -70,7 +70,7 @@ def export(
     check_target(to)
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
-    depth = images.depth.stated
+    depth = images.pixel_format.explicit
 
     with _beside(to) as folder:
         weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
@@ -95,7 +95,7 @@ def export(
             "data": dataclasses.asdict(data) | {"range": depth.range and [*depth.range]},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
-            "images": list(images.told),
+            "images": list(images.messages),
             "metrics": {},
             "files": _digests(folder),
         }
@@ -108,11 +108,11 @@ def export(
         }
         split, pictured = ("validation", images.validation) if test is None else ("test", test)
         _write_strip(denoiser, pictured, data.noise, split, folder / STRIP_FILE)
-        manifest["strip"] = on_strip(denoiser, folder / STRIP_FILE)
+        manifest["strip"] = measure_strip(denoiser, folder / STRIP_FILE)
         (folder / CARD_FILE).write_text(_card(manifest))
         manifest["files"] = _digests(folder)
         _write_manifest(folder, manifest)
-        put_in_place(to, folder)
+        replace_folder(to, folder)
     return manifest
 
 
@@ -174,7 +174,7 @@ def _write_onnx(generator: Generator, path: Path, shape: tuple[int, ...]) -> Non
 
 
 def _compare(denoiser: Denoiser, generator: Generator, images: ImagePairs, noise: str) -> None:
-    noisy, _ = images.noised(noise, "validation")
+    noisy, _ = images.with_noise(noise, "validation")
     with torch.inference_mode():
         expected = generator(torch.from_numpy(noisy)).numpy()
     distance = float(np.abs(denoiser.batch(noisy) - expected).max())
@@ -183,8 +183,8 @@ def _compare(denoiser: Denoiser, generator: Generator, images: ImagePairs, noise
 
 
 def _write_strip(denoiser: Denoiser, images: ImagePairs, noise: str, split: str, path: Path) -> None:
-    noisy, clean = images[:_STRIP_IMAGES].noised(noise, split)
-    strip([noisy, clean, denoiser.batch(noisy)]).save(path)
+    noisy, clean = images[:_STRIP_IMAGES].with_noise(noise, split)
+    draw_strip([noisy, clean, denoiser.batch(noisy)]).save(path)
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def put_in_place(target: Path, folder: Path) -> None:
+def replace_folder(target: Path, folder: Path) -> None:
     """At once, and instead of an earlier export."""
     old = target.with_name(f".{target.name}.old.{os.getpid()}")
     if target.exists():
@@ -215,7 +215,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
     units = "of the noisy images of its pairs" if noise == REAL else parse_noise(noise).units()
     is_slides = metrics["test"] and DataConfig(**data).is_slides
     depth = PixelFormat(model["depth"], DataConfig(**data).range)
-    verdict = f"\n{against_slides(metrics['test'])}.\n" if is_slides else ""
+    verdict = f"\n{compare_with_slides(metrics['test'])}.\n" if is_slides else ""
     scale = "[-1, 1]" if depth == EIGHT_BITS else f"the values of {depth}, but for L1, which is on [-1, 1]"
     return f"""# Image denoiser (pix2pix U-Net)
 
@@ -230,7 +230,7 @@ Input / Ground Truth / Predicted, images that it was not trained on.
 
 Measured on `{ONNX_FILE}` itself with scikit-image, on {scale}: SSIM with an 11x11 Gaussian window, sigma 1.5.
 
-{table(metrics)}
+{quality_table(metrics)}
 {verdict}
 ## Use
 

@@ -18,7 +18,7 @@ from .common.errors import ConfigError
 from .data.image_files import read_image
 from .data.image_sets import ImagePairs
 from .data.pixel_format import EIGHT_BITS, PixelFormat
-from .picture_strip import SCALE, cells
+from .picture_strip import SCALE, split_strip
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 _STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
@@ -87,18 +87,18 @@ def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
 
 def evaluate(denoiser: Denoiser, images: ImagePairs, noise: str, split: str) -> dict[str, Any]:
     """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
-    noisy, clean = images.noised(noise, split)
+    noisy, clean = images.with_noise(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
     has_noise = (noisy != clean).any(axis=(1, 2, 3))
-    rows = {name: quality(column, clean, images.depth, has_noise).as_dict() for name, column in columns.items()}
+    rows = {name: quality(column, clean, images.pixel_format, has_noise).as_dict() for name, column in columns.items()}
     return {"images": len(images), **rows}
 
 
-def on_strip(denoiser: Denoiser, path: Path) -> dict[str, Any]:
+def measure_strip(denoiser: Denoiser, path: Path) -> dict[str, Any]:
     """What the model makes of the noisy images of an export's picture: a few, which travel with it. Raises ImageError,
     ValueError."""
     pixels = read_image(path).pixels[::SCALE, ::SCALE]
-    noisy, clean = (_as_floats(column) for column in cells(pixels)[:2])
+    noisy, clean = (_as_floats(column) for column in split_strip(pixels)[:2])
     return {"file": path.name, "images": len(noisy), **quality(denoiser.batch(noisy), clean).as_dict()}
 
 
@@ -108,7 +108,7 @@ def _as_floats(pictures: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes, np.float32) / np.float32(127.5) - 1
 
 
-def verified(folder: Path) -> dict[str, Any]:
+def verify_export(folder: Path) -> dict[str, Any]:
     """The manifest of an export that came from elsewhere, if every file has its digest, and the model does here what it
     did there. Raises DenoiseError."""
     manifest = verify_files(folder)
@@ -116,7 +116,7 @@ def verified(folder: Path) -> dict[str, Any]:
     if there is None:
         raise DenoiseError(f"{folder}: its manifest has no figures of a few images; export it anew with this version")
     try:
-        here = on_strip(Denoiser(folder), folder / there["file"])
+        here = measure_strip(Denoiser(folder), folder / there["file"])
     except ConfigError:
         raise
     except ValueError as error:
@@ -134,7 +134,7 @@ def verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def table(splits: Mapping[str, dict[str, Any] | None]) -> str:
+def quality_table(splits: Mapping[str, dict[str, Any] | None]) -> str:
     """As Markdown, in the slides' order of rows and columns; and a line where denoising makes images worse."""
     lines = []
     for split, rows in splits.items():
@@ -151,7 +151,7 @@ def table(splits: Mapping[str, dict[str, Any] | None]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def against_slides(test: dict[str, Any]) -> str:
+def compare_with_slides(test: dict[str, Any]) -> str:
     """One plain sentence: does the test row beat both of the slides' best numbers?"""
     row = test["denoised"]
     won = row["psnr_db"] > SLIDES_TEST["psnr_db"] and row["ssim"] > SLIDES_TEST["ssim"]

@@ -35,12 +35,12 @@ class Gan:
         self._autocast_dtype = autocast_dtype(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # networks are made on the CPU: the same weights for every device
-            generator = Generator.of(config, channels=channels, image_size=image_size)
+            generator = Generator.from_config(config, channels=channels, image_size=image_size)
             discriminator = Discriminator(channels=channels, width=config.width, patch=config.patch)
         # channels_last: 1.3 times faster on CPUs. torch's own types leave memory_format out.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False).eval()
         betas = (config.beta1, config.beta2)
         self.adam_g = torch.optim.Adam(
             self.generator.parameters(), config.lr_g, betas, fused=True, capturable=capturable
@@ -113,7 +113,7 @@ class Gan:
         self.adam_g.param_groups[0]["lr"] = self.config.lr_g * factor
         self.adam_d.param_groups[0]["lr"] = self.config.lr_d * factor
 
-    def update_average(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """Of the generator, after a step.
 
         Args:
@@ -121,11 +121,11 @@ class Gan:
         """
         decay = min(self.config.average_decay, (1 + step) / (10 + step))  # early on, a short memory
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(self.ema_generator.parameters()), list(self.generator.parameters()), 1 - decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors themselves, by name; the optimisers' are made where no step has made them yet."""
-        networks = {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
+        networks = {"generator": self.generator, "discriminator": self.discriminator, "average": self.ema_generator}
         named = {f"{n}.{name}": t for n, net in networks.items() for name, t in net.state_dict().items()}
         for n, adam in (("adam_g", self.adam_g), ("adam_d", self.adam_d)):
             for i, parameter in enumerate(adam.param_groups[0]["params"]):

@@ -110,7 +110,7 @@ class Generator(nn.Module):
         self.last = nn.Sequential(*joined, last)
 
     @classmethod
-    def of(cls, config: TrainConfig, *, channels: int, image_size: int) -> Generator:
+    def from_config(cls, config: TrainConfig, *, channels: int, image_size: int) -> Generator:
         """The one that a configuration asks for. Raises ConfigError where the images do not suit its depth."""
         return cls(
             channels=channels,

@@ -11,7 +11,7 @@ SCALE = 3  # of a strip's pixels, for the eye
 _GAP = 2  # white pixels between pictures
 
 
-def strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
+def draw_strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
     """One row for each image, one column for each array (N, C, H, W) float in [-1, 1]; C is 1 or 3."""
     num_images, channels, height, width = columns[0].shape
     rows = num_images * (height + _GAP) - _GAP
@@ -24,7 +24,7 @@ def strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def cells(pixels: np.ndarray, columns: int = 3) -> list[np.ndarray]:
+def split_strip(pixels: np.ndarray, columns: int = 3) -> list[np.ndarray]:
     """The columns of a strip of scale 1 whose pictures are square: uint8 (N, S, S), or (N, S, S, 3). pixels: the
     strip's, (H, W) or (H, W, 3). Raises ValueError where its size is that of none."""
     side, rest = divmod(pixels.shape[1] + _GAP, columns)

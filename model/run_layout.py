@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-RATES = ("lr_g", "lr_d")
+LEARNING_RATES = ("lr_g", "lr_d")
 
 
 def strip_name(epoch: int) -> str:

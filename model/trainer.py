@@ -76,7 +76,7 @@ class Trainer:
                 noisy, clean = self.images.batch(rows, draw)
                 self._set_learning_rates(step)
                 totals += self.gan.step(noisy, clean)
-                self.gan.update_average(step)
+                self.gan.update_ema(step)
         means = (totals / self._steps_per_epoch).tolist()  # the epoch's only wait for the device
         return dict(zip(LOSS_NAMES, means, strict=True))
 
@@ -98,9 +98,9 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Of the moving average: what would be exported now."""
-        for ours, theirs in zip(self.gan.average.buffers(), self.gan.generator.buffers(), strict=True):
+        for ours, theirs in zip(self.gan.ema_generator.buffers(), self.gan.generator.buffers(), strict=True):
             ours.copy_(theirs)
-        return {**validate(self.gan.average, self.images), "noisy_psnr_db": self._noisy_psnr_db}
+        return {**validate(self.gan.ema_generator, self.images), "noisy_psnr_db": self._noisy_psnr_db}
 
     def _set_learning_rates(self, step: int) -> None:
         if self.config.lr_schedule == "cosine":
@@ -205,10 +205,10 @@ def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Gener
     config, _ = _told(path, state)
     weights = _network_weights(tensors, "average")
     with torch.device("meta"):  # costs no memory, however large it says that it is
-        planned = Generator.of(config, channels=channels, image_size=image_size).state_dict()
+        planned = Generator.from_config(config, channels=channels, image_size=image_size).state_dict()
     if {name: t.shape for name, t in planned.items()} != {name: t.shape for name, t in weights.items()}:
         raise CheckpointError(f"{path}: its generator does not fit its own configuration (other tensors, or shapes)")
-    generator = Generator.of(config, channels=channels, image_size=image_size)
+    generator = Generator.from_config(config, channels=channels, image_size=image_size)
     try:
         generator.load_state_dict(weights)
     except RuntimeError as error:

@@ -17,8 +17,8 @@ from .common.errors import ConfigError
 from .common.files import atomic_replace
 from .config import TrainConfig
 from .data.device_images import DeviceImages
-from .picture_strip import strip
-from .run_layout import BEST, LAST, RATES, strip_name
+from .picture_strip import draw_strip
+from .run_layout import BEST, LAST, LEARNING_RATES, strip_name
 from .training_report import EvalReport, Objective, objective_value
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class TrainingRun:
             if not path.exists():
                 continue
             try:
-                self.trainer.load(path, may_differ=RATES if back_to_best and path.name == BEST else ())
+                self.trainer.load(path, may_differ=LEARNING_RATES if back_to_best and path.name == BEST else ())
             except CheckpointError as error:
                 log.warning("%s; trying the next", error)
                 continue
@@ -99,5 +99,5 @@ class TrainingRun:
     def _strip(self) -> Any:
         images = self.trainer.images
         noisy, clean = images.validation_noisy[:_STRIP_IMAGES], images.validation[:_STRIP_IMAGES]
-        denoised = torch.nan_to_num(self.trainer.gan.average(noisy))
-        return strip([t.cpu().numpy() for t in (noisy, denoised, clean)], scale=1)
+        denoised = torch.nan_to_num(self.trainer.gan.ema_generator(noisy))
+        return draw_strip([t.cpu().numpy() for t in (noisy, denoised, clean)], scale=1)

@@ -18,7 +18,7 @@ from hpo.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import check_writable, describe_os_error
 from model.common.text import sanitize_for_terminal
-from model.config import TrainConfig, check_not_twice, parse_setting
+from model.config import TrainConfig, parse_setting, reject_duplicate_settings
 
 if TYPE_CHECKING:
     from hpo.store.record import Record
@@ -114,7 +114,7 @@ def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> Abstr
     """The record that a command is about, for as long as it looks."""
     from hpo.store.replication import open_read_only, open_storage
 
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     return open_read_only(arguments.runs, arguments.name, storage, read_only=read_only)
 
 
@@ -125,7 +125,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_read_only, open_storage, search_names
 
     rows = []
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     for name in search_names(storage) if storage else list_names(arguments.runs):
         with open_read_only(arguments.runs, name, storage) as record:
             board = leaderboard.leaderboard(record.trials(), record.search.objective)
@@ -183,7 +183,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from hpo.views.formatting import Terminal
     from hpo.views.watch import watch
 
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     try:
         watch(arguments.runs, arguments.name, Terminal(stderr=True), storage=storage)
     except KeyboardInterrupt:
@@ -195,7 +195,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     from hpo.run.process_control import stop_search
     from hpo.store.replication import open_storage
 
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     print(sanitize_for_terminal(stop_search(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
     return 0
 
@@ -207,7 +207,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_storage
 
     folder = arguments.runs / check_name(arguments.name)
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     stored = storage.subdirectory(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise not_found(arguments.runs, arguments.name)
@@ -254,7 +254,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from hpo.store import layout, search_results
     from model.data.memory_mapped import PixelFiles
     from model.export import check_target
-    from model.export_quality import table
+    from model.export_quality import quality_table
 
     with _looking(arguments) as record:
         check_target(arguments.to or record.home / layout.EXPORT)
@@ -273,7 +273,7 @@ def _export(arguments: argparse.Namespace) -> int:
             to=arguments.to,
             trainable=arguments.trainable,
         )
-        print(table(manifest["metrics"]))
+        print(quality_table(manifest["metrics"]))
         if manifest["metrics"]["test"] is None:
             print("The search is not over, so the test images were not looked at.", file=sys.stderr)
         print(f"Exported to {arguments.to or record.home / layout.EXPORT}", file=sys.stderr)
@@ -290,7 +290,7 @@ def _sync(arguments: argparse.Namespace) -> int:
         print(sanitize_for_terminal(f"hpo: {error}"), file=sys.stderr)
 
     with acquire(
-        arguments.runs, arguments.name, open_storage(arguments.storage, arguments.runs, looks=True), over
+        arguments.runs, arguments.name, open_storage(arguments.storage, arguments.runs, interactive=True), over
     ) as copies:
         leave_out("online")
         log_in()
@@ -305,7 +305,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.data.data_config import DataConfig
     from model.data.memory_mapped import PixelFiles
     from model.denoise import Denoiser
-    from model.export_quality import against_slides, evaluate, table
+    from model.export_quality import compare_with_slides, evaluate, quality_table
 
     denoiser = Denoiser(arguments.model)
     data = DataConfig.from_dict(denoiser.manifest["data"])
@@ -322,9 +322,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(splits, indent=2))
     else:
-        print(table(splits))
+        print(quality_table(splits))
         if data.is_slides:
-            print(f"\n{against_slides(splits['test'])}")
+            print(f"\n{compare_with_slides(splits['test'])}")
     return 0
 
 
@@ -342,7 +342,7 @@ def _train(arguments: argparse.Namespace) -> int:
     mistakes, own = ErrorCollector(), {"epochs": arguments.epochs, "images_per_epoch": arguments.images_per_epoch}
     settings = _settings(arguments.set, mistakes)
     with mistakes.catch():
-        check_not_twice(settings, own)
+        reject_duplicate_settings(settings, own)
     with mistakes.catch():
         config = TrainConfig.from_dict({**settings, **own})
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ray_runtime; torch reads it when it is imported
@@ -366,10 +366,10 @@ def _train(arguments: argparse.Namespace) -> int:
     mistakes.raise_if_any()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with PixelFiles(arguments.to) as store:
-        store.remove_others()
+        store.delete_leftovers()
         images = data.load(store)
-        sys.stderr.writelines(sanitize_for_terminal(f"{data.data}: {line}") + "\n" for line in images.told)
-        placed = DeviceImages.place(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
+        sys.stderr.writelines(sanitize_for_terminal(f"{data.data}: {line}") + "\n" for line in images.messages)
+        placed = DeviceImages.to_device(images, data.noise, device, num_validation=SEARCH_VALIDATION_IMAGES)
         run = TrainingRun(config, placed, arguments.to, "balanced")
         events = None
         if arguments.tensorboard:
@@ -444,11 +444,11 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
 
 def _pull(arguments: argparse.Namespace) -> int:
     from hpo.remote.launch import pull
-    from model.export_quality import table
+    from model.export_quality import quality_table
 
     manifest = pull(arguments.file, arguments.name, arguments.to)
     trial = manifest["origin"].get("trial")
-    print(table(manifest["metrics"]))
+    print(quality_table(manifest["metrics"]))
     print(
         f"{arguments.to}: trial {trial} of {arguments.name}; every file has its digest, and the "
         f"model does here what it did there.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n"

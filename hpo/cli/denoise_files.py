@@ -22,14 +22,14 @@ from hpo.exit_codes import EXIT_DONE, EXIT_LEFT_OUT
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import atomic_replace, write_problem
 from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
-from model.data.folder_layout import OF_SYSTEMS, few
+from model.data.folder_layout import SYSTEM_FILES, list_some
 from model.data.image_files import (
     IMAGE_SUFFIXES,
     SUFFIXES,
     ImageError,
     ImageFile,
     SeveralPagesError,
-    no_format,
+    format_problem,
     output_format,
     read_image,
     read_pages,
@@ -152,7 +152,7 @@ def _inside(folder: Path, to: Path, work: _Work, mistakes: ErrorCollector) -> It
 
 def _is_litter(name: str) -> bool:
     """What systems leave beside images, hidden or not."""
-    return name.startswith("._") or name.lower() in (*OF_SYSTEMS, ".ds_store")
+    return name.startswith("._") or name.lower() in (*SYSTEM_FILES, ".ds_store")
 
 
 # --- what is to be done with them ------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class _Work:
                     raise ImageError(
                         f"{source}: has several pages, and {form} has one; leave out --format, or take tiff"
                     )
-                if why := no_format(page, form):
+                if why := format_problem(page, form):
                     raise ImageError(f"{source}: {why}")
                 _check_values(source, page, self.wishes.range, denoiser)
                 self.has_deep |= page.pixels.dtype != np.uint8
@@ -312,7 +312,7 @@ def _range_of(image: ImageFile, given: Sequence[float] | None, denoiser: Denoise
     """Black and white: what was given, what the model was trained on, or all that the depth has."""
     if given and image.pixels.dtype != np.uint8:
         return given[0], given[1]
-    depth = denoiser.depth(image.pixels.dtype) if denoiser else PixelFormat(str(image.pixels.dtype))
+    depth = denoiser.pixel_format(image.pixels.dtype) if denoiser else PixelFormat(str(image.pixels.dtype))
     return depth.low, depth.high
 
 
@@ -417,7 +417,7 @@ def _digest(path: Path) -> str:
 
 
 def _named(paths: Sequence[Path]) -> str:
-    return few([str(path) for path in paths])
+    return list_some([str(path) for path in paths])
 
 
 def _images(count: int) -> str:

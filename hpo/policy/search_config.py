@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from model.common.errors import ConfigError
 from model.common.text import truncated_repr
 from model.common.validation import field_types, matches_type, type_rule
-from model.config import MOST_EPOCHS, TrainConfig, ValueRange, check_not_twice
+from model.config import MOST_EPOCHS, TrainConfig, ValueRange, reject_duplicate_settings
 from model.training_report import Objective
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ class SearchConfig:
     def base_config(self) -> TrainConfig:
         """What holds for all trials. Raises ConfigError."""
         own = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "seed": self.seed}
-        check_not_twice(self.set, own)
+        reject_duplicate_settings(self.set, own)
         return TrainConfig.from_dict({**self.set, **own})
 
     def as_dict(self) -> dict[str, Any]:

@@ -386,8 +386,8 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
 
     Raises ConfigError where there is nothing to pull, or something else in its place; DenoiseError, HeadError, OSError.
     """
-    from model.export import check_target, put_in_place  # noqa: PLC0415 - torch
-    from model.export_quality import verified  # noqa: PLC0415 - scikit-image
+    from model.export import check_target, replace_folder  # noqa: PLC0415 - torch
+    from model.export_quality import verify_export  # noqa: PLC0415 - scikit-image
 
     mistakes = ErrorCollector()
     with mistakes.catch():
@@ -408,8 +408,8 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
         finally:
             with suppress(HeadError, ConfigError):
                 head.run(f"rm -rf {there}")
-        manifest = verified(here)
-        put_in_place(to, here)
+        manifest = verify_export(here)
+        replace_folder(to, here)
     return manifest
 
 

@@ -57,9 +57,9 @@ from model.config import TrainConfig
 from model.data.image_folder import check_layout
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
-from model.export_quality import against_slides, table
+from model.export_quality import compare_with_slides, quality_table
 from model.generator import Generator
-from model.run_layout import BEST, LAST, RATES
+from model.run_layout import BEST, LAST, LEARNING_RATES
 from model.training_report import EvalReport, Objective, failure_reason, objective_value
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class _Context:
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
         """What a trial, a measurement or the final training is set up with in its own process."""
         search, inside = self.record.search, folder.relative_to(self.record.folder)
-        elsewhere = self.copies.config(inside.as_posix())
+        elsewhere = self.copies.worker_config(inside.as_posix())
         return {
             "number": number,
             "train": train,
@@ -115,7 +115,7 @@ class _Context:
         """So that the next driver goes on from it."""
         if self.spending:
             self.record.set_metadata(COST, self.spending.usd)
-            self.copies.noted()
+            self.copies.mark_dirty()
 
 
 def run_search(
@@ -207,7 +207,7 @@ def _held(
         search = SearchConfig(**asked)
         loaded = _loaded(search, store)
         # In numbers: what is black and white is to outlive the default.
-        Record.create(runs, name, replace(search, range=loaded[1].depth.stated.range))
+        Record.create(runs, name, replace(search, range=loaded[1].pixel_format.explicit.range))
 
     def over(error: StorageError) -> None:
         stopping.now(_left(error))
@@ -222,10 +222,13 @@ def _held(
                 search_results.check_images(record, loaded[1], search.data)
                 record.update_config(asked)
             space, images = loaded
-            store.remove_others()
+            store.delete_leftovers()
             record.set_metadata(layout.IMAGES, images.digest)
-            with copies:
+            copies.start()
+            try:
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
+            finally:
+                copies.stop()
     except ConfigError:  # such as a cluster's, that has no room for a trial
         if ours and not Record(runs, name).trials():
             delete_search(runs, name, storage)
@@ -262,7 +265,7 @@ def _until_its_end(
     copies: StorageReplicator, space: search_spaces.Space, images: Images, console: Console, stopping: ShutdownHandler
 ) -> int:
     record = copies.record
-    for line in images.told:
+    for line in images.messages:
         console.print(f"{record.search.data}: {line}", highlight=False, soft_wrap=True)
     try:
         with stopping.on_signals(), _tracked(record, console) as tracker:
@@ -337,10 +340,10 @@ def _run(
                     _train_final(context)
         progress.exporting()
         test = export.export_winner(record, images, over=True)["metrics"]["test"]
-        copies.send(record.folder / layout.EXPORT)
-    print(table({"test": test}))
+        copies.upload(record.folder / layout.EXPORT)
+    print(quality_table({"test": test}))
     if record.search.data_config().is_slides:
-        print(f"\n{against_slides(test)}")
+        print(f"\n{compare_with_slides(test)}")
     console.print(f"Exported to {record.folder / layout.EXPORT}", soft_wrap=True)
     if spending:
         console.print(f"Cost: {cost(spending.usd, record.search)}, while drivers of this search ran", highlight=False)
@@ -354,7 +357,7 @@ def _run(
 def _write_report(copies: StorageReplicator, console: Console) -> None:
     """Whatever happens to it, the search is done."""
     try:
-        copies.send(path := write_report(copies.record))
+        copies.upload(path := write_report(copies.record))
         told = f"Report: {path}"
     except Exception as error:
         why = describe_os_error(error) if isinstance(error, OSError) else error
@@ -387,7 +390,7 @@ def _check_fit(config: TrainConfig, images: Images) -> None:
         raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train):,} training images")
     channels, size, _ = images.shape
     with torch.device("meta"):  # costs no memory
-        Generator.of(replace(config, width=1), channels=channels, image_size=size)
+        Generator.from_config(replace(config, width=1), channels=channels, image_size=size)
 
 
 @contextmanager
@@ -572,7 +575,7 @@ def _measure_finalists(context: _Context) -> None:
     record.set_metadata(layout.FINALISTS, measured)
     if lost or layout.LOST in record.metadata():
         record.set_metadata(layout.LOST, lost)
-    context.copies.now()
+    context.copies.flush()
 
 
 def _measured(context: _Context, number: int) -> dict[str, float]:
@@ -610,7 +613,7 @@ def _train_final(context: _Context) -> None:
             if event is None:
                 return
             record.set_metadata(layout.COLLAPSES, [*search_results.collapses(record), event])
-            context.copies.now()
+            context.copies.flush()
             context.console.print(collapse_message(event), highlight=False, soft_wrap=True)
 
 
@@ -624,11 +627,11 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     config = TrainConfig.from_dict(record.trial(number).user_attrs[trial_attributes.CONFIG])
     config = replace(config, epochs=record.search.final_epochs)
     if before:
-        config = replace(config, **{name: before[-1][name] for name in RATES})
+        config = replace(config, **{name: before[-1][name] for name in LEARNING_RATES})
     folder = record.folder / layout.FINAL
     # Else its process looks.
     if record.storage is None and not any(
-        was_trained_with(folder / name, config, RATES if before else ()) for name in (LAST, BEST)
+        was_trained_with(folder / name, config, LEARNING_RATES if before else ()) for name in (LAST, BEST)
     ):
         shutil.rmtree(folder, ignore_errors=True)
     # A narrow network has as many threads as a trial, though the node is its own: at width 16 a second one costs more
@@ -664,7 +667,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
         record.set_metadata(layout.FINAL, {"trial": number, **_with_value(record, metrics)})
-        context.copies.now()
+        context.copies.flush()
     ray.kill(training)
     if reason is None:
         return None
@@ -678,4 +681,4 @@ def _way_back(reports: Sequence[EvalReport], config: TrainConfig, times: int, ob
     best = leaderboard.best_of(reports, objective)
     if times == _LOWER_RATES or best is None or best.is_dead or best is reports[-1]:
         return {"back_to": None}
-    return {"back_to": best.epoch, **{name: getattr(config, name) / 2 for name in RATES}}
+    return {"back_to": best.epoch, **{name: getattr(config, name) / 2 for name in LEARNING_RATES}}

@@ -15,7 +15,7 @@ from hpo.store.object_storage import Storage, StorageError
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
-from model.run_layout import BEST, LAST, RATES, strip_name
+from model.run_layout import BEST, LAST, LEARNING_RATES, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
 FENCING_TOKEN = "owner"  # file in the storage: generation and token of the attempt that may write beside it
@@ -31,7 +31,9 @@ class CheckpointSync:
         self._owner = ""
         where = config["storage"]
         if where:
-            self._search = Storage(where["address"], patience=where["patience"]).subdirectory(where["search"])
+            self._search = Storage(where["address"], timeout_seconds=where["timeout_seconds"]).subdirectory(
+                where["search"]
+            )
             self._storage = self._search.subdirectory(where["folder"])
             self._owner = f"{where['generation']:06}-{secrets.token_hex(4)}"
 
@@ -50,18 +52,18 @@ class CheckpointSync:
         self._storage.put(FENCING_TOKEN, self._owner.encode())
         for name in (LAST, BEST):
             self._storage.fetch(name, self.folder / name)
-            if was_trained_with(self.folder / name, config, RATES if back_to_best and name == BEST else ()):
+            if was_trained_with(self.folder / name, config, LEARNING_RATES if back_to_best and name == BEST else ()):
                 return
             (self.folder / name).unlink(missing_ok=True)
 
-    def bring(self, name: str) -> Path:
+    def download(self, name: str) -> Path:
         """A file of the training, to be read here. Raises as above."""
         self._check_shared()
         if self._storage:
             self._storage.fetch(name, self.folder / name)
         return self.folder / name
 
-    def keep(self, epoch: int) -> None:
+    def upload_epoch(self, epoch: int) -> None:
         """What was written in an epoch. Raises StorageError, also where another attempt has taken the training up."""
         if self._storage is None:
             return
@@ -76,7 +78,7 @@ class CheckpointSync:
         if self._storage and best.exists() and last.exists() and best.samefile(last):
             self._storage.subdirectory("", self._check_owner).copy(LAST, BEST)
 
-    def leave(self) -> None:
+    def clean_up(self) -> None:
         """Nothing stays on this node."""
         if self._storage:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -82,7 +82,7 @@ class Storage:
         self,
         address: str,
         *,
-        patience: float = TIMEOUT_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         below: str = "",
         guard: Callable[[], None] | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class Storage:
             except ConfigError as error:
                 raise ConfigError(f"storage={error}") from None
         self.address = address if self.is_s3 else os.path.abspath(address)
-        self.patience, self.guard = patience, guard
+        self.timeout_seconds, self.guard = timeout_seconds, guard
         self._below = below
         self._opened: tuple[Any, str] | None = None
         self._outage, self._expected = Outage(), False
@@ -108,7 +108,7 @@ class Storage:
         """What lies in a folder of it. guard: in place of the one it has."""
         other = Storage(
             self.address,
-            patience=self.patience,
+            timeout_seconds=self.timeout_seconds,
             below=f"{self._below}/{name}".strip("/"),
             guard=guard or self.guard,
         )
@@ -261,7 +261,7 @@ class Storage:
                     self._outage.over(str(self))
                     raise
                 self._outage.began(str(self), error)
-                if time.monotonic() + pause - began > self.patience:
+                if time.monotonic() + pause - began > self.timeout_seconds:
                     waited = time.monotonic() - began
                     raise StorageError(f"{self}: away for {waited:.0f} s ({_line(error)})") from error
             else:

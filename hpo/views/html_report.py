@@ -37,7 +37,7 @@ from model.data.data_config import NUM_VALIDATION
 from model.data.image_files import ImageError, read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
-from model.picture_strip import cells
+from model.picture_strip import split_strip
 from model.run_layout import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
 from model.training_report import SMALL, EvalReport, Objective, failure_reason, objective_value
@@ -407,7 +407,7 @@ def _pictures(
     noisy = clean = None
     for name, path in files.items():
         try:
-            noisy, denoised[name], clean = cells(read_image(record.fetch(path)).pixels)
+            noisy, denoised[name], clean = split_strip(read_image(record.fetch(path)).pixels)
         except (ImageError, OSError, ValueError):  # a picture that is gone, or half written, is left out
             continue
     if noisy is None or clean is None:

@@ -12,12 +12,12 @@ from ..common.text import did_you_mean
 from ..common.validation import wrong_fields
 from ..config import ValueRange
 from .fashion_mnist import PADDING, fashion_mnist
-from .image_folder import CROPS, FASHION_MNIST, DataError, Pictures, grid, read_pictures
+from .image_folder import CROPS, FASHION_MNIST, DataError, Pictures, crop_grid, read_pictures
 from .image_sets import ImagePairs, Images, VariableSizeImages
 from .memory_mapped import PixelFiles
 from .noise import REAL, parse_noise
-from .pixel_format import range_text as range_told
-from .pixel_format import wrong_range
+from .pixel_format import format_range as range_told
+from .pixel_format import range_problem
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
 _CROP = 64
@@ -49,7 +49,7 @@ class DataConfig:
             mistakes.append(f"crop={self.crop}: must be one of {', '.join(map(str, CROPS))}, which the network halves")
         if self.range is not None and not self.is_folder:
             mistakes.append(f"range={range_told(self.range)}: is for a folder of 16-bit or float32 images")
-        elif mistake := wrong_range(self.range):
+        elif mistake := range_problem(self.range):
             mistakes.append(mistake)
         if self.noise == REAL and not self.is_folder:
             mistakes.append(f"noise={REAL}: is for a folder of noisy/clean pairs")
@@ -83,8 +83,8 @@ class DataConfig:
                 train=train[:-NUM_VALIDATION], validation=ImagePairs(train[-NUM_VALIDATION:]), padding=PADDING
             )
         found = self._pictures(store)
-        crops = VariableSizeImages.of(found.splits["train"], self._side, store)
-        return Images(train=crops, validation=self._grid(found, "validation"), told=found.told)
+        crops = VariableSizeImages.from_pictures(found.splits["train"], self._side, store)
+        return Images(train=crops, validation=self._grid(found, "validation"), messages=found.messages)
 
     @property
     def is_slides(self) -> bool:
@@ -108,7 +108,7 @@ class DataConfig:
         return self.crop or _CROP
 
     def _grid(self, found: Pictures, split: str) -> ImagePairs:
-        return ImagePairs(*grid(found.splits[split], self._side), found.depth)
+        return ImagePairs(*crop_grid(found.splits[split], self._side), found.pixel_format)
 
     def _pictures(self, store: PixelFiles | None) -> Pictures:
         pictures = read_pictures(self.data, self._side, store, self.range)

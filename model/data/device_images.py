@@ -32,11 +32,11 @@ class DeviceImages:
     noise: Noise | None  # None: real
 
     @classmethod
-    def place(cls, images: Images, noise: str, device: torch.device, *, num_validation: int) -> DeviceImages:
+    def to_device(cls, images: Images, noise: str, device: torch.device, *, num_validation: int) -> DeviceImages:
         """Without a copy of the training images on the CPU. noise: a spec such as gaussian:30, or real."""
-        noisy, clean = images.validation[:num_validation].noised(noise, "validation")
+        noisy, clean = images.validation[:num_validation].with_noise(noise, "validation")
         return cls(
-            train=_train_on(images.train, images.depth, device),
+            train=_train_on(images.train, images.pixel_format, device),
             validation=_on(clean, device),
             validation_noisy=_on(noisy, device),
             noise=None if noise == REAL else parse_noise(noise),
@@ -74,7 +74,7 @@ class DeviceVariableSizeImages:
     tiles: torch.Tensor
     channels: int
     crop: int
-    depth: PixelFormat
+    pixel_format: PixelFormat
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -90,7 +90,7 @@ class DeviceVariableSizeImages:
         return self._cut(self.pixels, places), None if self.noisy is None else self._cut(self.noisy, places)
 
     def _cut(self, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return _unit(pixels[places.to(pixels.device)].to(places.device), self.depth)
+        return _unit(pixels[places.to(pixels.device)].to(places.device), self.pixel_format)
 
 
 def _train_on(
@@ -101,7 +101,7 @@ def _train_on(
     noisy = None if train.noisy is None else _pixels_on(train.noisy, device)
     pixels, tiles = _pixels_on(train.pixels, device), _on(train.tiles, device)
     return DeviceVariableSizeImages(
-        pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, depth=depth
+        pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, pixel_format=depth
     )
 
 

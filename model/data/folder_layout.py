@@ -22,7 +22,7 @@ class Layout:
     splits: dict[str, str]  # the owner's own, to their folders
 
 
-def layout_of(paths: Collection[str], mistakes: list[str]) -> Layout:
+def parse_layout(paths: Collection[str], mistakes: list[str]) -> Layout:
     """Of the images' paths, `/` between their parts."""
     tops = {path: _top(path) for path in sorted(paths)}
     named = {top: split for top in tops.values() if (split := _SPLIT_OF.get(top.casefold()))}
@@ -163,22 +163,22 @@ def _partnered(
     return whole
 
 
-def told_skipped(paths: Sequence[str]) -> list[str]:
+def describe_skipped(paths: Sequence[str]) -> list[str]:
     """A line of what is no image by its name: by reason, each with examples; none where there is nothing."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         name = path.rstrip("/").rpartition("/")[2]
         reason = "links to folders" if path.endswith("/") else Path(name).suffix or "without an ending"
-        reasons["hidden" if name.startswith(".") or name.lower() in OF_SYSTEMS else reason].append(path)
+        reasons["hidden" if name.startswith(".") or name.lower() in SYSTEM_FILES else reason].append(path)
     if not reasons:
         return []
-    kinds = "; ".join(f"{reason}: {len(names):,} ({few(names)})" for reason, names in sorted(reasons.items()))
+    kinds = "; ".join(f"{reason}: {len(names):,} ({list_some(names)})" for reason, names in sorted(reasons.items()))
     return [f"skipped, for their names: {kinds}"]
 
 
-OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders, in any case
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders, in any case
 
 
-def few(names: Sequence[str]) -> str:
+def list_some(names: Sequence[str]) -> str:
     """The first ones, and how many more there are."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")

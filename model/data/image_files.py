@@ -421,12 +421,12 @@ _COMPRESSIONS = {1: None, 5: "lzw", 8: "zlib", 32773: "packbits", 50000: "zstd"}
 
 def output_format(image: ImageFile) -> str:
     """The image's own, where it can be written without loss or is JPEG; else PNG, or TIFF for floats."""
-    if image.format in _WRITTEN and not no_format(image, image.format):
+    if image.format in _WRITTEN and not format_problem(image, image.format):
         return image.format
     return "TIFF" if image.pixels.dtype == np.float32 else "PNG"
 
 
-def no_format(image: ImageFile, form: str) -> str:
+def format_problem(image: ImageFile, form: str) -> str:
     """Why an image cannot be of a format; empty: it can."""
     depth = str(image.pixels.dtype)
     if depth not in _DEPTHS.get(form, ("uint8",)) or (form == "PPM" and depth == "float32" and image.channels == 3):

@@ -23,11 +23,11 @@ import numpy as np
 from ..common import s3
 from ..common.errors import ConfigError, MachineError
 from ..config import ValueRange
-from .folder_layout import CLEAN, NOISY, SPLITS, Layout, few, layout_of, told_skipped
+from .folder_layout import CLEAN, NOISY, SPLITS, Layout, describe_skipped, list_some, parse_layout
 from .image_files import IMAGE_SUFFIXES, ImageError, check_size, read_file, read_image
-from .memory_mapped import PixelFiles, memory
+from .memory_mapped import PixelFiles, system_memory
 from .pixel_format import PixelFormat
-from .pixel_format import range_text as range_told
+from .pixel_format import format_range as range_told
 
 MAX_CROPS = 5_000  # of validation and test images each
 FASHION_MNIST = "fashion-mnist"
@@ -72,9 +72,9 @@ class Pictures:
     """All of a folder, checked and split."""
 
     splits: dict[str, list[Picture]]  # train, validation, test
-    depth: PixelFormat
+    pixel_format: PixelFormat
     has_noise: bool  # of pairs: whether any differ
-    told: tuple[str, ...]  # how many there are, how they were split, what was left out: a line each, for people
+    messages: tuple[str, ...]  # how many there are, how they were split, what was left out: a line each, for people
 
 
 def read_pictures(
@@ -94,7 +94,7 @@ def read_pictures(
     """
     files = _files(where)
     mistakes: list[str] = []
-    layout = layout_of(files.images.keys(), mistakes)
+    layout = parse_layout(files.images.keys(), mistakes)
     values = _Values(value_range)
     read: list[tuple[str, Picture]] = []
     mapped, size = 0, 0  # how many of them are, and the bytes of the others
@@ -128,23 +128,23 @@ def read_pictures(
     depth = PixelFormat(values.dtype, value_range)
     told = [
         _told_splits(splits, depth, layout),
-        *told_skipped(files.skipped),
+        *describe_skipped(files.skipped),
         *([f"copies of other images, which count once: {copies}"] if copies else []),
-        *([f"noisy and clean are the same, pixel by pixel: {few(same)}"] if same else []),
+        *([f"noisy and clean are the same, pixel by pixel: {list_some(same)}"] if same else []),
         *values.told(),
     ]
-    return Pictures(splits=splits, depth=depth, told=tuple(told), has_noise=len(same) < len(read))
+    return Pictures(splits=splits, pixel_format=depth, messages=tuple(told), has_noise=len(same) < len(read))
 
 
 def check_layout(where: str) -> None:
     """What a folder's names tell already; no image is read. Raises DataError."""
     mistakes: list[str] = []
     if os.path.isdir(where) and where != FASHION_MNIST:
-        layout_of(_files(where).images.keys(), mistakes)
+        parse_layout(_files(where).images.keys(), mistakes)
     _refuse(where, mistakes)
 
 
-def grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray | None]:
+def crop_grid(pictures: Sequence[Picture], crop: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Crops (N, C, crop, crop) that do not overlap, the same ones always, in random order; at most MAX_CROPS.
 
     And the same crops of the noisy ones, where there are any.
@@ -186,7 +186,7 @@ def _files(where: str) -> _Files:
     files = _s3(where) if where.startswith("s3://") else _local(Path(where))
     if not files.images:
         none = f"data={where}: has no images ({', '.join(IMAGE_SUFFIXES)})"
-        raise DataError("\n".join([none, *told_skipped(files.skipped)]))
+        raise DataError("\n".join([none, *describe_skipped(files.skipped)]))
     return files
 
 
@@ -299,7 +299,7 @@ def _pixels(read: Callable[[], bytes], path: str) -> np.ndarray:
         pixels = read_image(Path(path), read()).pixels
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error
-    if 4 * pixels.nbytes > memory("MemAvailable"):  # they are copied for the trials to share
+    if 4 * pixels.nbytes > system_memory("MemAvailable"):  # they are copied for the trials to share
         raise DataError(f"{path}: with it the images fill this machine's memory; take fewer, or a larger machine")
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -344,7 +344,7 @@ class _Values:
 
     def mixed(self) -> list[str]:
         """What to tell where they are not all of one depth."""
-        names = {dtype: PixelFormat.named(dtype) for dtype in self._dtypes}
+        names = {dtype: PixelFormat.dtype_name(dtype) for dtype in self._dtypes}
         return _mixed([(path, names[dtype]) for dtype, paths in self._dtypes.items() for path in paths])
 
     def told(self) -> list[str]:
@@ -353,7 +353,7 @@ class _Values:
         depth = PixelFormat(self.dtype, self._asked)
         if self._beyond:
             up_to = f"{self._found[0]:.6g} ... {self._found[1]:.6g}"
-            lines.append(f"values beyond the range are clipped to it (all are {up_to}): {few(self._beyond)}")
+            lines.append(f"values beyond the range are clipped to it (all are {up_to}): {list_some(self._beyond)}")
         if self.dtype != "uint8" and self._found[1] - depth.low < (depth.high - depth.low) / _DARK:
             lines.append(
                 f"all values are {self._found[0]:.6g} ... {self._found[1]:.6g}, a small part of the range, by which "
@@ -390,7 +390,7 @@ def _mixed(kinds: Sequence[tuple[str, str]]) -> list[str]:
     counts = [(len(by_kind[kind]), kind) for kind in sorted(by_kind, key=str.casefold)]
     told = " and ".join([f"{counts[0][0]} images are {counts[0][1]}", *(f"{n} {kind}" for n, kind in counts[1:])])
     rarest = min(by_kind, key=lambda kind: len(by_kind[kind]))
-    return [f"{told}; all must be of one kind. {rarest}: {few(by_kind[rarest])}"]
+    return [f"{told}; all must be of one kind. {rarest}: {list_some(by_kind[rarest])}"]
 
 
 # --- what is told of all of them ------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def _told_splits(splits: Mapping[str, list[Picture]], depth: PixelFormat, layout
     if not taken:
         how = "as its folders say"
     elif layout.splits.keys() == {"train"} or not layout.splits:
-        of = f" from {few(layout.pooled)}" if layout.pooled else ""
+        of = f" from {list_some(layout.pooled)}" if layout.pooled else ""
         how = f"validation and test are a tenth each, chosen by content out of all{of}"
     else:
         how = f"{' and '.join(taken)}: a tenth of {layout.splits['train']}/, chosen by content"

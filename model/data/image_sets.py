@@ -27,19 +27,19 @@ class ImagePairs:
 
     clean: np.ndarray
     noisy: np.ndarray | None = None
-    depth: PixelFormat = EIGHT_BITS
+    pixel_format: PixelFormat = EIGHT_BITS
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def __getitem__(self, which: slice) -> ImagePairs:
-        return ImagePairs(self.clean[which], None if self.noisy is None else self.noisy[which], self.depth)
+        return ImagePairs(self.clean[which], None if self.noisy is None else self.noisy[which], self.pixel_format)
 
-    def noised(self, noise: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def with_noise(self, noise: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Noisy and clean, float32 (N, C, H, W) in [-1, 1]: the same for every trial, report and export."""
-        clean = self.depth.to_unit(self.clean)
+        clean = self.pixel_format.to_unit(self.clean)
         if self.noisy is not None:
-            return self.depth.to_unit(self.noisy), clean
+            return self.pixel_format.to_unit(self.noisy), clean
         return parse_noise(noise).fixed(clean, seed=NOISE_SEEDS[split]), clean
 
 
@@ -59,7 +59,9 @@ class VariableSizeImages:
     crop: int
 
     @classmethod
-    def of(cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None) -> VariableSizeImages:
+    def from_pictures(
+        cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None
+    ) -> VariableSizeImages:
         """Raises nothing: read_pictures has checked them. store: where it put them, if they are too many for memory."""
         rows, end = [], 0
         for picture in pictures:
@@ -105,12 +107,12 @@ class Images:
     train: np.ndarray | VariableSizeImages
     validation: ImagePairs
     padding: int = 0  # pixels of black around each image: a denoiser must know
-    told: tuple[str, ...] = ()  # of a folder: how many images of what kind, and what was left out; lines for people
+    messages: tuple[str, ...] = ()  # of a folder: how many images of what kind, and what was left out; lines for people
 
     @property
-    def depth(self) -> PixelFormat:
+    def pixel_format(self) -> PixelFormat:
         """Of all of them."""
-        return self.validation.depth
+        return self.validation.pixel_format
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -57,7 +57,7 @@ class PixelFiles:
         asked = os.environ.get(IN_MEMORY)
         if asked is not None and not asked.isdecimal():
             raise ConfigError(f"{IN_MEMORY}={asked}: must be a whole number of megabytes, such as 4000")
-        self.in_memory = memory("MemTotal") / _TENTH if asked is None else 1e6 * int(asked)
+        self.in_memory = system_memory("MemTotal") / _TENTH if asked is None else 1e6 * int(asked)
 
     def __enter__(self) -> PixelFiles:
         return self
@@ -66,7 +66,7 @@ class PixelFiles:
         for kind in self._sizes:
             self._path(kind).unlink(missing_ok=True)
 
-    def remove_others(self) -> None:
+    def delete_leftovers(self) -> None:
         """What a killed run of the same name left. Only where no other can be running."""
         for path in self._folder.glob(f".{self._name}~*.pixels"):
             if f"~{self._token}~" not in path.name:
@@ -105,7 +105,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def memory(what: str) -> float:
+def system_memory(what: str) -> float:
     """Bytes: MemTotal, MemAvailable; infinite where the system does not say."""
     told = Path("/proc/meminfo")
     lines = told.read_text().splitlines() if told.exists() else []

@@ -33,12 +33,12 @@ class PixelFormat:
             raise ConfigError(f"dtype={truncated_repr(self.dtype)}: must be one of {', '.join(_WHOLE)}")
         if self.dtype == "uint8" and self.range is not None:
             raise ConfigError(
-                f"range={range_text(self.range)}: is for 16-bit and float32 images, and not for 8-bit ones"
+                f"range={format_range(self.range)}: is for 16-bit and float32 images, and not for 8-bit ones"
             )
-        if mistake := wrong_range(self.range):
+        if mistake := range_problem(self.range):
             raise ConfigError(mistake)
         if self.dtype == "uint16" and self.range is not None and not 0 <= self.low < self.high <= _WHOLE["uint16"][1]:
-            raise ConfigError(f"range={range_text(self.range)}: of 16-bit images must be within 0 ... 65535")
+            raise ConfigError(f"range={format_range(self.range)}: of 16-bit images must be within 0 ... 65535")
 
     @property
     def low(self) -> float:
@@ -56,7 +56,7 @@ class PixelFormat:
         return (self.high - self.low) / 2
 
     @property
-    def stated(self) -> PixelFormat:
+    def explicit(self) -> PixelFormat:
         """The same, with its range in numbers where it has not 8 bits: for records that outlive a default."""
         return self if self.dtype == "uint8" else PixelFormat(self.dtype, (self.low, self.high))
 
@@ -75,7 +75,7 @@ class PixelFormat:
         return pixels
 
     @staticmethod
-    def named(dtype: str) -> str:
+    def dtype_name(dtype: str) -> str:
         """For people."""
         return _TOLD[dtype]
 
@@ -83,7 +83,7 @@ class PixelFormat:
         return _TOLD[self.dtype] + ("" if self.dtype == "uint8" else f", {self.low:.9g} ... {self.high:.9g}")
 
 
-def wrong_range(value: ValueRange | None) -> str | None:
+def range_problem(value: ValueRange | None) -> str | None:
     """The broken rule and the value, or None."""
     if value is None:
         return None
@@ -91,10 +91,10 @@ def wrong_range(value: ValueRange | None) -> str | None:
     size = max(abs(low), abs(high))
     if math.isfinite(low) and math.isfinite(high) and size <= _LARGEST and high - low > _CLOSEST * size:
         return None
-    return f"range={range_text(value)}: must be LOW HIGH, the second the larger by a 10,000th or more, such as 0 4095"
+    return f"range={format_range(value)}: must be LOW HIGH, the second the larger by a 10,000th or more, such as 0 4095"
 
 
-def range_text(value: ValueRange) -> str:
+def format_range(value: ValueRange) -> str:
     """As it is typed."""
     return " ".join(f"{bound:.9g}" for bound in value)
 

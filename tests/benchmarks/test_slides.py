@@ -81,7 +81,7 @@ def test_what_is_finished_is_not_done_again_and_the_last_epoch_is_what_was_measu
     assert (part["noise"], part["patch"], part["loss"]) == ("gaussian:30", 14, "ssim")
     manifest = read_manifest(done / NAME / "export")
     assert manifest["origin"]["epoch"] == told["recipe"]["epochs"] == 5
-    noisy, clean = DataConfig().load_test().noised("gaussian:30", "test")
+    noisy, clean = DataConfig().load_test().with_noise("gaussian:30", "test")
     denoised = Denoiser(done / NAME / "export").batch(noisy)
     psnr_db = [peak_signal_noise_ratio(a, b, data_range=2) for a, b in zip(clean, denoised, strict=True)]
     assert part["test"]["denoised"]["psnr_db"] == pytest.approx(np.mean(psnr_db))
@@ -90,7 +90,7 @@ def test_what_is_finished_is_not_done_again_and_the_last_epoch_is_what_was_measu
 
 @pytest.mark.slow
 def test_the_pictures_show_the_images_themselves_and_three_epochs_that_differ(done):
-    noisy, clean = DataConfig().load_test().noised("gaussian:30", "test")
+    noisy, clean = DataConfig().load_test().with_noise("gaussian:30", "test")
     with Image.open(done / "pictures" / f"{NAME}_epochs.png") as picture:
         pixels = np.asarray(picture)
     pixels = pixels[20:, pixels.shape[1] - (6 * 102 - 6) :]  # below the titles, beside the names of the rows
@@ -131,7 +131,7 @@ def test_the_drawing_of_the_generator_has_the_numbers_of_the_slides_network():
     """16.65 million weights at the tutorial's width, four skips, dropout in the first three blocks of the decoder."""
     noisy, clean = (
         drawings.torch.from_numpy(p)
-        for p in ImagePairs(DataConfig().load_test().clean[:2]).noised("gaussian:30", "test")
+        for p in ImagePairs(DataConfig().load_test().clean[:2]).with_noise("gaussian:30", "test")
     )
     generator = Generator(channels=1, image_size=32, width=64, dropout=0.5)
     shown = texts(drawings.draw_generator(generator, noisy))

@@ -70,7 +70,7 @@ def trained(one_thread: None, images: Images) -> Trainer:
         average_decay=0.99,
         precision="float32",
     )
-    trainer = Trainer(config, DeviceImages.place(images, NOISE, torch.device("cpu"), num_validation=200))
+    trainer = Trainer(config, DeviceImages.to_device(images, NOISE, torch.device("cpu"), num_validation=200))
     for _ in range(config.epochs):
         trainer.run_epoch()
     return trainer

@@ -53,12 +53,12 @@ def few(images) -> Images:
 
 @pytest.fixture(scope="module")
 def placed(few) -> DeviceImages:
-    return DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=8)
+    return DeviceImages.to_device(few, "gaussian:30", torch.device("cpu"), num_validation=8)
 
 
 def generator(**settings: object) -> Generator:
     torch.manual_seed(0)
-    return Generator.of(replace(SMALL, **settings), channels=1, image_size=32)
+    return Generator.from_config(replace(SMALL, **settings), channels=1, image_size=32)
 
 
 def kinds(network: torch.nn.Module) -> set[str]:

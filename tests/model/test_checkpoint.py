@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import JSON, as_json, assert_told, damaged, json_near, near
+from fuzzing import JSON, as_json, assert_readable, damaged, json_near, near
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -217,7 +217,7 @@ def test_any_bytes_are_a_checkpoint_or_told_as_damaged(small_file, tmp_path_fact
     try:
         tensors, state = load_checkpoint(path)
     except CheckpointError as error:
-        assert_told(error, str(path))
+        assert_readable(error, str(path))
     else:
         assert state == STATE
         assert tensors.keys() == {"w", "n", "h"}
@@ -228,7 +228,7 @@ REPORT = {field.name: 1.0 for field in dataclasses.fields(EvalReport)} | {"epoch
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    network = Generator.of(TrainConfig(width=4), channels=1, image_size=32).state_dict()
+    network = Generator.from_config(TrainConfig(width=4), channels=1, image_size=32).state_dict()
     return {f"average.{name}": tensor for name, tensor in network.items()}
 
 
@@ -243,7 +243,7 @@ def test_a_whole_checkpoint_with_whatever_state_is_a_generator_or_a_named_error(
     try:
         generator, found = load_generator(path, channels=1, image_size=32)
     except (CheckpointError, ConfigError) as error:
-        assert_told(error)
+        assert_readable(error)
     else:
         assert len(found["reports"]) in (1, 2)
         assert sum(p.numel() for p in generator.parameters()) > 0

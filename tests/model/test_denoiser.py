@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import skimage.data
-from fuzzing import assert_told, damaged, fewer
+from fuzzing import assert_readable, damaged, fewer
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -341,7 +341,7 @@ def test_a_network_that_denoises_nothing_is_refused_with_the_reason(name, export
         return
     with pytest.raises(DenoiseError) as refused:
         Denoiser(folder)(image)
-    assert_told(refused.value, reason)
+    assert_readable(refused.value, reason)
 
 
 @given(data=st.data())
@@ -353,6 +353,6 @@ def test_any_network_denoises_or_is_refused(exported, tmp_path_factory, data):
     try:
         denoised = Denoiser(folder)(np.full((40, 33), 7, np.uint8))
     except DenoiseError as error:
-        assert_told(error, "generator.onnx")
+        assert_readable(error, "generator.onnx")
     else:
         assert (denoised.shape, denoised.dtype) == ((40, 33), np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from fuzzing import assert_told, json_near
+from fuzzing import assert_readable, json_near
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,9 +26,9 @@ from model.data.image_sets import NOISE_SEEDS, ImagePairs
 from model.data.noise import parse_noise
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.export import ExportError, check_target, export
-from model.export_quality import evaluate, table, verified
+from model.export_quality import evaluate, quality_table, verify_export
 from model.generator import Generator
-from model.picture_strip import strip, to_uint8
+from model.picture_strip import draw_strip, to_uint8
 
 FILES = {"manifest.json", "generator.onnx", "generator.safetensors", "README.md", "strip.png"}
 
@@ -66,7 +66,7 @@ def test_onnxruntime_equals_torch(shape, exported, torch_generator, all_test_ima
 
 def test_the_weights_are_the_moving_average(exported, trained):
     weights = load_file(exported.folder / "generator.safetensors")
-    average = trained.gan.average.state_dict()
+    average = trained.gan.ema_generator.state_dict()
     assert weights.keys() == average.keys()
     assert all(torch.equal(weights[name], average[name]) for name in weights)
 
@@ -123,7 +123,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     assert "It takes grey images; of a colour image each channel is denoised by itself." in card
     clean = to_unit(test_images[:6])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
-    expected = strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])
+    expected = draw_strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])
     with Image.open(exported.folder / "strip.png") as picture:
         assert picture.size == ((3 * 34 - 2) * 3, (6 * 34 - 2) * 3)
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
@@ -131,13 +131,13 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
 
 def test_a_strip_shows_columns_side_by_side_with_white_between(images):
     left, right = to_unit(images.validation.clean[:2]), to_unit(images.validation.clean[2:4])
-    sheet = np.asarray(strip([left, right], scale=1))
+    sheet = np.asarray(draw_strip([left, right], scale=1))
     assert sheet.shape == (66, 66)
     assert np.array_equal(sheet[:32, :32], to_uint8(left[0, 0]))
     assert np.array_equal(sheet[34:, 34:], to_uint8(right[1, 0]))
     assert (sheet[32:34] == 255).all()
     assert (sheet[:, 32:34] == 255).all()
-    colour = strip([np.repeat(left, 3, axis=1)], scale=3)
+    colour = draw_strip([np.repeat(left, 3, axis=1)], scale=3)
     assert (colour.mode, colour.size) == ("RGB", (96, 198))
 
 
@@ -236,13 +236,13 @@ def test_the_figures_of_the_strip_are_those_of_its_own_pictures(exported):
 
 
 def test_an_export_that_arrived_as_it_left_is_verified(copied, exported):
-    assert verified(copied) == exported.manifest
+    assert verify_export(copied) == exported.manifest
 
 
 def test_a_folder_with_more_in_it_than_was_exported_is_noticed(copied, tmp_path):
     (copied / "more").symlink_to(tmp_path)
     with pytest.raises(DenoiseError, match="more: is not in the manifest"):
-        verified(copied)
+        verify_export(copied)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {MANIFEST}))
@@ -250,13 +250,13 @@ def test_every_file_is_held_to_its_digest(name, copied):
     content, manifest = (copied / name).read_bytes(), read_manifest(copied)
     (copied / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 is not the manifest's"):
-        verified(copied)
+        verify_export(copied)
     (copied / name).write_bytes(content)
     for no_digest in ("", manifest["files"][name][:8]):
         changed = {**manifest, "files": {**manifest["files"], name: no_digest}}
         (copied / MANIFEST).write_text(json.dumps(changed))
         with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 is not the manifest's"):
-            verified(copied)
+            verify_export(copied)
 
 
 @pytest.mark.parametrize("part", ["files", "model", "origin", "data", "metrics"])
@@ -309,7 +309,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, copied):
     (copied / name).unlink()
     os.mkfifo(copied / name)
     with pytest.raises(DenoiseError, match=f"{name}: .*no file"):
-        verified(copied)
+        verify_export(copied)
 
 
 def test_figures_that_are_no_numbers_are_not_borne_out(copied):
@@ -317,7 +317,7 @@ def test_figures_that_are_no_numbers_are_not_borne_out(copied):
     manifest["strip"]["psnr_db"] = "nan"
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match="does not do here what it did where it was exported: psnr_db"):
-        verified(copied)
+        verify_export(copied)
 
 
 def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_digest_is_right(copied):
@@ -329,7 +329,7 @@ def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_di
     manifest["files"]["generator.onnx"] = hashlib.sha256((copied / "generator.onnx").read_bytes()).hexdigest()
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match="does not do here what it did where it was exported"):
-        verified(copied)
+        verify_export(copied)
 
 
 @pytest.mark.parametrize("size", [(102, 300), (24, 6)])
@@ -340,7 +340,7 @@ def test_a_picture_that_is_no_exports_is_named_though_its_digest_is_right(size, 
     manifest["files"]["strip.png"] = hashlib.sha256((copied / "strip.png").read_bytes()).hexdigest()
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match=r"strip\.png: is not the picture of an export"):
-        verified(copied)
+        verify_export(copied)
 
 
 # --- whatever is in it -----------------------------------------------------------------------------------------------
@@ -353,12 +353,12 @@ def test_any_manifest_is_one_that_can_be_used_or_a_named_mistake(exported, tmp_p
     shutil.copytree(exported.folder, folder)
     (folder / MANIFEST).write_bytes(content)
     try:
-        manifest = verified(folder)
+        manifest = verify_export(folder)
         assert Denoiser(folder)(np.zeros((40, 33), np.uint8)).shape == (40, 33)
-        table(manifest["metrics"])
+        quality_table(manifest["metrics"])
         DataConfig.from_dict(manifest["data"])
     except ConfigError as error:
-        assert_told(error)
+        assert_readable(error)
     with suppress(ConfigError):
         check_target(folder)
     assert {path.name for path in folder.iterdir()} == FILES

@@ -79,7 +79,7 @@ def few(images) -> Images:
 def test_a_step_waits_for_nothing_and_all_of_it_is_on_the_device(settings, few, watched):
     waits = []
     with watched:
-        placed = DeviceImages.place(few, "gaussian:30", META, num_validation=6)
+        placed = DeviceImages.to_device(few, "gaussian:30", META, num_validation=6)
         for steps in (1, 3):
             trainer = Trainer(replace(SMALL, **settings, images_per_epoch=4 * steps), placed)
             before = watched.waits
@@ -91,11 +91,11 @@ def test_a_step_waits_for_nothing_and_all_of_it_is_on_the_device(settings, few, 
 
 
 def test_crops_of_a_folders_images_are_cut_on_the_device(few, watched):
-    ragged = VariableSizeImages.of(
+    ragged = VariableSizeImages.from_pictures(
         [Picture("", np.zeros((1, 70, 90), np.uint8)), Picture("", np.zeros((1, 40, 50), np.uint8))], 32
     )
     with watched:
-        placed = DeviceImages.place(replace(few, train=ragged), "gaussian:30", META, num_validation=6)
+        placed = DeviceImages.to_device(replace(few, train=ragged), "gaussian:30", META, num_validation=6)
         before = watched.waits
         rows = torch.zeros(5, dtype=torch.long, device=META)
         assert {batch.shape for batch in placed.batch(rows, None)} == {(5, 1, 32, 32)}
@@ -103,8 +103,8 @@ def test_crops_of_a_folders_images_are_cut_on_the_device(few, watched):
 
 
 def test_weights_are_channels_last_and_adam_is_fused(few):
-    trainer = Trainer(SMALL, DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=6))
-    for network in (trainer.gan.generator, trainer.gan.discriminator, trainer.gan.average):
+    trainer = Trainer(SMALL, DeviceImages.to_device(few, "gaussian:30", torch.device("cpu"), num_validation=6))
+    for network in (trainer.gan.generator, trainer.gan.discriminator, trainer.gan.ema_generator):
         kernels = [weight for weight in network.parameters() if weight.dim() == 4]
         assert kernels
         assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)

@@ -12,7 +12,7 @@ from model import export_quality, metrics
 from model.data.device_images import to_unit
 from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
-from model.export_quality import against_slides, quality, table
+from model.export_quality import compare_with_slides, quality, quality_table
 from model.training_report import EvalReport, failure_reason, objective_value
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -124,7 +124,7 @@ def row(ssim: float, psnr_db: float | str) -> dict[str, float | str]:
 
 def test_the_table_has_the_slides_rows_and_columns():
     test = {"images": 10_000, "noisy": row(0.68, 20.5), "denoised": row(0.88, 26.4), "ground_truth": row(1.0, "inf")}
-    assert table({"validation": None, "test": test}).splitlines() == [
+    assert quality_table({"validation": None, "test": test}).splitlines() == [
         "| test, 10,000 images | L1 (MAE) | SSIM | PSNR dB |",
         "|---|---|---|---|",
         "| Noisy images | 0.0500 | 0.6800 | 20.50 |",
@@ -135,12 +135,12 @@ def test_the_table_has_the_slides_rows_and_columns():
 
 def test_a_model_that_makes_images_worse_is_told_as_that_below_its_table():
     test = {"images": 10, "noisy": row(0.68, 20.5), "denoised": row(0.7, 18.25), "ground_truth": row(1.0, "inf")}
-    assert table({"test": test}).splitlines()[-2:] == [
+    assert quality_table({"test": test}).splitlines()[-2:] == [
         "",
         "WORSE than the noisy images, by 2.25 dB on test: not to be used.",
     ]
     clean = {**test, "noisy": row(1.0, "inf"), "denoised": row(1.0, "inf")}
-    assert "WORSE" not in table({"test": clean})
+    assert "WORSE" not in quality_table({"test": clean})
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_model_that_makes_images_worse_is_told_as_that_below_its_table():
     [(0.88, 26.2, " beats "), (0.87, 26.2, "DOES NOT BEAT"), (0.88, 26.0, "DOES NOT BEAT")],
 )
 def test_the_slides_are_beaten_by_both_numbers_only(ssim, psnr_db, verdict):
-    assert verdict in against_slides({"denoised": row(ssim, psnr_db)})
+    assert verdict in compare_with_slides({"denoised": row(ssim, psnr_db)})
 
 
 REPORT = EvalReport(

@@ -31,7 +31,7 @@ def few(images) -> DeviceImages:
 
 def place(train: np.ndarray, validation: np.ndarray, noise: str = "gaussian:30-50") -> DeviceImages:
     images = Images(train=train, validation=ImagePairs(validation), padding=2)
-    return DeviceImages.place(images, noise, CPU, num_validation=len(validation))
+    return DeviceImages.to_device(images, noise, CPU, num_validation=len(validation))
 
 
 def run(trainer: Trainer, epochs: int) -> Trainer:
@@ -270,13 +270,13 @@ def test_the_moving_average_follows_its_formula(average_decay, few):
     for step, (*_, weights) in enumerate(seen):
         decay = min(average_decay, (1 + step) / (10 + step))
         expected = [decay * old + (1 - decay) * new.double() for old, new in zip(expected, weights, strict=True)]
-    for ours, theirs in zip(trainer.gan.average.parameters(), expected, strict=True):
+    for ours, theirs in zip(trainer.gan.ema_generator.parameters(), expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_average_normalises_with_the_generators_statistics(few):
     trainer = run(Trainer(SMALL, few), 1)
-    for ours, theirs in zip(trainer.gan.average.buffers(), trainer.gan.generator.buffers(), strict=True):
+    for ours, theirs in zip(trainer.gan.ema_generator.buffers(), trainer.gan.generator.buffers(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -376,7 +376,7 @@ def test_the_generator_of_a_checkpoint_is_its_moving_average(few, tmp_path):
     assert state["config"] == trainer.config.as_dict()
     assert not generator.training
     for name, tensor in generator.state_dict().items():
-        assert torch.equal(tensor, trainer.gan.average.state_dict()[name])
+        assert torch.equal(tensor, trainer.gan.ema_generator.state_dict()[name])
     assert not torch.equal(generator.last.weight, trainer.gan.generator.last.weight)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_generator(tmp_path / "checkpoint", channels=3, image_size=32)

@@ -19,7 +19,7 @@ CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, prec
 @pytest.fixture(scope="module")
 def few(images) -> DeviceImages:
     few = Images(train=images.train[:100], validation=images.validation[:20])
-    return DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=20)
+    return DeviceImages.to_device(few, "gaussian:30", torch.device("cpu"), num_validation=20)
 
 
 def epochs_in(path) -> int:

@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 
 import optuna
 import pytest
-from fuzzing import SCALARS, assert_told
+from fuzzing import SCALARS, assert_readable
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -373,7 +373,7 @@ def test_any_file_is_a_space_that_is_the_same_again_or_a_space_error(source):
             space = search_spaces.load(str(path))
             found = space.check(BASE, fixed={})
         except SpaceError as error:
-            assert_told(error, "mine.py")
+            assert_readable(error, "mine.py")
         else:
             assert space.differences(json.loads(json.dumps(found)), BASE) == []
         assert os.listdir(folder) == ["mine.py"]  # nothing compiled beside it
@@ -387,4 +387,4 @@ def test_any_name_is_a_space_that_is_there_or_a_space_error(name):
     assume(name not in search_spaces.names())
     with pytest.raises(SpaceError) as refused:
         search_spaces.load(name)
-    assert_told(refused.value, "space=")
+    assert_readable(refused.value, "space=")

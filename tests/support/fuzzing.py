@@ -99,7 +99,7 @@ def fewer(share: int) -> settings:
     return settings(max_examples=max(5, settings.default.max_examples // share))
 
 
-def assert_told(error: BaseException, part: str = "", *, lines: int = 110) -> None:
+def assert_readable(error: BaseException, part: str = "", *, lines: int = 110) -> None:
     """In a few lines that can be printed, whatever was in the input; part: that must be in them."""
     told = str(error).split("\n")
     assert 1 <= len(told) <= lines, told[:3]

@@ -199,7 +199,7 @@ def assert_nothing_was_lost_or_repeated(search: Killed) -> None:
 
 def placed() -> DeviceImages:
     images = DataConfig().load()
-    return DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
+    return DeviceImages.to_device(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ class _RemoteClass:
 
 def place(asked: SearchConfig) -> DeviceImages:
     data = asked.data_config()
-    return DeviceImages.place(data.load(), data.noise, torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
+    return DeviceImages.to_device(data.load(), data.noise, torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
 
 
 def assert_best_checkpoints_are_as_recorded(record: Record) -> None:

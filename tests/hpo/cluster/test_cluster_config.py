@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fuzzing import JSON, assert_told, fewer, near
+from fuzzing import JSON, assert_readable, fewer, near
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -300,7 +300,7 @@ def test_any_text_is_a_mapping_or_told_as_none(tmp_path_factory, text):
     try:
         config = cluster_config.read(path)
     except ConfigError as error:
-        assert_told(error, str(path))
+        assert_readable(error, str(path))
     else:
         assert all(isinstance(line, str) for line in cluster_config.mistakes(config))
     assert time.monotonic() - began < 20

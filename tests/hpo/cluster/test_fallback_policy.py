@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import assert_told, near
+from fuzzing import assert_readable, near
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -289,7 +289,7 @@ def test_whatever_ray_up_left_on_the_head_is_counted_or_told_as_damaged(tmp_path
     try:
         growth = cluster_state.autoscaler_limits(path)
     except MachineError as error:
-        assert_told(error, f"{path}: damaged")
+        assert_readable(error, f"{path}: damaged")
         return
     assert growth.fit(1.0, 0.5) >= 0
     assert growth.places({SPOT: 3, ON_DEMAND: 2}, 1.0, 0.0).keys() <= {SPOT, ON_DEMAND}

@@ -8,7 +8,7 @@ import re
 import string
 
 import pytest
-from fuzzing import JSON, assert_told, near
+from fuzzing import JSON, assert_readable, near
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
@@ -112,7 +112,7 @@ def test_any_json_is_a_search_or_a_config_error(values):
         known = {name: value for name, value in values.items() if name in SearchConfig.__dataclass_fields__}
         search = SearchConfig(**known)
     except ConfigError as error:
-        assert_told(error)
+        assert_readable(error)
         return
     assert SearchConfig(**json.loads(json.dumps(search.as_dict()))) == search
     assert search.trials >= 1

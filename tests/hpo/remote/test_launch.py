@@ -231,7 +231,7 @@ def exported(tmp_path_factory) -> Path:
     every = DataConfig().load()
     images = replace(every, train=every.train[:64], validation=every.validation[:32])
     config = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=1, precision="float32")
-    trainer = Trainer(config, DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=32))
+    trainer = Trainer(config, DeviceImages.to_device(images, "gaussian:30", torch.device("cpu"), num_validation=32))
     trainer.run_epoch()
     trainer.save(folder / "checkpoint")
     origin = {"search": "first", "trial": 3}

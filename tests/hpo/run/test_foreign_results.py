@@ -63,7 +63,7 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Ray was started")
 
-    images = SimpleNamespace(digest="0", told=(), depth=EIGHT_BITS)
+    images = SimpleNamespace(digest="0", messages=(), pixel_format=EIGHT_BITS)
     monkeypatch.setattr(hpo.run.search, "_loaded", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.store.replication.READ_TIMEOUT_SECONDS", 1.0)
@@ -103,7 +103,7 @@ def verbs(runs: Path, storage: Path | None = None) -> dict[str, Callable[[], obj
     return {
         **made,
         "list": lambda: main(["list", *where]),
-        "watch": lambda: watched(runs, Storage(str(storage), patience=1) if storage else None),
+        "watch": lambda: watched(runs, Storage(str(storage), timeout_seconds=1) if storage else None),
         "dashboard": lambda: served(Record(runs, "first", read_only=True)),
         "evaluate": lambda: main(["evaluate", str(runs / "first" / "export")]),
         "denoise": lambda: main(["denoise", str(runs / "first/export"), str(runs / "a.png"), "--to", str(runs / "to")]),

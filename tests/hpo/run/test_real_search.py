@@ -150,7 +150,7 @@ def images() -> Images:
 def placed(images: Images) -> Iterator[DeviceImages]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as trials with one CPU have: sums of other lengths round differently
-    yield DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
+    yield DeviceImages.to_device(images, "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
     torch.set_num_threads(before)
 
 

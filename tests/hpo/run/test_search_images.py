@@ -17,7 +17,7 @@ from hpo.cli.arguments import parser
 from hpo.cli.commands import _words, main
 from hpo.store.layout import IMAGES
 from hpo.store.record import Record
-from model.data.folder_layout import layout_of
+from model.data.folder_layout import parse_layout
 from model.denoise import read_manifest
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -140,7 +140,7 @@ def test_a_search_of_folders_that_look_like_pairs_does_not_begin(pictures, tmp_p
     for name in ("lq", "hq"):
         shutil.copytree(pictures, tmp_path / "photos" / name)
     mistakes: list[str] = []
-    layout_of([path.relative_to(tmp_path / "photos").as_posix() for path in tmp_path.rglob("*.png")], mistakes)
+    parse_layout([path.relative_to(tmp_path / "photos").as_posix() for path in tmp_path.rglob("*.png")], mistakes)
     code, _, err = hpo_says("search", "first", "--data", "photos", "--trials", "0", capsys=capsys)
     assert code == 2
     assert len(mistakes) == 2

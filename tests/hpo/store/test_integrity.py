@@ -274,16 +274,20 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
     def fail(error: Exception) -> None:
         raise AssertionError(error)
 
-    with acquire(runs, "first", storage, fail) as copies, copies:
-        loop = conductor(copies.record, copies)
+    with acquire(runs, "first", storage, fail) as replicator:
+        replicator.start()
+        loop = conductor(replicator.record, replicator)
         for _ in range(3):
             number = loop.next_trial().number
             train(loop, number, checkpoints.setdefault(number, []))
+        replicator.stop()
     damage(runs / "first" / STUDY_FILE)
-    with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as copies, copies:
-        assert len(copies.record.trials()) == 3
-        run_all(conductor(copies.record, copies), checkpoints)
-        assert story(copies.record.trials()) == story(undisturbed.trials())
+    with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as replicator:
+        replicator.start()
+        assert len(replicator.record.trials()) == 3
+        run_all(conductor(replicator.record, replicator), checkpoints)
+        replicator.stop()
+        assert story(replicator.record.trials()) == story(undisturbed.trials())
     assert f"{storage.subdirectory('first')} has the last good copy" in caplog.text
     assert (runs / "first" / f"{STUDY_FILE}.damaged").exists() == (damage is not Path.unlink)
 

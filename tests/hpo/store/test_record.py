@@ -25,7 +25,7 @@ import optuna
 import pytest
 import sqlalchemy
 from curves import SPACE, conductor, learned, report, run_all, story, train
-from fuzzing import SCALARS, assert_told, fewer, json_near
+from fuzzing import SCALARS, assert_readable, fewer, json_near
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import Killed, killed_at_write
@@ -316,18 +316,18 @@ def test_any_search_file_is_a_search_or_told_as_damaged(undisturbed, data):
         try:
             record = Record(runs, "first")
         except RecordError as error:
-            assert_told(error, "search.json: damaged")
+            assert_readable(error, "search.json: damaged")
             return
         except ConfigError as error:  # it says of its study that it is in a database
             assert json.loads(content)["search"]["study_url"]
-            assert_told(error)
+            assert_readable(error)
             return
         assert len(record.trials()) == 8
         assert record.id == json.loads(content)["id"]
         try:
             record.update_config({"trials": 9})
         except ConfigError as error:
-            assert_told(error)
+            assert_readable(error)
 
 
 ROWS = {

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from curves import conductor, report, run_all, story, train
-from fuzzing import as_json, assert_told, fewer, json_near
+from fuzzing import as_json, assert_readable, fewer, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -57,7 +57,7 @@ def storage(there: Place, monkeypatch: pytest.MonkeyPatch) -> Storage:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
     monkeypatch.setattr(replication, "COPY_SECONDS", 0.05)
-    return Storage(there.address, patience=10)
+    return Storage(there.address, timeout_seconds=10)
 
 
 def fail(error: StorageError) -> None:
@@ -75,7 +75,9 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
             patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
             patch.setattr(StorageReplicator, "_work", lambda _: None)
         driver = stack.enter_context(acquire(runs, "first", storage, fail))
-        yield stack.enter_context(driver)
+        driver.start()
+        stack.callback(driver.stop)
+        yield driver
 
 
 # --- the record -----------------------------------------------------------------------------------------------------
@@ -145,7 +147,9 @@ def test_a_folder_whose_driver_was_the_last_is_ahead_of_the_storage(storage, run
 def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_path):
     told: list[StorageError] = []
     Record.create(runs, "first", search)
-    with acquire(runs, "first", storage, told.append) as old, old:
+    with acquire(runs, "first", storage, told.append) as old, ExitStack() as stack:
+        old.start()
+        stack.callback(old.stop)
         loop = conductor(old.record, old)
         loop.next_trial()
         old._lease._over.set()  # cut off: its counter stands still
@@ -154,7 +158,7 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
             with pytest.raises(LeaseLostError, match="has taken this search over"):
                 loop.next_trial()
             with pytest.raises(LeaseLostError):
-                old.now()
+                old.flush()
             new.record.append_report(0, report(1, 0.5))
             loop.on_report(0, [report(1, 0.1)])
             while not told:
@@ -241,7 +245,7 @@ def few() -> DeviceImages:
     torch.set_num_threads(1)
     images = DataConfig().load()
     few = Images(train=images.train[:100], validation=images.validation[:20])
-    return DeviceImages.place(few, "gaussian:30", torch.device("cpu"), num_validation=20)
+    return DeviceImages.to_device(few, "gaussian:30", torch.device("cpu"), num_validation=20)
 
 
 @dataclass
@@ -258,7 +262,7 @@ class Node:
         about = {"folder": str(self.scratch / "00007"), "needs": "/nowhere/search.json"}
         about |= {"number": 7, "train": config.as_dict(), "objective": "ssim"}
         made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
-        made.config = {**about, "storage": {**where, "generation": generation, "patience": 5}}
+        made.config = {**about, "storage": {**where, "generation": generation, "timeout_seconds": 5}}
         made.setup(made.config, ())
         made._placed = self.few
         return made
@@ -303,7 +307,7 @@ def test_a_trial_goes_on_on_another_node_and_ends_as_an_undisturbed_one(nodes, k
     best, _ = max(enumerate(run.reports, start=1), key=lambda each: (each[1].ssim, each[0]))
     assert (kept(LAST), kept(BEST)) == (4, best)
     assert nodes[0].storage.exists(f"first/trials/00007/{strip_name(4)}")
-    nodes[1].place.leave()
+    nodes[1].place.clean_up()
     assert not nodes[1].place.folder.exists()
 
 
@@ -400,18 +404,18 @@ def test_whatever_a_storage_has_its_search_is_looked_at_or_told_as_damaged(undis
     (runs / "first" / "storage.json").write_bytes(
         data.draw(json_near({"address": str(root), "claim": "000001-0000000a"}))
     )
-    storage = Storage(str(root), patience=1)
+    storage = Storage(str(root), timeout_seconds=1)
     try:
         with open_read_only(runs, "first", storage) as record:
             assert len(record.trials()) == 8
     except (RecordError, ConfigError, StorageError) as error:
-        assert_told(error)
+        assert_readable(error)
     for of in (None, storage):
         try:
             with acquire(runs, "first", of, fail) as found:
                 assert len(found.record.trials()) == 8
         except (RecordError, ConfigError, StorageError) as error:
-            assert_told(error)
+            assert_readable(error)
 
 
 STUDIES = [
@@ -429,10 +433,10 @@ STUDIES = [
 @example(owner=b"mine")
 def test_whatever_an_owner_says_a_training_is_taken_up_or_is_a_later_drivers(tmp_path_factory, owner):
     root, node = tmp_path_factory.mktemp("fuzzed"), tmp_path_factory.mktemp("node")
-    storage = Storage(str(root), patience=1).subdirectory("first")
+    storage = Storage(str(root), timeout_seconds=1).subdirectory("first")
     storage.put("search.json", b"")
     storage.put(f"trials/00000/{FENCING_TOKEN}", owner)
-    where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "patience": 1.0}
+    where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "timeout_seconds": 1.0}
     place = CheckpointSync({"folder": str(node / "0"), "needs": "search.json", "storage": where})
     if owner.startswith(b"999999-f"):
         with pytest.raises(StorageError, match="another driver"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import s3_server
 import skimage.data
-from fuzzing import assert_told, damaged, fewer
+from fuzzing import assert_readable, damaged, fewer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from loopback import listening
@@ -221,14 +221,14 @@ def test_whatever_a_server_answers_is_read_or_told_and_leads_out_of_no_folder(an
     given_now[:] = [status, body]
     with pytest.raises((ConfigError, MachineError)) as refused:
         DataConfig(data=f"s3://photos/some?{options}", crop=32).load()
-    assert_told(refused.value)
+    assert_readable(refused.value)
     place, folder = (
-        Storage(f"s3://photos?{options}", patience=0.1).subdirectory("some"),
+        Storage(f"s3://photos?{options}", timeout_seconds=0.1).subdirectory("some"),
         tmp_path_factory.mktemp("fuzzed"),
     )
     try:
         place.check()
         place.fetch("", folder / "inside")
     except (ConfigError, StorageError) as error:
-        assert_told(error)
+        assert_readable(error)
     assert {path.name for path in folder.iterdir()} <= {"inside"}

@@ -69,7 +69,7 @@ def trained_in_one_go(searched: Searched, tmp_path_factory: pytest.TempPathFacto
     """What trial KILLED would have reported."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as its trial had: sums of other lengths round differently
-    placed = DeviceImages.place(
+    placed = DeviceImages.to_device(
         DataConfig().load(), "gaussian:30", torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES
     )
     config = TrainConfig.from_dict(searched.trial(dying_search.KILLED).user_attrs[trial_attributes.CONFIG])

@@ -34,7 +34,7 @@ from hpo.store.replication import StorageReplicator
 from hpo.views.html_report import REPORT, contents, importance, longer, page, pareto, write_report
 from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
-from model.picture_strip import cells, strip
+from model.picture_strip import draw_strip, split_strip
 from model.run_layout import LAST, strip_name
 
 ENDS = SearchConfig(trials=7, epochs=3, pruner="none", objective="balanced")
@@ -300,18 +300,18 @@ def with_strips(record: Record, side: int, channels: int) -> dict[int, np.ndarra
         made[row["number"]] = rng.uniform(-1, 1, clean.shape)
         path = record.trial_folder(row["number"]) / strip_name(row["best_epoch"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        strip([noisy, made[row["number"]], clean], scale=1).save(path)
+        draw_strip([noisy, made[row["number"]], clean], scale=1).save(path)
     return made
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_cells_are_what_a_strip_was_made_of(channels):
     columns = np.random.default_rng(0).uniform(-1, 1, (3, 4, channels, 16, 16))
-    for found, made in zip(cells(np.asarray(strip(columns, scale=1))), columns, strict=True):
+    for found, made in zip(split_strip(np.asarray(draw_strip(columns, scale=1))), columns, strict=True):
         expected = np.rint((made + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
         assert np.array_equal(found.reshape(expected.shape), expected)
     with pytest.raises(ValueError, match="no 3 columns"):
-        cells(np.asarray(strip(columns[:2, :3], scale=1)))
+        split_strip(np.asarray(draw_strip(columns[:2, :3], scale=1)))
 
 
 @needs_chromium
@@ -432,7 +432,7 @@ def test_a_thousand_trials_with_the_largest_pictures_stay_below_10_mb(done, brow
             rows = np.random.default_rng(row["number"]).uniform(-1, 1, (3, 6, 3, 256, 256))
             path = done.trial_folder(row["number"]) / strip_name(row["best_epoch"])
             path.parent.mkdir(parents=True, exist_ok=True)
-            strip(rows, scale=1).save(path, compress_level=0)
+            draw_strip(rows, scale=1).save(path, compress_level=0)
         shown(browser, done)
         size = (done.folder / REPORT).stat().st_size
         milliseconds = browser.run("document.documentElement.dataset.drawn")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from curves import conductor, counted, report, train
-from fuzzing import as_json, assert_told, damaged, json_near
+from fuzzing import as_json, assert_readable, damaged, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
 from killed import killed_while_writing
@@ -199,4 +199,4 @@ def test_whatever_a_lock_says_its_holder_is_told_or_none(tmp_path_factory, conte
         (folder / LOCK_FILE).write_bytes(content)
         with pytest.raises(ConfigError) as refused:
             acquire_lock(folder, "first")
-    assert_told(refused.value, "first: is being run by")
+    assert_readable(refused.value, "first: is being run by")

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.data.folder_layout import Layout, few, layout_of, told_skipped
+from model.data.folder_layout import Layout, describe_skipped, list_some, parse_layout
 
 
 def told(*paths: str) -> list[str]:
     mistakes: list[str] = []
-    layout_of(paths, mistakes)
+    parse_layout(paths, mistakes)
     return mistakes
 
 
 def understood(*paths: str) -> Layout:
     mistakes: list[str] = []
-    layout = layout_of(paths, mistakes)
+    layout = parse_layout(paths, mistakes)
     assert not mistakes
     return layout
 
@@ -151,12 +151,12 @@ def test_two_files_for_one_place_are_told(double):
 
 def test_what_is_skipped_is_told_by_reason_and_counted():
     paths = [*(f"{n}.bmp" for n in range(12)), "._a.png", ".git/", "Thumbs.db", "sub/linked/", "README"]
-    assert told_skipped(paths) == [
+    assert describe_skipped(paths) == [
         "skipped, for their names: .bmp: 12 (0.bmp, 1.bmp, 2.bmp, 3.bmp, 4.bmp and 7 more); "
         "hidden: 3 (._a.png, .git/, Thumbs.db); links to folders: 1 (sub/linked/); without an ending: 1 (README)"
     ]
-    assert told_skipped([]) == []
-    assert few(["a", "b"]) == "a, b"
+    assert describe_skipped([]) == []
+    assert list_some(["a", "b"]) == "a, b"
 
 
 FOLDERS = st.sampled_from(
@@ -185,8 +185,8 @@ FOLDERS = st.sampled_from(
 )  # fmt: skip
 def test_every_image_of_any_tree_is_in_one_place_or_told(paths):
     mistakes: list[str] = []
-    layout = layout_of(paths, mistakes)
+    layout = parse_layout(paths, mistakes)
     placed = [path for files in layout.groups.values() for path in files.values()]
     assert len(placed) == len(set(placed))
     assert mistakes or set(placed) == paths
-    assert layout_of(sorted(paths, reverse=True), []) == layout
+    assert parse_layout(sorted(paths, reverse=True), []) == layout

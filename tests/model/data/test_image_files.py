@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from fuzzing import assert_told, damaged
+from fuzzing import assert_readable, damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
@@ -18,7 +18,7 @@ from model.data.image_files import (
     IMAGE_SUFFIXES,
     ImageError,
     ImageFile,
-    no_format,
+    format_problem,
     output_format,
     read_image,
     read_pages,
@@ -467,7 +467,7 @@ def test_what_is_written_is_read_again_bit_for_bit_with_all_that_it_says(written
     image = ImageFile(
         **_pixels(deep, depth, mode), format=form, profile=of_pixels, resolution=(300, 150, 2), exif=_described()
     )
-    assert not no_format(image, form)
+    assert not format_problem(image, form)
     write_image(image, tmp_path / "a", form)
     again = read_image(tmp_path / "a")
     assert (again.pixels.dtype, again.format) == (image.pixels.dtype, form)
@@ -572,7 +572,7 @@ def test_colours_that_alpha_was_multiplied_into_are_taken_apart_as_pillow_does(d
     ],
 )
 def test_what_a_format_cannot_hold_is_told(form, depth, mode, told, deep):
-    assert told in no_format(ImageFile(**_pixels(deep, depth, mode), format="TIFF"), form)
+    assert told in format_problem(ImageFile(**_pixels(deep, depth, mode), format="TIFF"), form)
 
 
 def test_the_format_of_an_output_is_the_inputs_or_one_that_loses_nothing(deep):
@@ -624,7 +624,7 @@ def test_any_bytes_are_an_image_or_an_image_error(tmp_path_factory, content):
     try:
         image = read_image(path)
     except ImageError as error:
-        assert_told(error, str(path))
+        assert_readable(error, str(path))
     else:
         assert image.pixels.dtype in (np.uint8, np.uint16, np.float32)
         assert image.pixels.shape[2:] in ((), (3,))

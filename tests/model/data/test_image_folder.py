@@ -13,7 +13,7 @@ import pytest
 import skimage.data
 import tifffile
 import torch
-from fuzzing import assert_told
+from fuzzing import assert_readable
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +23,7 @@ from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
 from model.data.image_files import MAX_BYTES
-from model.data.image_folder import DataError, grid, read_pictures
+from model.data.image_folder import DataError, crop_grid, read_pictures
 from model.data.image_sets import Images
 from model.denoise import Denoiser
 from model.export import export
@@ -99,9 +99,9 @@ def test_pairs_are_taken_as_they_are(tmp_path, photographs):
         save(noised(pixels), tmp_path / "noisy" / f"{name}.png")
     config = DataConfig(data=str(tmp_path), noise="real", crop=32)
     images, test = config.load(), config.load_test()
-    noisy, clean = test.noised("real", "test")
+    noisy, clean = test.with_noise("real", "test")
     assert 0.1 < np.std(noisy - clean) < 25 / 127.5
-    placed = DeviceImages.place(images, "real", CPU, num_validation=10)
+    placed = DeviceImages.to_device(images, "real", CPU, num_validation=10)
     noisy_batch, clean_batch = placed.batch(torch.arange(8), torch.Generator().manual_seed(0))
     assert 0.1 < (noisy_batch - clean_batch).std().item() < 25 / 127.5  # no noise is added, and crops fit each other
 
@@ -184,7 +184,7 @@ def test_a_search_that_began_with_an_earlier_version_has_the_same_images_in_the_
 def test_it_is_told_how_many_images_each_split_has_and_why(tmp_path, forms, expected):
     counts, kind = expected.split(": ", 1)
     train, validation, test = counts.split(", ")
-    (told,) = read_pictures(str(spread(tmp_path, forms, slope)), 16).told
+    (told,) = read_pictures(str(spread(tmp_path, forms, slope)), 16).messages
     assert told == f"{train} train, {validation} validation, {test} test images: {kind}"
 
 
@@ -203,7 +203,7 @@ def test_whatever_is_left_out_is_told_with_the_reason(folder, photographs):
     (folder / "inside").mkdir()
     (folder / "again").symlink_to(folder / "inside")
     (folder / "copy.png").write_bytes((folder / "rocket.png").read_bytes())
-    told = read_pictures(str(folder), 32).told
+    told = read_pictures(str(folder), 32).messages
     assert told[1:] == (
         "skipped, for their names: .dng: 1 (raw.dng); .txt: 1 (notes.txt); "
         "hidden: 3 (.cache/, ._rocket.png, Thumbs.db); links to folders: 1 (again/)",
@@ -219,7 +219,9 @@ def test_pairs_without_a_difference_are_named_and_a_set_of_them_is_refused(tmp_p
     spread(tmp_path, ["KIND/{}.png"], slope)
     for number in (3, 4):
         save(slope(number), tmp_path / "noisy" / f"{number}.png")
-    assert read_pictures(str(tmp_path), 16).told[1:] == ("noisy and clean are the same, pixel by pixel: 3.png, 4.png",)
+    assert read_pictures(str(tmp_path), 16).messages[1:] == (
+        "noisy and clean are the same, pixel by pixel: 3.png, 4.png",
+    )
     for number in range(12):
         save(slope(number), tmp_path / "noisy" / f"{number}.png")
     with pytest.raises(DataError, match="all noisy images are their clean ones, pixel by pixel"):
@@ -243,7 +245,7 @@ def test_all_noisy_images_of_a_clean_one_are_used_and_stay_together(tmp_path, fo
     assert sum(counts.values()) == 44 + ("train" in form)
     assert counts["validation"] == 4
     assert len(set().union(*scenes.values())) == sum(map(len, scenes.values()))  # no scene is in two splits
-    assert len(found.told) == 1
+    assert len(found.messages) == 1
 
 
 def test_a_folder_that_cannot_be_opened_or_leads_elsewhere_is_not_passed_over(folder, monkeypatch):
@@ -269,7 +271,7 @@ def test_a_folder_that_cannot_be_opened_or_leads_elsewhere_is_not_passed_over(fo
 
 def test_validation_crops_tile_the_images_and_are_always_the_same(folder):
     pictures = read_pictures(str(folder), 32).splits["test"]
-    crops, noisy = grid(pictures, 32)
+    crops, noisy = crop_grid(pictures, 32)
     height, width = pictures[0].clean.shape[1:]
     assert noisy is None
     assert crops.shape == ((height // 32) * (width // 32), 3, 32, 32)
@@ -279,7 +281,7 @@ def test_validation_crops_tile_the_images_and_are_always_the_same(folder):
         for x in range(0, width - 31, 32)
     }
     assert {crop.tobytes() for crop in crops} == tiles
-    assert np.array_equal(grid(pictures, 32)[0], crops)
+    assert np.array_equal(crop_grid(pictures, 32)[0], crops)
 
 
 @given(
@@ -297,9 +299,9 @@ def test_every_training_crop_is_a_part_of_its_image(sizes, channels, seed):
     for number, (height, width) in enumerate(sizes):
         row, column, plane = np.mgrid[0:height, 0:width, 0:channels].transpose(0, 3, 1, 2)
         pictures.append(Picture(str(number), (60 * number + row + column + 7 * plane).astype(np.uint8)))
-    ragged = VariableSizeImages.of(pictures, 16)
-    images = Images(train=ragged, validation=ImagePairs(*grid(pictures, 16)))
-    placed = DeviceImages.place(images, "gaussian:1", CPU, num_validation=4)
+    ragged = VariableSizeImages.from_pictures(pictures, 16)
+    images = Images(train=ragged, validation=ImagePairs(*crop_grid(pictures, 16)))
+    placed = DeviceImages.to_device(images, "gaussian:1", CPU, num_validation=4)
     assert len(ragged) == sum((height // 16) * (width // 16) for height, width in sizes)
     _, clean = placed.batch(torch.arange(len(ragged)), torch.Generator().manual_seed(seed))
     crops = torch.round((clean + 1) * 127.5).to(torch.uint8).numpy()
@@ -314,7 +316,7 @@ def test_every_training_crop_is_a_part_of_its_image(sizes, channels, seed):
 
 def test_crops_come_from_everywhere_in_an_image_borders_included(folder):
     images = DataConfig(data=str(folder), crop=32).load()
-    placed = DeviceImages.place(images, "gaussian:1", CPU, num_validation=4)
+    placed = DeviceImages.to_device(images, "gaussian:1", CPU, num_validation=4)
     placed.train.pixels.zero_()
     begin, height, width = placed.train.tiles[0].tolist()
     red = placed.train.pixels[begin : begin + height * width].view(height, width)
@@ -341,7 +343,7 @@ def test_photographs_are_trained_on_and_exported_with_networks_as_deep_as_the_cr
     data = DataConfig(data=str(folder), noise=noise, crop=crop)
     images = data.load()
     config = TrainConfig(width=4, batch_size=4, images_per_epoch=8, epochs=1, dropout=0.0, precision="float32")
-    trainer = Trainer(config, DeviceImages.place(images, data.noise, CPU, num_validation=4))
+    trainer = Trainer(config, DeviceImages.to_device(images, data.noise, CPU, num_validation=4))
     assert np.isfinite(trainer.run_epoch().psnr_db)
     trainer.save(tmp_path / "checkpoint.safetensors")
     test = data.load_test()[:2]
@@ -566,7 +568,7 @@ def test_any_tree_of_files_is_split_without_an_overlap_or_told_in_lines(tmp_path
     try:
         pictures = read_pictures(str(folder), 16).splits
     except DataError as error:
-        assert_told(error, f"data={folder}")
+        assert_readable(error, f"data={folder}")
     else:
         assert all(pictures[split] for split in ("train", "validation", "test"))
         seen = {split: {picture.digest for picture in several} for split, several in pictures.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import assert_told
+from fuzzing import assert_readable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,7 +206,7 @@ def test_images_on_the_device_are_those_of_the_arrays_even_read_only_ones(images
         array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        placed = DeviceImages.place(images, "gaussian:30", torch.device("cpu"), num_validation=50)
+        placed = DeviceImages.to_device(images, "gaussian:30", torch.device("cpu"), num_validation=50)
     for array in (images.train, images.validation.clean):
         array.flags.writeable = True
     assert np.array_equal(placed.train.numpy(), images.train)
@@ -221,4 +221,4 @@ def test_any_bytes_in_the_cache_are_told_as_damaged(cache, content):
     (cache / TEST_FILE).write_bytes(content)
     with pytest.raises(DataError) as refused:
         DataConfig().load_test()
-    assert_told(refused.value, f"{cache / TEST_FILE}: damaged")
+    assert_readable(refused.value, f"{cache / TEST_FILE}: damaged")

@@ -57,7 +57,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PixelFiles
 
 
 def placed(images: Images, noise: str) -> DeviceImages:
-    return DeviceImages.place(images, noise, CPU, num_validation=4)
+    return DeviceImages.to_device(images, noise, CPU, num_validation=4)
 
 
 def test_a_streamed_set_is_the_same_to_the_bit_as_in_memory(data, store):
@@ -118,7 +118,7 @@ def test_only_what_a_killed_run_of_the_same_name_left_is_removed(tmp_path, folde
         for files in (killed, store, other):
             files.in_memory = 0
             kept.append(data.load(files).train.pixels.path)
-        store.remove_others()
+        store.delete_leftovers()
         assert [path.exists() for path in kept] == [False, True, True]
 
 
@@ -160,7 +160,7 @@ def test_training_takes_no_more_memory_than_is_allowed_however_large_the_set(tmp
 
         def train(data):
             with PixelFiles(folder) as store:
-                images = DeviceImages.place(data.load(store), "gaussian:30", torch.device("cpu"), num_validation=50)
+                images = DeviceImages.to_device(data.load(store), "gaussian:30", torch.device("cpu"), num_validation=50)
                 config = TrainConfig(width=4, batch_size=8, images_per_epoch=80, epochs=1, precision="float32")
                 return Trainer(config, images).run_epoch().psnr_db
 

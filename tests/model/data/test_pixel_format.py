@@ -31,7 +31,7 @@ from model.data.pixel_format import EIGHT_BITS, PixelFormat
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate, quality
-from model.picture_strip import strip
+from model.picture_strip import draw_strip
 from model.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def folder_of(folder: Path, depth: PixelFormat, suffix: str, *, grey: bool = Fal
 
 
 def placed(images: Images) -> DeviceImages:
-    return DeviceImages.place(images, "gaussian:30", CPU, num_validation=4)
+    return DeviceImages.to_device(images, "gaussian:30", CPU, num_validation=4)
 
 
 @pytest.mark.parametrize("grey", [True, False], ids=["grey", "rgb"])
@@ -162,7 +162,7 @@ def test_the_same_photographs_at_another_depth_make_the_same_training(tmp_path, 
             (folder / split).mkdir(exist_ok=True)
             path.rename(folder / split / path.name)
         images = DataConfig(data=str(folder), crop=32).load()
-        assert (images.depth, images.shape[0]) == (of, 1 if grey else 3)
+        assert (images.pixel_format, images.shape[0]) == (of, 1 if grey else 3)
         batches.append(placed(images).batch(torch.arange(4), torch.Generator().manual_seed(3)))
         reports.append(Trainer(config, placed(images)).run_epoch())
     for eight, deep in zip(*batches, strict=True):
@@ -183,10 +183,10 @@ def test_a_streamed_set_of_any_depth_is_the_same_to_the_bit_as_in_memory(tmp_pat
             store.in_memory = in_memory
             images = data.load(store)
             assert images.digest == expected.digest
-            assert images.depth == expected.depth == depth
+            assert images.pixel_format == expected.pixel_format == depth
             assert np.array_equal(images.validation.clean, expected.validation.clean)
             batches = [
-                DeviceImages.place(some, data.noise, CPU, num_validation=4).batch(
+                DeviceImages.to_device(some, data.noise, CPU, num_validation=4).batch(
                     rows, torch.Generator().manual_seed(1)
                 )
                 for some in (images, expected)
@@ -230,10 +230,10 @@ def test_a_range_is_for_deep_images_and_clips_what_is_beyond_it(tmp_path):
         write(tmp_path / "deep" / f"{number}.png", ramp("uint16", number, 4095 + 100 * (number == 2)))
         write(tmp_path / "eight" / f"{number}.png", ramp("uint8", number, 255))
     found = read_pictures(str(tmp_path / "deep"), 32, value_range=(0, 4095))
-    assert found.told[0].startswith("2 train, 1 validation, 1 test images: grey, 16-bit, 0 ... 4095;")
-    assert found.told[1:] == ("values beyond the range are clipped to it (all are 0 ... 4195): 2.png",)
+    assert found.messages[0].startswith("2 train, 1 validation, 1 test images: grey, 16-bit, 0 ... 4095;")
+    assert found.messages[1:] == ("values beyond the range are clipped to it (all are 0 ... 4195): 2.png",)
     assert max(picture.clean.max() for several in found.splits.values() for picture in several) == 4095
-    (dark,) = read_pictures(str(tmp_path / "deep"), 32).told[1:]
+    (dark,) = read_pictures(str(tmp_path / "deep"), 32).messages[1:]
     assert dark.startswith("all values are 0 ... 4195, a small part of the range, by which noise is measured; --range")
     for asked, words in (
         ((60_000, 65_000), "0.png: has values from 0 to 4095, all of them beyond --range 60000 65000"),
@@ -263,10 +263,10 @@ def test_an_export_has_its_range_on_record_and_figures_of_the_values_by_scikit_i
     manifest = export(tmp_path / "checkpoint", tmp_path / "model", data=data, images=images, test=test, origin={})
     assert manifest["data"]["range"] == [depth.low, depth.high]
     assert manifest["model"]["depth"] == depth.dtype
-    assert manifest["images"] == list(images.told)
+    assert manifest["images"] == list(images.messages)
     assert f"({depth})" in (tmp_path / "model" / "README.md").read_text()
     denoiser = Denoiser(tmp_path / "model")
-    assert denoiser.depth(np.dtype(depth.dtype)) == depth.stated
+    assert denoiser.pixel_format(np.dtype(depth.dtype)) == depth.explicit
     if depth.dtype == "uint16":  # floats come as [-1, 1]
         pixels = test.clean[0].transpose(1, 2, 0)
         assert np.array_equal(denoiser(pixels), depth.from_unit(denoiser(depth.to_unit(pixels))))
@@ -274,7 +274,7 @@ def test_an_export_has_its_range_on_record_and_figures_of_the_values_by_scikit_i
     assert again.load().digest == images.digest
     row = evaluate(denoiser, test, data.noise, "test")["denoised"]
     assert row == manifest["metrics"]["test"]["denoised"]
-    noisy, _ = test.noised(data.noise, "test")
+    noisy, _ = test.with_noise(data.noise, "test")
     denoised = depth.from_unit(denoiser.batch(noisy)).astype(np.float64)
     width = {"data_range": depth.high - depth.low}
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 0, "full": True}
@@ -297,8 +297,8 @@ def test_figures_of_eight_bits_are_those_on_minus_one_to_one_as_ever():
 
 def test_a_strip_of_deep_images_is_for_the_eye(tmp_path):
     images = DataConfig(data=str(folder_of(tmp_path / "deep", PixelFormat("uint16"), ".png")), crop=32).load()
-    noisy, clean = images.validation[:2].noised("gaussian:1%", "validation")
-    strip([noisy, clean], scale=1).save(tmp_path / "strip.png")
+    noisy, clean = images.validation[:2].with_noise("gaussian:1%", "validation")
+    draw_strip([noisy, clean], scale=1).save(tmp_path / "strip.png")
     with Image.open(tmp_path / "strip.png") as sheet:
         assert sheet.mode == "RGB"
         shown = np.asarray(sheet)[:32, 34:66].astype(int)
