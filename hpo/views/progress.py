@@ -40,8 +40,8 @@ class CostSource(Protocol):
     """Knows what the cluster has cost."""
 
     @property
-    def usd(self) -> float:
-        """The cost so far. Read in the drawing thread."""
+    def usd(self) -> float | None:
+        """The cost so far; None where the nodes have no prices. Read in the drawing thread."""
 
 
 class Progress:
