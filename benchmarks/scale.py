@@ -34,6 +34,7 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 import search_spaces
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import sampling
 from hpo.policy.search_config import SearchConfig
 from hpo.run import trials as trials_phase
@@ -42,7 +43,7 @@ from hpo.search_controller import SearchController
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.config import TrainConfig
 from model.training_report import EvalReport
 from search_spaces import losses_and_rates
@@ -220,6 +221,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
             images=None,
             images_ref=None,
             cluster=cluster,
+            budget=TimeAndCostBudget(asked, record.trials, None),
             console=console,
             progress=progress,
         )

@@ -1,4 +1,4 @@
-"""What the phases of a search share once Ray runs, and the cost meter that one of them may end."""
+"""What the phases of a search share once Ray runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import ray
 from rich.console import Console
 
 from hpo.cluster import trial_slots
-from hpo.cluster.budget import COST, BudgetAction, CostMeter, check_cost_limit, unpriced
+from hpo.cluster.budget import COST, TimeAndCostBudget, create_budget
 from hpo.policy.search_config import SEARCH_FILE
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune.on_demand_fallback import OnDemandFallback
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.common.errors import ConfigError
 from model.data.image_sets import Images
 from model.training_report import objective_value
@@ -32,7 +32,6 @@ class SearchContext:
 
     Attributes:
         images_ref: The images in Ray's object store.
-        cost_meter: None if not every node of the cluster has a price label.
         tracker: None if the search does not log to W&B.
     """
 
@@ -43,7 +42,7 @@ class SearchContext:
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress
-    cost_meter: CostMeter | None = None
+    budget: TimeAndCostBudget
     tracker: Tracker | None = None
 
     def say(self, line: str) -> None:
@@ -79,21 +78,15 @@ class SearchContext:
         value = objective_value(metrics["ssim"], metrics["psnr_db"], self.record.search.objective)
         return {**metrics, "value": value}
 
-    def budget_action(self, *, final_epochs: int | None = None) -> BudgetAction:
-        """Return what --max-cost still allows."""
-        if self.cost_meter is None:
-            return "go on"
-        return self.cost_meter.verdict(self.record.trials(), final_epochs=final_epochs)
-
     def save_cost(self) -> None:
         """Write the cost so far to the record, so that the next driver continues from it."""
-        if self.cost_meter:
-            self.record.set_metadata(COST, self.cost_meter.usd)
+        if self.budget.usd is not None:
+            self.record.set_metadata(COST, self.budget.usd)
             self.replicator.mark_dirty()
 
     def on_demand_fallback(self) -> OnDemandFallback:
         """Return what requests on-demand nodes while no spot nodes are available."""
-        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after_minutes)
+        return OnDemandFallback(self.cluster, self.progress.print_line, 60 * self.record.search.on_demand_after_minutes)
 
     def tensorboard(self) -> TensorBoard | None:
         """Return a writer of TensorBoard events if the search asks for one."""
@@ -104,28 +97,20 @@ class SearchContext:
         return TensorBoard(self.record)
 
 
-def create_cost_meter(record: Record, cluster: trial_slots.Cluster) -> CostMeter | None:
-    """Return a meter that counts from what the search has cost so far.
-
-    Returns:
-        None if a node or node type has no price label.
+def open_budget(record: Record, cluster: trial_slots.Cluster) -> TimeAndCostBudget:
+    """Return the budget of this driver; it counts from what earlier drivers have spent.
 
     Raises:
-        ConfigError: --max-cost is set, but has been reached, or is not enough for what must follow the trials, or the
-            cluster has no price labels.
+        ConfigError: The cost limit is used up, or does not suffice for what must follow the trials.
     """
-    spent, snapshot = record.metadata().get(COST, 0.0), cluster.lookout.snapshot
-    check_cost_limit(record.search, spent, snapshot, cluster.growth)
-    if unpriced(snapshot, cluster.growth):
-        return None
-    meter = CostMeter(record.search, spent, cluster.growth)
-    cluster.lookout.subscribe(meter.see)
-    if meter.verdict(record.trials()) == "stop" and search_results.winner(record) is None:
+    spent = record.metadata().get(COST, 0.0)
+    budget = create_budget(record.search, spent, record.trials, cluster.monitor, cluster.limits)
+    if not budget.allows_running_trials() and search_results.winner(record) is None:
         raise ConfigError(
             f"max_cost={record.search.max_cost:g}: {spent:.2f} USD are spent, and finalists, final training and export "
             "are expected to cost the rest; no trial can begin"
         )
-    return meter
+    return budget
 
 
 def create_tracker(record: Record, console: Console) -> Tracker | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hpo.cluster.budget import BudgetAction
 from hpo.run.context import SearchContext, create_tracker
 from hpo.store import layout, search_results
 from hpo.store.record import Record
@@ -24,11 +25,10 @@ def print_result(context: SearchContext, test: dict[str, Any]) -> None:
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
     console.print(f"Exported to {record.folder / layout.EXPORT}", soft_wrap=True)
-    if context.cost_meter is None:
+    if (usd := context.budget.usd) is None:
         return
-    usd = cost(context.cost_meter.usd, record.search)
-    console.print(f"Cost: {usd}, counted while this search was running", highlight=False)
-    if context.budget_action() != "go on" and not search_results.is_over(record):
+    console.print(f"Cost: {cost(usd, record.search)}, counted while this search was running", highlight=False)
+    if context.budget.cost_action() is not BudgetAction.CONTINUE and not search_results.is_over(record):
         console.print("Stopped at the cost limit. Re-run with a higher --max-cost to run the remaining trials.")
 
 

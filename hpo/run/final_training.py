@@ -63,7 +63,7 @@ def train_longer(context: SearchContext, number: int, collapses: Sequence[Collap
     record = context.record
     config = final_config(record, number, collapses)
     _delete_other_training(record, config, is_restore=bool(collapses))
-    context.progress.training(number, [], config.epochs)
+    context.progress.show_final_training(number, [], config.epochs)
     training = _start_process(context, number, config, is_restore=bool(collapses))
     reports = _run_epochs(context, training, number, config)
     reason = _failure(reports, config)
@@ -135,20 +135,16 @@ def _start_process(context: SearchContext, number: int, config: TrainConfig, *, 
 def _run_epochs(context: SearchContext, training: Any, number: int, config: TrainConfig) -> list[EvalReport]:
     """Train until the last epoch, a collapse or the cost limit; return all reports, also those of earlier drivers."""
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote(context.images_ref))]
-    context.progress.training(number, reports, config.epochs)
+    context.progress.show_final_training(number, reports, config.epochs)
     tensorboard = context.tensorboard()
     if tensorboard:
         tensorboard.final(reports)
-    while (
-        len(reports) < config.epochs
-        and context.budget_action(final_epochs=1) != "stop"
-        and _failure(reports, config) is None
-    ):
+    while len(reports) < config.epochs and context.budget.allows_final_epoch() and _failure(reports, config) is None:
         reports.append(EvalReport.from_dict(ray.get(training.report.remote(len(reports) + 1, context.images_ref))))
         context.save_cost()
         if tensorboard:
             tensorboard.final(reports)
-        context.progress.training(number, reports, config.epochs)
+        context.progress.show_final_training(number, reports, config.epochs)
     if tensorboard:
         tensorboard.close()
     return reports

@@ -33,7 +33,7 @@ def measure_finalists(context: SearchContext) -> None:
         number = next((number for number in numbers if str(number) not in measured), None)
         if number is None or number not in with_checkpoint:
             break
-        context.progress.measuring(number, len(measured), len(numbers))
+        context.progress.show_finalist(number, len(measured), len(numbers))
         try:
             measured[str(number)] = context.with_value(_measure(context, number))
         except CheckpointError as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
@@ -22,9 +22,6 @@ from model.data.image_folder import check_layout
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.generator import Generator
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,25 +57,27 @@ def check_request(
         RecordError: The search exists, and its search.json is damaged.
         StorageError: The storage cannot be reached.
     """
-    _, name_errors = _attempt(check_name, name)
-    storage, storage_errors = _attempt(open_storage, address, runs)
-    location_errors = [*name_errors, *storage_errors]
-    existing = None if location_errors else find_search(runs, name, storage)
-    if not location_errors and existing is None:
-        location_errors = _errors_of_new_name(name, runs, options, storage)
+    location = ErrorCollector()
+    location.attempt(check_name, name)
+    storage = location.attempt(open_storage, address, runs)
+    existing = None
+    if not location:
+        existing = find_search(runs, name, storage)
+        if existing is None:
+            location.attempt(_check_new_name, name, runs, options, storage)
+    errors.include(location)
     current = existing[1] if existing else SearchConfig()
     if "set" in options:  # a setting that is given again leaves the others as they are
         options = {**options, "set": {**current.set, **options["set"]}}
-    search, config_errors = _attempt(replace, current, **options)
-    errors.add(
-        *location_errors,
-        *config_errors,
-        *(_attempt(check_compatible, name, *existing, options)[1] if existing else []),
-        *_attempt(_check_space, search, current, options)[1],
-        *(_attempt(sampling.check_plugins, search)[1] if search else []),
-        *_attempt(check_layout, options.get("data", current.data))[1],
-        *(_attempt(ray_session.check_address, search, is_new=not existing)[1] if search else []),
-    )
+    search = errors.attempt(replace, current, **options)
+    if existing:
+        errors.attempt(check_compatible, name, *existing, options)
+    errors.attempt(_check_space, search, current, options)
+    if search:
+        errors.attempt(sampling.check_plugins, search)
+    errors.attempt(check_layout, options.get("data", current.data))
+    if search:
+        errors.attempt(ray_session.check_address, search, is_new=existing is None)
     errors.raise_if_any()
     return SearchRequest(name=name, runs=runs, storage=storage, exists=existing is not None, options=options)
 
@@ -89,33 +88,22 @@ def load_inputs(search: SearchConfig, pixel_files: PixelFiles) -> tuple[search_s
     Raises:
         ConfigError: Lists all errors, those of the W&B account included.
     """
-    space = search_spaces.load(search.space)
-    images, errors = _attempt(_load_images, search, space, pixel_files)
-    errors += _attempt(_check_wandb, search)[1]
+    space, errors = search_spaces.load(search.space), ErrorCollector()
+    images = errors.attempt(_load_images, search, space, pixel_files)
+    errors.attempt(_check_wandb, search)
     if images is None or errors:
-        raise ConfigError("\n".join(errors))
+        raise errors.as_error()
     return space, images
 
 
-def _attempt(check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> tuple[_T | None, list[str]]:
-    """Return what a check returns and no error, or None and the errors that it raised as ConfigError."""
-    try:
-        return check(*args, **kwargs), []
-    except ConfigError as error:
-        return None, [str(error)]
-
-
-def _errors_of_new_name(name: str, runs: Path, options: Mapping[str, Any], storage: Storage | None) -> list[str]:
-    _, errors = _attempt(check_free, runs / name)
-    if errors or options:
-        return errors
-    similar = similar_name(name, runs, storage)
-    if similar is None:
-        return []
-    return [
-        f"{name}: there is no such search, but there is {similar}, which `hpo search {similar}` continues. To begin a "
-        f"search with a name so similar, give any option, such as --trials {SearchConfig().trials}"
-    ]
+def _check_new_name(name: str, runs: Path, options: Mapping[str, Any], storage: Storage | None) -> None:
+    """Raise ConfigError for a name that is taken, or that is probably a misspelt one."""
+    check_free(runs / name)
+    if not options and (similar := similar_name(name, runs, storage)):
+        raise ConfigError(
+            f"{name}: there is no such search, but there is {similar}, which `hpo search {similar}` continues. To "
+            f"begin a search with a name so similar, give any option, such as --trials {SearchConfig().trials}"
+        )
 
 
 def _check_space(search: SearchConfig | None, current: SearchConfig, options: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE, EXIT_NOTHING_VALID, EXIT_RES
 from hpo.policy.retry_policy import classify_failure
 from hpo.policy.search_config import SearchConfig
 from hpo.run import export
-from hpo.run.context import SearchContext, create_cost_meter, create_tracker
+from hpo.run.context import SearchContext, create_tracker, open_budget
 from hpo.run.final_report import print_result, show_finished, write_html_report
 from hpo.run.final_training import train_final
 from hpo.run.finalists import measure_finalists
@@ -39,8 +39,8 @@ from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator, acquire
 from hpo.store.study_database import StudyAwayError
 from hpo.tune import ray_session
-from hpo.views.formatting import Terminal
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
+from hpo.views.terminal import Terminal
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import describe_os_error
 from model.data.image_sets import Images
@@ -174,11 +174,11 @@ class SearchRun:
                     print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                     return EXIT_NOTHING_VALID
                 with closing(context.on_demand_fallback()) as fallback:
-                    cluster.lookout.subscribe(lambda _: fallback.look_alone())
+                    cluster.monitor.subscribe(lambda _: fallback.look_alone())
                     measure_finalists(context)
                     if record.search.final_epochs:
                         train_final(context)
-            context.progress.exporting()
+            context.progress.show_export()
             test = export.export_winner(record, self.images, is_over=True)["metrics"]["test"]
             self.replicator.upload(record.folder / layout.EXPORT)
         print_result(context, test)
@@ -226,11 +226,10 @@ class SearchRun:
     def _create_context(self, cluster: Cluster, tracker: Tracker | None, display: ExitStack) -> SearchContext:
         """Put the images into Ray's object store, open the live table and start to count the cost."""
         record = self.record
-        cost_meter = create_cost_meter(record, cluster)
+        budget = open_budget(record, cluster)
         progress = Progress(record.search, record.name, cluster.slots, self.console, folder=record.folder)
         display.callback(progress.close)
-        if cost_meter:
-            progress.set_cost_source(lambda: cost_meter.usd)
+        progress.set_cost_source(budget)
         context = SearchContext(
             record=record,
             replicator=self.replicator,
@@ -239,7 +238,7 @@ class SearchRun:
             cluster=cluster,
             console=self.console,
             progress=progress,
-            cost_meter=cost_meter,
+            budget=budget,
             tracker=tracker,
         )
         display.callback(context.save_cost)

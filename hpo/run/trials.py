@@ -29,22 +29,26 @@ def run_trials(context: SearchContext, space: Space) -> None:
         ConfigError, MachineError, OSError: What the searcher or the scheduler raised inside Tune.
         RayError, TuneError: Ray failed.
     """
-    began, fallback = time.monotonic(), context.on_demand_fallback()
+    record, began, fallback = context.record, time.monotonic(), context.on_demand_fallback()
     listeners = _listeners_of_trials(context)
     try:
         # The replicator is first: the storage has a trial before it is handed out.
         observers: list[Listener] = [context.replicator, context.progress, *listeners]
         if context.tracker:
             observers.append(context.tracker)
-        controller = _create_controller(context, space, observers, began)
-        if controller.trials_left == 0 or context.budget_action() == "stop":
+        controller = SearchController(
+            record,
+            space,
+            observers,
+            time_is_up=lambda: not context.budget.allows_new_trials(),
+            money_is_up=lambda: not context.budget.allows_running_trials(),
+        )
+        if controller.trials_left == 0 or not context.budget.allows_running_trials():
             return
-        record = context.record
         watchdog = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
-        preemption = PreemptionHandler(context.cluster, fallback, context.progress.waits)
+        preemption = PreemptionHandler(context.cluster, fallback, context.progress.set_pending_message)
         scheduler = ControllerScheduler(controller, context.cluster, watchdog, preemption)
-        slots = context.cluster.slots
-        context.progress.set_overhead_source(lambda: _share(overhead(list(scheduler.steps), slots, began)))
+        context.progress.set_overhead_source(scheduler)
         _create_tuner(context, controller, scheduler, watchdog, preemption).fit()
     except FatalDriverError as carrier:
         raise carrier.error from None
@@ -52,28 +56,13 @@ def run_trials(context: SearchContext, space: Space) -> None:
         fallback.close()
         for listener in listeners:
             listener.close()
-    _print_overhead(context, overhead(scheduler.steps, slots, began))
+    _print_overhead(context, overhead(scheduler.steps, context.cluster.slots, began))
 
 
 def _listeners_of_trials(context: SearchContext) -> list[Listener]:
     """Return the listeners that end with the trials; the live table and the tracker also serve the later phases."""
     tensorboard = context.tensorboard()
     return [Retention(context.record, context.replicator.remove), *([tensorboard] if tensorboard else [])]
-
-
-def _create_controller(
-    context: SearchContext, space: Space, listeners: list[Listener], began: float
-) -> SearchController:
-    budget = context.record.search.time_budget_minutes
-    return SearchController(
-        context.record,
-        space,
-        listeners,
-        time_is_up=lambda: (
-            (budget is not None and time.monotonic() - began > 60 * budget) or context.budget_action() != "go on"
-        ),
-        money_is_up=lambda: context.budget_action() == "stop",
-    )
 
 
 def _create_tuner(
@@ -106,14 +95,10 @@ def _create_tuner(
             storage_path=cluster.scratch,
             verbose=0,
             callbacks=[watchdog, preemption],
-            stop=CostLimitStopper(lambda: context.budget_action() == "stop", preemption.stop_all, context.save_cost),
+            stop=CostLimitStopper(context.budget, preemption.stop_all, context.save_cost),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trials save their own
         ),
     )
-
-
-def _share(measured: Overhead | None) -> float | None:
-    return measured.share if measured else None
 
 
 def _print_overhead(context: SearchContext, measured: Overhead | None) -> None:

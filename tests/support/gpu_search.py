@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 import search_spaces
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy.search_config import SearchConfig
 from hpo.run import trials
 from hpo.run.context import SearchContext
@@ -25,7 +26,7 @@ from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.common.errors import MachineError
 from model.data.data_config import DataConfig
 from model.training_run import TrainingRun
@@ -62,6 +63,7 @@ def main(folder: Path) -> None:
                 images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,
+                budget=TimeAndCostBudget(asked, record.trials, None),
                 console=Console(stderr=True),
                 progress=Progress(asked, name, cluster.slots, Console(stderr=True)),
             )

@@ -18,6 +18,7 @@ from PIL import Image
 from ray.exceptions import RayTaskError
 
 from hpo import exit_codes
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
 from hpo.run import export, final_training, finalists
@@ -93,7 +94,7 @@ def local_context(run: SearchRun) -> SearchContext:
     """What the later phases need, without a cluster."""
     whole = {"num_cpus": 1.0, "num_gpus": 0.0}
     cluster: Any = SimpleNamespace(exclusive_node_options=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
-    progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)
+    progress: Any = SimpleNamespace(show_finalist=lambda *_: None, show_final_training=lambda *_: None)
     return SearchContext(
         record=run.record,
         replicator=run.replicator,
@@ -102,6 +103,7 @@ def local_context(run: SearchRun) -> SearchContext:
         console=run.console,
         cluster=cluster,
         progress=progress,
+        budget=TimeAndCostBudget(run.record.search, run.record.trials, None),
     )
 
 

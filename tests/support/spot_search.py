@@ -27,16 +27,16 @@ from rich.console import Console
 
 import search_spaces
 from hpo.cluster import preemption_agent, trial_slots
-from hpo.cluster.budget import at_the_end
+from hpo.cluster.budget import seconds_after_trials
 from hpo.cluster.cluster_state import MARKET, PRICE, SPOT
 from hpo.policy.search_config import SearchConfig
 from hpo.run import trials
-from hpo.run.context import SearchContext, create_cost_meter
+from hpo.run.context import SearchContext, open_budget
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.training_run import TrainingRun
@@ -123,11 +123,11 @@ def stored_bytes() -> dict[str, int]:
 
 def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[str, Any]:
     """The trials alone."""
-    cost_meter = create_cost_meter(record, cluster)
-    assert cost_meter
+    budget = open_budget(record, cluster)
+    assert budget.usd is not None
     console = Console(stderr=True)
     progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.set_cost_source(lambda: cost_meter.usd)
+    progress.set_cost_source(budget)
     context = SearchContext(
         record=record,
         replicator=StorageReplicator(record, None, lambda _: None),
@@ -136,14 +136,14 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
         cluster=cluster,
         console=console,
         progress=progress,
-        cost_meter=cost_meter,
+        budget=budget,
     )
     began = time.monotonic()
     trials.run_trials(context, search_spaces.load("losses_and_rates"))
     seconds = time.monotonic() - began
-    context.note_cost()
+    context.save_cost()
     progress.close()
-    return {"usd": cost_meter.usd, "limit": record.search.max_cost, "seconds": seconds}
+    return {"usd": budget.usd, "limit": record.search.max_cost, "seconds": seconds}
 
 
 def main(folder: Path) -> None:
@@ -160,9 +160,9 @@ def main(folder: Path) -> None:
         seen[RICH] = run(record, cluster, images)
         seen["stored"] = stored_bytes()
         seen["images"] = sum(array.nbytes for array in (images.train, images.validation.clean))
-        while len(cluster.lookout.snapshot.nodes) != 2:  # head and the new one
+        while len(cluster.monitor.snapshot.nodes) != 2:  # head and the new one
             time.sleep(0.2)
-        enough = 0.9 / 3600 * (at_the_end(record.trials(), asked) + MONEY_SECONDS)
+        enough = 0.9 / 3600 * (seconds_after_trials(record.trials(), asked) + MONEY_SECONDS)
         poor = Record.create(folder, POOR, replace(asked, max_cost=enough))
         seen[POOR] = run(poor, cluster, images)
     # `python -m hpo.cluster.preemption_agent` itself: it takes all of the cluster's raylets on this host, and ends with them.
