@@ -62,9 +62,7 @@ def test_never_more_slots_than_trials_or_than_asked_for():
 def test_a_trial_that_fits_nowhere_is_refused_with_what_the_nodes_have():
     with pytest.raises(ConfigError, match=r"1 GPUs; no node has them\. The largest node has 2 CPUs and 0 GPUs"):
         cluster(SearchConfig(gpus_per_trial=1), {"CPU": 2.0})
-    with pytest.raises(
-        ConfigError, match=r"2 GPUs; no node has them, and the autoscaler can add none that has\. .* and 1 GPUs"
-    ):
+    with pytest.raises(ConfigError, match=r"2 GPUs; no node has them, and the autoscaler can add none .* and 1 GPUs"):
         cluster(SearchConfig(gpus_per_trial=2), HEAD, limits=FROM_ZERO)
 
 
