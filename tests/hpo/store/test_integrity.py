@@ -107,7 +107,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert record.metadata()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0
-    assert f"cannot win, their checkpoints being damaged or gone: trials {by_rank[0]}\n" in capsys.readouterr().out
+    assert f"checkpoints damaged or missing, so these trials cannot win: {by_rank[0]}\n" in capsys.readouterr().out
     monkeypatch.setattr(search, "_measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
     assert main(command(pictures, tmp_path)) == 0
