@@ -63,8 +63,8 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
         if number in self._watch.hung:
             death = TrialFailure(error=self._watch.hung[number], then="again")
-        elif number in self._placement.moved:
-            death = TrialFailure(error=self._placement.moved[number], then="move")
+        elif number in self._placement.migrated:
+            death = TrialFailure(error=self._placement.migrated[number], then="move")
         else:
             death = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
             if death.then == "again" and self._placement.was_drained(number):

@@ -278,9 +278,9 @@ COMMAND_LINE = {
         "search new --max-cost 5", ["max_cost=5.0", "a cluster's whose nodes say their prices"]
     ),
     "more GPUs than there are": Row(
-        "search new --gpus-per-trial 64", ["a trial asks for 1 CPUs and 64 GPUs; no node has them. The largest has"]
+        "search new --gpus-per-trial 64", ["a trial needs 1 CPUs and 64 GPUs; no node has them. The largest node has"]
     ),
-    "more CPUs than there are": Row("search new --cpus-per-trial 10000", ["asks for 10000 CPUs", "--cpus-per-trial"]),
+    "more CPUs than there are": Row("search new --cpus-per-trial 10000", ["needs 10000 CPUs", "--cpus-per-trial"]),
     "one GPU and a half": Row("search new --gpus-per-trial 1.5", ["gpus_per_trial=1.5", "Ray has no 1.5 GPUs"]),
 }
 
@@ -566,7 +566,7 @@ def test_a_cluster_without_room_for_a_trial_is_refused_and_the_search_is_as_if_n
     from model.common.errors import ConfigError  # noqa: PLC0415
 
     def refuse(*_: object, **__: object) -> None:
-        raise ConfigError("a trial asks for 1 CPUs and 8 GPUs; no node has them")
+        raise ConfigError("a trial needs 1 CPUs and 8 GPUs; no node has them")
 
     monkeypatch.setattr(ray_session, "check_address", lambda search, is_new: None)
     monkeypatch.setattr(ray_session, "started", refuse)
