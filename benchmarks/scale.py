@@ -125,7 +125,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
                 reports = told.setdefault(number, [])
                 config = record.trial(number).params
                 reports.append(EvalReport.from_dict(synthetic_report(len(reports) + 1, config)))
-                if hear(number, reports).action == "go on":
+                if hear(number, reports).action == "continue":
                     turns.append(number)
                 else:
                     del told[number]

@@ -64,7 +64,7 @@ def measure(shape: str) -> dict[str, float]:
             reports = list(table.curve(trial.params).reports)
             for epoch in range(1, len(reports) + 1):
                 epochs += 1
-                if conductor.on_report(trial.number, reports[:epoch]).action != "go on":
+                if conductor.on_report(trial.number, reports[:epoch]).action != "continue":
                     break
         over = time.perf_counter() - wall
         for tracker in trackers:

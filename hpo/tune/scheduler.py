@@ -51,7 +51,7 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         self.steps.append(Step(number, now - result["step_seconds"], now))
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
         decision = self._conductor.on_report(number, reports, result.get("node"))
-        answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
+        answer: str = TrialScheduler.CONTINUE if decision.action == "continue" else TrialScheduler.STOP
         return answer
 
     @propagate_errors

@@ -41,11 +41,11 @@ def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> N
     name = record.name
     display, looked, told = Display(name, record.search, console), False, ""
     reading, life = _Changes(record.study_file), _Life(record)
-    again = command_to_continue(name, record.home.parent, record.storage.address if record.storage else None)
+    again = command_to_continue(name, record.user_folder.parent, record.storage.address if record.storage else None)
     try:
         while True:
             began = time.monotonic()
-            record.bring()
+            record.sync()
             if reading.on_trial_update():
                 record.refresh()
                 display.search = record.search
@@ -77,7 +77,7 @@ def _over(record: Record) -> str:
     if not search_results.is_over(record):
         return ""
     if search_results.is_exported(record):
-        return f"{record.name} is finished; its winner is in {record.home / layout.EXPORT}"
+        return f"{record.name} is finished; its winner is in {record.user_folder / layout.EXPORT}"
     return (
         ""
         if search_results.winner(record) is not None

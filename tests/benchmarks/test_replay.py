@@ -62,7 +62,7 @@ def real(content, tmp_path_factory) -> Record:
     conductor = SearchController(record, table.space, (), time_is_up=lambda: False)
     while (trial := conductor.next_trial()) is not None:
         reports, epoch = table.curve(trial.params).reports, 1
-        while conductor.on_report(trial.number, reports[:epoch]).action == "go on":
+        while conductor.on_report(trial.number, reports[:epoch]).action == "continue":
             epoch += 1
     return record
 

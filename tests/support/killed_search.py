@@ -230,6 +230,6 @@ def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Rec
         config = TrainConfig.from_dict(trial.user_attrs[trial_attributes.CONFIG])
         run = TrainingRun(config, images, record.trial_folder(trial.number), "balanced")
         run.run_epoch()
-        while loop.on_report(trial.number, run.reports).action == "go on":
+        while loop.on_report(trial.number, run.reports).action == "continue":
             run.run_epoch()
     return record

@@ -82,7 +82,7 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
-    while loop.on_report(number, run.reports).action == "go on":
+    while loop.on_report(number, run.reports).action == "continue":
         run.run_epoch()
 
 

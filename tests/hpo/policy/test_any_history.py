@@ -243,7 +243,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert suggestion is not None
             assert suggestion.params == trial.params
             taken = pruning.replay_decisions(written, trial.number, SEARCH)
-            assert all(decision.action == "go on" for decision in taken[:-1])
+            assert all(decision.action == "continue" for decision in taken[:-1])
             if trial_attributes.DECISION in trial.user_attrs:
                 assert pruning.Decision(**trial.user_attrs[trial_attributes.DECISION]) == taken[-1]
         shutil.rmtree(self.folder)

@@ -97,7 +97,7 @@ def test_a_search_by_a_users_sampler_and_pruner_suggests_and_prunes_what_they_do
     study.add_trials(told)
     pruned = [study.pruner.prune(study, study.trials[number]) for number in (2, 3)]
     assert pruned == [False, True]
-    assert [decide_pruning(told, number, 1, search).action for number in (2, 3)] == ["go on", "prune"]
+    assert [decide_pruning(told, number, 1, search).action for number in (2, 3)] == ["continue", "prune"]
     assert decide_pruning(told, 3, 1, search).reason == "pruner"
 
 
@@ -114,7 +114,7 @@ def test_a_search_by_a_users_objects_that_was_continued_is_the_undisturbed_one(t
     assert {trial.state.name for trial in again.trials()} == {"COMPLETE", "PRUNED"}
     for trial in again.trials():  # and every decision can be taken again
         *passed, last = replay_decisions(again.trials(), trial.number, again.search)
-        assert {decision.action for decision in passed} <= {"go on"}
+        assert {decision.action for decision in passed} <= {"continue"}
         assert asdict(last) == trial.user_attrs[DECISION]
 
 

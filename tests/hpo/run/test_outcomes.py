@@ -48,7 +48,7 @@ def one_of_each(runs: Path) -> Record:
     }
     for number, told in reports.items():
         for each in told:
-            if record.append_report(number, each).action != "go on":
+            if record.append_report(number, each).action != "continue":
                 break
     record.fail(4, "the machine's fault")
     reasons = [trial.user_attrs.get(trial_attributes.DECISION, {}).get("reason") for trial in record.trials()]

@@ -215,7 +215,7 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
         if all(not reports[-1].ssim < earlier.ssim for earlier in reports) or math.isnan(reports[-1].ssim):
             (folder / BEST).unlink(missing_ok=True)
             (folder / BEST).hardlink_to(folder / LAST)
-        if driver.on_report(number, reports).action == "go on":
+        if driver.on_report(number, reports).action == "continue":
             under_way.append((number, reports))
             continue
         files = {path.stat().st_ino for path in (record.folder / "trials").glob("*/*.safetensors")}

@@ -312,7 +312,7 @@ def test_decisions_taken_again_are_those_on_record(done):
     for trial in told["trials"]:
         assert trial["agrees"]
         assert trial["decisions"][-1] == trial["recorded"]
-        assert all(decision["action"] == "go on" for decision in trial["decisions"][:-1])
+        assert all(decision["action"] == "continue" for decision in trial["decisions"][:-1])
     assert {trial["suggested_by"] for trial in told["trials"]} >= {"starting point", "random"}
 
 

@@ -355,7 +355,7 @@ def test_hostile_texts_stay_texts(runs, browser):
     record = Record.create(runs, "first", asked)
     record.search = replace(asked, space=HOSTILE)
     record.about |= {"versions": {HOSTILE: HOSTILE}, "git_commit": HOSTILE, "created": HOSTILE}
-    record.home = runs / HOSTILE.replace("/", ":")  # of which the command to denoise with is made
+    record.user_folder = runs / HOSTILE.replace("/", ":")  # of which the command to denoise with is made
     params = {HOSTILE: HOSTILE, "__proto__": "constructor"}
     distributions = {name: CategoricalDistribution([value, "x"]) for name, value in params.items()}
     for number in range(3):
