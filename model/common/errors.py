@@ -8,7 +8,6 @@ from typing import ParamSpec, TypeVar
 
 from .text import sanitize_for_terminal
 
-
 P, T = ParamSpec("P"), TypeVar("T")
 
 

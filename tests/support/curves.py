@@ -80,23 +80,23 @@ def append_report(record: Record, number: int, report: EvalReport, node: str | N
     return decision
 
 
-def train(conductor: SearchController, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
+def train(controller: SearchController, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
     """Until it is stopped, or for so many more epochs. reports: what its checkpoint has; told first, then grows."""
-    config = TrainConfig.from_dict(conductor.record.trial(number).user_attrs[trial_attributes.CONFIG])
-    if reports and conductor.on_report(number, reports).action != "continue":
+    config = TrainConfig.from_dict(controller.record.trial(number).user_attrs[trial_attributes.CONFIG])
+    if reports and controller.on_report(number, reports).action != "continue":
         return
     while epochs is None or epochs > 0:
         reports.append(learned(config, len(reports) + 1))
-        if conductor.on_report(number, reports).action != "continue":
+        if controller.on_report(number, reports).action != "continue":
             return
         epochs = epochs and epochs - 1
 
 
-def run_all(conductor: SearchController, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
+def run_all(controller: SearchController, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
     """The whole search in one slot. checkpoints: what earlier drivers' trainings left behind."""
     checkpoints = {} if checkpoints is None else checkpoints
-    while (trial := conductor.next_trial()) is not None:
-        train(conductor, trial.number, checkpoints.setdefault(trial.number, []))
+    while (trial := controller.next_trial()) is not None:
+        train(controller, trial.number, checkpoints.setdefault(trial.number, []))
 
 
 def counted(trials: Sequence[FrozenTrial]) -> str:

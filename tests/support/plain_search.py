@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import skimage.data
 import torch
-from curves import conductor
+from curves import controller
 from optuna.trial import FrozenTrial
 from PIL import Image
 from ray.exceptions import RayTaskError
@@ -54,7 +54,7 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
 
     def run(copies: StorageReplicator, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
         record = copies.record
-        loop = conductor(record, copies, Retention(record, copies.remove), space=space)
+        loop = controller(record, copies, Retention(record, copies.remove), space=space)
         placed = place(record.search)
         while (next_trial := loop.next_trial()) is not None:
             train(loop, next_trial, placed)
