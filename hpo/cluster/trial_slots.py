@@ -28,7 +28,7 @@ class Cluster:
         is_alive: Callable[[], bool] = lambda: True,
         scratch: str = tempfile.gettempdir(),
     ) -> None:
-        self.is_alive, self.scratch, self.lookout, self.growth = is_alive, scratch, lookout, growth
+        self.is_alive, self.scratch, self.monitor, self.limits = is_alive, scratch, lookout, growth
         nodes = lookout.snapshot.nodes
         offered = [node.resources for node in nodes] + [of.resources for of in growth.types if of.workers]
         has_gpus = any(resources.get("GPU", 0) for resources in offered)
@@ -55,8 +55,8 @@ class Cluster:
     @property
     def head_cpus(self) -> float:
         """CPUs of a head that has them beside other nodes: a trial there can take the driver along."""
-        heads = [node.resources.get("CPU", 0) for node in self.lookout.snapshot.nodes if node.is_head]
-        return max(heads, default=0) if len(self.lookout.snapshot.nodes) > 1 or self.growth.workers else 0
+        heads = [node.resources.get("CPU", 0) for node in self.monitor.snapshot.nodes if node.is_head]
+        return max(heads, default=0) if len(self.monitor.snapshot.nodes) > 1 or self.limits.workers else 0
 
     @property
     def exclusive_node_options(self) -> dict[str, float]:
@@ -67,8 +67,8 @@ class Cluster:
         def cpus(offered: Iterable[Mapping[str, float]]) -> list[float]:
             return [has.get("CPU", 0) for has in offered if self._fit(has) and has.get("GPU", 0) >= gpus]
 
-        present = cpus(node.resources for node in self.lookout.snapshot.nodes if not node.draining)
-        possible = cpus(of.resources for of in self.growth.types if of.workers)
+        present = cpus(node.resources for node in self.monitor.snapshot.nodes if not node.draining)
+        possible = cpus(of.resources for of in self.limits.types if of.workers)
         return {"num_cpus": max(present) if present else min(possible, default=self.cpus_per_trial), "num_gpus": gpus}
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import search_spaces
 from hpo.cluster import trial_slots
-from hpo.cluster.budget import COST, BudgetAction, CostMeter, check_cost_limit, unpriced
+from hpo.cluster.budget import COST, BudgetAction, TimeAndCostBudget, create_budget
 from hpo.policy import leaderboard, pruning, sampling, trial_attributes
 from hpo.policy.estimates import expected_epochs
 from hpo.policy.leaderboard import kept_trials
@@ -83,7 +83,7 @@ class _Context:
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress
-    spending: CostMeter | None = None  # where the nodes say their prices
+    budget: TimeAndCostBudget
     tracker: Tracker | None = None
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
@@ -103,18 +103,14 @@ class _Context:
             "allow_cpu": search.allow_cpu,
         }
 
-    def verdict(self, *, final_epochs: int | None = None) -> BudgetAction:
-        """What --max-cost lets the search do."""
-        return self.spending.verdict(self.record.trials(), final_epochs=final_epochs) if self.spending else "go on"
-
     def bridge(self) -> OnDemandFallback:
         """Over a drought of spot nodes."""
         return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after_minutes)
 
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
-        if self.spending:
-            self.record.set_metadata(COST, self.spending.usd)
+        if self.budget.usd is not None:
+            self.record.set_metadata(COST, self.budget.usd)
             self.copies.mark_dirty()
 
 
@@ -314,11 +310,10 @@ def _run(
     with ExitStack() as shown:  # the table: until the export is there
         with ray_session.started(record.search, stopping.head_is_gone) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
-            spending = _spending(record, cluster)
+            budget = _budget(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
-            if spending:
-                progress.set_cost_source(lambda: spending.usd)
+            progress.set_cost_source(lambda: budget.usd)
             context = _Context(
                 record=record,
                 copies=copies,
@@ -327,7 +322,7 @@ def _run(
                 cluster=cluster,
                 console=console,
                 progress=progress,
-                spending=spending,
+                budget=budget,
                 tracker=tracker,
             )
             shown.callback(context.note_cost)
@@ -336,7 +331,7 @@ def _run(
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
             with closing(context.bridge()) as bridge:
-                cluster.lookout.subscribe(lambda _: bridge.look_alone())
+                cluster.monitor.subscribe(lambda _: bridge.look_alone())
                 _measure_finalists(context)
                 if record.search.final_epochs:
                     _train_final(context)
@@ -347,9 +342,9 @@ def _run(
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
     console.print(f"Exported to {record.folder / layout.EXPORT}", soft_wrap=True)
-    if spending:
-        console.print(f"Cost: {cost(spending.usd, record.search)}, while drivers of this search ran", highlight=False)
-        if context.verdict() != "go on" and not search_results.is_over(record):
+    if (usd := budget.usd) is not None:
+        console.print(f"Cost: {cost(usd, record.search)}, while drivers of this search ran", highlight=False)
+        if budget.cost_action() is not BudgetAction.CONTINUE and not search_results.is_over(record):
             console.print("It ended for its cost; a higher --max-cost goes on with the trials that are left")
     if tracker:
         tracker.export()
@@ -417,7 +412,7 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
         expected = search.trials * expected_epochs(search)
         rule = f"weak ones are pruned from epoch {first} on, so that about {expected:.0f} epochs are run"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
-    like = similar_name(record.name, record.home.parent, None)
+    like = similar_name(record.name, record.user_folder.parent, None)
     begins = f"a new search{f', and not {like}, which is there, too' if like else ''}"
     lines = [
         f"{record.name}: {f'continues with {before} trials on record' if before else begins}",
@@ -438,37 +433,30 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}{where}"])
 
 
-def _spending(record: Record, cluster: trial_slots.Cluster) -> CostMeter | None:
-    """Where the nodes say their prices, or must. Raises ConfigError."""
-    spent, sight = record.metadata().get(COST, 0.0), cluster.lookout.snapshot
-    check_cost_limit(record.search, spent, sight, cluster.growth)
-    if unpriced(sight, cluster.growth):
-        return None
-    spending = CostMeter(record.search, spent, cluster.growth)
-    cluster.lookout.subscribe(spending.see)
-    if spending.verdict(record.trials()) == "stop" and search_results.winner(record) is None:
+def _budget(record: Record, cluster: trial_slots.Cluster) -> TimeAndCostBudget:
+    """Raises ConfigError where the cost limit allows no trial to begin."""
+    spent = record.metadata().get(COST, 0.0)
+    budget = create_budget(record.search, spent, record.trials, cluster.monitor, cluster.limits)
+    if not budget.allows_running_trials() and search_results.winner(record) is None:
         raise ConfigError(
             f"max_cost={record.search.max_cost:g}: {spent:.2f} USD are spent, and finalists, final training and export "
             "are expected to cost the rest; no trial can begin"
         )
-    return spending
+    return budget
 
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
-    budget = record.search.time_budget_minutes
     listeners, bridge = _listeners(context), context.bridge()
     try:
         conductor = SearchController(
             record,
             space,
             [context.copies, context.progress, *listeners, *([context.tracker] if context.tracker else [])],
-            time_is_up=lambda: (
-                (budget is not None and time.monotonic() - began > 60 * budget) or context.verdict() != "go on"
-            ),
-            money_is_up=lambda: context.verdict() == "stop",
+            context.budget,
         )
-        if conductor.trials_left == 0 or context.verdict() == "stop":
+        conductor.replay_history()
+        if conductor.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
         placement = PreemptionHandler(cluster, bridge, context.progress.waits)
@@ -496,7 +484,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
                 storage_path=cluster.scratch,
                 verbose=0,
                 callbacks=[watch, placement],
-                stop=CostLimitStopper(lambda: context.verdict() == "stop", placement.stop_all, context.note_cost),
+                stop=CostLimitStopper(context.budget, placement.stop_all, context.note_cost),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             ),
         )
@@ -654,7 +642,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         return failure_reason(reports, is_last=len(reports) == config.epochs)
 
     def goes_on() -> bool:
-        left = len(reports) < config.epochs and context.verdict(final_epochs=1) != "stop"
+        left = len(reports) < config.epochs and context.budget.allows_final_epoch()
         return left and died_of() is None
 
     while goes_on():

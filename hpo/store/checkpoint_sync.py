@@ -91,8 +91,8 @@ class CheckpointSync:
                 raise NotSharedError(f"{what} is not there on node {platform.node()}: --storage names what all see")
             time.sleep(_GRACE_SECONDS / 10)
         if self._storage:
-            self._search.expect()
-            self._storage.expect()
+            self._search.require_folder()
+            self._storage.require_folder()
 
     def _owner_now(self) -> str:
         assert self._storage is not None

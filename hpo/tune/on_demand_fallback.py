@@ -42,7 +42,7 @@ class OnDemandFallback:
     def look(self, running: Mapping[int, str], waiting: int, starting: int = 0) -> str | None:
         """As hpo.cluster.fallback_policy.update_shortage. Gives a node that trials are to leave."""
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
-        growth, sight = self._cluster.growth, self._cluster.lookout.snapshot
+        growth, sight = self._cluster.limits, self._cluster.monitor.snapshot
         with self._lock:
             if self._closed or not growth.falls_back:
                 return None
@@ -67,14 +67,14 @@ class OnDemandFallback:
 
     def look_alone(self) -> None:
         """For work that runs after the trials: it waits where no worker is there."""
-        at_work = [node for node in self._cluster.lookout.snapshot.nodes if not node.is_head and not node.draining]
+        at_work = [node for node in self._cluster.monitor.snapshot.nodes if not node.is_head and not node.draining]
         self.look({}, 0 if any(self._cluster.fits(node) for node in at_work) else 1)
 
     def close(self) -> None:
         """What is asked for would stay asked for, and the nodes with it."""
         with self._lock:
             self._closed = True
-            if self._cluster.growth.falls_back and self._cluster.is_alive():
+            if self._cluster.limits.falls_back and self._cluster.is_alive():
                 with contextlib.suppress(Exception):  # Ray's: it is gone just now
                     self._ask({})
 

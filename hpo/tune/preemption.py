@@ -71,7 +71,7 @@ class PreemptionHandler(tune.Callback):  # type: ignore[misc]
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        sight = self._cluster.lookout.snapshot
+        sight = self._cluster.monitor.snapshot
         for node in sight.nodes:
             if node.draining:
                 why = "its node is drained (spot)" if node.labels.get(MARKET) == SPOT else "its node is drained"

@@ -221,7 +221,7 @@ class Progress:
         """Whom to ask for the share of the slots' time that was not work. Called in the drawing thread."""
         self._overhead = overhead
 
-    def set_cost_source(self, usd: Callable[[], float]) -> None:
+    def set_cost_source(self, usd: Callable[[], float | None]) -> None:
         """Whom to ask for what the cluster has cost, as above."""
         self._cost = usd
 

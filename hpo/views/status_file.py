@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpo.store.layout import STATUS_FILE
+from model.common.files import atomic_replace
 from model.common.validation import wrong_fields
 from model.training_report import EvalReport
 
@@ -40,9 +41,8 @@ class Status:
 
     def write(self, folder: Path) -> None:
         """Whole or not at all, without waiting for the disk: the next one comes in a second. Raises OSError."""
-        part = folder / f".{STATUS_FILE}"
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(folder / STATUS_FILE)
+        with atomic_replace(folder / STATUS_FILE) as part:
+            part.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Status | None:

@@ -293,4 +293,4 @@ def test_whatever_ray_up_left_on_the_head_is_counted_or_told_as_damaged(tmp_path
         return
     assert growth.fit(1.0, 0.5) >= 0
     assert growth.places({SPOT: 3, ON_DEMAND: 2}, 1.0, 0.0).keys() <= {SPOT, ON_DEMAND}
-    assert all(usd >= 0 for usd in budget.rates(ClusterSnapshot(starting=("head", "x")), growth).values())
+    assert all(usd >= 0 for usd in budget.hourly_rates(ClusterSnapshot(starting=("head", "x")), growth).values())

@@ -69,7 +69,7 @@ def test_what_was_put_is_there_under_its_name_until_it_is_deleted(storage, there
         storage.get("two")
     whole = Storage(there.address, timeout_seconds=1)
     assert whole.folders() == ["first"]
-    storage.remove()
+    storage.delete_all()
     assert whole.names() == {}
 
 
@@ -169,7 +169,7 @@ def test_who_asks_while_it_is_away_waits(storage, there, caplog):
     assert time.monotonic() - began > 1.4
     assert storage.get("file") == b"2"
     assert [line.split()[-1] for line in caplog.text.splitlines() if "is back after" in line] == ["s"]
-    assert caplog.text.count("Waiting") == 1
+    assert caplog.text.count("; waiting, ") == 1
     assert not storage.is_away
 
 

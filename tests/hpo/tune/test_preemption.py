@@ -78,7 +78,7 @@ class Loop:
     """Ray Tune's, with trials that exist only here, a look every second, and a minute's patience."""
 
     monkeypatch: pytest.MonkeyPatch
-    growth: AutoscalerLimits = field(default_factory=AutoscalerLimits)
+    limits: AutoscalerLimits = field(default_factory=AutoscalerLimits)
     now: float = 0.0
     killed: list[str] = field(default_factory=list)
     asked: list[list[str]] = field(default_factory=list)  # of the autoscaler: markets of the places
@@ -88,10 +88,10 @@ class Loop:
     head_answers: bool = True
 
     def __post_init__(self) -> None:
-        self.lookout = SimpleNamespace(snapshot=ClusterSnapshot())
+        self.monitor = SimpleNamespace(snapshot=ClusterSnapshot())
         cluster: Any = SimpleNamespace(
-            lookout=self.lookout,
-            growth=self.growth,
+            monitor=self.monitor,
+            limits=self.limits,
             cpus_per_trial=1.0,
             gpus_per_trial=1.0,
             is_alive=lambda: True,
@@ -123,7 +123,7 @@ class Loop:
     def sees(self, *nodes: tuple[str, str], draining: str = "", **more: Any) -> None:
         """Nodes and their markets; those where a trial runs have no room."""
         used = [trial.node for trial in self.trials if trial.status == "RUNNING"]
-        self.lookout.snapshot = ClusterSnapshot(
+        self.monitor.snapshot = ClusterSnapshot(
             nodes=tuple(
                 Node(
                     id=name,
@@ -221,7 +221,7 @@ def test_trials_that_have_a_place_and_only_start_do_not_wait(monkeypatch):
 
 
 def test_a_drought_is_bridged_and_trials_come_back(monkeypatch):
-    loop = Loop(monkeypatch, growth=AutoscalerLimits(types=TYPES, workers=4))
+    loop = Loop(monkeypatch, limits=AutoscalerLimits(types=TYPES, workers=4))
     loop.goes_round(60)
     assert loop.asked == [[]]  # whatever a driver that was killed had asked for
     loop.goes_round(10)
@@ -249,7 +249,7 @@ def test_a_drought_is_bridged_and_trials_come_back(monkeypatch):
 
 
 def test_a_head_that_does_not_answer_is_asked_again(monkeypatch):
-    loop = Loop(monkeypatch, growth=AutoscalerLimits(types=TYPES, workers=4), head_answers=False)
+    loop = Loop(monkeypatch, limits=AutoscalerLimits(types=TYPES, workers=4), head_answers=False)
     loop.goes_round(70)
     assert loop.asked == []
     loop.head_answers = True
@@ -258,7 +258,7 @@ def test_a_head_that_does_not_answer_is_asked_again(monkeypatch):
 
 
 def test_work_that_runs_alone_is_bridged_too(monkeypatch):
-    loop = Loop(monkeypatch, growth=AutoscalerLimits(types=TYPES, workers=4))
+    loop = Loop(monkeypatch, limits=AutoscalerLimits(types=TYPES, workers=4))
     loop.sees(("s", SPOT))
     for loop.now in range(0, 200, 2):
         loop.bridge.look_alone()

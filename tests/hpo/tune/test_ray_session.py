@@ -63,7 +63,7 @@ def test_a_trial_that_fits_nowhere_is_refused_with_what_the_nodes_have():
     with pytest.raises(ConfigError, match=r"1 GPUs; no node has them\. The largest has 2 CPUs and 0 GPUs"):
         cluster(SearchConfig(gpus_per_trial=1), {"CPU": 2.0})
     with pytest.raises(ConfigError, match=r"2 GPUs; no node has them, and none can be added that has\. .* and 1 GPUs"):
-        cluster(SearchConfig(gpus_per_trial=2), HEAD, growth=FROM_ZERO)
+        cluster(SearchConfig(gpus_per_trial=2), HEAD, limits=FROM_ZERO)
 
 
 def test_a_cluster_that_grows_elsewhere_may_have_no_worker_yet():
@@ -73,10 +73,10 @@ def test_a_cluster_that_grows_elsewhere_may_have_no_worker_yet():
 
 
 def test_the_cluster_files_own_workers_are_counted_from_zero():
-    found = cluster(SearchConfig(trials=100, address="auto"), HEAD, growth=FROM_ZERO)
+    found = cluster(SearchConfig(trials=100, address="auto"), HEAD, limits=FROM_ZERO)
     assert (found.gpus_per_trial, found.slots, found.slots_now) == (1.0, 8, 0)
     assert found.exclusive_node_options == {"num_cpus": 4.0, "num_gpus": 1.0}
-    assert cluster(SearchConfig(trials=100, gpus_per_trial=0.25, address="auto"), HEAD, growth=FROM_ZERO).slots == 32
+    assert cluster(SearchConfig(trials=100, gpus_per_trial=0.25, address="auto"), HEAD, limits=FROM_ZERO).slots == 32
 
 
 def test_of_several_types_the_roomiest_are_counted_up_to_the_limit_of_all():
@@ -89,14 +89,14 @@ def test_of_several_types_the_roomiest_are_counted_up_to_the_limit_of_all():
     assert growth.fit(cpus=1, gpus=0) == 8 * 64
     # Alone on a node: the smallest that a trial fits on; a large one might not be to be had. One that is there is.
     search = SearchConfig(trials=100, gpus_per_trial=1)
-    assert cluster(search, HEAD, growth=growth).exclusive_node_options["num_cpus"] == 4
-    assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, growth=growth).exclusive_node_options["num_cpus"] == 16
+    assert cluster(search, HEAD, limits=growth).exclusive_node_options["num_cpus"] == 4
+    assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, limits=growth).exclusive_node_options["num_cpus"] == 16
 
 
 def test_workers_at_hand_that_are_still_set_up_are_taken_to_be_like_those_that_are_there():
     config = {"provider": {"type": "local"}, "max_workers": 3, "available_node_types": {"made.up": {"resources": {}}}}
     growth = limits_of(config)
-    assert cluster(SearchConfig(trials=100), HEAD, GPU_NODE, growth=growth).slots == 3
+    assert cluster(SearchConfig(trials=100), HEAD, GPU_NODE, limits=growth).slots == 3
     assert (growth.types, growth.falls_back) == ((), False)
 
 
@@ -104,8 +104,8 @@ def test_a_head_with_cpus_is_told_of_where_others_take_the_trials():
     head = {**HEAD, "CPU": 8.0}
     assert cluster(SearchConfig(), head).head_cpus == 0  # one machine
     assert cluster(SearchConfig(), head, GPU_NODE).head_cpus == 8
-    assert cluster(SearchConfig(), head, growth=FROM_ZERO).head_cpus == 8
-    assert cluster(SearchConfig(), HEAD, GPU_NODE, growth=FROM_ZERO).head_cpus == 0
+    assert cluster(SearchConfig(), head, limits=FROM_ZERO).head_cpus == 8
+    assert cluster(SearchConfig(), HEAD, GPU_NODE, limits=FROM_ZERO).head_cpus == 0
 
 
 # --- where Ray does not start ---------------------------------------------------------------------------------------
