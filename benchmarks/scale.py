@@ -41,7 +41,7 @@ from hpo.search_controller import SearchController
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.config import TrainConfig
 from model.training_report import EvalReport
 from search_spaces import losses_and_rates

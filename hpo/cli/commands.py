@@ -159,7 +159,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from hpo.policy import leaderboard
     from hpo.store import search_results
-    from hpo.views.formatting import Terminal, decision_table, headline, trial_table
+    from hpo.views.formatting import decision_table, headline, trial_table
+    from hpo.views.terminal import Terminal
 
     with _looking(arguments) as record:
         document = search_results.decisions(record) if arguments.decisions else search_results.document(record)
@@ -180,7 +181,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_storage
-    from hpo.views.formatting import Terminal
+    from hpo.views.terminal import Terminal
     from hpo.views.watch import watch
 
     storage = open_storage(arguments.storage, arguments.runs, interactive=True)
@@ -226,10 +227,10 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
-    from hpo.views.dashboard import serving
+    from hpo.views.dashboard import open_server
 
     with _looking(arguments, read_only=True) as record:
-        server, address = serving(record, arguments.port)
+        server, address = open_server(record, arguments.port)
         with server:
             print(f"{address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
             try:

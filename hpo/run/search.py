@@ -44,12 +44,14 @@ from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.on_demand_fallback import OnDemandFallback
 from hpo.tune.preemption import PreemptionHandler
-from hpo.tune.scheduler import ControllerScheduler, Overhead, overhead
+from hpo.tune.scheduler import ControllerScheduler, overhead
 from hpo.tune.searcher import ControllerSearcher
 from hpo.tune.trainable import FinalTraining, Pix2PixTrial, measure
-from hpo.views.formatting import Terminal, collapse_message
+from hpo.views.formatting import collapse_message
 from hpo.views.html_report import write_report
-from hpo.views.live_table import Progress, cost
+from hpo.views.live_table import cost
+from hpo.views.progress import Progress
+from hpo.views.terminal import Terminal
 from model.checkpoint import CheckpointError
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import describe_os_error
@@ -105,7 +107,7 @@ class _Context:
 
     def bridge(self) -> OnDemandFallback:
         """Over a drought of spot nodes."""
-        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after_minutes)
+        return OnDemandFallback(self.cluster, self.progress.print_line, 60 * self.record.search.on_demand_after_minutes)
 
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
@@ -313,7 +315,7 @@ def _run(
             budget = _budget(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
-            progress.set_cost_source(lambda: budget.usd)
+            progress.set_cost_source(budget)
             context = _Context(
                 record=record,
                 copies=copies,
@@ -335,7 +337,7 @@ def _run(
                 _measure_finalists(context)
                 if record.search.final_epochs:
                     _train_final(context)
-        progress.exporting()
+        progress.show_export()
         test = export.export_winner(record, images, over=True)["metrics"]["test"]
         copies.upload(record.folder / layout.EXPORT)
     print(quality_table({"test": test}))
@@ -459,9 +461,9 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         if conductor.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
-        placement = PreemptionHandler(cluster, bridge, context.progress.waits)
+        placement = PreemptionHandler(cluster, bridge, context.progress.set_pending_message)
         scheduler = ControllerScheduler(conductor, cluster, watch, placement)
-        context.progress.set_overhead_source(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
+        context.progress.set_overhead_source(scheduler)
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[trial_attributes.CONFIG]
@@ -503,10 +505,6 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _share(spent: Overhead | None) -> float | None:
-    return spent.share if spent else None
 
 
 def _listeners(context: _Context) -> list[Listener]:
@@ -554,7 +552,7 @@ def _measure_finalists(context: _Context) -> None:
         number = next((number for number in numbers if str(number) not in measured), None)
         if number is None or number not in there:
             break
-        context.progress.measuring(number, len(measured), len(numbers))
+        context.progress.show_finalist(number, len(measured), len(numbers))
         try:
             measured[str(number)] = _with_value(record, _measured(context, number))
         except CheckpointError as error:
@@ -630,10 +628,10 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     setup = context.ray_config(number, config.as_dict(), folder, threads)
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": MAX_ATTEMPTS - 1, "max_task_retries": MAX_ATTEMPTS - 1}
-    progress.training(number, [], config.epochs)
+    progress.show_final_training(number, [], config.epochs)
     training = FinalTraining.options(**options).remote(setup, back_to_best=bool(before))  # type: ignore[attr-defined]
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote(context.images_ref))]
-    progress.training(number, reports, config.epochs)
+    progress.show_final_training(number, reports, config.epochs)
     board = _tensorboard(record)
     if board:
         board.final(reports)
@@ -650,7 +648,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         context.note_cost()
         if board:
             board.final(reports)
-        progress.training(number, reports, config.epochs)
+        progress.show_final_training(number, reports, config.epochs)
     if board:
         board.close()
     reason = died_of()

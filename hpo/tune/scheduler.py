@@ -74,6 +74,11 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
             raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
         self._conductor.on_trial_failure(number, death)
 
+    def overhead_share(self) -> float | None:
+        """The share of the slots' time that was idle so far. Called in the drawing thread of Progress."""
+        spent = overhead(list(self.steps), self._cluster.slots, began=0.0)
+        return spent.share if spent else None
+
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as the searcher's
 

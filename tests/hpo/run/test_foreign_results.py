@@ -27,8 +27,8 @@ from hpo.store.object_storage import Storage
 from hpo.store.record import Record
 from hpo.store.search_results import winner
 from hpo.tracking import wandb_runs
-from hpo.views.dashboard import serving
-from hpo.views.formatting import Terminal
+from hpo.views.dashboard import open_server
+from hpo.views.terminal import Terminal
 from hpo.views.watch import watch
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
@@ -93,7 +93,7 @@ def watched(runs: Path, storage: Storage | None) -> None:
 
 
 def served(record: Record) -> None:
-    server, _ = serving(record, 0)
+    server, _ = open_server(record, 0)
     server.server_close()
 
 

@@ -32,9 +32,9 @@ from hpo.store.object_storage import Storage, StorageError
 from hpo.store.record import Record, RecordError
 from hpo.store.replication import StorageReplicator, acquire, open_read_only
 from hpo.tune.trainable import Pix2PixTrial
-from hpo.views.dashboard import Strips
+from hpo.views.dashboard import PictureStore
 from hpo.views.status_file import Status
-from hpo.views.watch import _Life
+from hpo.views.watch import _DriverMonitor
 from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
@@ -176,12 +176,12 @@ def test_who_looks_from_elsewhere_sees_it_run_and_end(storage, runs, search, tmp
         while not storage.exists("first/status.json"):
             assert time.monotonic() < end
         with open_read_only(tmp_path, "first", storage) as record:
-            assert _Life(record).status() == (Status(seconds=1.0), "")
-            assert Strips(record).open_reader("00000-0001").read() == b"picture"
+            assert _DriverMonitor(record).status() == (Status(seconds=1.0), "")
+            assert PictureStore(record).open_reader("00000-0001").read() == b"picture"
             with pytest.raises(ArtifactNotFound):
-                Strips(record).open_reader("00000-0002")
+                PictureStore(record).open_reader("00000-0002")
     with open_read_only(tmp_path, "first", storage) as record:
-        assert _Life(record).status() == (Status(phase="ended"), "first is not running")
+        assert _DriverMonitor(record).status() == (Status(phase="ended"), "first is not running")
 
 
 def test_a_search_that_began_without_a_storage_moves_into_it(storage, runs, done, tmp_path, undisturbed):
