@@ -221,6 +221,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
             cluster=cluster,
             console=console,
             progress=progress,
+            budget=search._budget(record, cluster),
         )
         began = time.monotonic()
         search._run_trials(context, search_spaces.load("losses_and_rates"))

@@ -105,8 +105,8 @@ class _Context:
             "allow_cpu": search.allow_cpu,
         }
 
-    def bridge(self) -> OnDemandFallback:
-        """Over a drought of spot nodes."""
+    def fallback(self) -> OnDemandFallback:
+        """From spot nodes to on-demand nodes."""
         return OnDemandFallback(self.cluster, self.progress.print_line, 60 * self.record.search.on_demand_after_minutes)
 
     def note_cost(self) -> None:
@@ -332,8 +332,8 @@ def _run(
             if search_results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
-            with closing(context.bridge()) as bridge:
-                cluster.monitor.subscribe(lambda _: bridge.look_alone())
+            with closing(context.fallback()) as fallback:
+                cluster.monitor.subscribe(lambda _: fallback.update_for_task())
                 _measure_finalists(context)
                 if record.search.final_epochs:
                     _train_final(context)
@@ -449,7 +449,7 @@ def _budget(record: Record, cluster: trial_slots.Cluster) -> TimeAndCostBudget:
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
-    listeners, bridge = _listeners(context), context.bridge()
+    listeners, fallback = _listeners(context), context.fallback()
     try:
         conductor = SearchController(
             record,
@@ -461,7 +461,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
         if conductor.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
-        placement = PreemptionHandler(cluster, bridge, context.progress.set_pending_message)
+        placement = PreemptionHandler(cluster, fallback, context.progress.set_pending_message)
         scheduler = ControllerScheduler(conductor, cluster, watch, placement)
         context.progress.set_overhead_source(scheduler)
 
@@ -494,7 +494,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     except FatalDriverError as carrier:
         raise carrier.error from None
     finally:
-        bridge.close()
+        fallback.close()
         for listener in listeners:
             listener.close()
     spent = overhead(scheduler.steps, cluster.slots, began)

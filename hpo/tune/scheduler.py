@@ -63,8 +63,8 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
         if number in self._watch.hung:
             death = TrialFailure(error=self._watch.hung[number], action=FailureAction.RETRY)
-        elif number in self._placement.moved:
-            death = TrialFailure(error=self._placement.moved[number], action=FailureAction.MIGRATE)
+        elif number in self._placement.migrated:
+            death = TrialFailure(error=self._placement.migrated[number], action=FailureAction.MIGRATE)
         else:
             death = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
             if death.action is FailureAction.RETRY and self._placement.was_drained(number):
