@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,17 @@ def open_read_only(
     if not storage.exists(f"{name}/{SEARCH_FILE}"):
         raise not_found_in(storage.address, name, search_names(storage))
     with tempfile.TemporaryDirectory(prefix="pix2pix-search-") as folder:
-        download(inside := storage.subdirectory(name), Path(folder) / name)
-        record = Record(Path(folder), name, read_only=read_only, waits=waits, storage=inside)
-        record.home, record.bring = runs / name, lambda: download(inside, record.folder)
-        yield record
+        sync = partial(download, inside := storage.subdirectory(name), Path(folder) / name)
+        sync()
+        yield Record(
+            Path(folder),
+            name,
+            read_only=read_only,
+            waits=waits,
+            storage=inside,
+            sync=sync,
+            user_folder=runs / name,
+        )
 
 
 def search_names(storage: Storage) -> list[str]:
