@@ -159,7 +159,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from hpo.policy import leaderboard
     from hpo.store import search_results
-    from hpo.views.formatting import Terminal, decision_table, headline, trial_table
+    from hpo.views.formatting import decision_table, headline, trial_table
+    from hpo.views.terminal import Terminal
 
     with _looking(arguments) as record:
         document = search_results.decisions(record) if arguments.decisions else search_results.document(record)
@@ -180,7 +181,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_storage
-    from hpo.views.formatting import Terminal
+    from hpo.views.terminal import Terminal
     from hpo.views.watch import watch
 
     storage = open_storage(arguments.storage, arguments.runs, interactive=True)
@@ -226,10 +227,10 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
-    from hpo.views.dashboard import serving
+    from hpo.views.dashboard import open_server
 
     with _looking(arguments, read_only=True) as record:
-        server, address = serving(record, arguments.port)
+        server, address = open_server(record, arguments.port)
         with server:
             print(f"{address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
             try:
@@ -244,7 +245,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     with _looking(arguments) as record:
         if arguments.to is None:
-            check_writable(record.home, "--to")
+            check_writable(record.user_folder, "--to")
         print(write_report(record, arguments.to))
     return 0
 
@@ -257,7 +258,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from model.export_quality import quality_table
 
     with _looking(arguments) as record:
-        check_target(arguments.to or record.home / layout.EXPORT)
+        check_target(arguments.to or record.user_folder / layout.EXPORT)
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=_absolute(arguments.data))
@@ -276,7 +277,7 @@ def _export(arguments: argparse.Namespace) -> int:
         print(quality_table(manifest["metrics"]))
         if manifest["metrics"]["test"] is None:
             print("The search is not over, so the test images were not looked at.", file=sys.stderr)
-        print(f"Exported to {arguments.to or record.home / layout.EXPORT}", file=sys.stderr)
+        print(f"Exported to {arguments.to or record.user_folder / layout.EXPORT}", file=sys.stderr)
     return 0
 
 

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,17 @@ def open_read_only(
     if not storage.exists(f"{name}/{SEARCH_FILE}"):
         raise not_found_in(storage.address, name, search_names(storage))
     with tempfile.TemporaryDirectory(prefix="pix2pix-search-") as folder:
-        download(remote := storage.subdirectory(name), Path(folder) / name)
-        record = Record(Path(folder), name, read_only=read_only, waits=waits, storage=remote)
-        record.home, record.bring = runs / name, lambda: download(remote, record.folder)
-        yield record
+        sync = partial(download, remote := storage.subdirectory(name), Path(folder) / name)
+        sync()
+        yield Record(
+            Path(folder),
+            name,
+            read_only=read_only,
+            waits=waits,
+            storage=remote,
+            sync=sync,
+            user_folder=runs / name,
+        )
 
 
 def search_names(storage: Storage) -> list[str]:

@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from .text import sanitize_for_terminal
 
-
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _ToldError(Exception):
