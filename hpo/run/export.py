@@ -61,7 +61,7 @@ def export_winner(
     try:
         return export(
             record.fetch(folder / BEST),
-            destination or record.home / EXPORT,
+            destination or record.user_folder / EXPORT,
             data=data,
             images=images,
             test=test,

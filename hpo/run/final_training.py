@@ -10,9 +10,9 @@ from typing import Any
 import ray
 
 from hpo.policy import leaderboard, trial_attributes
+from hpo.policy.retry_policy import MAX_ATTEMPTS
 from hpo.policy.search_config import SearchConfig
 from hpo.run.context import SearchContext
-from hpo.search_controller import ATTEMPTS
 from hpo.store import layout, search_results
 from hpo.store.checkpoint_sync import was_trained_with
 from hpo.store.record import Record
@@ -128,7 +128,7 @@ def _start_process(context: SearchContext, number: int, config: TrainConfig, *, 
     threads = context.cluster.cpus_per_trial if config.width < _WIDE else resources["num_cpus"]
     setup = context.training_config(number, config.as_dict(), context.record.folder / layout.FINAL, threads)
     # Ray restarts a process that died, from its last checkpoint, as often as the search restarts a trial.
-    options = {**resources, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
+    options = {**resources, "max_restarts": MAX_ATTEMPTS - 1, "max_task_retries": MAX_ATTEMPTS - 1}
     return FinalTraining.options(**options).remote(setup, back_to_best=is_restore)  # type: ignore[attr-defined]
 
 

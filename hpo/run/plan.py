@@ -37,7 +37,7 @@ def describe_plan(record: Record, cluster: Cluster) -> str:
 def _beginning(record: Record) -> str:
     if trials := record.trials():
         return f"continues with {len(trials)} trials on record"
-    similar = similar_name(record.name, record.home.parent, None)
+    similar = similar_name(record.name, record.user_folder.parent, None)
     return f"a new search{f', not {similar}, which also exists' if similar else ''}"
 
 

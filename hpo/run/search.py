@@ -20,7 +20,7 @@ from ray.tune import TuneError
 
 from hpo.cluster.trial_slots import Cluster
 from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE, EXIT_NOTHING_VALID, EXIT_RESUMABLE
-from hpo.policy.retry_policy import classify_failure
+from hpo.policy.retry_policy import FailureAction, classify_failure
 from hpo.policy.search_config import SearchConfig
 from hpo.run import export
 from hpo.run.context import SearchContext, create_tracker, open_budget
@@ -174,7 +174,7 @@ class SearchRun:
                     print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                     return EXIT_NOTHING_VALID
                 with closing(context.on_demand_fallback()) as fallback:
-                    cluster.monitor.subscribe(lambda _: fallback.look_alone())
+                    cluster.monitor.subscribe(lambda _: fallback.update_for_task())
                     measure_finalists(context)
                     if record.search.final_epochs:
                         train_final(context)
@@ -262,4 +262,6 @@ def _unavailable(error: Exception) -> StopReason:
 def _machine_error(error: Exception) -> MachineError:
     """Return an error of Ray in one sentence."""
     failure = classify_failure(error)
-    return MachineError(failure.error if failure.then == "stop" else f"Ray failed: {failure.error}")
+    return MachineError(
+        failure.error if failure.action is FailureAction.ABORT_SEARCH else f"Ray failed: {failure.error}"
+    )

@@ -36,13 +36,8 @@ def run_trials(context: SearchContext, space: Space) -> None:
         observers: list[Listener] = [context.replicator, context.progress, *listeners]
         if context.tracker:
             observers.append(context.tracker)
-        controller = SearchController(
-            record,
-            space,
-            observers,
-            time_is_up=lambda: not context.budget.allows_new_trials(),
-            money_is_up=lambda: not context.budget.allows_running_trials(),
-        )
+        controller = SearchController(record, space, observers, context.budget)
+        controller.replay_history()
         if controller.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watchdog = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)

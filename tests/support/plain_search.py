@@ -12,7 +12,7 @@ import pytest
 import ray
 import skimage.data
 import torch
-from curves import conductor
+from curves import controller
 from optuna.trial import FrozenTrial
 from PIL import Image
 from ray.exceptions import RayTaskError
@@ -57,7 +57,7 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
 
     def search(run: SearchRun, _: object) -> int:
         record, replicator = run.record, run.replicator
-        loop = conductor(record, replicator, Retention(record, replicator.remove), space=run.space)
+        loop = controller(record, replicator, Retention(record, replicator.remove), space=run.space)
         placed = place(record.search)
         while (next_trial := loop.next_trial()) is not None:
             train(loop, next_trial, placed)
@@ -86,7 +86,7 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
-    while loop.on_report(number, run.reports).action == "go on":
+    while loop.on_report(number, run.reports).action == "continue":
         run.run_epoch()
 
 
