@@ -41,7 +41,7 @@ from hpo.search_controller import SearchController
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.config import TrainConfig
 from model.training_report import EvalReport
 from search_spaces import losses_and_rates
@@ -221,6 +221,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
             cluster=cluster,
             console=console,
             progress=progress,
+            budget=search._budget(record, cluster),
         )
         began = time.monotonic()
         search._run_trials(context, search_spaces.load("losses_and_rates"))

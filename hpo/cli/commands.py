@@ -114,7 +114,7 @@ def _looking(arguments: argparse.Namespace, *, read_only: bool = False) -> Abstr
     """The record that a command is about, for as long as it looks."""
     from hpo.store.replication import open_read_only, open_storage
 
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     return open_read_only(arguments.runs, arguments.name, storage, read_only=read_only)
 
 
@@ -125,7 +125,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_read_only, open_storage, search_names
 
     rows = []
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     for name in search_names(storage) if storage else list_names(arguments.runs):
         with open_read_only(arguments.runs, name, storage) as record:
             board = leaderboard.leaderboard(record.trials(), record.search.objective)
@@ -159,7 +159,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from hpo.policy import leaderboard
     from hpo.store import search_results
-    from hpo.views.formatting import Terminal, decision_table, headline, trial_table
+    from hpo.views.formatting import decision_table, headline, trial_table
+    from hpo.views.terminal import Terminal
 
     with _looking(arguments) as record:
         document = search_results.decisions(record) if arguments.decisions else search_results.document(record)
@@ -180,10 +181,10 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_storage
-    from hpo.views.formatting import Terminal
+    from hpo.views.terminal import Terminal
     from hpo.views.watch import watch
 
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     try:
         watch(arguments.runs, arguments.name, Terminal(stderr=True), storage=storage)
     except KeyboardInterrupt:
@@ -195,7 +196,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     from hpo.run.process_control import stop_search
     from hpo.store.replication import open_storage
 
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     print(sanitize_for_terminal(stop_search(arguments.runs, arguments.name, storage=storage)), file=sys.stderr)
     return 0
 
@@ -207,7 +208,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     from hpo.store.replication import open_storage
 
     folder = arguments.runs / check_name(arguments.name)
-    storage = open_storage(arguments.storage, arguments.runs, looks=True)
+    storage = open_storage(arguments.storage, arguments.runs, interactive=True)
     stored = storage.subdirectory(arguments.name).names() if storage else {}
     if not Record.exists(arguments.runs, arguments.name) and not stored:
         raise not_found(arguments.runs, arguments.name)
@@ -226,10 +227,10 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
-    from hpo.views.dashboard import serving
+    from hpo.views.dashboard import open_server
 
     with _looking(arguments, read_only=True) as record:
-        server, address = serving(record, arguments.port)
+        server, address = open_server(record, arguments.port)
         with server:
             print(f"{address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
             try:
@@ -290,7 +291,7 @@ def _sync(arguments: argparse.Namespace) -> int:
         print(sanitize_for_terminal(f"hpo: {error}"), file=sys.stderr)
 
     with acquire(
-        arguments.runs, arguments.name, open_storage(arguments.storage, arguments.runs, looks=True), over
+        arguments.runs, arguments.name, open_storage(arguments.storage, arguments.runs, interactive=True), over
     ) as copies:
         leave_out("online")
         log_in()

@@ -1,5 +1,7 @@
-"""What a search has cost and what it is about to cost: node hours times the nodes' prices. Pure but for `CostMeter`,
-which adds up what the driver sees."""
+"""The time and the money that a search may spend. The cost is the nodes' hours times their prices.
+
+The functions are pure; `CostMeter` accumulates what the cluster monitor sees.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +9,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from enum import Enum
 
 from optuna.trial import FrozenTrial
 
-from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterSnapshot, price
+from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterMonitor, ClusterSnapshot, price
 from hpo.policy import trial_attributes
 from hpo.policy.estimates import epochs_left
 from hpo.policy.leaderboard import NUM_FINALISTS, reports_of
 from hpo.policy.search_config import SearchConfig
 from model.common.errors import ConfigError
 
-COST = "cost"  # note on the record: USD so far
-_END_SECONDS = 120.0  # to notice and stop, for processes that measure finalists, for the export; without the measuring
+COST = "cost"  # metadata of the record: USD so far
+_END_SECONDS = 120.0  # notice and stop, start the finalists' processes, export; without the measurements
 _ALL_IMAGES = 5  # finalists are measured on 5,000 validation images, trials on 1,000
 
-Rates = Mapping[str, float]  # USD an hour, of each machine that is there
-BudgetAction = Literal["go on", "no new trials", "stop"]
+Rates = Mapping[str, float]  # USD per hour of each machine that is present
+
+
+class BudgetAction(Enum):
+    """What the cost limit allows."""
+
+    CONTINUE = "continue"
+    NO_NEW_TRIALS = "no new trials"
+    STOP = "stop"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,107 +40,187 @@ class Account:
     """USD spent up to a time on the driver's clock."""
 
     usd: float = 0.0
-    at: float | None = None  # None: the clock has not begun
-    rates: Rates = field(default_factory=dict)  # since then
+    updated_at: float | None = None  # None: the clock has not started
+    rates: Rates = field(default_factory=dict)  # since `updated_at`
 
-    def then(self, rates: Rates, now: float) -> Account:
-        """With what was there since, whether it came or went meanwhile. A clock that jumps back adds nothing."""
-        hours = 0.0 if self.at is None else max(0.0, now - self.at) / 3600
-        return Account(usd=self.usd + hours * sum({**self.rates, **rates}.values()), at=now, rates=rates)
-
-
-def rates(sight: ClusterSnapshot, growth: AutoscalerLimits) -> dict[str, float]:
-    """Of all machines, those that are still set up too; what says no price costs as much as the dearest."""
-    of_type = {of.name: price(of.labels) for of in growth.types}
-    found = {node.id: price(node.labels) for node in sight.nodes}
-    found |= {f"starting {i}": of_type.get(name) for i, name in enumerate(sight.starting)}
-    dearest = max((usd for usd in [*found.values(), *of_type.values()] if usd is not None), default=0.0)
-    return {machine: dearest if usd is None else usd for machine, usd in found.items()}
+    def accrue(self, rates: Rates, now: float) -> Account:
+        """Charge every machine that was present at either end of the interval. A clock that jumps back adds nothing."""
+        hours = 0.0 if self.updated_at is None else max(0.0, now - self.updated_at) / 3600
+        return Account(usd=self.usd + hours * sum({**self.rates, **rates}.values()), updated_at=now, rates=rates)
 
 
-def unpriced(sight: ClusterSnapshot, growth: AutoscalerLimits) -> list[str]:
-    """Nodes and node types that say no price."""
-    nodes = [f"node {node.address or node.id}" for node in sight.nodes if price(node.labels) is None]
-    return nodes + [f"node type {of.name}" for of in growth.types if price(of.labels) is None]
+def hourly_rates(snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> dict[str, float]:
+    """USD per hour of every machine, starting ones included. An unpriced one costs as much as the dearest."""
+    type_prices = {node_type.name: price(node_type.labels) for node_type in limits.node_types}
+    prices = {node.id: price(node.labels) for node in snapshot.nodes}
+    prices |= {f"starting {i}": type_prices.get(name) for i, name in enumerate(snapshot.starting)}
+    dearest = max((usd for usd in [*prices.values(), *type_prices.values()] if usd is not None), default=0.0)
+    return {machine: dearest if usd is None else usd for machine, usd in prices.items()}
 
 
-def at_the_end(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
-    """Seconds that finalists, final training and export take, once the trials are over."""
-    epoch, measuring = _means(trials)
-    return _END_SECONDS + NUM_FINALISTS * _ALL_IMAGES * measuring + search.final_epochs * epoch
+def unpriced(snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> list[str]:
+    """Nodes and node types without a price label."""
+    nodes = [f"node {node.address or node.id}" for node in snapshot.nodes if price(node.labels) is None]
+    return nodes + [f"node type {node_type.name}" for node_type in limits.node_types if price(node_type.labels) is None]
 
 
-def of_the_running(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
-    """Seconds until the trials under way are over, pruning taken into account; 0 while no epoch was seen."""
-    epoch, _ = _means(trials)
+def seconds_after_trials(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
+    """Expected seconds of finalists, final training and export."""
+    epoch, evaluation = _mean_seconds(trials)
+    return _END_SECONDS + NUM_FINALISTS * _ALL_IMAGES * evaluation + search.final_epochs * epoch
+
+
+def seconds_of_running_trials(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
+    """Expected seconds until the running trials end, pruning included; 0 before the first epoch."""
+    epoch, _ = _mean_seconds(trials)
     left = epochs_left(trials, search)
-    return epoch * max(
-        (left[len(reports_of(trial))] for trial in trials if trial_attributes.is_unfinished(trial)), default=0.0
-    )
+    running = (left[len(reports_of(trial))] for trial in trials if trial_attributes.is_unfinished(trial))
+    return epoch * max(running, default=0.0)
 
 
-def _means(trials: Sequence[FrozenTrial]) -> tuple[float, float]:
+def _mean_seconds(trials: Sequence[FrozenTrial]) -> tuple[float, float]:
     """Seconds of an epoch, and of its evaluation alone."""
-    told = [report for trial in trials for report in trial.user_attrs[trial_attributes.REPORTS]]
-    evaluating = sum(report["eval_seconds"] for report in told) / max(1, len(told))
-    return evaluating + sum(report["seconds"] for report in told) / max(1, len(told)), evaluating
+    reports = [report for trial in trials for report in trial.user_attrs[trial_attributes.REPORTS]]
+    evaluation = sum(report["eval_seconds"] for report in reports) / max(1, len(reports))
+    return evaluation + sum(report["seconds"] for report in reports) / max(1, len(reports)), evaluation
 
 
-def spent_within(seconds: float, rates: Rates, idle_seconds: float) -> float:
-    """USD, when the others go after so much idleness and one machine stays with the head: the two dearest, whichever
-    they are."""
+def cost_of_end(seconds: float, rates: Rates, idle_seconds: float) -> float:
+    """USD for the end of a search. The autoscaler removes idle nodes after `idle_seconds`; the head and one worker
+    stay: the two dearest machines, to be safe."""
     all_stay = min(seconds, idle_seconds)
-    lean = sum(sorted(rates.values())[-2:])
-    return (sum(rates.values()) * all_stay + lean * (seconds - all_stay)) / 3600
+    two_dearest = sum(sorted(rates.values())[-2:])
+    return (sum(rates.values()) * all_stay + two_dearest * (seconds - all_stay)) / 3600
 
 
 def budget_action(spent: float, limit: float, running: float, end: float) -> BudgetAction:
-    """All in USD; running: what the trials under way are still to cost; end: what follows them."""
+    """Decide by the expected cost.
+
+    Args:
+        spent: USD so far.
+        limit: USD that the search may cost.
+        running: USD that the running trials are expected to cost still.
+        end: USD that finalists, final training and export are expected to cost.
+    """
     if spent + end >= limit:
-        return "stop"
-    return "no new trials" if spent + running + end >= limit else "go on"
+        return BudgetAction.STOP
+    return BudgetAction.NO_NEW_TRIALS if spent + running + end >= limit else BudgetAction.CONTINUE
 
 
 class CostMeter:
-    """Of one driver's cluster: adds up what the ClusterMonitor sees, in its thread."""
+    """Accumulates the cost of one driver's cluster. The monitor's thread calls `update`."""
 
-    def __init__(
-        self, search: SearchConfig, spent: float, growth: AutoscalerLimits, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._search, self._growth, self._clock = search, growth, clock
+    def __init__(self, spent: float, limits: AutoscalerLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
         self._account, self._lock = Account(usd=spent), threading.Lock()
 
-    def see(self, sight: ClusterSnapshot) -> None:
-        """The cluster as it is now."""
+    def update(self, snapshot: ClusterSnapshot) -> None:
+        """Charge the time since the last snapshot."""
         with self._lock:
-            self._account = self._account.then(rates(sight, self._growth), self._clock())
+            self._account = self._account.accrue(hourly_rates(snapshot, self._limits), self._clock())
 
     @property
     def usd(self) -> float:
-        """So far."""
+        """USD so far, earlier drivers included."""
         with self._lock:
-            return self._account.then(self._account.rates, self._clock()).usd
+            return self._account.accrue(self._account.rates, self._clock()).usd
 
-    def verdict(self, trials: Sequence[FrozenTrial], *, final_epochs: int | None = None) -> BudgetAction:
-        """What the limit, if there is one, lets the trials do. final_epochs: that are still to come; None: all."""
-        search = self._search if final_epochs is None else replace(self._search, final_epochs=final_epochs)
-        if search.max_cost is None:
-            return "go on"
-        with self._lock:
-            now = self._account.rates
-        running = sum(now.values()) * of_the_running(trials, search) / 3600
-        end = spent_within(at_the_end(trials, search), now, self._growth.idle_seconds)
-        return budget_action(self.usd, search.max_cost, running, end)
+    def running_cost(self, seconds: float) -> float:
+        """USD for all present machines."""
+        return sum(self._account.rates.values()) * seconds / 3600
+
+    def end_cost(self, seconds: float) -> float:
+        """USD for the end of the search; idle machines go meanwhile."""
+        return cost_of_end(seconds, self._account.rates, self._limits.idle_timeout_seconds)
 
 
-def check_cost_limit(search: SearchConfig, spent: float, sight: ClusterSnapshot, growth: AutoscalerLimits) -> None:
-    """Raises ConfigError where `max_cost` cannot be kept, or is used up."""
+class TimeAndCostBudget:
+    """What `--time-budget-minutes` and `--max-cost` allow. The time counts from the construction on, the cost from the
+    search's first driver on."""
+
+    def __init__(
+        self,
+        search: SearchConfig,
+        trials: Callable[[], Sequence[FrozenTrial]],
+        meter: CostMeter | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            search: The limits.
+            trials: Returns the trials as they are now; expected costs depend on them.
+            meter: None where the nodes have no prices.
+            clock: Seconds.
+        """
+        self._search, self._trials, self._meter, self._clock = search, trials, meter, clock
+        self._started = clock()
+
+    @property
+    def usd(self) -> float | None:
+        """USD so far; None where the nodes have no prices."""
+        return self._meter.usd if self._meter else None
+
+    def cost_action(self, *, final_epochs: int | None = None) -> BudgetAction:
+        """What `--max-cost` allows. final_epochs: those that are still to be trained; by default all."""
+        search, meter = self._search, self._meter
+        if search.max_cost is None or meter is None:
+            return BudgetAction.CONTINUE
+        trials = self._trials()
+        ahead = search if final_epochs is None else replace(search, final_epochs=final_epochs)
+        running = meter.running_cost(seconds_of_running_trials(trials, ahead))
+        return budget_action(meter.usd, search.max_cost, running, meter.end_cost(seconds_after_trials(trials, ahead)))
+
+    def allows_new_trials(self) -> bool:
+        """Whether time and money allow to begin another trial."""
+        minutes = self._search.time_budget_minutes
+        if minutes is not None and self._clock() - self._started > 60 * minutes:
+            return False
+        return self.cost_action() is BudgetAction.CONTINUE
+
+    def allows_running_trials(self) -> bool:
+        """Whether the money allows trials, running or unfinished, to continue."""
+        return self.cost_action() is not BudgetAction.STOP
+
+    def allows_final_epoch(self) -> bool:
+        """Whether the money allows one more epoch of the final training."""
+        return self.cost_action(final_epochs=1) is not BudgetAction.STOP
+
+
+def create_budget(
+    search: SearchConfig,
+    spent: float,
+    trials: Callable[[], Sequence[FrozenTrial]],
+    monitor: ClusterMonitor,
+    limits: AutoscalerLimits,
+) -> TimeAndCostBudget:
+    """The budget of one driver, fed by the monitor.
+
+    Args:
+        search: The limits.
+        spent: USD that earlier drivers have spent.
+        trials: Returns the trials as they are now.
+        monitor: Of the search's cluster.
+        limits: Of the cluster's autoscaler, with the prices of its node types.
+
+    Raises:
+        ConfigError: `max_cost` needs prices that are missing, or is used up.
+    """
+    check_cost_limit(search, spent, monitor.snapshot, limits)
+    meter = None
+    if not unpriced(monitor.snapshot, limits):
+        meter = CostMeter(spent, limits)
+        monitor.subscribe(meter.update)
+    return TimeAndCostBudget(search, trials, meter)
+
+
+def check_cost_limit(search: SearchConfig, spent: float, snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> None:
+    """Raises ConfigError where `max_cost` needs prices that are missing, or is used up."""
     if search.max_cost is None:
         return
-    if lacking := unpriced(sight, growth):
-        raise ConfigError(f"max_cost={search.max_cost:g}: needs the label {PRICE}; {', '.join(lacking)} have none")
+    if missing := unpriced(snapshot, limits):
+        raise ConfigError(f"max_cost={search.max_cost:g}: needs the label {PRICE}; {', '.join(missing)} have none")
     if spent >= search.max_cost:
         raise ConfigError(
-            f"max_cost={search.max_cost:g}: {spent:.2f} USD are spent; a higher one continues the search, "
-            f"and `hpo export` writes what it has found"
+            f"max_cost={search.max_cost:g}: {spent:.2f} USD are spent; a higher limit continues the search, "
+            f"and `hpo export` writes its best result"
         )

@@ -23,46 +23,211 @@ if TYPE_CHECKING:
 SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.policy.pruners.FormerPruner
 Wandb = Literal["offline", "online", "disabled"]
-_MOST_TRIALS = 100_000  # all of them are in memory
+SEARCHED, RESOURCES = "what is searched (fixed once the search exists)", "how much, and where"
 SEARCH_FILE = "search.json"  # in the folder of a search
+_MAX_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchConfig:
-    """Everything that decides what a search does. Raises ConfigError, naming all mistakes at once."""
+class Option:
+    """What a field of SearchConfig means, for the command line and for error messages.
 
-    space: str = "losses_and_rates"  # a module of search_spaces, or the path of a .py file
-    trials: int = 24  # in all, >= 1
-    epochs: int = 12  # of a trial that is never stopped, >= 1
-    sampler: str = "gp"  # gp, tpe, random, or a .py file that defines sampler(seed): hpo.policy.plugins
-    grace_period: int | None = None  # epochs before a trial is compared with others; None: a thirteenth of all
-    reduction_factor: int = 4  # one trial in so many goes on after them, >= 2
-    pruner: str = "asha"  # asha, none, or a .py file that defines pruner(): hpo.policy.plugins
-    objective: Objective = "balanced"
-    seed: int = 0
-    time_budget_minutes: float | None = None  # minutes after which no new trial begins; running ones finish
-    max_cost: float | None = None  # USD that the cluster's nodes may cost meanwhile
-    on_demand_after_minutes: float = 10.0  # minutes that trials wait for spot nodes before on-demand ones are asked for
-    keep_checkpoints: int = 10  # best trials whose checkpoint stays on disk, >= 3: the finalists
-    final_epochs: int = 0  # of the winner's configuration, trained anew after the search; 0: none
-    data: str = "fashion-mnist"  # or a folder, or s3://BUCKET/PREFIX
-    crop: int | None = None  # pixels a side, of a folder's images; None: 64
-    noise: str = "gaussian:30"
-    range: ValueRange | None = (
-        None  # black and white of 16-bit and float32 images; None: see model.data.image_sets.value_range
+    Args:
+        help: a phrase for `--help`, with the unit, without the default.
+        metavar: what stands for the value in `--help`; None: a switch without a value.
+        default: the default for people, where the field's own value does not say it.
+        group: the heading in `--help`, SEARCHED or RESOURCES.
+        changeable: whether the value may differ when a search is continued.
+        example: a valid value for error messages; None: the default is one.
+    """
+
+    help: str
+    metavar: str | tuple[str, str] | None
+    default: str
+    group: str
+    changeable: bool
+    example: Any
+
+    @property
+    def help_with_default(self) -> str:
+        """For example "maximum epochs per trial (default: 12)"."""
+        return f"{self.help} (default: {self.default})" if self.metavar else self.help
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    metavar: str | tuple[str, str] | None = None,
+    default_text: str = "",
+    group: str = RESOURCES,
+    changeable: bool | None = None,
+    example: Any = None,
+) -> Any:
+    """A field of SearchConfig with its documentation; see Option. By default, only resources are changeable."""
+    changeable = group == RESOURCES if changeable is None else changeable
+    described = Option(
+        help=help,
+        metavar=metavar,
+        default=default_text or str(default),
+        group=group,
+        changeable=changeable,
+        example=example,
     )
-    images_per_epoch: int | None = None  # None: the whole training set
-    set: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig fields that hold for all trials
-    max_concurrent: int | None = None  # trials at a time; None: as many as fit
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float | None = None  # fractions pack; None: 1 where there is a GPU
-    allow_cpu: bool = False  # train on the CPU where a GPU was asked for and none is found
-    address: str = "local"  # of a Ray cluster; local: start one here, on loopback
-    wandb: Wandb = "offline"
-    tensorboard: bool = False  # events of every training in the search's folder
-    on_finish: str | None = None  # a shell command that gets the result on stdin; None, "": none
-    study_url: str | None = None  # postgresql://USER@HOST/DB, where the study is; None: in the search's folder
+    metadata = {"option": described}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """The configuration of a search: frozen and validated. OPTIONS documents each field.
+
+    Raises:
+        ConfigError: with one line for each invalid field.
+    """
+
+    space: str = option(
+        "losses_and_rates",
+        "search space: losses_and_rates, optimizers, architecture, or a Python file (docs/spaces.md)",
+        metavar="NAME|FILE.py",
+        group=SEARCHED,
+        changeable=True,  # check_compatible compares what the spaces yield
+    )
+    epochs: int = option(12, "maximum epochs per trial", metavar="N", group=SEARCHED)
+    sampler: str = option(
+        "gp",
+        "sampler that proposes configurations, or a Python file with one (docs/search.md)",
+        metavar=f"{{{','.join(SAMPLERS)}}}|FILE.py",
+        group=SEARCHED,
+    )
+    grace_period: int | None = option(
+        None,
+        "epochs of each trial before the pruner compares it with others",
+        metavar="N",
+        default_text="a thirteenth of --epochs",
+        group=SEARCHED,
+        example=1,
+    )
+    reduction_factor: int = option(
+        4, "one trial in N continues after --grace-period epochs, later fewer", metavar="N", group=SEARCHED
+    )
+    pruner: str = option(
+        "asha",
+        "pruner that stops weak trials early, or a Python file with one (docs/search.md)",
+        metavar=f"{{{','.join(PRUNERS)}}}|FILE.py",
+        group=SEARCHED,
+    )
+    objective: Objective = option(
+        "balanced",
+        "metric to maximize; balanced: SSIM + PSNR/40",
+        metavar=f"{{{','.join(get_args(Objective))}}}",
+        group=SEARCHED,
+    )
+    seed: int = option(0, "random seed", metavar="N", group=SEARCHED)
+    data: str = option(
+        "fashion-mnist",
+        "fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images; when a search is "
+        "continued: where its images are now",
+        metavar="NAME|FOLDER",
+        group=SEARCHED,
+        changeable=True,  # the images themselves are compared: hpo.store.search_results
+    )
+    crop: int | None = option(
+        None,
+        "side of the squares that are cut at random out of a folder's images, in pixels",
+        metavar="PIXELS",
+        default_text="64",
+        group=SEARCHED,
+        example=64,
+    )
+    noise: str = option(
+        "gaussian:30",
+        "gaussian:STD (of 255, or N% of the range), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, jpeg:QUALITY or "
+        "correlated:STD:SIZE, each number also LOW-HIGH; sums such as poisson:30+gaussian:10",
+        metavar="SPEC",
+        group=SEARCHED,
+    )
+    range: ValueRange | None = option(
+        None,
+        "black and white of a folder's 16-bit (0 65535) or float32 (0 1) images",
+        metavar=("LOW", "HIGH"),
+        default_text="from the images' type",
+        group=SEARCHED,
+        example="0 4095",
+    )
+    images_per_epoch: int | None = option(
+        None,
+        "training images per epoch",
+        metavar="N",
+        default_text="the whole training set",
+        group=SEARCHED,
+        example=8000,
+    )
+    set: Mapping[str, Any] = option(
+        {}, "any field of TrainConfig, for all trials", metavar="NAME=VALUE", default_text="none", group=SEARCHED
+    )
+    trials: int = option(24, "number of trials in total", metavar="N")
+    time_budget_minutes: float | None = option(
+        None,
+        "start no new trial after so many minutes; running trials finish. It counts anew in each driver, so a search "
+        "that is continued gets it again",
+        metavar="MINUTES",
+        default_text="no limit",
+        example=60,
+    )
+    max_cost: float | None = option(
+        None,
+        "stop before the cluster has cost this much, in all drivers of the search together; needs the node label "
+        "hpo/usd-per-hour; inf removes the limit",
+        metavar="USD",
+        default_text="no limit",
+        example=20,
+    )
+    on_demand_after_minutes: float = option(
+        10.0,
+        "minutes to wait for spot capacity before requesting on-demand nodes",
+        metavar="MINUTES",
+        default_text="10",
+    )
+    keep_checkpoints: int = option(
+        10, "number of best trials whose checkpoints stay on disk; at least 3, the finalists", metavar="N"
+    )
+    final_epochs: int = option(
+        0, "epochs to train the winner's configuration again after the search; 0: no final training", metavar="N"
+    )
+    max_concurrent: int | None = option(
+        None, "maximum number of trials at a time", metavar="N", default_text="as many as fit", example=4
+    )
+    cpus_per_trial: float = option(1.0, "CPUs per trial, and its number of threads", metavar="N", default_text="1")
+    gpus_per_trial: float | None = option(
+        None,
+        "GPUs per trial; 0.25 runs four trials on each GPU",
+        metavar="N",
+        default_text="1 where there is a GPU, else 0",
+        example=0.25,
+    )
+    allow_cpu: bool = option(False, "train on the CPU where --gpus-per-trial asks for a GPU and there is none")
+    address: str = option(
+        "local", "HOST:PORT of a Ray cluster's head, auto, or local: start Ray here, on loopback", metavar="ADDRESS"
+    )
+    wandb: Wandb = option("offline", "W&B logging; online needs an API key", metavar=f"{{{','.join(get_args(Wandb))}}}")
+    tensorboard: bool = option(False, "write TensorBoard events of every training to the search's folder")
+    on_finish: str | None = option(
+        None,
+        "shell command that gets the result as JSON on stdin when the search has ended without an interruption",
+        metavar="COMMAND",
+        default_text="none",
+    )
+    study_url: str | None = option(
+        None,
+        "postgresql://USER@HOST/DB, a database for the study instead of study.db; it cannot be changed later",
+        metavar="URL",
+        default_text="study.db in the search's folder",
+        changeable=False,
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.range, list):  # out of JSON
@@ -89,7 +254,7 @@ class SearchConfig:
         """By name, what to tell. A command line hands on what is no number, and a search.json may have been edited."""
         found = {}
         for name, kind in field_types(SearchConfig).items():
-            value, example = getattr(self, name), _EXAMPLES.get(name, _DEFAULTS[name])
+            value, example = getattr(self, name), OPTIONS[name].example or _DEFAULTS[name]
             if get_origin(kind) is Literal or matches_type(value, kind):
                 continue
             if name in _NUMBERS:
@@ -102,9 +267,9 @@ class SearchConfig:
         def positive(value: float | None) -> bool:
             return value is None or (math.isfinite(value) and value > 0)
 
-        gpus, trials = self.gpus_per_trial, f"at least 1 and at most {_MOST_TRIALS}"
+        gpus, trials = self.gpus_per_trial, f"at least 1 and at most {_MAX_TRIALS}"
         return [
-            ("trials", 1 <= self.trials <= _MOST_TRIALS, trials),
+            ("trials", 1 <= self.trials <= _MAX_TRIALS, trials),
             ("epochs", 1 <= self.epochs <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
             (
                 "grace_period",
@@ -125,7 +290,7 @@ class SearchConfig:
                 "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
             ),
             ("on_demand_after_minutes", positive(self.on_demand_after_minutes), "minutes above 0"),
-            ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MOST_TRIALS, trials),
+            ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MAX_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
                 "gpus_per_trial",
@@ -187,42 +352,15 @@ def _is_named(name: str, names: tuple[str, ...]) -> bool:
     return name in names or name.endswith(".py")
 
 
-_EXAMPLES = {
-    "grace_period": 1,
-    "time_budget_minutes": 60, "max_cost": 20, "images_per_epoch": 8000, "max_concurrent": 4, "gpus_per_trial": 0.25, "crop": 64,
-    "range": "0 4095",
-}  # fmt: skip
 _ADDRESS = re.compile(r"local|auto|[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
+OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(SearchConfig)}
+CHANGEABLE = frozenset(name for name, option in OPTIONS.items() if option.changeable)
 _DEFAULTS: dict[str, Any] = {
     field.name: {} if field.name == "set" else field.default for field in dataclasses.fields(SearchConfig)
 }
 _NUMBERS = {
     name for name, kind in field_types(SearchConfig).items() if {int, float, ValueRange} & {kind, *get_args(kind)}
 }
-
-
-# What may change when a search is continued: how much and where, never what is compared with what. Of the space and of
-# the images their name or path alone: Record.update_config compares what it yields, hpo.store.search_results their pixels.
-CHANGEABLE = frozenset(
-    {
-        "space",
-        "data",
-        "trials",
-        "time_budget_minutes",
-        "max_cost",
-        "on_demand_after_minutes",
-        "keep_checkpoints",
-        "final_epochs",
-        "max_concurrent",
-        "cpus_per_trial",
-        "gpus_per_trial",
-        "allow_cpu",
-        "address",
-        "wandb",
-        "tensorboard",
-        "on_finish",
-    }
-)
 
 
 # A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.

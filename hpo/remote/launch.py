@@ -26,6 +26,7 @@ from hpo.cluster import cluster_config
 from hpo.cluster.cluster_config import Config
 from hpo.policy.search_config import SearchConfig, check_name
 from model.common.errors import ConfigError, ErrorCollector, MachineError
+from model.common.retry import retry
 from model.common.text import sanitize_for_terminal
 from model.config import TrainConfig
 
@@ -37,7 +38,7 @@ _SEARCH = "hpo-search"  # of a job's metadata: the name of its search
 _UNENDED = ("PENDING", "RUNNING")
 _SSH_FAILED = 255
 _TUNNEL_SECONDS = 60.0
-_POLL_SECONDS, _PATIENCE_SECONDS = 10.0, 600.0  # of --wait; how long the head may be away meanwhile
+_POLL_SECONDS, _HEAD_TIMEOUT_SECONDS = 10.0, 600.0  # of --wait; how long the head may be away meanwhile
 
 
 class HeadError(MachineError):
@@ -312,21 +313,20 @@ def _how_to_watch(path: Path, name: str, job: str, address: str) -> str:
 
 
 def _waited(path: Path, config: Config, job: str) -> int:
-    """The search's own exit code, once it has one. The head may be away for a while. Raises HeadError."""
-    seen = time.monotonic()
+    """Wait for the end of a job, also while the head is away for a while. Return its exit code. Raises HeadError."""
+
+    def state() -> dict[str, Any]:
+        with head_of(path, config) as head, _jobs(head, config) as jobs:
+            return jobs.state(job)
+
     while True:
-        try:
-            with head_of(path, config) as head, _jobs(head, config) as jobs:
-                state = jobs.state(job)
-        except HeadError:
-            if time.monotonic() - seen > _PATIENCE_SECONDS:
-                raise
-        else:
-            seen = time.monotonic()
-            if state["status"] not in _UNENDED:
-                print(sanitize_for_terminal(f"{job}: {state['message']}"), file=sys.stderr)
-                code = state.get("driver_exit_code")
-                return int(code) if code is not None else {"SUCCEEDED": 0}.get(state["status"], 4)
+        status = retry(
+            state, is_transient=lambda error: isinstance(error, HeadError), timeout_seconds=_HEAD_TIMEOUT_SECONDS
+        )
+        if status["status"] not in _UNENDED:
+            print(sanitize_for_terminal(f"{job}: {status['message']}"), file=sys.stderr)
+            code = status.get("driver_exit_code")
+            return int(code) if code is not None else {"SUCCEEDED": 0}.get(status["status"], 4)
         time.sleep(_POLL_SECONDS)
 
 

@@ -68,7 +68,7 @@ def _by_rank(record: Record) -> list[int]:
 def _is_whole(record: Record, number: int) -> bool:
     """Whether a trial's best checkpoint is there and undamaged."""
     path = record.trial_folder(number) / BEST
-    if not record.has(path):
+    if not record.has_file(path):
         return False
     try:
         load_checkpoint(record.fetch(path))
@@ -81,7 +81,7 @@ def check_kept(record: Record, number: int) -> None:
     """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
     if record.fetch(record.trial_folder(number) / BEST).exists():
         return
-    have = [trial.number for trial in record.trials() if record.has(record.trial_folder(trial.number) / BEST)]
+    have = [trial.number for trial in record.trials() if record.has_file(record.trial_folder(trial.number) / BEST)]
     why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
     raise ConfigError(
         f"trial={number}: its checkpoint {why}. {record.name} has those of trials "

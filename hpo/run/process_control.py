@@ -55,7 +55,7 @@ def delete_search(runs: Path, name: str, storage: Storage | None = None) -> None
         raise ConfigError(f"{folder}: is a link to {folder.resolve()}; delete that by hand")
     if storage:
         acquire_lease(storage.subdirectory(name))
-        storage.subdirectory(name).remove()
+        storage.subdirectory(name).delete_all()
         if not folder.exists():
             return
     with acquire_lock(folder, name):

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import search_spaces
 from hpo.cluster import trial_slots
-from hpo.cluster.budget import COST, BudgetAction, CostMeter, check_cost_limit, unpriced
+from hpo.cluster.budget import COST, BudgetAction, TimeAndCostBudget, create_budget
 from hpo.policy import leaderboard, pruning, sampling, trial_attributes
 from hpo.policy.estimates import expected_epochs
 from hpo.policy.leaderboard import kept_trials
@@ -44,12 +44,14 @@ from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.on_demand_fallback import OnDemandFallback
 from hpo.tune.preemption import PreemptionHandler
-from hpo.tune.scheduler import ControllerScheduler, Overhead, overhead
+from hpo.tune.scheduler import ControllerScheduler, overhead
 from hpo.tune.searcher import ControllerSearcher
 from hpo.tune.trainable import FinalTraining, Pix2PixTrial, measure
-from hpo.views.formatting import Terminal, collapse_message
+from hpo.views.formatting import collapse_message
 from hpo.views.html_report import write_report
-from hpo.views.live_table import Progress, cost
+from hpo.views.live_table import cost
+from hpo.views.progress import Progress
+from hpo.views.terminal import Terminal
 from model.checkpoint import CheckpointError
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import describe_os_error
@@ -83,13 +85,13 @@ class _Context:
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress
-    spending: CostMeter | None = None  # where the nodes say their prices
+    budget: TimeAndCostBudget
     tracker: Tracker | None = None
 
     def ray_config(self, number: int, train: dict[str, Any], folder: Path, cpus: float) -> dict[str, Any]:
         """What a trial, a measurement or the final training is set up with in its own process."""
         search, inside = self.record.search, folder.relative_to(self.record.folder)
-        elsewhere = self.copies.config(inside.as_posix())
+        elsewhere = self.copies.worker_config(inside.as_posix())
         return {
             "number": number,
             "train": train,
@@ -103,19 +105,15 @@ class _Context:
             "allow_cpu": search.allow_cpu,
         }
 
-    def verdict(self, *, final_epochs: int | None = None) -> BudgetAction:
-        """What --max-cost lets the search do."""
-        return self.spending.verdict(self.record.trials(), final_epochs=final_epochs) if self.spending else "go on"
-
-    def bridge(self) -> OnDemandFallback:
-        """Over a drought of spot nodes."""
-        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after_minutes)
+    def fallback(self) -> OnDemandFallback:
+        """From spot nodes to on-demand nodes."""
+        return OnDemandFallback(self.cluster, self.progress.print_line, 60 * self.record.search.on_demand_after_minutes)
 
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
-        if self.spending:
-            self.record.set_metadata(COST, self.spending.usd)
-            self.copies.noted()
+        if self.budget.usd is not None:
+            self.record.set_metadata(COST, self.budget.usd)
+            self.copies.mark_dirty()
 
 
 def run_search(
@@ -224,8 +222,11 @@ def _held(
             space, images = loaded
             store.delete_leftovers()
             record.set_metadata(layout.IMAGES, images.digest)
-            with copies:
+            copies.start()
+            try:
                 return _searched(copies, space, images, Terminal(stderr=True, quiet=quiet), stopping)
+            finally:
+                copies.stop()
     except ConfigError:  # such as a cluster's, that has no room for a trial
         if ours and not Record(runs, name).trials():
             delete_search(runs, name, storage)
@@ -309,11 +310,10 @@ def _run(
     with ExitStack() as shown:  # the table: until the export is there
         with ray_session.started(record.search, stopping.head_is_gone) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
-            spending = _spending(record, cluster)
+            budget = _budget(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
-            if spending:
-                progress.set_cost_source(lambda: spending.usd)
+            progress.set_cost_source(budget)
             context = _Context(
                 record=record,
                 copies=copies,
@@ -322,7 +322,7 @@ def _run(
                 cluster=cluster,
                 console=console,
                 progress=progress,
-                spending=spending,
+                budget=budget,
                 tracker=tracker,
             )
             shown.callback(context.note_cost)
@@ -330,21 +330,21 @@ def _run(
             if search_results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
-            with closing(context.bridge()) as bridge:
-                cluster.lookout.subscribe(lambda _: bridge.look_alone())
+            with closing(context.fallback()) as fallback:
+                cluster.monitor.subscribe(lambda _: fallback.update_for_task())
                 _measure_finalists(context)
                 if record.search.final_epochs:
                     _train_final(context)
-        progress.exporting()
+        progress.show_export()
         test = export.export_winner(record, images, over=True)["metrics"]["test"]
-        copies.send(record.folder / layout.EXPORT)
+        copies.upload(record.folder / layout.EXPORT)
     print(quality_table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
     console.print(f"Exported to {record.folder / layout.EXPORT}", soft_wrap=True)
-    if spending:
-        console.print(f"Cost: {cost(spending.usd, record.search)}, while drivers of this search ran", highlight=False)
-        if context.verdict() != "go on" and not search_results.is_over(record):
+    if (usd := budget.usd) is not None:
+        console.print(f"Cost: {cost(usd, record.search)}, while drivers of this search ran", highlight=False)
+        if budget.cost_action() is not BudgetAction.CONTINUE and not search_results.is_over(record):
             console.print("It ended for its cost; a higher --max-cost goes on with the trials that are left")
     if tracker:
         tracker.export()
@@ -354,7 +354,7 @@ def _run(
 def _write_report(copies: StorageReplicator, console: Console) -> None:
     """Whatever happens to it, the search is done."""
     try:
-        copies.send(path := write_report(copies.record))
+        copies.upload(path := write_report(copies.record))
         told = f"Report: {path}"
     except Exception as error:
         why = describe_os_error(error) if isinstance(error, OSError) else error
@@ -433,42 +433,35 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
     return "\n".join([*lines, f"  folder {record.folder}{where}"])
 
 
-def _spending(record: Record, cluster: trial_slots.Cluster) -> CostMeter | None:
-    """Where the nodes say their prices, or must. Raises ConfigError."""
-    spent, sight = record.metadata().get(COST, 0.0), cluster.lookout.snapshot
-    check_cost_limit(record.search, spent, sight, cluster.growth)
-    if unpriced(sight, cluster.growth):
-        return None
-    spending = CostMeter(record.search, spent, cluster.growth)
-    cluster.lookout.subscribe(spending.see)
-    if spending.verdict(record.trials()) == "stop" and search_results.winner(record) is None:
+def _budget(record: Record, cluster: trial_slots.Cluster) -> TimeAndCostBudget:
+    """Raises ConfigError where the cost limit allows no trial to begin."""
+    spent = record.metadata().get(COST, 0.0)
+    budget = create_budget(record.search, spent, record.trials, cluster.monitor, cluster.limits)
+    if not budget.allows_running_trials() and search_results.winner(record) is None:
         raise ConfigError(
             f"max_cost={record.search.max_cost:g}: {spent:.2f} USD are spent, and finalists, final training and export "
             "are expected to cost the rest; no trial can begin"
         )
-    return spending
+    return budget
 
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
-    budget = record.search.time_budget_minutes
-    listeners, bridge = _listeners(context), context.bridge()
+    listeners, fallback = _listeners(context), context.fallback()
     try:
         conductor = SearchController(
             record,
             space,
             [context.copies, context.progress, *listeners, *([context.tracker] if context.tracker else [])],
-            time_is_up=lambda: (
-                (budget is not None and time.monotonic() - began > 60 * budget) or context.verdict() != "go on"
-            ),
-            money_is_up=lambda: context.verdict() == "stop",
+            time_is_up=lambda: not context.budget.allows_new_trials(),
+            money_is_up=lambda: not context.budget.allows_running_trials(),
         )
-        if conductor.trials_left == 0 or context.verdict() == "stop":
+        if conductor.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
-        placement = PreemptionHandler(cluster, bridge, context.progress.waits)
+        placement = PreemptionHandler(cluster, fallback, context.progress.set_pending_message)
         scheduler = ControllerScheduler(conductor, cluster, watch, placement)
-        context.progress.set_overhead_source(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
+        context.progress.set_overhead_source(scheduler)
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[trial_attributes.CONFIG]
@@ -491,7 +484,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
                 storage_path=cluster.scratch,
                 verbose=0,
                 callbacks=[watch, placement],
-                stop=CostLimitStopper(lambda: context.verdict() == "stop", placement.stop_all, context.note_cost),
+                stop=CostLimitStopper(context.budget, placement.stop_all, context.note_cost),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             ),
         )
@@ -499,7 +492,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     except FatalDriverError as carrier:
         raise carrier.error from None
     finally:
-        bridge.close()
+        fallback.close()
         for listener in listeners:
             listener.close()
     spent = overhead(scheduler.steps, cluster.slots, began)
@@ -510,10 +503,6 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _share(spent: Overhead | None) -> float | None:
-    return spent.share if spent else None
 
 
 def _listeners(context: _Context) -> list[Listener]:
@@ -561,7 +550,7 @@ def _measure_finalists(context: _Context) -> None:
         number = next((number for number in numbers if str(number) not in measured), None)
         if number is None or number not in there:
             break
-        context.progress.measuring(number, len(measured), len(numbers))
+        context.progress.show_finalist(number, len(measured), len(numbers))
         try:
             measured[str(number)] = _with_value(record, _measured(context, number))
         except CheckpointError as error:
@@ -572,7 +561,7 @@ def _measure_finalists(context: _Context) -> None:
     record.set_metadata(layout.FINALISTS, measured)
     if lost or layout.LOST in record.metadata():
         record.set_metadata(layout.LOST, lost)
-    context.copies.now()
+    context.copies.flush()
 
 
 def _measured(context: _Context, number: int) -> dict[str, float]:
@@ -610,7 +599,7 @@ def _train_final(context: _Context) -> None:
             if event is None:
                 return
             record.set_metadata(layout.COLLAPSES, [*search_results.collapses(record), event])
-            context.copies.now()
+            context.copies.flush()
             context.console.print(collapse_message(event), highlight=False, soft_wrap=True)
 
 
@@ -637,10 +626,10 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     setup = context.ray_config(number, config.as_dict(), folder, threads)
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
     options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
-    progress.training(number, [], config.epochs)
+    progress.show_final_training(number, [], config.epochs)
     training = FinalTraining.options(**options).remote(setup, back_to_best=bool(before))  # type: ignore[attr-defined]
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote(context.images_ref))]
-    progress.training(number, reports, config.epochs)
+    progress.show_final_training(number, reports, config.epochs)
     board = _tensorboard(record)
     if board:
         board.final(reports)
@@ -649,7 +638,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         return failure_reason(reports, is_last=len(reports) == config.epochs)
 
     def goes_on() -> bool:
-        left = len(reports) < config.epochs and context.verdict(final_epochs=1) != "stop"
+        left = len(reports) < config.epochs and context.budget.allows_final_epoch()
         return left and died_of() is None
 
     while goes_on():
@@ -657,14 +646,14 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         context.note_cost()
         if board:
             board.final(reports)
-        progress.training(number, reports, config.epochs)
+        progress.show_final_training(number, reports, config.epochs)
     if board:
         board.close()
     reason = died_of()
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
         record.set_metadata(layout.FINAL, {"trial": number, **_with_value(record, metrics)})
-        context.copies.now()
+        context.copies.flush()
     ray.kill(training)
     if reason is None:
         return None

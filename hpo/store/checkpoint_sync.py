@@ -31,7 +31,9 @@ class CheckpointSync:
         self._owner = ""
         where = config["storage"]
         if where:
-            self._search = Storage(where["address"], patience=where["patience"]).subdirectory(where["search"])
+            self._search = Storage(where["address"], timeout_seconds=where["timeout_seconds"]).subdirectory(
+                where["search"]
+            )
             self._storage = self._search.subdirectory(where["folder"])
             self._owner = f"{where['generation']:06}-{secrets.token_hex(4)}"
 
@@ -54,14 +56,14 @@ class CheckpointSync:
                 return
             (self.folder / name).unlink(missing_ok=True)
 
-    def bring(self, name: str) -> Path:
+    def download(self, name: str) -> Path:
         """A file of the training, to be read here. Raises as above."""
         self._check_shared()
         if self._storage:
             self._storage.fetch(name, self.folder / name)
         return self.folder / name
 
-    def keep(self, epoch: int) -> None:
+    def upload_epoch(self, epoch: int) -> None:
         """What was written in an epoch. Raises StorageError, also where another attempt has taken the training up."""
         if self._storage is None:
             return
@@ -76,7 +78,7 @@ class CheckpointSync:
         if self._storage and best.exists() and last.exists() and best.samefile(last):
             self._storage.subdirectory("", self._check_owner).copy(LAST, BEST)
 
-    def leave(self) -> None:
+    def clean_up(self) -> None:
         """Nothing stays on this node."""
         if self._storage:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -89,8 +91,8 @@ class CheckpointSync:
                 raise NotSharedError(f"{what} is not there on node {platform.node()}: --storage names what all see")
             time.sleep(_GRACE_SECONDS / 10)
         if self._storage:
-            self._search.expect()
-            self._storage.expect()
+            self._search.require_folder()
+            self._storage.require_folder()
 
     def _owner_now(self) -> str:
         assert self._storage is not None

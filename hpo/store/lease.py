@@ -72,7 +72,7 @@ class Lease:
 
     def __init__(self, storage: Storage, claim: Claim, before: Claim | None) -> None:
         self._storage, self._claim = storage, claim
-        self.before = before  # the claim that it ended
+        self.previous = before  # the claim that it ended
         self._over, self._beats = threading.Event(), threading.Thread()
 
     @property
@@ -95,7 +95,7 @@ class Lease:
         if self.name not in names:
             raise OSError("the claim to this search is gone")
 
-    def keep(self, when_over: Callable[[StorageError], None]) -> None:
+    def start_heartbeat(self, when_over: Callable[[StorageError], None]) -> None:
         """Raise the counter from now on, in a thread. when_over: called there once the lease is lost, or the storage
         was away for too long."""
 
@@ -132,7 +132,7 @@ def acquire_lease(storage: Storage, own: str | None = None) -> Lease:
         before = newest_claim(storage)
         if before and not before.released and before.name != own:
             log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, EXPIRY_SECONDS)
-            if not _has_died(storage, before):
+            if not _wait_for_expiry(storage, before):
                 continue
         claim = Claim(
             name=f"{(before.generation if before else 0) + 1:06}-{secrets.token_hex(4)}",
@@ -159,7 +159,7 @@ def newest_claim(storage: Storage) -> Claim | None:
     return None
 
 
-def _has_died(storage: Storage, claim: Claim) -> bool:
+def _wait_for_expiry(storage: Storage, claim: Claim) -> bool:
     """Whether its counter stands still for so long, all the while that the storage answers; not where another claim
     counts meanwhile: it was one of two at once, and was taken back. Raises ConfigError while its holder lives."""
     last, since = claim, time.monotonic()

@@ -1,14 +1,10 @@
-"""The storage: a folder or an s3:// prefix where a search's record and checkpoints outlive every host. Files by name;
-who asks waits while it is away."""
+"""The storage of a search: a folder or an s3:// prefix in which its record and checkpoints outlive every host."""
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import re
-import secrets
-import threading
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,74 +15,55 @@ from typing import Any, TypeVar
 
 from model.common import s3
 from model.common.errors import ConfigError, MachineError
-from model.common.files import folder_problem, write_problem
+from model.common.files import atomic_replace, folder_problem, write_problem
+from model.common.retry import Outage, retry
 
-log = logging.getLogger(__name__)
-
-TIMEOUT_SECONDS = 300.0  # seconds that a search waits for its storage
-READ_TIMEOUT_SECONDS = 20.0  # and who only looks
-_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, doubled each time
-_TOLD_SECONDS = 30.0  # between two words about it: one that can be read and not written is away and back all the time
-_CHUNK = 1 << 24  # bytes of a request
-_ATTEMPTS = 2  # pyarrow's own, in each of ours
+TIMEOUT_SECONDS = 300.0  # for the driver of a search
+READ_TIMEOUT_SECONDS = 20.0  # for commands that a user waits for
+_QUIET_SECONDS = 30.0  # between two warnings: a storage that can be read but not written comes and goes all the time
+_CHUNK_BYTES = 1 << 24
+_ATTEMPTS = 2  # pyarrow's own, within each of ours
 
 T = TypeVar("T")
 
 
 class StorageError(MachineError):
-    """The storage was away, or refused, for longer than the patience; or it is somebody else's now."""
+    """The storage was away or refused access for longer than the timeout, or another driver has taken it over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file in the storage, as a listing tells of it. Two that are equal have the same content."""
+    """A file as a listing of the storage shows it. Two equal ones have the same content."""
 
     size: int
     mtime_ns: int
 
 
-class Outage:
-    """Since when a storage is away. Of one process; every `Storage` that was made from another shares its."""
-
-    def __init__(self) -> None:
-        self.since: float | None = None
-        self._told = -math.inf
-        self._lock = threading.Lock()
-
-    def began(self, where: str, error: Exception) -> None:
-        """An attempt failed."""
-        with self._lock:
-            now = time.monotonic()
-            if self.since is None:
-                self.since = now
-                if now - self._told > _TOLD_SECONDS:
-                    self._told = now
-                    log.warning("Storage %s: %s. Waiting", where, _line(error))
-
-    def over(self, where: str) -> None:
-        """One succeeded."""
-        with self._lock:
-            if self.since is not None and self._told >= self.since:
-                log.warning("Storage %s: is back after %.0f s", where, time.monotonic() - self.since)
-            self.since = None
-
-
 class Storage:
-    """Files by name, `/` between the parts; `inside` is a part of it. A file is replaced as a whole, or not at all.
+    """Files by name, with `/` between the parts. A file is replaced as a whole, or not at all.
 
-    Every method tries again for `patience` seconds, then raises StorageError. guard: called before each attempt to
-    write; what it raises ends the attempt.
+    Every method retries until the timeout has passed, then raises StorageError.
     """
 
     def __init__(
         self,
         address: str,
         *,
-        patience: float = TIMEOUT_SECONDS,
-        below: str = "",
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        prefix: str = "",
         guard: Callable[[], None] | None = None,
     ) -> None:
-        """Raises ConfigError for what is no address; nobody is asked."""
+        """Connects to nothing.
+
+        Args:
+            address: a folder or s3://BUCKET/PREFIX?OPTIONS (model.common.s3).
+            timeout_seconds: for all attempts of one call together.
+            prefix: the subdirectory to which names are relative.
+            guard: called before each attempt to write. An error that it raises, other than OSError, ends the attempts.
+
+        Raises:
+            ConfigError: the address is invalid.
+        """
         if re.match(r"[a-z0-9]+:/", address) and not address.startswith("s3://"):
             raise ConfigError(f"storage={address}: neither a folder nor s3://BUCKET/PREFIX")
         self.is_s3 = address.startswith("s3://")
@@ -96,273 +73,273 @@ class Storage:
             except ConfigError as error:
                 raise ConfigError(f"storage={error}") from None
         self.address = address if self.is_s3 else os.path.abspath(address)
-        self.patience, self.guard = patience, guard
-        self._below = below
-        self._opened: tuple[Any, str] | None = None
-        self._outage, self._expected = Outage(), False
+        self.timeout_seconds, self.guard = timeout_seconds, guard
+        self._prefix = prefix
+        self._connection: tuple[Any, str] | None = None  # pyarrow's file system, and the path of the address in it
+        self._outage, self._must_exist = Outage(_QUIET_SECONDS), False
 
     def __str__(self) -> str:
-        return f"{self.address.partition('?')[0].rstrip('/')}/{self._below}".rstrip("/")
+        return f"{self.address.partition('?')[0].rstrip('/')}/{self._prefix}".rstrip("/")
 
     def subdirectory(self, name: str, guard: Callable[[], None] | None = None) -> Storage:
-        """What lies in a folder of it. guard: in place of the one it has."""
+        """The part of it below a folder. guard: replaces the present one."""
         other = Storage(
             self.address,
-            patience=self.patience,
-            below=f"{self._below}/{name}".strip("/"),
+            timeout_seconds=self.timeout_seconds,
+            prefix=f"{self._prefix}/{name}".strip("/"),
             guard=guard or self.guard,
         )
-        other._opened, other._outage, other._expected = self._opened, self._outage, self._expected
+        other._connection, other._outage, other._must_exist = self._connection, self._outage, self._must_exist
         return other
 
     @property
     def is_away(self) -> bool:
-        """Whether the last attempt failed, of whoever in this process asked."""
-        return self._outage.since is not None
+        """Whether the last attempt of any thread of this process failed."""
+        return self._outage.is_on
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def check(self, *, writes: bool = False) -> None:
-        """Once, before a search: that it is there and lets us in. Raises ConfigError where only its user can mend it,
-        StorageError. writes: who asks will."""
-        from pyarrow import fs  # noqa: PLC0415
+        """Check before a search that the storage exists and grants access. writes: write access, too.
 
+        Raises:
+            ConfigError: only the user can mend it.
+            StorageError: it was away for longer than the timeout.
+        """
         if not self.is_s3 and "\0" not in self.address:
             _check_folder(Path(self.address), writes)
 
-        def look(system: Any, path: Callable[[str], str]) -> None:
-            self._listed(system, path(""), recursive=False)
-            bucket = path("").partition("/")[0]
-            if self.is_s3 and system.get_file_info(bucket).type == fs.FileType.NotFound:
+        def look() -> None:
+            system, path = self._open()
+            _listing(system, path, recursive=False)
+            bucket = path.partition("/")[0]
+            if self.is_s3 and system.get_file_info(bucket).type.name == "NotFound":
                 raise FileNotFoundError(f"there is no bucket {bucket}")
 
         try:
-            self._attempt(look)
+            look()
         except ConfigError as error:
             raise ConfigError(f"storage={error}") from None
         except (OSError, ValueError) as error:
             if s3.is_refusal(error):
-                raise ConfigError(f"storage={self.address}: is not there, or refused ({_line(error)})") from error
+                raise ConfigError(f"storage={self.address}: is not there, or refused ({_first_line(error)})") from error
             self._with_retries(look)
 
-    def names(self, of: str = "") -> dict[str, Stored]:
-        """All files, or those in a folder of it, or that file. FOLDER/ asks less than FOLDER."""
-        return self._with_retries(lambda system, path: self._names(system, path(""), path(of)))
+    def names(self, name: str = "") -> dict[str, Stored]:
+        """All files, those in a folder, or a single file. FOLDER/ takes fewer requests than FOLDER."""
+        return self._with_retries(lambda: self._names(name))
 
     def folders(self) -> list[str]:
-        """Those directly in it."""
-        from pyarrow import fs  # noqa: PLC0415
-
-        listed = self._with_retries(lambda system, path: self._listed(system, path(""), recursive=False))
-        return sorted(info.base_name for info in listed if info.type == fs.FileType.Directory)
+        """The folders directly in it."""
+        listing = self._with_retries(lambda: _listing(*self._open(), recursive=False))
+        return sorted(info.base_name for info in listing if info.type.name == "Directory")
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is a file of this name."""
         return name in self.names(name)
 
     def get(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The content of a file. Raises FileNotFoundError."""
 
-        def read(system: Any, path: Callable[[str], str]) -> bytes:
+        def read() -> bytes:
             while True:
-                with system.open_input_stream(path(name)) as stream:
+                system, path = self._open(name)
+                with system.open_input_stream(path) as stream:
                     content: bytes = stream.read()
-                # Of a longer file that took its place meanwhile, S3 gives as much as the old one had.
-                stored = self._names(system, path(""), path(name)).get(name)
+                # If a longer file replaces it meanwhile, S3 returns only as many bytes as the old one had.
+                stored = self._names(name).get(name)
                 if stored is None or stored.size == len(content):
                     return content
 
         return self._with_retries(read)
 
     def fetch(self, name: str, to: Path) -> None:
-        """The file, or all files of the folder, as they are in the storage: what it lacks is deleted here, what is here
-        already stays."""
+        """Make a local file or folder equal to that of the storage. Files that are equal already stay."""
         stored = self.names(name)
         targets = {to if each == name else to / each.removeprefix(f"{name}/"): each for each in stored}
-        here = [path for path in to.rglob("*") if path.is_file()] if to.is_dir() else [to] if to.exists() else []
-        for path in here:
+        local = [path for path in to.rglob("*") if path.is_file()] if to.is_dir() else [to] if to.exists() else []
+        for path in local:
             if path not in targets:
                 path.unlink(missing_ok=True)
         for path, each in targets.items():
-            if not _same(path, stored[each]):
+            if not _is_same(path, stored[each]):
                 self._fetch(each, path)
 
     def _fetch(self, name: str, to: Path) -> None:
-        def read(system: Any, path: Callable[[str], str]) -> None:
-            while (before := self._names(system, path(""), path(name)).get(name)) is not None:
-                _download(system, path(name), to)
-                # Of one that was exchanged meanwhile, what was read may be of both.
-                if self._names(system, path(""), path(name)).get(name) == before:
+        def read() -> None:
+            while (before := self._names(name).get(name)) is not None:
+                _download(*self._open(name), to)
+                # If it was replaced meanwhile, the download may be a mixture of both.
+                if self._names(name).get(name) == before:
                     os.utime(to, ns=(before.mtime_ns, before.mtime_ns))
                     return
-            to.unlink(missing_ok=True)  # deleted just now
+            to.unlink(missing_ok=True)  # it was deleted just now
 
         self._with_retries(read)
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def put(self, name: str, content: bytes | Path) -> None:
-        """content: the file's, or a file of this machine."""
+        """Write a file. content: its bytes, or a local file."""
 
-        def write(system: Any, path: Callable[[str], str]) -> None:
+        def write() -> None:
+            # pyarrow completes the upload of a stream that is closed or dropped before everything was written. Hence a
+            # single write, in a thread that no signal interrupts.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(self._write, system, path(name), content).result()
+                thread.submit(self._write, *self._open(name), content).result()
 
         self._with_retries(write, writes=True)
 
     def copy(self, source: str, target: str) -> None:
-        """Within the storage."""
+        """Copy a file within the storage."""
 
-        def write(system: Any, path: Callable[[str], str]) -> None:
+        def write() -> None:
+            system, path = self._open(target)
             if self.is_s3:
-                system.copy_file(path(source), path(target))
+                system.copy_file(self._open(source)[1], path)
             else:
-                self._write(system, path(target), Path(path(source)))
+                self._write(system, path, Path(self._open(source)[1]))
 
         self._with_retries(write, writes=True)
 
     def delete(self, name: str) -> None:
-        """A file that may be gone already."""
+        """Delete a file, if it exists."""
 
-        def write(system: Any, path: Callable[[str], str]) -> None:
-            try:
-                system.delete_file(path(name))
-            except FileNotFoundError:
-                return
+        def write() -> None:
+            system, path = self._open(name)
+            with suppress(FileNotFoundError):
+                system.delete_file(path)
 
         self._with_retries(write, writes=True)
 
-    def remove(self) -> None:
-        """All of it."""
-        self._with_retries(lambda system, path: system.delete_dir(path("")), writes=True)
+    def delete_all(self) -> None:
+        """Delete all files and the folder."""
+
+        def write() -> None:
+            system, path = self._open()
+            system.delete_dir(path)
+
+        self._with_retries(write, writes=True)
 
     def create(self) -> None:
-        """Where it is a folder, that."""
-        if not self.is_s3:
-            self._with_retries(lambda system, path: system.create_dir(path(""), recursive=True))
-        self.expect()
+        """Create the folder, if the storage has folders."""
 
-    def expect(self) -> None:
-        """From now on the search's folder must be there, or the storage counts as away: of a mount that went away, the
-        mount point is left, and would be read and written."""
-        self._expected = not self.is_s3
+        def write() -> None:
+            system, path = self._open()
+            system.create_dir(path, recursive=True)
+
+        if not self.is_s3:
+            self._with_retries(write)
+        self.require_folder()
+
+    def require_folder(self) -> None:
+        """From now on the storage counts as away while the search's folder is missing: if a file server's mount goes
+        away, its empty mount point stays, and would be read and written."""
+        self._must_exist = not self.is_s3
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    def _with_retries(self, operation: Callable[[Any, Callable[[str], str]], T], *, writes: bool = False) -> T:
-        began, pause = time.monotonic(), _PAUSE
-        while True:
-            try:
-                if writes and self.guard:
-                    self.guard()
-                done = self._attempt(operation)
-            except OSError as error:
-                if isinstance(error, FileNotFoundError) and not writes:
-                    self._outage.over(str(self))
-                    raise
-                self._outage.began(str(self), error)
-                if time.monotonic() + pause - began > self.patience:
-                    waited = time.monotonic() - began
-                    raise StorageError(f"{self}: away for {waited:.0f} s ({_line(error)})") from error
-            else:
-                self._outage.over(str(self))
-                return done
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+    def _with_retries(self, operation: Callable[[], T], *, writes: bool = False) -> T:
+        def attempt() -> T:
+            if writes and self.guard:
+                self.guard()
+            return operation()
 
-    def _attempt(self, operation: Callable[[Any, Callable[[str], str]], T]) -> T:
-        if self._opened is None:
-            self._opened = self._open()
-        system, root = self._opened
-        if self._expected and not os.path.isdir(search := os.path.join(root, self._below.partition("/")[0])):
+        def is_away(error: Exception) -> bool:
+            return isinstance(error, OSError) and (writes or not isinstance(error, FileNotFoundError))
+
+        began = time.monotonic()
+        try:
+            result = retry(
+                attempt,
+                is_transient=is_away,
+                timeout_seconds=self.timeout_seconds,
+                on_failure=lambda error: self._outage.started(str(self), _first_line(error), self.timeout_seconds),
+            )
+        except OSError as error:
+            if not is_away(error):
+                self._outage.ended(str(self))
+                raise
+            waited = time.monotonic() - began
+            raise StorageError(f"{self}: away for {waited:.0f} s ({_first_line(error)})") from error
+        self._outage.ended(str(self))
+        return result
+
+    def _open(self, name: str = "") -> tuple[Any, str]:
+        """pyarrow's file system, and the path of a file in it. Raises OSError, ConfigError, ValueError."""
+        if self._connection is None:
+            self._connection = s3.connect(self.address, _ATTEMPTS) if self.is_s3 else (_local_system(), self.address)
+        system, root = self._connection
+        if self._must_exist and not os.path.isdir(search := os.path.join(root, self._prefix.partition("/")[0])):
             raise OSError(f"{search} is not there")
-        base = f"{root}/{self._below}".rstrip("/")
-        return operation(system, lambda name: f"{base}/{name}" if name else base)
+        base = f"{root}/{self._prefix}".rstrip("/")
+        return system, f"{base}/{name}" if name else base
 
-    def _open(self) -> tuple[Any, str]:
-        if self.is_s3:
-            return s3.connect(self.address, _ATTEMPTS)
-        from pyarrow import fs  # noqa: PLC0415
-
-        return fs.LocalFileSystem(), self.address
-
-    def _names(self, system: Any, base: str, path: str) -> dict[str, Stored]:
-        from pyarrow import fs  # noqa: PLC0415
-
-        found = [system.get_file_info(path)] if path != base and not path.endswith("/") else []
-        if not found or found[0].type == fs.FileType.Directory:
-            found = self._listed(system, path.rstrip("/"))
-        files = [info for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")]
-        named = {info.path.removeprefix(f"{base}/"): Stored(info.size, info.mtime_ns) for info in files}
-        # S3 has names that lead out of a folder; none is ours, and whoever wrote them chooses no place here.
-        return {name: stored for name, stored in named.items() if not {"", ".", ".."} & set(name.split("/"))}
-
-    def _listed(self, system: Any, path: str, *, recursive: bool = True) -> list[Any]:
-        from pyarrow import fs  # noqa: PLC0415
-
-        selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
-        found: list[Any] = system.get_file_info(selector)
-        return found
+    def _names(self, name: str) -> dict[str, Stored]:
+        system, path = self._open(name)
+        listing = [system.get_file_info(path)] if name and not name.endswith("/") else []
+        if not listing or listing[0].type.name == "Directory":
+            listing = _listing(system, path.rstrip("/"))
+        base = f"{self._open()[1]}/"
+        files = {
+            info.path.removeprefix(base): Stored(info.size, info.mtime_ns)
+            for info in listing
+            if info.is_file and not info.base_name.startswith(".")
+        }
+        # S3 allows names that lead out of a folder. We write none, and nobody else may choose where files are written.
+        return {name: stored for name, stored in files.items() if not {"", ".", ".."} & set(name.split("/"))}
 
     def _write(self, system: Any, path: str, content: bytes | Path) -> None:
+        if not self.is_s3:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_replace(Path(path), durable=True) as part:
+                if isinstance(content, bytes):
+                    part.write_bytes(content)
+                else:
+                    shutil.copyfile(content, part)
+            return
         import pyarrow as pa  # noqa: PLC0415
 
-        # pyarrow completes the upload of a stream that is closed, or dropped, before all was written: one write, in a
-        # thread that no signal interrupts.
-        is_file = isinstance(content, Path) and content.stat().st_size > 0  # nothing cannot be mapped
-        data = pa.memory_map(str(content)).read_buffer() if is_file else content if isinstance(content, bytes) else b""
-        if self.is_s3:
-            with system.open_output_stream(path) as stream:
-                stream.write(data)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            with system.open_output_stream(str(part)) as stream:
-                stream.write(data)
-                stream.flush()
-            _to_disk(part)
-            system.move(str(part), path)
-            _to_disk(target.parent)
-        finally:
-            part.unlink(missing_ok=True)
+        if isinstance(content, Path):  # an empty file cannot be mapped
+            content = pa.memory_map(str(content)).read_buffer() if content.stat().st_size else b""
+        with system.open_output_stream(path) as stream:
+            stream.write(content)
+
+
+def _local_system() -> Any:
+    from pyarrow import fs  # noqa: PLC0415
+
+    return fs.LocalFileSystem()
+
+
+def _listing(system: Any, path: str, *, recursive: bool = True) -> list[Any]:
+    from pyarrow import fs  # noqa: PLC0415
+
+    listing: list[Any] = system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    return listing
 
 
 def _check_folder(folder: Path, writes: bool) -> None:
-    """Waiting does not mend what is no folder. Raises ConfigError."""
+    """Raise ConfigError for what no waiting mends."""
     with suppress(OSError):  # of a mount that may come back
-        if wrong := write_problem(folder) if writes else folder_problem(folder):
-            raise ConfigError(f"storage={folder}: {wrong}; name a folder, or s3://BUCKET/PREFIX")
+        if problem := write_problem(folder) if writes else folder_problem(folder):
+            raise ConfigError(f"storage={folder}: {problem}; name a folder, or s3://BUCKET/PREFIX")
 
 
 def _download(system: Any, source: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_name(f".{to.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        with system.open_input_stream(source) as stream, part.open("wb") as file:
-            while chunk := stream.read(_CHUNK):
-                file.write(chunk)
-        part.replace(to)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_replace(to) as part, system.open_input_stream(source) as stream, part.open("wb") as file:
+        while chunk := stream.read(_CHUNK_BYTES):
+            file.write(chunk)
 
 
-def _same(path: Path, stored: Stored) -> bool:
+def _is_same(path: Path, stored: Stored) -> bool:
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (stored.size, stored.mtime_ns)
+    return (status.st_size, status.st_mtime_ns) == (stored.size, stored.mtime_ns)
 
 
-def _to_disk(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

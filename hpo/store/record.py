@@ -217,7 +217,7 @@ class Record:
             self.storage.fetch(path.relative_to(self.folder).as_posix(), path)
         return path
 
-    def has(self, path: Path) -> bool:
+    def has_file(self, path: Path) -> bool:
         """Whether the search has that file; it need not be here."""
         return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 

@@ -50,15 +50,15 @@ _LONGER = 60.0  # seconds: a trial's patience beyond the driver's
 _MANY = 20  # files to be deleted: a listing tells which are there at all
 
 
-def open_storage(address: str | None, runs: Path, *, looks: bool = False) -> Storage | None:
-    """The storage at an address, once it is known to be there. looks: who asks does not run a search there. Raises
+def open_storage(address: str | None, runs: Path, *, interactive: bool = False) -> Storage | None:
+    """The storage at an address, once it is known to be there. interactive: a short timeout, and no check that it can be written. Raises
     ConfigError, StorageError."""
     if address is None:
         return None
-    storage = Storage(address, patience=READ_TIMEOUT_SECONDS if looks else TIMEOUT_SECONDS)
+    storage = Storage(address, timeout_seconds=READ_TIMEOUT_SECONDS if interactive else TIMEOUT_SECONDS)
     if not storage.is_s3 and Path(storage.address).resolve() == runs.resolve():
         raise ConfigError(f"storage={address}: is --runs itself; copies that outlive this folder belong elsewhere")
-    storage.check(writes=not looks)
+    storage.check(writes=not interactive)
     return storage
 
 
@@ -152,7 +152,7 @@ def acquire(
         inside.create()
         taken = lease.acquire_lease(inside, own)
         stack.callback(taken.release)
-        taken.keep(when_over)
+        taken.start_heartbeat(when_over)
         guarded = inside.subdirectory("", taken.check)
         if not inside.exists(SEARCH_FILE):
             if own:
@@ -160,7 +160,7 @@ def acquire(
             _take_in(guarded, folder, taken)
         elif _id(folder) not in (None, read_about(inside.get(SEARCH_FILE), f"{inside}/{SEARCH_FILE}")["id"]):
             raise ConfigError(f"{folder}: is another search than {inside}; choose another name, or another --runs")
-        elif own is None or taken.before is None or taken.before.name != own:
+        elif own is None or taken.previous is None or taken.previous.name != own:
             download(inside, folder)
         else:
             _replace_damaged(inside, folder)
@@ -249,30 +249,30 @@ class StorageReplicator:
         self._thread = threading.Thread(target=self._work, name="copies", daemon=True)
         self._status = b""
 
-    def __enter__(self) -> StorageReplicator:
+    def start(self) -> None:
+        """Upload the record, delete the copies of earlier drivers, and start the thread that keeps it up to date."""
         if self._storage:
             before = _studies(self._storage)
-            self.send(self.record.folder / SEARCH_FILE)
-            self.now()
+            self.upload(self.record.folder / SEARCH_FILE)
+            self.flush()
             for name in before:
                 if name != self._name:
                     self._storage.delete(name)
             self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Once more, unless the storage is away."""
+    def stop(self) -> None:
+        """Upload the record a last time, unless the storage is away, and stop the thread."""
         self._closing.set()
         if self._storage and not self._storage.is_away:
             self._thread.join(_CLOSE_SECONDS)
 
-    def config(self, folder: str) -> dict[str, Any] | None:
+    def worker_config(self, folder: str) -> dict[str, Any] | None:
         """For the process of a training with this folder: hpo.store.checkpoint_sync.CheckpointSync."""
         if self._storage is None or self._lease is None:
             return None
-        patience = self._storage.patience + _LONGER  # the driver is the first to give up
+        timeout = self._storage.timeout_seconds + _LONGER  # the driver is the first to give up
         place = {"address": self._storage.address, "search": self.record.name, "folder": folder}
-        return {**place, "generation": self._lease.generation, "patience": patience}
+        return {**place, "generation": self._lease.generation, "timeout_seconds": timeout}
 
     def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener."""
@@ -280,16 +280,16 @@ class StorageReplicator:
             self._changed.set()
         else:
             self._known.add(trial.number)
-            self.now()
+            self.flush()
 
-    def noted(self) -> None:
+    def mark_dirty(self) -> None:
         """Something on the record that is of no trial."""
         self._changed.set()
 
     def close(self) -> None:
         """The trials are over; the search is not."""
 
-    def now(self) -> None:
+    def flush(self) -> None:
         """The study as it is."""
         if self._storage and self.record.study_file:
             with self._copying:  # an older copy does not take the place of a newer one
@@ -301,7 +301,7 @@ class StorageReplicator:
             self._doomed.append(path)
             self._changed.set()
 
-    def send(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         """A file of the search, or its export: the manifest is gone first and there last."""
         storage = self._storage
         if storage is None:
@@ -318,7 +318,7 @@ class StorageReplicator:
         """The study, and then gone is what by it is not needed any more."""
         assert self._storage
         doomed, self._doomed = self._doomed, []
-        self.now()
+        self.flush()
         names = [path.relative_to(self.record.folder).as_posix() for path in doomed]
         if len(names) > _MANY:
             there = self._storage.names("trials/")

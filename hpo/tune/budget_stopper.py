@@ -1,50 +1,63 @@
-"""Ray Tune's stopper: ends the trials when the money is up, and keeps on record what was spent."""
+"""Ray Tune's stopper: ends the trials when the money is used up, and saves what was spent."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 
 from hpo.tune.errors import propagate_errors
 
-_LOOK_SECONDS = 1.0
-_NOTE_SECONDS = 60.0
+_CHECK_SECONDS = 1.0
+_SAVE_SECONDS = 60.0
+
+
+class RunningTrialsBudget(Protocol):
+    """The part of a budget that this stopper needs."""
+
+    def allows_running_trials(self) -> bool: ...
 
 
 class CostLimitStopper(tune.Stopper):  # type: ignore[misc]
-    """is_empty: asked once a second; end: stops what runs; note: called once a minute."""
+    """Checks the budget once a second."""
 
     def __init__(
         self,
-        is_empty: Callable[[], bool],
-        end: Callable[[], None],
-        note: Callable[[], None],
+        budget: RunningTrialsBudget,
+        stop_trials: Callable[[], None],
+        save_cost: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._is_empty, self._end, self._note, self._clock = is_empty, end, note, clock
-        self._looked = self._noted = clock()
-        self._ended = False
+        """
+        Args:
+            budget: Says whether running trials may continue.
+            stop_trials: Stops the running trials at once. Tune itself would let each end its epoch.
+            save_cost: Called once a minute.
+            clock: Seconds.
+        """
+        self._budget, self._stop_trials, self._save_cost, self._clock = budget, stop_trials, save_cost, clock
+        self._checked = self._saved = clock()
+        self._is_over = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """One trial alone is none of its business."""
+        """It never stops one trial alone."""
         return False
 
     @propagate_errors
     def stop_all(self) -> bool:
-        """Ray's loop came round. Of its own Tune would let each trial end its epoch, however long that takes."""
+        """Whether the experiment ends. Tune calls this in every round of its loop."""
         now = self._clock()
-        if now - self._noted >= _NOTE_SECONDS:
-            self._noted = now
-            self._note()
-        if not self._ended and now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            self._ended = self._is_empty()
-            if self._ended:
-                self._end()
-        return self._ended
+        if now - self._saved >= _SAVE_SECONDS:
+            self._saved = now
+            self._save_cost()
+        if not self._is_over and now - self._checked >= _CHECK_SECONDS:
+            self._checked = now
+            self._is_over = not self._budget.allows_running_trials()
+            if self._is_over:
+                self._stop_trials()
+        return self._is_over
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles it into its scratch folder

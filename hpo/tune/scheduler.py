@@ -63,8 +63,8 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
         if number in self._watch.hung:
             death = TrialFailure(error=self._watch.hung[number], then="again")
-        elif number in self._placement.moved:
-            death = TrialFailure(error=self._placement.moved[number], then="move")
+        elif number in self._placement.migrated:
+            death = TrialFailure(error=self._placement.migrated[number], then="move")
         else:
             death = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
             if death.then == "again" and self._placement.was_drained(number):
@@ -73,6 +73,11 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
             storage = self._conductor.record.storage
             raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
         self._conductor.on_trial_failure(number, death)
+
+    def overhead_share(self) -> float | None:
+        """The share of the slots' time that was idle so far. Called in the drawing thread of Progress."""
+        spent = overhead(list(self.steps), self._cluster.slots, began=0.0)
+        return spent.share if spent else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as the searcher's

@@ -45,7 +45,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         """Nothing is held for the trial any more."""
         self._run = None  # its networks, before those of the next are made: both might not fit
         if self._place:
-            self._place.leave()
+            self._place.clean_up()
 
     def step(self) -> dict[str, Any]:
         """One epoch. After a restart, first what the checkpoint knows: the record may lack the last report."""
@@ -56,7 +56,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         if trains:
             run.run_epoch()
             assert self._place is not None
-            self._place.keep(len(run.reports))
+            self._place.upload_epoch(len(run.reports))
         return {
             "epoch": len(run.reports),
             "reports": [report.as_dict() for report in run.reports],
@@ -95,7 +95,7 @@ class FinalTraining:
         run = self._begun(images)
         while len(run.reports) < epoch:
             run.run_epoch()
-            self._place.keep(len(run.reports))
+            self._place.upload_epoch(len(run.reports))
         return run.reports[epoch - 1].as_dict()
 
     def measured(self, images: Images) -> dict[str, float]:
@@ -127,8 +127,8 @@ def _measured(config: dict[str, Any], images: Images) -> dict[str, float]:
     placed = _place(images, config, num_validation=len(images.validation))
     channels, size, _ = images.shape
     workplace = CheckpointSync(config)
-    generator, _ = load_generator(workplace.bring(BEST), channels=channels, image_size=size)
-    workplace.leave()
+    generator, _ = load_generator(workplace.download(BEST), channels=channels, image_size=size)
+    workplace.clean_up()
     return validate(generator.to(placed.device), placed)
 
 

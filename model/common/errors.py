@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 from .text import sanitize_for_terminal
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _ToldError(Exception):
@@ -40,6 +44,12 @@ class ErrorCollector:
         except ConfigError as error:
             self.add(str(error))
 
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call the function. If it raises ConfigError, collect the error and return None."""
+        with self.catch():
+            return function(*args, **kwargs)
+        return None
+
     def add(self, *mistakes: str) -> None:
         """Each in the words of a ConfigError."""
         self._lines += mistakes
@@ -54,4 +64,8 @@ class ErrorCollector:
     def raise_if_any(self) -> None:
         """Raises ConfigError, if there are any."""
         if self._lines:
-            raise ConfigError("\n".join(dict.fromkeys(self._lines)))
+            raise self.as_error()
+
+    def as_error(self) -> ConfigError:
+        """One error with a line for each different mistake."""
+        return ConfigError("\n".join(dict.fromkeys(self._lines)))

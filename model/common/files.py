@@ -1,4 +1,4 @@
-"""What a disk refuses, told with its place."""
+"""Files: atomic replacement, and errors that name the path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Errors name the path: those of write and fsync name none, those of open do."""
+    """Add the path to an OSError that has none. Those of write and fsync have none, those of open do."""
     try:
         yield
     except OSError as error:
@@ -26,55 +26,80 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_replace(path: Path) -> Iterator[Path]:
-    """A file of the same kind beside it, which at the end takes its place, or is gone."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+def atomic_replace(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield an empty file beside `path`. It replaces `path` if the block succeeds, and is deleted if the block fails.
+
+    Args:
+        durable: fsync the file before the replacement and its folder after it, so that a power cut loses neither.
+    """
+    # The name is random, and the file is created exclusively: in /tmp another user could have put a symlink there.
+    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    part.touch(exist_ok=False)
     try:
         with writing(path):
             yield part
+            if durable:
+                _fsync(part)
             part.replace(path)
+            if durable:
+                _fsync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file durably by new content, or leave it as it was. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_replace(path, durable=True) as part:
+        part.write_bytes(content)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def describe_os_error(error: OSError) -> str:
-    """In a line, for people."""
+    """The error in one line, with its path."""
     where = error.filename2 or error.filename
     if error.errno in DISK_FULL_ERRNOS:
-        return f"disk full{f' at {where}' if where else ''}; with more room the same command goes on"
+        return f"disk full{f' at {where}' if where else ''}; free some space, then run the same command to continue"
     return f"{where}: {error.strerror}" if where else str(error)
 
 
-_NO_PATH = {
-    errno.ENAMETOOLONG: "is longer than a path may be",
+_PATH_PROBLEMS = {
+    errno.ENAMETOOLONG: "path too long",
     errno.ENOTDIR: "lies inside a file",
-    errno.ELOOP: "is a link in a circle",
-    errno.EACCES: "may not be looked at",
+    errno.ELOOP: "symlink loop",
+    errno.EACCES: "permission denied",
 }
 
 
 def path_problem(path: Path) -> str:
-    """Why nothing can be there; empty: it can, or is. Raises OSError where the disk does not answer."""
+    """Why nothing can exist at this path; empty if something can. Raises OSError if the disk does not answer."""
     try:
         path.stat()
     except FileNotFoundError:
         return ""
     except OSError as error:
-        if error.errno not in _NO_PATH:
+        if error.errno not in _PATH_PROBLEMS:
             raise
-        return _NO_PATH[error.errno]
+        return _PATH_PROBLEMS[error.errno]
     return ""
 
 
 def folder_problem(path: Path) -> str:
-    """The same of a folder."""
+    """Why no folder can exist at this path; empty if one can. Raises OSError if the disk does not answer."""
     return path_problem(path) or ("is a file" if path.exists() and not path.is_dir() else "")
 
 
 def write_problem(folder: Path) -> str:
-    """Why nothing can be made in it; empty: it can. The folder need not be there yet."""
-    if why := folder_problem(folder):
-        return why
+    """Why nothing can be created in this folder, which need not exist yet; empty if something can. Raises OSError."""
+    if problem := folder_problem(folder):
+        return problem
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if os.access(nearest, os.W_OK | os.X_OK):  # asks the file system too: root may not write to a read-only one
         return ""
@@ -83,25 +108,6 @@ def write_problem(folder: Path) -> str:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Before anything is computed for it. option: that names another one. Raises ConfigError."""
-    if why := write_problem(folder):
-        raise ConfigError(f"{folder}: {why}; name another with {option}")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, fsync, rename, fsync the folder. Raises OSError and leaves no part behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # in /tmp nobody can be there first, with a link
-    try:
-        with writing(path), part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Raise ConfigError if nothing can be created in a folder. option: the one that chooses another folder."""
+    if problem := write_problem(folder):
+        raise ConfigError(f"{folder}: {problem}; name another with {option}")

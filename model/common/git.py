@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """Of the checkout that this code runs from; None outside one."""
+    """The hash of the commit; None outside a checkout, or without git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.files import DISK_FULL_ERRNOS, writing
+from ..common.files import DISK_FULL_ERRNOS, atomic_replace
 from .image_formats import DataError
 
 log = logging.getLogger(__name__)
@@ -113,10 +113,8 @@ def _download(file: _IdxFile) -> Path:
         if error.errno in DISK_FULL_ERRNOS:
             raise
         raise DataError(f"{target.parent}: cannot be made ({error.strerror}); XDG_CACHE_HOME names another") from error
-    part = target.with_name(f"{target.name}.{os.getpid()}")
-    with writing(target):
+    with atomic_replace(target) as part:
         part.write_bytes(packed)
-    part.replace(target)
     return target
 
 

@@ -160,7 +160,7 @@ def test_a_link_that_waits_in_a_folder_of_everybodys_is_not_followed(tmp_path, m
     mine, there = tmp_path / "mine", tmp_path / "everybodys"
     mine.write_bytes(b"mine")
     there.mkdir()
-    for name in (f".report.html.{os.getpid()}", ".report.html.00000000"):
+    for name in (f".report.{os.getpid()}.html", ".report.00000000.html"):
         (there / name).symlink_to(mine)
     (there / "report.html").symlink_to(mine)
     write_atomically(there / "report.html", b"new")

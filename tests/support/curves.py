@@ -71,11 +71,11 @@ def run_all(conductor: SearchController, checkpoints: dict[int, list[EvalReport]
 
 
 def counted(trials: Sequence[FrozenTrial]) -> str:
-    """Of a search that is over, and of which no trial failed: as who shows it counts them."""
+    """The counts that a search shows when it is over and no trial failed."""
     reasons = [trial.user_attrs[trial_attributes.DECISION]["reason"] for trial in trials]
-    dead = reasons.count("diverged") + reasons.count("collapsed")
-    pruned = len(reasons) - dead - reasons.count("finished")
-    return f"{reasons.count('finished')} finished, {pruned} pruned, {f'{dead} dead, ' if dead else ''}0 failed"
+    of = {reason: reasons.count(reason) for reason in ("finished", "diverged", "collapsed")}
+    dead = "".join(f"{of[reason]} {reason}, " for reason in ("diverged", "collapsed") if of[reason])
+    return f"{of['finished']} finished, {len(reasons) - sum(of.values())} pruned, {dead}0 failed"
 
 
 def story(trials: Sequence[FrozenTrial]) -> list[tuple[Any, ...]]:

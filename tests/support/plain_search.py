@@ -17,6 +17,7 @@ from PIL import Image
 from ray.exceptions import RayTaskError
 
 from hpo import exit_codes
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
 from hpo.run import export, search
@@ -89,9 +90,10 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
 def here(copies: StorageReplicator, images: Any, console: Any) -> search._Context:
     whole = {"num_cpus": 1.0, "num_gpus": 0.0}
     cluster: Any = SimpleNamespace(exclusive_node_options=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
-    progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)
+    progress: Any = SimpleNamespace(show_finalist=lambda *_: None, show_final_training=lambda *_: None)
     given = {"record": copies.record, "copies": copies, "images": images, "images_ref": images, "console": console}
-    return search._Context(**given, cluster=cluster, progress=progress)
+    budget = TimeAndCostBudget(copies.record.search, copies.record.trials, None)
+    return search._Context(**given, cluster=cluster, progress=progress, budget=budget)
 
 
 class _Remote:

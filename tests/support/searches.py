@@ -38,7 +38,7 @@ class Search:
 
     def _record(self) -> AbstractContextManager[Record]:
         """As the storage has it now."""
-        return open_read_only(Path("runs"), self.name, open_storage(self.storage, Path("runs"), looks=True))
+        return open_read_only(Path("runs"), self.name, open_storage(self.storage, Path("runs"), interactive=True))
 
     def trials(self) -> list[FrozenTrial]:
         """None before the first copy of the record."""

@@ -27,7 +27,7 @@ from rich.console import Console
 
 import search_spaces
 from hpo.cluster import preemption_agent, trial_slots
-from hpo.cluster.budget import at_the_end
+from hpo.cluster.budget import seconds_after_trials
 from hpo.cluster.cluster_state import MARKET, PRICE, SPOT
 from hpo.policy.search_config import SearchConfig
 from hpo.run import search
@@ -121,11 +121,11 @@ def stored_bytes() -> dict[str, int]:
 
 def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[str, Any]:
     """The trials alone."""
-    spending = search._spending(record, cluster)
-    assert spending
+    budget = search._budget(record, cluster)
+    assert budget.usd is not None
     console = Console(stderr=True)
     progress = search.Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.set_cost_source(lambda: spending.usd)
+    progress.set_cost_source(budget)
     context = search._Context(
         record=record,
         copies=StorageReplicator(record, None, lambda _: None),
@@ -134,14 +134,14 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
         cluster=cluster,
         console=console,
         progress=progress,
-        spending=spending,
+        budget=budget,
     )
     began = time.monotonic()
     search._run_trials(context, search_spaces.load("losses_and_rates"))
     seconds = time.monotonic() - began
     context.note_cost()
     progress.close()
-    return {"usd": spending.usd, "limit": record.search.max_cost, "seconds": seconds}
+    return {"usd": budget.usd, "limit": record.search.max_cost, "seconds": seconds}
 
 
 def main(folder: Path) -> None:
@@ -158,9 +158,9 @@ def main(folder: Path) -> None:
         seen[RICH] = run(record, cluster, images)
         seen["stored"] = stored_bytes()
         seen["images"] = sum(array.nbytes for array in (images.train, images.validation.clean))
-        while len(cluster.lookout.snapshot.nodes) != 2:  # head and the new one
+        while len(cluster.monitor.snapshot.nodes) != 2:  # head and the new one
             time.sleep(0.2)
-        enough = 0.9 / 3600 * (at_the_end(record.trials(), asked) + MONEY_SECONDS)
+        enough = 0.9 / 3600 * (seconds_after_trials(record.trials(), asked) + MONEY_SECONDS)
         poor = Record.create(folder, POOR, replace(asked, max_cost=enough))
         seen[POOR] = run(poor, cluster, images)
     # `python -m hpo.cluster.preemption_agent` itself: it takes all of the cluster's raylets on this host, and ends with them.

@@ -84,9 +84,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.record = record
         self.searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
         cluster: Any = SimpleNamespace(is_alive=lambda: True)
-        self.placement: Any = SimpleNamespace(moved={}, was_drained=lambda number: number in self.drained)
+        self.preemption: Any = SimpleNamespace(migrated={}, was_drained=lambda number: number in self.drained)
         self.drained: set[int] = set()
-        self.scheduler = ControllerScheduler(driver, cluster, HangWatchdog(), self.placement)
+        self.scheduler = ControllerScheduler(driver, cluster, HangWatchdog(), self.preemption)
         self.running: list[int] = []
         self.told_finished = False
 
@@ -150,11 +150,11 @@ class AnyHistory(RuleBasedStateMachine):
         if gone:
             self.drained = {number}
         else:
-            self.placement.moved = {number: "its node is drained"}
+            self.preemption.migrated = {number: "its node is drained"}
         trial = self.ray_trial(number)
         Path(trial.error_file).write_text("The actor died unexpectedly")
         self.scheduler.on_trial_error(None, trial)
-        self.drained, self.placement.moved = set(), {}
+        self.drained, self.preemption.migrated = set(), {}
 
     @rule(slot=st.integers(0, SLOTS - 1), trained=st.booleans())
     def the_driver_dies(self, slot: int, trained: bool) -> None:

@@ -27,8 +27,8 @@ from hpo.store.object_storage import Storage
 from hpo.store.record import Record
 from hpo.store.search_results import winner
 from hpo.tracking import wandb_runs
-from hpo.views.dashboard import serving
-from hpo.views.formatting import Terminal
+from hpo.views.dashboard import open_server
+from hpo.views.terminal import Terminal
 from hpo.views.watch import watch
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
@@ -93,7 +93,7 @@ def watched(runs: Path, storage: Storage | None) -> None:
 
 
 def served(record: Record) -> None:
-    server, _ = serving(record, 0)
+    server, _ = open_server(record, 0)
     server.server_close()
 
 
@@ -103,7 +103,7 @@ def verbs(runs: Path, storage: Path | None = None) -> dict[str, Callable[[], obj
     return {
         **made,
         "list": lambda: main(["list", *where]),
-        "watch": lambda: watched(runs, Storage(str(storage), patience=1) if storage else None),
+        "watch": lambda: watched(runs, Storage(str(storage), timeout_seconds=1) if storage else None),
         "dashboard": lambda: served(Record(runs, "first", read_only=True)),
         "evaluate": lambda: main(["evaluate", str(runs / "first" / "export")]),
         "denoise": lambda: main(["denoise", str(runs / "first/export"), str(runs / "a.png"), "--to", str(runs / "to")]),

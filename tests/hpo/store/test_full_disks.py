@@ -25,7 +25,7 @@ from model.denoise import Denoiser
 from model.export import WEIGHTS_FILE
 from model.run_layout import BEST, LAST
 
-FULL = r"disk full at (\S+); with more room the same command goes on$"
+FULL = r"disk full at (\S+); free some space, then run the same command to continue$"
 
 
 @pytest.fixture

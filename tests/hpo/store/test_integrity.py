@@ -107,7 +107,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert record.metadata()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0
-    assert f"cannot win, their checkpoints being damaged or gone: trials {by_rank[0]}\n" in capsys.readouterr().out
+    assert f"checkpoints damaged or missing, so these trials cannot win: {by_rank[0]}\n" in capsys.readouterr().out
     monkeypatch.setattr(search, "_measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
     assert main(command(pictures, tmp_path)) == 0
@@ -274,16 +274,20 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
     def fail(error: Exception) -> None:
         raise AssertionError(error)
 
-    with acquire(runs, "first", storage, fail) as copies, copies:
-        loop = conductor(copies.record, copies)
+    with acquire(runs, "first", storage, fail) as replicator:
+        replicator.start()
+        loop = conductor(replicator.record, replicator)
         for _ in range(3):
             number = loop.next_trial().number
             train(loop, number, checkpoints.setdefault(number, []))
+        replicator.stop()
     damage(runs / "first" / STUDY_FILE)
-    with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as copies, copies:
-        assert len(copies.record.trials()) == 3
-        run_all(conductor(copies.record, copies), checkpoints)
-        assert story(copies.record.trials()) == story(undisturbed.trials())
+    with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as replicator:
+        replicator.start()
+        assert len(replicator.record.trials()) == 3
+        run_all(conductor(replicator.record, replicator), checkpoints)
+        replicator.stop()
+        assert story(replicator.record.trials()) == story(undisturbed.trials())
     assert f"{storage.subdirectory('first')} has the last good copy" in caplog.text
     assert (runs / "first" / f"{STUDY_FILE}.damaged").exists() == (damage is not Path.unlink)
 

@@ -35,7 +35,7 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 @pytest.fixture
 def storage(there: Place) -> Storage:
     """Of one search."""
-    made = Storage(there.address, patience=20).subdirectory("first")
+    made = Storage(there.address, timeout_seconds=20).subdirectory("first")
     made.create()
     return made
 
@@ -67,9 +67,9 @@ def test_what_was_put_is_there_under_its_name_until_it_is_deleted(storage, there
     assert storage.get("a/three") == b"another"
     with pytest.raises(FileNotFoundError):
         storage.get("two")
-    whole = Storage(there.address, patience=1)
+    whole = Storage(there.address, timeout_seconds=1)
     assert whole.folders() == ["first"]
-    storage.remove()
+    storage.delete_all()
     assert whole.names() == {}
 
 
@@ -102,7 +102,7 @@ def test_a_folder_is_brought_as_it_is_there_and_nothing_twice(storage, tmp_path,
 def test_a_name_that_leads_out_of_the_folder_is_nobodys(tmp_path):
     """S3 takes any name, also from somebody who may write there and wants a file in our home."""
     with place("s3", tmp_path) as there:
-        storage = Storage(there.address, patience=1).subdirectory("first")
+        storage = Storage(there.address, timeout_seconds=1).subdirectory("first")
         storage.put("export/README.md", b"ours")
         storage.put("evil", b"evil")
         for leads in ("export/../../evil", "export/../evil", f"export/{tmp_path}/evil", "export/a/../../evil"):
@@ -148,7 +148,7 @@ def test_a_signal_leaves_the_old_file_or_the_new_one(storage):
 
 def test_an_upload_of_which_a_part_is_refused_leaves_the_old_file(tmp_path):
     with place("s3", tmp_path) as there:
-        storage = Storage(there.address, patience=0.5)
+        storage = Storage(there.address, timeout_seconds=0.5)
         storage.put("file", b"old")
         there.server.refused_part = "2"
         with pytest.raises(StorageError, match="ACCESS_DENIED"):
@@ -169,13 +169,13 @@ def test_who_asks_while_it_is_away_waits(storage, there, caplog):
     assert time.monotonic() - began > 1.4
     assert storage.get("file") == b"2"
     assert [line.split()[-1] for line in caplog.text.splitlines() if "is back after" in line] == ["s"]
-    assert caplog.text.count("Waiting") == 1
+    assert caplog.text.count("; waiting, ") == 1
     assert not storage.is_away
 
 
 def test_away_for_longer_than_the_patience_is_an_error_that_names_it(storage, there):
     storage.put("file", b"1")
-    storage.patience = 1.0
+    storage.timeout_seconds = 1.0
     there.goes_away()
     with pytest.raises(StorageError, match=r"first: away for \d+ s \("):
         storage.put("file", b"2")
@@ -210,12 +210,12 @@ def test_refused_keys_are_bad_input_at_once_and_waited_for_later(tmp_path, monke
         with pytest.raises(ConfigError, match="SignatureDoesNotMatch"):
             Storage(there.address).check()
         with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
-            Storage(there.address, patience=0.5).names()
+            Storage(there.address, timeout_seconds=0.5).names()
 
 
 def test_keys_that_expire_meanwhile_are_waited_for(tmp_path, caplog):
     with place(EXPIRING, tmp_path) as there:
-        storage = Storage(there.address, patience=10).subdirectory("first")
+        storage = Storage(there.address, timeout_seconds=10).subdirectory("first")
         storage.put("file", b"1")
         there.goes_away()
         timer = threading.Timer(1.0, there.comes_back)
@@ -224,7 +224,7 @@ def test_keys_that_expire_meanwhile_are_waited_for(tmp_path, caplog):
         timer.join()
         assert "ExpiredToken" in caplog.text
         assert storage.get("file") == b"2"
-        storage.patience = 0.5
+        storage.timeout_seconds = 0.5
         there.goes_away()
         with pytest.raises(StorageError, match=r"first: away for .*ExpiredToken"):
             storage.put("file", b"3")
@@ -235,7 +235,7 @@ def test_a_server_that_hangs_is_away(tmp_path, monkeypatch):
     with place("s3", tmp_path) as there:
         there.server.hang_seconds = 3.0
         with pytest.raises(StorageError, match="Timeout"):
-            Storage(there.address, patience=0.1).names()
+            Storage(there.address, timeout_seconds=0.1).names()
 
 
 # --- the lease ------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_a_server_that_hangs_is_away(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_a_second_driver_is_turned_away_by_name_and_let_in_at_once_after_a_release(storage):
     first = acquire_lease(storage)
-    first.keep(lambda _: None)
+    first.start_heartbeat(lambda _: None)
     with pytest.raises(ConfigError, match=rf"first: is being run by process {os.getpid()} on \S+"):
         acquire_lease(storage)
     first.check()
@@ -267,7 +267,7 @@ def test_a_beat_that_is_under_way_does_not_take_the_release_back(storage, monkey
         write(where, claim)
 
     monkeypatch.setattr(lease, "_write", late)
-    holder.keep(lambda _: None)
+    holder.start_heartbeat(lambda _: None)
     assert beats.wait(60)
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 5.0)
     holder.release()
@@ -286,7 +286,7 @@ def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(sto
         with pytest.raises(LeaseLostError, match=rf"process {os.getpid()} on \S+ has taken this search over"):
             write()
     told: list[StorageError] = []
-    cut_off.keep(told.append)
+    cut_off.start_heartbeat(told.append)
     while not told:
         time.sleep(0.05)
     assert isinstance(told[0], LeaseLostError)
@@ -299,7 +299,7 @@ def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(sto
 def test_the_claim_of_a_driver_that_is_known_to_be_dead_is_no_obstacle(storage):
     dead = acquire_lease(storage)
     began = time.monotonic()
-    assert acquire_lease(storage, own=dead.name).before.name == dead.name
+    assert acquire_lease(storage, own=dead.name).previous.name == dead.name
     assert time.monotonic() - began < lease.EXPIRY_SECONDS
 
 
@@ -310,7 +310,7 @@ def test_of_many_that_come_at_once_one_gets_it(storage):
             taken = acquire_lease(storage)
         except ConfigError:
             return None
-        taken.keep(lambda _: None)
+        taken.start_heartbeat(lambda _: None)
         return taken
 
     with ThreadPoolExecutor(6) as drivers:
@@ -336,14 +336,14 @@ def test_of_two_that_come_at_once_both_step_back(storage, monkeypatch):
 
     monkeypatch.setattr(lease, "_write", at_once)
     monkeypatch.setattr(lease.random, "uniform", pause)
-    assert acquire_lease(storage).before is None
+    assert acquire_lease(storage).previous is None
     assert seen == [[rival.name]]
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_claim_that_was_taken_back_is_not_succeeded(storage, monkeypatch):
     holder = acquire_lease(storage)
-    holder.keep(lambda _: None)
+    holder.start_heartbeat(lambda _: None)
     newest = lease.newest_claim
     seen = [lease.Claim(name="000001-ffffffff", pid=1, host="elsewhere")]
     monkeypatch.setattr(lease, "newest_claim", lambda where: seen.pop() if seen else newest(where))
@@ -359,17 +359,17 @@ def test_who_waits_for_a_driver_that_signs_off_meanwhile_asks_again_at_once(stor
     holder = acquire_lease(storage)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 60.0)
     claim = lease.newest_claim(storage)
-    assert not lease._has_died(storage, replace(claim, name="000001-ffffffff"))
+    assert not lease._wait_for_expiry(storage, replace(claim, name="000001-ffffffff"))
     holder.release()
-    assert not lease._has_died(storage, claim)
+    assert not lease._wait_for_expiry(storage, claim)
     storage.delete(f"lease/{claim.name}.json")
-    assert not lease._has_died(storage, claim)
+    assert not lease._wait_for_expiry(storage, claim)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_holder_is_not_dead_while_the_storage_is_away(storage, there):
     holder = acquire_lease(storage)
-    holder.keep(lambda _: None)
+    holder.start_heartbeat(lambda _: None)
     with ThreadPoolExecutor(1) as other:
         there.goes_away()
         waits = other.submit(acquire_lease, storage)
@@ -382,10 +382,10 @@ def test_a_holder_is_not_dead_while_the_storage_is_away(storage, there):
 
 @pytest.mark.usefixtures("quick")
 def test_who_cannot_reach_the_storage_for_too_long_is_told(storage, there):
-    storage.patience = 0.5
+    storage.timeout_seconds = 0.5
     told: list[StorageError] = []
     holder = acquire_lease(storage)
-    holder.keep(told.append)
+    holder.start_heartbeat(told.append)
     there.goes_away()
     while not told:
         time.sleep(0.05)
@@ -407,12 +407,12 @@ NAMES = st.sampled_from(
 @example(claims={"000001-ffffffff": as_json({**CLAIM, "pid": "1"})})
 @example(claims={"000002-0000000a": as_json(CLAIM)})
 def test_whatever_lies_among_the_claims_the_lease_is_taken_or_a_claim_told_as_damaged(tmp_path_factory, claims):
-    storage = Storage(str(tmp_path_factory.mktemp("fuzzed")), patience=1).subdirectory("first")
+    storage = Storage(str(tmp_path_factory.mktemp("fuzzed")), timeout_seconds=1).subdirectory("first")
     storage.create()
     for name, content in claims.items():
         storage.put(f"lease/{name}.json", content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "_has_died", lambda storage, claim: True)
+        patch.setattr(lease, "_wait_for_expiry", lambda storage, claim: True)
         try:
             taken = acquire_lease(storage)
         except StorageError as error:
@@ -440,7 +440,7 @@ def test_any_text_is_a_folder_to_be_made_or_refused_at_once(tmp_path_factory, ad
     (folder / "loop").symlink_to("loop")
     with chdir(folder):
         try:
-            storage = Storage(address, patience=60)
+            storage = Storage(address, timeout_seconds=60)
             storage.check()
         except ConfigError as error:
             assert_readable(error, "storage=")

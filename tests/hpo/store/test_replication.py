@@ -32,9 +32,9 @@ from hpo.store.object_storage import Storage, StorageError
 from hpo.store.record import Record, RecordError
 from hpo.store.replication import StorageReplicator, acquire, open_read_only
 from hpo.tune.trainable import Pix2PixTrial
-from hpo.views.dashboard import Strips
+from hpo.views.dashboard import PictureStore
 from hpo.views.status_file import Status
-from hpo.views.watch import _Life
+from hpo.views.watch import _DriverMonitor
 from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
@@ -57,7 +57,7 @@ def storage(there: Place, monkeypatch: pytest.MonkeyPatch) -> Storage:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
     monkeypatch.setattr(replication, "COPY_SECONDS", 0.05)
-    return Storage(there.address, patience=10)
+    return Storage(there.address, timeout_seconds=10)
 
 
 def fail(error: StorageError) -> None:
@@ -75,7 +75,9 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
             patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
             patch.setattr(StorageReplicator, "_work", lambda _: None)
         driver = stack.enter_context(acquire(runs, "first", storage, fail))
-        yield stack.enter_context(driver)
+        driver.start()
+        stack.callback(driver.stop)
+        yield driver
 
 
 # --- the record -----------------------------------------------------------------------------------------------------
@@ -145,7 +147,9 @@ def test_a_folder_whose_driver_was_the_last_is_ahead_of_the_storage(storage, run
 def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_path):
     told: list[StorageError] = []
     Record.create(runs, "first", search)
-    with acquire(runs, "first", storage, told.append) as old, old:
+    with acquire(runs, "first", storage, told.append) as old, ExitStack() as stack:
+        old.start()
+        stack.callback(old.stop)
         loop = conductor(old.record, old)
         loop.next_trial()
         old._lease._over.set()  # cut off: its counter stands still
@@ -154,7 +158,7 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
             with pytest.raises(LeaseLostError, match="has taken this search over"):
                 loop.next_trial()
             with pytest.raises(LeaseLostError):
-                old.now()
+                old.flush()
             new.record.append_report(0, report(1, 0.5))
             loop.on_report(0, [report(1, 0.1)])
             while not told:
@@ -172,12 +176,12 @@ def test_who_looks_from_elsewhere_sees_it_run_and_end(storage, runs, search, tmp
         while not storage.exists("first/status.json"):
             assert time.monotonic() < end
         with open_read_only(tmp_path, "first", storage) as record:
-            assert _Life(record).status() == (Status(seconds=1.0), "")
-            assert Strips(record).open_reader("00000-0001").read() == b"picture"
+            assert _DriverMonitor(record).status() == (Status(seconds=1.0), "")
+            assert PictureStore(record).open_reader("00000-0001").read() == b"picture"
             with pytest.raises(ArtifactNotFound):
-                Strips(record).open_reader("00000-0002")
+                PictureStore(record).open_reader("00000-0002")
     with open_read_only(tmp_path, "first", storage) as record:
-        assert _Life(record).status() == (Status(phase="ended"), "first is not running")
+        assert _DriverMonitor(record).status() == (Status(phase="ended"), "first is not running")
 
 
 def test_a_search_that_began_without_a_storage_moves_into_it(storage, runs, done, tmp_path, undisturbed):
@@ -258,7 +262,7 @@ class Node:
         about = {"folder": str(self.scratch / "00007"), "needs": "/nowhere/search.json"}
         about |= {"number": 7, "train": config.as_dict(), "objective": "ssim"}
         made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
-        made.config = {**about, "storage": {**where, "generation": generation, "patience": 5}}
+        made.config = {**about, "storage": {**where, "generation": generation, "timeout_seconds": 5}}
         made.setup(made.config, ())
         made._placed = self.few
         return made
@@ -303,7 +307,7 @@ def test_a_trial_goes_on_on_another_node_and_ends_as_an_undisturbed_one(nodes, k
     best, _ = max(enumerate(run.reports, start=1), key=lambda each: (each[1].ssim, each[0]))
     assert (kept(LAST), kept(BEST)) == (4, best)
     assert nodes[0].storage.exists(f"first/trials/00007/{strip_name(4)}")
-    nodes[1].place.leave()
+    nodes[1].place.clean_up()
     assert not nodes[1].place.folder.exists()
 
 
@@ -400,7 +404,7 @@ def test_whatever_a_storage_has_its_search_is_looked_at_or_told_as_damaged(undis
     (runs / "first" / "storage.json").write_bytes(
         data.draw(json_near({"address": str(root), "claim": "000001-0000000a"}))
     )
-    storage = Storage(str(root), patience=1)
+    storage = Storage(str(root), timeout_seconds=1)
     try:
         with open_read_only(runs, "first", storage) as record:
             assert len(record.trials()) == 8
@@ -429,10 +433,10 @@ STUDIES = [
 @example(owner=b"mine")
 def test_whatever_an_owner_says_a_training_is_taken_up_or_is_a_later_drivers(tmp_path_factory, owner):
     root, node = tmp_path_factory.mktemp("fuzzed"), tmp_path_factory.mktemp("node")
-    storage = Storage(str(root), patience=1).subdirectory("first")
+    storage = Storage(str(root), timeout_seconds=1).subdirectory("first")
     storage.put("search.json", b"")
     storage.put(f"trials/00000/{FENCING_TOKEN}", owner)
-    where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "patience": 1.0}
+    where = {"address": str(root), "search": "first", "folder": "trials/00000", "generation": 7, "timeout_seconds": 1.0}
     place = CheckpointSync({"folder": str(node / "0"), "needs": "search.json", "storage": where})
     if owner.startswith(b"999999-f"):
         with pytest.raises(StorageError, match="another driver"):

@@ -225,7 +225,7 @@ def test_whatever_a_server_answers_is_read_or_told_and_leads_out_of_no_folder(an
         DataConfig(data=f"s3://photos/some?{options}", crop=32).load()
     assert_readable(refused.value)
     place, folder = (
-        Storage(f"s3://photos?{options}", patience=0.1).subdirectory("some"),
+        Storage(f"s3://photos?{options}", timeout_seconds=0.1).subdirectory("some"),
         tmp_path_factory.mktemp("fuzzed"),
     )
     try:

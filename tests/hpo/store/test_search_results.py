@@ -148,7 +148,7 @@ def trained_finally(record: Record, monkeypatch: pytest.MonkeyPatch, *events: di
 
     monkeypatch.setattr(search, "_train_longer", train)
     console = Console(file=io.StringIO())
-    copies = SimpleNamespace(now=lambda: None)
+    copies = SimpleNamespace(flush=lambda: None)
     search._train_final(SimpleNamespace(record=record, console=console, copies=copies))
     assert not left
     return [*trained, *console.file.getvalue().splitlines()]

@@ -98,7 +98,7 @@ def test_a_trial_that_died_is_taken_up_from_its_last_epoch(searched, number, err
     (death,) = searched.deaths(number)
     assert death["epoch"] == 1
     assert error in death["error"]
-    assert f"trial {number}: died after epoch 1, to be taken up from there: {death['error']}" in searched.output
+    assert f"trial {number}: failed after epoch 1, retrying from there: {death['error']}" in searched.output
 
 
 def test_an_epoch_that_was_trained_and_not_told_is_not_trained_again(searched):
@@ -117,7 +117,7 @@ def test_out_of_memory_is_told_apart_and_not_tried_again(searched):
     assert searched.epochs_begun(trial.number) == [1, 2]
     error = trial.user_attrs[trial_attributes.ERROR]["text"]
     assert error.startswith("out of memory: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.")
-    assert f"trial {trial.number}: died after epoch 1, given up: {error}" in searched.output
+    assert f"trial {trial.number}: failed after epoch 1, giving up: {error}" in searched.output
 
 
 def test_a_trial_that_keeps_dying_is_given_up_after_three_attempts_and_the_search_goes_on(searched):

@@ -172,7 +172,9 @@ def test_a_full_disk_ends_the_search_with_4_and_costs_no_trial(small_disk):
     assert code == 4, errors
     assert "Traceback" not in errors
     assert re.search(
-        r"^hpo: disk full at \S*runs/first/\S+; with more room the same command goes on$", errors, re.MULTILINE
+        r"^hpo: disk full at \S*runs/first/\S+; free some space, then run the same command to continue$",
+        errors,
+        re.MULTILINE,
     )
     filler.unlink()
     with searching(small_disk, SEARCH):

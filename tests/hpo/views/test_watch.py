@@ -26,7 +26,8 @@ from hpo.store.lock import acquire_lock, lock_owner
 from hpo.store.record import Record, RecordError
 from hpo.store.study_database import describe_error
 from hpo.views import watch
-from hpo.views.live_table import Progress, render
+from hpo.views.live_table import render
+from hpo.views.progress import Progress
 from hpo.views.status_file import Status
 from model.common.errors import ConfigError
 
@@ -42,7 +43,7 @@ class Elsewhere:
         self.lock = acquire_lock(record.folder, "first")
         self.record, self.exported, self.waits = record, False, 0
         self.progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
-        self.progress._over.set()  # its thread would write, too
+        self.progress._closed.set()  # its thread would write, too
         self.conductor = conductor(record, self.progress)
         monkeypatch.setattr(search_results, "is_exported", lambda _: self.exported)
         self.before = contents(record.folder)
@@ -55,7 +56,7 @@ class Elsewhere:
             train(self.conductor, trial.number, [])
         else:
             self.exported = True
-        self.progress._show()
+        self.progress._draw()
         self.before = contents(self.record.folder)
 
 
@@ -105,10 +106,10 @@ def test_a_driver_elsewhere_that_falls_silent_is_told(record, runs, monkeypatch)
     Status().write(record.folder)
     clock = [0.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
-    life = watch._Life(record)
+    life = watch._DriverMonitor(record)
     assert life.status() == (Status(), "")
     clock[0] = 31.0
-    assert life.status()[1] == "No sign of process 1 on elsewhere for 31 s"
+    assert life.status()[1] == "No sign of life from process 1 on elsewhere for 31 s"
     Status(seconds=32.0).write(record.folder)
     assert life.status()[1] == ""
 
