@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import skimage.data
 import torch
-from curves import conductor
+from curves import controller
 from optuna.trial import FrozenTrial
 from PIL import Image
 from ray.exceptions import RayTaskError
@@ -55,7 +55,7 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
 
     def run(copies: StorageReplicator, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
         record = copies.record
-        loop = conductor(record, copies, Retention(record, copies.remove), space=space)
+        loop = controller(record, copies, Retention(record, copies.remove), space=space)
         placed = place(record.search)
         while (next_trial := loop.next_trial()) is not None:
             train(loop, next_trial, placed)
@@ -83,7 +83,7 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
-    while loop.on_report(number, run.reports).action == "go on":
+    while loop.on_report(number, run.reports).action == "continue":
         run.run_epoch()
 
 
