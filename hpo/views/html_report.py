@@ -34,7 +34,8 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.files import write_atomically
 from model.config import TrainConfig
 from model.data.data_config import NUM_VALIDATION
-from model.data.image_files import ImageError, read_image
+from model.data.image_formats import ImageError
+from model.data.image_reading import read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
 from model.picture_strip import split_strip
