@@ -12,7 +12,6 @@ from model.config import Precision, TrainConfig
 from model.discriminator import Discriminator
 from model.generator import Generator
 
-LOSS_NAMES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 MEAN_NORMS = ("mean_norm_g", "mean_norm_d")
 _MEAN_NORM_DECAY = 0.98  # a memory of 50 steps; no other was tried
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from model.gan import LOSS_NAMES, MEAN_NORMS, Gan
+from model.gan import MEAN_NORMS, Gan
 from model.generator import Generator
 
 from . import metrics
 from .common.errors import ConfigError
 from .config import TrainConfig
 from .data.device_images import DeviceImages
-from .training_report import EvalReport
+from .training_report import LOSS_NAMES, EvalReport
 
 SEARCH_VALIDATION_IMAGES = 1_000  # that trials look at; finalists are measured on all
 _EVAL_BATCH = 250

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _DEAD_STD = 0.01  # Fashion-MNIST itself has 0.5
-_LOSSES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
+LOSS_NAMES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class EvalReport:
     def curves(self) -> dict[str, float]:
         """What is drawn over the epochs, by the names that W&B and TensorBoard show."""
         validation = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
-        return validation | {f"train/{name}": getattr(self, name) for name in _LOSSES}
+        return validation | {f"train/{name}": getattr(self, name) for name in LOSS_NAMES}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:
