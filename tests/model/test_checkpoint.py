@@ -137,7 +137,7 @@ def test_a_pickle_is_refused_and_its_code_never_runs(tmp_path, write):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint not found"):
         load_checkpoint(tmp_path / "checkpoint.safetensors")
 
 
