@@ -118,6 +118,17 @@ def test_every_package_has_a_readme():
     assert not sorted(str(folder.relative_to(ROOT)) for folder in folders if not (folder / "README.md").is_file())
 
 
+def test_the_readme_of_a_package_names_its_modules():
+    unnamed = [
+        str(path.relative_to(ROOT))
+        for path in PRODUCT
+        if (readme := path.parent / "README.md").is_file()
+        and not path.stem.startswith("_")
+        and path.stem not in readme.read_text()
+    ]
+    assert not unnamed
+
+
 def test_files_and_functions_are_short():
     long = set()
     for path in PRODUCT:

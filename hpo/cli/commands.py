@@ -245,7 +245,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     with _looking(arguments) as record:
         if arguments.to is None:
-            check_writable(record.home, "--to")
+            check_writable(record.user_folder, "--to")
         print(write_report(record, arguments.to))
     return 0
 
@@ -258,7 +258,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from model.export_quality import quality_table
 
     with _looking(arguments) as record:
-        check_target(arguments.to or record.home / layout.EXPORT)
+        check_target(arguments.to or record.user_folder / layout.EXPORT)
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=_absolute(arguments.data))
@@ -277,7 +277,7 @@ def _export(arguments: argparse.Namespace) -> int:
         print(quality_table(manifest["metrics"]))
         if manifest["metrics"]["test"] is None:
             print("The search is not over, so the test images were not looked at.", file=sys.stderr)
-        print(f"Exported to {arguments.to or record.home / layout.EXPORT}", file=sys.stderr)
+        print(f"Exported to {arguments.to or record.user_folder / layout.EXPORT}", file=sys.stderr)
     return 0
 
 

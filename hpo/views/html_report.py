@@ -32,7 +32,7 @@ def write_report(record: Record, to: Path | None = None) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    path = to or record.home / REPORT
+    path = to or record.user_folder / REPORT
     write_atomically(path, page(contents(record)).encode())
     return path
 

@@ -78,8 +78,8 @@ def contents(record: Record) -> dict[str, Any]:
         "spent": time_spent(rows, search.epochs),
         "export": export,
         "options": _place_options(record),
-        "export_path": str(record.home / layout.EXPORT),
-        "export_folder": shlex.quote(str(record.home / layout.EXPORT)),
+        "export_path": str(record.user_folder / layout.EXPORT),
+        "export_folder": shlex.quote(str(record.user_folder / layout.EXPORT)),
         "pictures": _pictures(record, rows, starts, final),
     }
     plain: dict[str, Any] = _plain(data)
@@ -88,7 +88,7 @@ def contents(record: Record) -> dict[str, Any]:
 
 def _place_options(record: Record) -> str:
     """The options with which a command finds this search."""
-    runs = record.home.parent
+    runs = record.user_folder.parent
     options = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
     return options + (f" --storage {shlex.quote(record.storage.address)}" if record.storage else "")
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from curves import report
+from curves import append_report, report
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
@@ -213,7 +213,7 @@ def test_names_parameters_and_errors_are_no_commands_to_the_terminal(runs, capsy
     distributions = {HOSTILE: CategoricalDistribution([HOSTILE, "x"])}
     for number in range(2):
         record.add(Suggestion(params=params, distributions=distributions, config=TrainConfig(), by="random"))
-        record.append_report(number, report(1, 0.5), HOSTILE)
+        append_report(record, number, report(1, 0.5), HOSTILE)
         record.add_failure(number, HOSTILE)
         record.add_migration(number, HOSTILE)
     record.fail(0, HOSTILE)

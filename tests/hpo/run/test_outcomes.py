@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from curves import conductor, report
+from curves import append_report, controller, report
 from rich.console import Console
 from tensorboard_files import Status as Session
 from tensorboard_files import hparams_page
@@ -35,7 +35,7 @@ def one_of_each(runs: Path) -> Record:
     record = Record.create(
         runs, "first", SearchConfig(trials=9, epochs=4, grace_period=2, reduction_factor=3, objective="ssim")
     )
-    loop = conductor(record)
+    loop = controller(record)
     for _ in OUTCOMES:
         assert loop.next_trial()
     reports = {
@@ -48,7 +48,7 @@ def one_of_each(runs: Path) -> Record:
     }
     for number, told in reports.items():
         for each in told:
-            if record.append_report(number, each).action != "go on":
+            if append_report(record, number, each).action != "continue":
                 break
     record.fail(4, "the machine's fault")
     reasons = [trial.user_attrs.get(trial_attributes.DECISION, {}).get("reason") for trial in record.trials()]

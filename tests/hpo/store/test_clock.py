@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from curves import conductor, run_all, story
+from curves import controller, run_all, story
 from rich.console import Console
 
 from hpo.policy import leaderboard
@@ -48,7 +48,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clock_that_jumps_changes_no_decision_and_no_duration_is_negative(record, runs, undisturbed):
     progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
     board = TensorBoard(record)
-    run_all(conductor(record, progress, board))
+    run_all(controller(record, progress, board))
     progress.close()
     board.close()
     assert progress.current_status().seconds >= 0
