@@ -73,7 +73,7 @@ def _search(arguments: argparse.Namespace) -> int:
     given = {field.name for field in fields(SearchConfig)} & set(vars(arguments))
     options = {name: getattr(arguments, name) for name in given}
     place = {"address": arguments.storage, "quiet": arguments.quiet}
-    return run_search(arguments.name, arguments.runs, options, mistakes=mistakes, **place)
+    return run_search(arguments.name, arguments.runs, options, errors=mistakes, **place)
 
 
 def _resolve(arguments: argparse.Namespace, mistakes: ErrorCollector) -> None:
@@ -268,10 +268,10 @@ def _export(arguments: argparse.Namespace) -> int:
         manifest = export.export_winner(
             record,
             images,
-            over=search_results.is_over(record),
+            is_over=search_results.is_over(record),
             data=data,
             trial=arguments.trial,
-            to=arguments.to,
+            destination=arguments.to,
             trainable=arguments.trainable,
         )
         print(quality_table(manifest["metrics"]))

@@ -26,7 +26,8 @@ from hpo.views.report_analysis import importance, pareto, time_spent, would_long
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import TrainConfig
 from model.data.data_config import NUM_VALIDATION
-from model.data.image_files import ImageError, read_image
+from model.data.image_formats import ImageError
+from model.data.image_reading import read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
 from model.picture_strip import split_strip

@@ -354,7 +354,7 @@ SPACE_AND_SETTINGS = {
 DATA = {
     "an unknown data set": Row("search new --data mnist", ["data=mnist", "fashion-mnist"]),
     "a data set that has no name": Row("search new --data ''", ["data=: neither a data set nor a folder"]),
-    "a missing folder": Row("search new --data nowhere/at/all", ["data=nowhere/at/all: is no folder"]),
+    "a missing folder": Row("search new --data nowhere/at/all", ["data=nowhere/at/all: is not a folder"]),
     "a path of 300 letters": Row(f"search new --data {LONG}", ["neither a data set nor a folder"]),
     "an empty folder": Row("search new --data empty", ["empty: has no images (.png"]),
     "an empty folder, of a training by hand": Row("train --to out --data empty", ["empty: has no images (.png"]),
@@ -402,7 +402,7 @@ IMAGES = {
     f"{what}, {use}": row
     for what, rows in {
         "a JPEG that is cut short": of_images(cut_short, "cannot be read", "cut.jpg"),
-        "an image of 0 bytes": of_images(Path.touch, "no image of the formats", "zero.png"),
+        "an image of 0 bytes": of_images(Path.touch, "not an image of the formats", "zero.png"),
         "120 megapixels in 100 bytes": of_images(huge, "12000x10000 is above 100000000 pixels", "huge.png"),
         "32 bits": of_images(
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.int32))),
@@ -418,7 +418,7 @@ IMAGES = {
             saved(photo, save_all=True, append_images=[photo("chelsea")]), "has several frames; split it", "moving.webp"
         ),
         "a text that is named .png": of_images(
-            lambda path: path.write_text("x"), "no image of the formats", "text.png"
+            lambda path: path.write_text("x"), "not an image of the formats", "text.png"
         ),
     }.items()
     for use, row in zip(("searched", "denoised"), rows, strict=True)

@@ -28,7 +28,7 @@ from hpo.policy.leaderboard import reports_of
 from hpo.policy.sampling import Suggestion, suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import CONFIG
-from hpo.run.search import _write_report
+from hpo.run.final_report import write_html_report
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.views.html_report import REPORT, page, write_report
@@ -468,8 +468,8 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
     def full(record: Record) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hpo.run.search.write_report", full)
-    _write_report(StorageReplicator(done, None, lambda _: None), Console(stderr=True))
+    monkeypatch.setattr("hpo.run.final_report.write_report", full)
+    write_html_report(StorageReplicator(done, None, lambda _: None), Console(stderr=True))
     assert "No report: disk full" in capsys.readouterr().err
 
 
