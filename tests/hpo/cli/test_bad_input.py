@@ -161,7 +161,7 @@ RATE = "lr_g=trial.suggest_float('lr_g', 1e-4, 1e-2)"
 MINE = "search new --space mine.py"
 PHOTOS = "search new --data photos --crop 16 --set batch_size=4"
 DENOISE = "denoise model a.png --to out"
-NO_FOLDER = "and not the folder that is wanted here"
+NO_FOLDER = "is a file; a folder is needed here"
 
 COMMAND_LINE = {
     "an option that is none": Row("search new --trails 3", ["--trails: no such option. Did you mean --trials?"]),
@@ -216,19 +216,23 @@ COMMAND_LINE = {
     "a name that leads elsewhere": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
-    "a name with a line break": Row("search 'a\nb'", ["name='a\\nb': a name or path has letters alone"]),
+    "a name with a line break": Row("search 'a\nb'", ["name='a\\nb': must not contain control characters"]),
     "a path with a NUL": Row("search new --runs 'a\0b'", ["runs='a\\x00b'"]),
-    "a path that is no UTF-8": Row("search new --runs 'a\udcff'", ["a name or path has letters alone"]),
+    "a path that is no UTF-8": Row("search new --runs 'a\udcff'", ["must not contain control characters"]),
     "a path of 300 letters in a part": Row(f"search new --runs {LONG}", ["xxx: path too long"]),
-    "a folder that has no name": Row("search new --runs ''", ["runs='': is empty; it names a folder"]),
-    "a storage that has no name": Row("search new --storage ''", ["storage='': is empty; it names a folder or s3://"]),
+    "a folder that has no name": Row("search new --runs ''", ["runs='': must not be empty; it names a folder"]),
+    "a storage that has no name": Row(
+        "search new --storage ''", ["storage='': must not be empty; it names a folder or s3://"]
+    ),
     "a port that is none": Row("dashboard first --port 70000", ["port=70000: cannot be listened on", "0-65535"]),
     "a port that is no number": Row("dashboard first --port 80x", ["--port", "'80x'"]),
     "a trial that is not there": Row("export first --trial 8", ["trial=8: first has the trials 0 to 7"]),
     "a search that is not there": Row("show frist", ["frist: no such search in runs. Did you mean first?"]),
     "a search that is not there, to be deleted": Row("rm nope --yes", ["nope: no such search in runs"]),
     "the folder itself, to be deleted": Row("rm . --yes", ["name='.'"]),
-    "a deletion that nobody confirms": Row("rm first", ["runs/first: deleting it asks first", "--yes"]),
+    "a deletion that nobody confirms": Row(
+        "rm first", ["runs/first: refusing to delete without", "--yes"]
+    ),
     "another search than the one that is there": Row(
         "search first --trials 0 --noise gaussian:5",
         ["trials=0: must be", "noise: it has gaussian:30, asked for gaussian:5", "choose another name"],
@@ -243,11 +247,11 @@ COMMAND_LINE = {
     "a search where somebody's folder is": Row(
         "search photos --runs .", ["photos: is a folder with other things in it, such as astronaut.png"]
     ),
-    "searches in a file": Row("search new --runs file.txt", [f"file.txt: is a file, {NO_FOLDER}"]),
+    "searches in a file": Row("search new --runs file.txt", [f"file.txt: {NO_FOLDER}"]),
     "searches below a file": Row("show first --runs file.txt/x", ["file.txt/x: lies inside a file"]),
     "a list of a file": Row("list --runs file.txt", [NO_FOLDER]),
     "a report onto a folder": Row(
-        "report first --to photos", ["photos: is a folder; --to names a file, such as photos/"]
+        "report first --to photos", ["photos: is a folder; --to must name a file, such as photos/"]
     ),
     "a report below a file": Row("report first --to file.txt/x", ["file.txt/x: lies inside a file"]),
     "an export onto a file": Row("export first --to file.txt", [NO_FOLDER]),
