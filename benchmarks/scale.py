@@ -41,7 +41,7 @@ from hpo.search_controller import SearchController
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 from model.config import TrainConfig
 from model.training_report import EvalReport
 from search_spaces import losses_and_rates
@@ -111,8 +111,8 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         record = Record.create(Path(folder), "scale", asked)
-        conductor = SearchController(record, space, [], time_is_up=lambda: False)
-        next_trial, hear = watch.timed("next trial", conductor.next_trial), watch.timed("report", conductor.on_report)
+        controller = SearchController(record, space)
+        next_trial, hear = watch.timed("next trial", controller.next_trial), watch.timed("report", controller.on_report)
         told: dict[int, list[EvalReport]] = {}
 
         def fill_until(trials: int) -> None:
@@ -125,7 +125,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
                 reports = told.setdefault(number, [])
                 config = record.trial(number).params
                 reports.append(EvalReport.from_dict(synthetic_report(len(reports) + 1, config)))
-                if hear(number, reports).action == "go on":
+                if hear(number, reports).action == "continue":
                     turns.append(number)
                 else:
                     del told[number]
@@ -221,6 +221,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
             cluster=cluster,
             console=console,
             progress=progress,
+            budget=search._budget(record, cluster),
         )
         began = time.monotonic()
         search._run_trials(context, search_spaces.load("losses_and_rates"))

@@ -126,7 +126,8 @@ def _summary(name: str, record: Record) -> dict[str, Any]:
 def _show(arguments: argparse.Namespace) -> int:
     from hpo.policy import leaderboard
     from hpo.store import search_results
-    from hpo.views.formatting import Terminal, decision_table, headline, trial_table
+    from hpo.views.formatting import decision_table, headline, trial_table
+    from hpo.views.terminal import Terminal
 
     with _open_record(arguments) as record:
         document = search_results.decisions(record) if arguments.decisions else search_results.document(record)
@@ -146,7 +147,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from hpo.views.formatting import Terminal
+    from hpo.views.terminal import Terminal
     from hpo.views.watch import watch
 
     try:
@@ -191,10 +192,10 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
-    from hpo.views.dashboard import serving
+    from hpo.views.dashboard import open_server
 
     with _open_record(arguments, read_only=True) as record:
-        server, address = serving(record, arguments.port)
+        server, address = open_server(record, arguments.port)
         with server:
             say(f"{address}  (Ctrl-C stops it)")
             try:
@@ -209,7 +210,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     with _open_record(arguments) as record:
         if arguments.to is None:
-            check_writable(record.home, "--to")
+            check_writable(record.user_folder, "--to")
         print(write_report(record, arguments.to))
     return EXIT_DONE
 
@@ -222,7 +223,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from model.export_quality import quality_table
 
     with _open_record(arguments) as record:
-        check_target(arguments.to or record.home / layout.EXPORT)
+        check_target(arguments.to or record.user_folder / layout.EXPORT)
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=absolute_data(arguments.data))
@@ -241,7 +242,7 @@ def _export(arguments: argparse.Namespace) -> int:
         print(quality_table(manifest["metrics"]))
         if manifest["metrics"]["test"] is None:
             say("The search has not ended, so it was not measured on the test images.")
-        say(f"Exported to {arguments.to or record.home / layout.EXPORT}")
+        say(f"Exported to {arguments.to or record.user_folder / layout.EXPORT}")
     return EXIT_DONE
 
 

@@ -51,7 +51,7 @@ class Account:
 
 def hourly_rates(snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> dict[str, float]:
     """USD per hour of every machine, starting ones included. An unpriced one costs as much as the dearest."""
-    type_prices = {node_type.name: price(node_type.labels) for node_type in limits.types}
+    type_prices = {node_type.name: price(node_type.labels) for node_type in limits.node_types}
     prices = {node.id: price(node.labels) for node in snapshot.nodes}
     prices |= {f"starting {i}": type_prices.get(name) for i, name in enumerate(snapshot.starting)}
     dearest = max((usd for usd in [*prices.values(), *type_prices.values()] if usd is not None), default=0.0)
@@ -61,7 +61,7 @@ def hourly_rates(snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> dict[st
 def unpriced(snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> list[str]:
     """Nodes and node types without a price label."""
     nodes = [f"node {node.address or node.id}" for node in snapshot.nodes if price(node.labels) is None]
-    return nodes + [f"node type {node_type.name}" for node_type in limits.types if price(node_type.labels) is None]
+    return nodes + [f"node type {node_type.name}" for node_type in limits.node_types if price(node_type.labels) is None]
 
 
 def seconds_after_trials(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
@@ -131,7 +131,7 @@ class CostMeter:
 
     def end_cost(self, seconds: float) -> float:
         """USD for the end of the search; idle machines go meanwhile."""
-        return cost_of_end(seconds, self._account.rates, self._limits.idle_seconds)
+        return cost_of_end(seconds, self._account.rates, self._limits.idle_timeout_seconds)
 
 
 class TimeAndCostBudget:

@@ -1,5 +1,5 @@
-"""When a search falls back to on-demand nodes and returns from them, and what trials wait for, in words. Pure: what is
-seen and the time go in."""
+"""When a search requests on-demand nodes in place of spot nodes, when it gives them back, and what pending trials wait
+for. Pure: snapshots and the time are arguments."""
 
 from __future__ import annotations
 
@@ -11,92 +11,113 @@ from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, ClusterSnapshot
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpotShortage:
-    """Of spot nodes: what was seen, and what the autoscaler is asked for because of it."""
+    """What was observed at the last update, and what is requested because of it."""
 
-    since: float | None = None  # trials have waited without a break, and no spot node came
-    spot: frozenset[str] = frozenset()  # nodes that were there
-    on_demand: frozenset[str] = frozenset()
-    asked: int = 0  # places for trials on on-demand nodes
-    has_asked: bool = False  # ever
-    borrowed: frozenset[str] = frozenset()  # on-demand nodes that came since
+    waiting_since: float | None = None  # trials have waited without a break, and no spot node has joined
+    spot_nodes: frozenset[str] = frozenset()
+    on_demand_nodes: frozenset[str] = frozenset()
+    requested_slots: int = 0  # for trials, on on-demand nodes
+    has_requested: bool = False  # ever
+    fallback_nodes: frozenset[str] = frozenset()  # on-demand nodes that have joined since the first request
 
-    def wants(self, trials: int) -> dict[str, int]:
-        """Places, by market; trials: all that run or wait. Spot as long as anything is borrowed: trials that have their
-        place do not make the autoscaler try."""
-        return {ON_DEMAND: self.asked, SPOT: trials if self.asked or self.borrowed else 0}
+    def request(self, trials: int) -> dict[str, int]:
+        """Slots to request by market, for all trials that run or wait. Spot slots are requested as long as fallback
+        nodes are in use: trials that have a slot already do not make the autoscaler add spot nodes."""
+        is_active = self.requested_slots or self.fallback_nodes
+        return {ON_DEMAND: self.requested_slots, SPOT: trials if is_active else 0}
 
 
 def update_shortage(
     before: SpotShortage,
-    sight: ClusterSnapshot,
+    snapshot: ClusterSnapshot,
     *,
     running: Mapping[int, str],
     waiting: int,
     starting: int,
     now: float,
-    after: float,
+    patience: float,
 ) -> SpotShortage:
-    """What there is now. running: trials and their nodes; waiting: trials that have none; starting: those that have one
-    and no process yet; after: seconds of patience.
+    """The state after another look at the cluster.
 
-    A spot node that comes ends it, also where it is too small for all: a new drought must last as long again.
+    A spot node that joins ends the shortage, even if it is too small for all: the next one must last as long again.
+
+    Args:
+        before: The state after the previous look.
+        snapshot: The cluster.
+        running: Trials and their nodes.
+        waiting: Number of trials without a slot.
+        starting: Number of trials that have a slot and no process yet.
+        now: Seconds, on the clock of `before`.
+        patience: Seconds of waiting after which on-demand nodes are requested.
     """
-    spot, on_demand = _of(sight, SPOT), _of(sight, ON_DEMAND)
-    came = on_demand - before.on_demand if before.has_asked else frozenset()
-    borrowed = before.borrowed & on_demand | came
-    is_back = bool(spot - before.spot)
-    since = None if not waiting else now if is_back or before.since is None else before.since
-    lent = sum(node in borrowed for node in running.values())
-    lasts = before.asked > 0 or (since is not None and now - since >= after)
-    asked = waiting + starting + lent if lasts and not is_back else 0
+    spot, on_demand = _workers(snapshot, SPOT), _workers(snapshot, ON_DEMAND)
+    joined = on_demand - before.on_demand_nodes if before.has_requested else frozenset()
+    fallback = before.fallback_nodes & on_demand | joined
+    spot_joined = bool(spot - before.spot_nodes)
+    since = None
+    if waiting:
+        since = now if spot_joined or before.waiting_since is None else before.waiting_since
+    is_short = before.requested_slots > 0 or (since is not None and now - since >= patience)
+    on_fallback = sum(node in fallback for node in running.values())
+    requested = waiting + starting + on_fallback if is_short and not spot_joined else 0
     return SpotShortage(
-        since=since,
-        spot=spot,
-        on_demand=on_demand,
-        asked=asked,
-        has_asked=before.has_asked or asked > 0,
-        borrowed=borrowed,
+        waiting_since=since,
+        spot_nodes=spot,
+        on_demand_nodes=on_demand,
+        requested_slots=requested,
+        has_requested=before.has_requested or requested > 0,
+        fallback_nodes=fallback,
     )
 
 
 def node_to_release(
-    state: SpotShortage, sight: ClusterSnapshot, running: Mapping[int, str], free_spot: int
+    shortage: SpotShortage, snapshot: ClusterSnapshot, running: Mapping[int, str], free_spot_slots: int
 ) -> str | None:
-    """A borrowed node whose trials have room on spot nodes again; one at a time, so that each finds its place."""
-    if state.asked or state.since is not None:
+    """A fallback node whose trials fit on spot nodes again. One at a time, so that each trial finds a slot."""
+    if shortage.requested_slots or shortage.waiting_since is not None:
         return None
-    staying = {node.id for node in sight.nodes if not node.draining} & state.borrowed
-    lent = {node: sum(at == node for at in running.values()) for node in sorted(staying)}
-    if any(node.draining and node.id in running.values() for node in sight.nodes):
-        return None  # the one before is not done yet
-    return next((node for node, trials in lent.items() if 0 < trials <= free_spot), None)
+    if any(node.draining and node.id in running.values() for node in snapshot.nodes):
+        return None  # the previous one is not empty yet
+    staying = {node.id for node in snapshot.nodes if not node.draining} & shortage.fallback_nodes
+    num_trials = {node: sum(at == node for at in running.values()) for node in sorted(staying)}
+    return next((node for node, trials in num_trials.items() if 0 < trials <= free_spot_slots), None)
 
 
-def _of(sight: ClusterSnapshot, market: str) -> frozenset[str]:
-    return frozenset(node.id for node in sight.nodes if node.labels.get(MARKET) == market and not node.is_head)
+def _workers(snapshot: ClusterSnapshot, market: str) -> frozenset[str]:
+    return frozenset(node.id for node in snapshot.nodes if node.labels.get(MARKET) == market and not node.is_head)
 
 
-def describe_pending(numbers: Sequence[int], cpus: float, gpus: float, sight: ClusterSnapshot, asked: int = 0) -> str:
-    """`trial 5 waits for 1 GPU: none free, 2 nodes are starting`; empty where none waits. asked: on-demand places."""
+def describe_pending(
+    numbers: Sequence[int], cpus: float, gpus: float, snapshot: ClusterSnapshot, on_demand_slots: int = 0
+) -> str:
+    """What pending trials wait for, such as `trial 5 waits for 1 GPU: none free, 2 nodes are starting`.
+
+    Args:
+        numbers: The pending trials; without any the answer is empty.
+        cpus: CPUs per trial.
+        gpus: GPUs per trial.
+        snapshot: The cluster.
+        on_demand_slots: Slots that were requested because of a spot shortage.
+    """
     if not numbers:
         return ""
-    one = len(numbers) == 1
-    who = f"trial {numbers[0]} waits" if one else f"trials {_listed(numbers)} wait"
-    what = _count(gpus, "GPU") if gpus else _count(cpus, "CPU")
-    free = sight.free(cpus, gpus)
-    told = ["none free" if not free else f"room for {free}"]
-    if starting := len(sight.starting):
-        told.append(f"{starting} {'node is' if starting == 1 else 'nodes are'} starting")
-    if sight.asked:
-        told.append(f"{sight.asked} more asked for" if starting else f"{_count(sight.asked, 'node')} asked for")
-    if sight.refused:
-        told.append(f"the cloud says {sight.refused}")
-    if asked:
-        told.append(f"on-demand asked for, too, for want of spot: {_count(asked, 'place')}")
-    return f"{who} for {what}{'' if one else ' each'}: {', '.join(told)}"
+    is_one = len(numbers) == 1
+    trials = f"trial {numbers[0]} waits" if is_one else f"trials {_enumerate(numbers)} wait"
+    resources = _count(gpus, "GPU") if gpus else _count(cpus, "CPU")
+    free = snapshot.free_slots(cpus, gpus)
+    reasons = ["none free" if not free else f"room for {free}"]
+    if starting := len(snapshot.starting):
+        reasons.append(f"{starting} {'node is' if starting == 1 else 'nodes are'} starting")
+    if snapshot.requested:
+        reasons.append(f"{f'{snapshot.requested} more' if starting else _count(snapshot.requested, 'node')} requested")
+    if snapshot.launch_failure:
+        reasons.append(f"the cloud reports: {snapshot.launch_failure}")
+    if on_demand_slots:
+        reasons.append(f"{_count(on_demand_slots, 'on-demand slot')} requested for lack of spot")
+    return f"{trials} for {resources}{'' if is_one else ' each'}: {', '.join(reasons)}"
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _enumerate(numbers: Sequence[int]) -> str:
     shown = [str(number) for number in numbers[:3]]
     more = len(numbers) - len(shown)
     return f"{', '.join(shown[: None if more else -1])} and {f'{more} more' if more else shown[-1]}"

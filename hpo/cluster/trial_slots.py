@@ -1,4 +1,4 @@
-"""How many trials have room on the nodes of a cluster at the same time."""
+"""How many trials can run at the same time on the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -9,74 +9,94 @@ from hpo.cluster.cluster_state import AutoscalerLimits, ClusterMonitor, Node, tr
 from hpo.policy.search_config import SearchConfig
 from model.common.errors import ConfigError, MachineError
 
-NO_GROWTH = AutoscalerLimits()
+NO_AUTOSCALER = AutoscalerLimits()
 
 
 class RayStartError(MachineError):
-    """Ray does not start, or has no room for a single trial."""
+    """Ray does not start, or no worker has joined."""
 
 
 class Cluster:
-    """What the nodes have, as a search needs it; whether they are still there, and a folder for Tune."""
+    """A cluster as one search uses it.
+
+    Attributes:
+        gpus_per_trial: As configured; by default 1 where any node has a GPU, else 0.
+        slots: Trials that the search runs at a time, once all nodes have joined.
+        slots_now: Trials that fit on the nodes that are present.
+        scratch: A local folder for Tune.
+    """
 
     def __init__(
         self,
         search: SearchConfig,
-        lookout: ClusterMonitor,
-        growth: AutoscalerLimits = NO_GROWTH,
+        monitor: ClusterMonitor,
+        limits: AutoscalerLimits = NO_AUTOSCALER,
         *,
         is_alive: Callable[[], bool] = lambda: True,
         scratch: str = tempfile.gettempdir(),
     ) -> None:
-        self.is_alive, self.scratch, self.monitor, self.limits = is_alive, scratch, lookout, growth
-        nodes = lookout.snapshot.nodes
-        offered = [node.resources for node in nodes] + [of.resources for of in growth.types if of.workers]
+        """Raises ConfigError if no node has the resources of a trial; RayStartError if no worker has joined."""
+        self.is_alive, self.scratch, self.monitor, self.limits = is_alive, scratch, monitor, limits
+        nodes = monitor.snapshot.nodes
+        addable = [kind.resources for kind in limits.node_types if kind.max_workers]
+        offered = [node.resources for node in nodes] + addable
         has_gpus = any(resources.get("GPU", 0) for resources in offered)
         self.gpus_per_trial = float(has_gpus) if search.gpus_per_trial is None else search.gpus_per_trial
         self.cpus_per_trial = search.cpus_per_trial
         self.slots_now = sum(self._fit(node.resources) for node in nodes)
-        fit = max(self.slots_now, growth.fit(self.cpus_per_trial, self.gpus_per_trial))
-        most = max((self._fit(node.resources) for node in nodes if not node.is_head), default=0)
-        fit = max(fit, growth.expected * most)  # the others are taken to be like those that are there
-        if search.address != "local" and not growth.types and search.max_concurrent:
-            fit = max(fit, search.max_concurrent)  # an autoscaler of another kind adds nodes
-        if fit == 0:
-            added = ", and none can be added that has" if growth.types else ""
-            raise no_room(self.cpus_per_trial, self.gpus_per_trial, offered, added)
-        self.slots = min(fit, search.max_concurrent or fit, search.trials)
+        slots = max(self.slots_now, limits.max_trials(self.cpus_per_trial, self.gpus_per_trial))
+        per_worker = max((self._fit(node.resources) for node in nodes if not node.is_head), default=0)
+        slots = max(slots, limits.expected_workers * per_worker)  # assumes that the others are like those present
+        if search.address != "local" and not limits.node_types and search.max_concurrent:
+            slots = max(slots, search.max_concurrent)  # an autoscaler of another kind adds nodes
+        if slots == 0:
+            raise no_room(self.cpus_per_trial, self.gpus_per_trial, offered, can_grow=bool(limits.node_types))
+        self.slots = min(slots, search.max_concurrent or slots, search.trials)
 
     def _fit(self, resources: Mapping[str, float]) -> int:
         return trials_that_fit(resources, self.cpus_per_trial, self.gpus_per_trial)
 
     def fits(self, node: Node) -> bool:
-        """Whether a trial has room there, once nothing else runs."""
+        """Whether a trial fits on the node once nothing else runs there."""
         return bool(self._fit(node.resources))
 
     @property
     def head_cpus(self) -> float:
-        """CPUs of a head that has them beside other nodes: a trial there can take the driver along."""
+        """CPUs that a head offers beside other nodes: a trial there can take the driver down with it."""
         heads = [node.resources.get("CPU", 0) for node in self.monitor.snapshot.nodes if node.is_head]
-        return max(heads, default=0) if len(self.monitor.snapshot.nodes) > 1 or self.limits.workers else 0
+        return max(heads, default=0) if len(self.monitor.snapshot.nodes) > 1 or self.limits.max_workers else 0
 
     @property
     def exclusive_node_options(self) -> dict[str, float]:
-        """Ray's options for work that runs alone: the largest node's CPUs, and a GPU where trials use them. If none is
-        there, those of the smallest that may be added: a larger one might not be to be had."""
+        """Ray's options for a task that occupies a node: the CPUs of the largest node, and a GPU where trials use them.
+        Without a suitable node, the CPUs of the smallest that may be added: a larger one might not be available."""
         gpus = float(bool(self.gpus_per_trial))
 
         def cpus(offered: Iterable[Mapping[str, float]]) -> list[float]:
             return [has.get("CPU", 0) for has in offered if self._fit(has) and has.get("GPU", 0) >= gpus]
 
         present = cpus(node.resources for node in self.monitor.snapshot.nodes if not node.draining)
-        possible = cpus(of.resources for of in self.limits.types if of.workers)
-        return {"num_cpus": max(present) if present else min(possible, default=self.cpus_per_trial), "num_gpus": gpus}
+        addable = cpus(kind.resources for kind in self.limits.node_types if kind.max_workers)
+        return {"num_cpus": max(present) if present else min(addable, default=self.cpus_per_trial), "num_gpus": gpus}
 
 
-def no_room(cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], added: str = "") -> Exception:
-    most = {name: max((has.get(name, 0) for has in offered), default=0) for name in ("CPU", "GPU")}
-    told = f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; no node has them{added}. "
-    if not most["CPU"]:  # whatever was asked for
-        return RayStartError(f"{told}No worker is there")
+def no_room(
+    cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], *, can_grow: bool = False
+) -> ConfigError | RayStartError:
+    """The error for a trial that fits on no node: RayStartError where there is no worker at all.
+
+    Args:
+        cpus: CPUs per trial.
+        gpus: GPUs per trial.
+        offered: Resources of each node and each node type.
+        can_grow: Whether an autoscaler adds nodes.
+    """
+    largest = {name: max((has.get(name, 0) for has in offered), default=0) for name in ("CPU", "GPU")}
+    added = ", and the autoscaler can add none that has" if can_grow else ""
+    message = f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs; no node has them{added}. "
+    if not largest["CPU"]:  # whatever a trial needs
+        return RayStartError(f"{message}No worker has joined")
     return ConfigError(
-        f"{told}The largest has {most['CPU']:g} CPUs and {most['GPU']:g} GPUs: --cpus-per-trial, --gpus-per-trial"
+        f"{message}The largest node has {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs: set --cpus-per-trial or "
+        "--gpus-per-trial"
     )

@@ -25,7 +25,7 @@ PRUNED = ("asha", "leaders", "pruner")  # reasons of a Decision by which others 
 class Decision:
     """Whether a trial goes on after a report, and why."""
 
-    action: Literal["go on", "complete", "prune"]
+    action: Literal["continue", "complete", "prune"]
     reason: Literal["not compared", "passed", "finished", "asha", "leaders", "pruner", "diverged", "collapsed"]
     epoch: int
     value: float
@@ -93,7 +93,7 @@ def _asked_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search
     value = trial.intermediate_values[epoch]
     pruner = plugins.pruner(search, is_dead)
     if pruner is None or epoch < search.grace_epochs:
-        return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
+        return Decision(action="continue", reason="not compared", epoch=epoch, value=value)
     heard = trial.user_attrs[REPORTS][epoch - 1][REPORT_INDEX]
     then = trials_as_of_report(trials, heard)
     if not isinstance(pruner, ComparingPruner):
@@ -101,9 +101,9 @@ def _asked_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search
         return _by_others(pruner, study, study.get_trials(deepcopy=False)[number], search)
     found = pruner.compare(then, then[number])
     if found is None:
-        return Decision(action="go on", reason="not compared", epoch=epoch, value=value)
+        return Decision(action="continue", reason="not compared", epoch=epoch, value=value)
     return Decision(
-        action="go on" if found.passed else "prune",
+        action="continue" if found.passed else "prune",
         reason="passed" if found.passed else "leaders" if search.pruner == "leaders" else "asha",
         epoch=epoch,
         value=value,
@@ -132,7 +132,7 @@ def _by_others(
     now = of_study.trials[trial.number].system_attrs
     epoch = max(trial.intermediate_values)
     return Decision(
-        action="prune" if pruned else "go on",
+        action="prune" if pruned else "continue",
         reason="pruner" if pruned else "passed",
         epoch=epoch,
         value=trial.intermediate_values[epoch],

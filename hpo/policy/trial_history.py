@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy.trial_attributes import DECISION, ERROR, KEPT, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
+from hpo.policy.trial_attributes import DECISION, ERROR, KEPT, NODE, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
+from model.training_report import EvalReport, Objective, objective_value
 
 
 def in_memory_study(
@@ -36,6 +37,26 @@ def _with_kept(trial: FrozenTrial, heard: float) -> FrozenTrial:
         return trial
     trial = copy.copy(trial)
     trial.system_attrs = {**trial.system_attrs, **kept}
+    return trial
+
+
+def with_report(
+    trial: FrozenTrial, report: EvalReport, report_index: int, objective: Objective, node: str | None = None
+) -> FrozenTrial:
+    """A copy of a trial with another report.
+
+    Args:
+        trial: one that runs.
+        report: of its next epoch.
+        report_index: the number of reports that the whole search had before.
+        objective: the search's, for the value of the epoch.
+        node: the host that trained the epoch; None: not known.
+    """
+    stored = {**report.as_dict(), REPORT_INDEX: report_index, **({NODE: node} if node else {})}
+    value = objective_value(report.ssim, report.psnr_db, objective)
+    trial = copy.copy(trial)
+    trial.user_attrs = {**trial.user_attrs, REPORTS: [*trial.user_attrs[REPORTS], stored]}
+    trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}
     return trial
 
 

@@ -47,7 +47,7 @@ def export_winner(
     try:
         return export(
             record.fetch(folder / BEST),
-            to or record.home / EXPORT,
+            to or record.user_folder / EXPORT,
             data=data,
             images=images,
             test=test,

@@ -25,12 +25,12 @@ from hpo.cluster.budget import COST, BudgetAction, TimeAndCostBudget, create_bud
 from hpo.policy import leaderboard, pruning, sampling, trial_attributes
 from hpo.policy.estimates import expected_epochs
 from hpo.policy.leaderboard import kept_trials
-from hpo.policy.retry_policy import classify_failure
+from hpo.policy.retry_policy import MAX_ATTEMPTS, FailureAction, classify_failure
 from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name
 from hpo.run import export, on_finish
 from hpo.run.process_control import delete_search
 from hpo.run.shutdown import HEAD_GONE, ShutdownHandler, Stop
-from hpo.search_controller import ATTEMPTS, Listener, SearchController
+from hpo.search_controller import Listener, SearchController
 from hpo.store import layout, search_results
 from hpo.store.checkpoint_retention import Retention
 from hpo.store.checkpoint_sync import was_trained_with
@@ -44,12 +44,14 @@ from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.on_demand_fallback import OnDemandFallback
 from hpo.tune.preemption import PreemptionHandler
-from hpo.tune.scheduler import ControllerScheduler, Overhead, overhead
+from hpo.tune.scheduler import ControllerScheduler, overhead
 from hpo.tune.searcher import ControllerSearcher
 from hpo.tune.trainable import FinalTraining, Pix2PixTrial, measure
-from hpo.views.formatting import Terminal, collapse_message
+from hpo.views.formatting import collapse_message
 from hpo.views.html_report import write_report
-from hpo.views.live_table import Progress, cost
+from hpo.views.live_table import cost
+from hpo.views.progress import Progress
+from hpo.views.terminal import Terminal
 from model.checkpoint import CheckpointError
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import describe_os_error
@@ -103,9 +105,9 @@ class _Context:
             "allow_cpu": search.allow_cpu,
         }
 
-    def bridge(self) -> OnDemandFallback:
-        """Over a drought of spot nodes."""
-        return OnDemandFallback(self.cluster, self.progress.say, 60 * self.record.search.on_demand_after_minutes)
+    def fallback(self) -> OnDemandFallback:
+        """From spot nodes to on-demand nodes."""
+        return OnDemandFallback(self.cluster, self.progress.print_line, 60 * self.record.search.on_demand_after_minutes)
 
     def note_cost(self) -> None:
         """So that the next driver goes on from it."""
@@ -280,7 +282,9 @@ def _until_its_end(
         if isinstance(getattr(error, "cause", None), StorageError):
             return stopping.end(_left(error))
         death = classify_failure(error)
-        raise MachineError(death.error if death.then == "stop" else f"Ray failed: {death.error}") from error
+        raise MachineError(
+            death.error if death.action is FailureAction.ABORT_SEARCH else f"Ray failed: {death.error}"
+        ) from error
 
 
 def _finish(record: Record, code: int, reason: str) -> None:
@@ -311,7 +315,7 @@ def _run(
             budget = _budget(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
             shown.callback(progress.close)
-            progress.set_cost_source(lambda: budget.usd)
+            progress.set_cost_source(budget)
             context = _Context(
                 record=record,
                 copies=copies,
@@ -328,12 +332,12 @@ def _run(
             if search_results.winner(record) is None:
                 print(f"{NOTHING_VALID}: there is nothing to export.", file=sys.stderr)
                 return EXIT_NOTHING_VALID
-            with closing(context.bridge()) as bridge:
-                cluster.monitor.subscribe(lambda _: bridge.look_alone())
+            with closing(context.fallback()) as fallback:
+                cluster.monitor.subscribe(lambda _: fallback.update_for_task())
                 _measure_finalists(context)
                 if record.search.final_epochs:
                     _train_final(context)
-        progress.exporting()
+        progress.show_export()
         test = export.export_winner(record, images, over=True)["metrics"]["test"]
         copies.upload(record.folder / layout.EXPORT)
     print(quality_table({"test": test}))
@@ -410,7 +414,7 @@ def _plan(record: Record, cluster: trial_slots.Cluster) -> str:
         expected = search.trials * expected_epochs(search)
         rule = f"weak ones are pruned from epoch {first} on, so that about {expected:.0f} epochs are run"
     gpus = f"{cluster.gpus_per_trial:g} GPUs and " if cluster.gpus_per_trial else ""
-    like = similar_name(record.name, record.home.parent, None)
+    like = similar_name(record.name, record.user_folder.parent, None)
     begins = f"a new search{f', and not {like}, which is there, too' if like else ''}"
     lines = [
         f"{record.name}: {f'continues with {before} trials on record' if before else begins}",
@@ -445,21 +449,21 @@ def _budget(record: Record, cluster: trial_slots.Cluster) -> TimeAndCostBudget:
 
 def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     record, cluster, began = context.record, context.cluster, time.monotonic()
-    listeners, bridge = _listeners(context), context.bridge()
+    listeners, fallback = _listeners(context), context.fallback()
     try:
         conductor = SearchController(
             record,
             space,
             [context.copies, context.progress, *listeners, *([context.tracker] if context.tracker else [])],
-            time_is_up=lambda: not context.budget.allows_new_trials(),
-            money_is_up=lambda: not context.budget.allows_running_trials(),
+            context.budget,
         )
+        conductor.replay_history()
         if conductor.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watch = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
-        placement = PreemptionHandler(cluster, bridge, context.progress.waits)
+        placement = PreemptionHandler(cluster, fallback, context.progress.set_pending_message)
         scheduler = ControllerScheduler(conductor, cluster, watch, placement)
-        context.progress.set_overhead_source(lambda: _share(overhead(list(scheduler.steps), cluster.slots, began)))
+        context.progress.set_overhead_source(scheduler)
 
         def to_ray(trial: FrozenTrial) -> dict[str, Any]:
             folder, train = record.trial_folder(trial.number), trial.user_attrs[trial_attributes.CONFIG]
@@ -490,7 +494,7 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
     except FatalDriverError as carrier:
         raise carrier.error from None
     finally:
-        bridge.close()
+        fallback.close()
         for listener in listeners:
             listener.close()
     spent = overhead(scheduler.steps, cluster.slots, began)
@@ -501,10 +505,6 @@ def _run_trials(context: _Context, space: search_spaces.Space) -> None:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _share(spent: Overhead | None) -> float | None:
-    return spent.share if spent else None
 
 
 def _listeners(context: _Context) -> list[Listener]:
@@ -552,7 +552,7 @@ def _measure_finalists(context: _Context) -> None:
         number = next((number for number in numbers if str(number) not in measured), None)
         if number is None or number not in there:
             break
-        context.progress.measuring(number, len(measured), len(numbers))
+        context.progress.show_finalist(number, len(measured), len(numbers))
         try:
             measured[str(number)] = _with_value(record, _measured(context, number))
         except CheckpointError as error:
@@ -627,11 +627,11 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
     threads = context.cluster.cpus_per_trial if config.width < _WIDE else alone["num_cpus"]
     setup = context.ray_config(number, config.as_dict(), folder, threads)
     # Ray begins again what dies, from its last checkpoint, as often as a trial.
-    options = {**alone, "max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
-    progress.training(number, [], config.epochs)
+    options = {**alone, "max_restarts": MAX_ATTEMPTS - 1, "max_task_retries": MAX_ATTEMPTS - 1}
+    progress.show_final_training(number, [], config.epochs)
     training = FinalTraining.options(**options).remote(setup, back_to_best=bool(before))  # type: ignore[attr-defined]
     reports = [EvalReport.from_dict(report) for report in ray.get(training.reports.remote(context.images_ref))]
-    progress.training(number, reports, config.epochs)
+    progress.show_final_training(number, reports, config.epochs)
     board = _tensorboard(record)
     if board:
         board.final(reports)
@@ -648,7 +648,7 @@ def _train_longer(context: _Context, number: int, before: Sequence[Mapping[str, 
         context.note_cost()
         if board:
             board.final(reports)
-        progress.training(number, reports, config.epochs)
+        progress.show_final_training(number, reports, config.epochs)
     if board:
         board.close()
     reason = died_of()

@@ -1,4 +1,5 @@
-"""Asks Ray's autoscaler for on-demand nodes in a drought of spot, and gives them back: hpo.cluster.fallback_policy decides."""
+"""Requests on-demand nodes from Ray's autoscaler when spot nodes are short, and gives them back. The rules are in
+hpo.cluster.fallback_policy."""
 
 from __future__ import annotations
 
@@ -19,8 +20,7 @@ SPOT_IS_BACK = "spot nodes are back"
 
 
 class OnDemandFallback:
-    """Of a driver. say: a line for what happens; patience: seconds of a drought. Where the cluster has nothing to fall
-    back to it does nothing."""
+    """The fallback of one driver. It does nothing on a cluster without spot and on-demand workers."""
 
     def __init__(
         self,
@@ -29,66 +29,84 @@ class OnDemandFallback:
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """
+        Args:
+            cluster: The search's cluster.
+            say: Prints a line for the user.
+            patience: Seconds without a spot node after which on-demand nodes are requested.
+            clock: Seconds.
+        """
         self._cluster, self._say, self._patience, self._clock = cluster, say, patience, clock
-        self._state = SpotShortage()
-        self._asked: dict[str, int] | None = None  # places, by market; None: what a driver asked that was killed
-        self._closed, self._lock = False, threading.Lock()  # work that runs alone is watched by a thread
+        self._shortage = SpotShortage()
+        self._request: dict[str, int] | None = None  # slots by market; None: what a killed driver may have requested
+        self._closed, self._lock = False, threading.Lock()  # the monitor's thread calls `update_for_task`
 
     @property
-    def asked(self) -> int:
-        """Places for trials on on-demand nodes."""
-        return (self._asked or {}).get(ON_DEMAND, 0)
+    def on_demand_slots(self) -> int:
+        """Slots that are requested on on-demand nodes."""
+        return (self._request or {}).get(ON_DEMAND, 0)
 
-    def look(self, running: Mapping[int, str], waiting: int, starting: int = 0) -> str | None:
-        """As hpo.cluster.fallback_policy.update_shortage. Gives a node that trials are to leave."""
+    def update(self, running: Mapping[int, str], waiting: int, starting: int = 0) -> str | None:
+        """Update the request to the autoscaler.
+
+        Args:
+            running: Trials and their nodes.
+            waiting: Number of trials without a slot.
+            starting: Number of trials that have a slot and no process yet.
+
+        Returns:
+            A node that is drained now, since its trials fit on spot nodes again.
+        """
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
-        growth, sight = self._cluster.limits, self._cluster.monitor.snapshot
+        limits, snapshot = self._cluster.limits, self._cluster.monitor.snapshot
         with self._lock:
-            if self._closed or not growth.falls_back:
+            if self._closed or not limits.can_fall_back:
                 return None
-            self._state = update_shortage(
-                self._state,
-                sight,
+            self._shortage = update_shortage(
+                self._shortage,
+                snapshot,
                 running=running,
                 waiting=waiting,
                 starting=starting,
                 now=self._clock(),
-                after=self._patience,
+                patience=self._patience,
             )
-            node = node_to_release(self._state, sight, running, sight.free(cpus, gpus, SPOT))
+            node = node_to_release(self._shortage, snapshot, running, snapshot.free_slots(cpus, gpus, SPOT))
+            wanted = self._shortage.request(len(running) + waiting + starting)
             try:
-                self._ask(growth.places(self._state.wants(len(running) + waiting + starting), cpus, gpus))
+                self._send(limits.feasible_request(wanted, cpus, gpus))
                 if node is not None:
                     gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
                     gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, SPOT_IS_BACK, 0)
-            except Exception:  # Ray's head is busy, or gone: the next look tries again, or others see that
+            except Exception:  # Ray's head is busy: the next update tries again; or gone, which its watchdog reports
                 return None
         return node
 
-    def look_alone(self) -> None:
-        """For work that runs after the trials: it waits where no worker is there."""
-        at_work = [node for node in self._cluster.monitor.snapshot.nodes if not node.is_head and not node.draining]
-        self.look({}, 0 if any(self._cluster.fits(node) for node in at_work) else 1)
+    def update_for_task(self) -> None:
+        """Update the request for a task after the trials, which waits as long as no worker is there."""
+        nodes = self._cluster.monitor.snapshot.nodes
+        has_worker = any(self._cluster.fits(node) for node in nodes if not node.is_head and not node.draining)
+        self.update({}, waiting=0 if has_worker else 1)
 
     def close(self) -> None:
-        """What is asked for would stay asked for, and the nodes with it."""
+        """Withdraw the request. Ray would keep it, and the nodes with it."""
         with self._lock:
             self._closed = True
-            if self._cluster.limits.falls_back and self._cluster.is_alive():
-                with contextlib.suppress(Exception):  # Ray's: it is gone just now
-                    self._ask({})
+            if self._cluster.limits.can_fall_back and self._cluster.is_alive():
+                with contextlib.suppress(Exception):  # Ray's head is gone just now
+                    self._send({})
 
-    def _ask(self, places: dict[str, int]) -> None:
-        if places == self._asked:
+    def _send(self, request: dict[str, int]) -> None:
+        if request == self._request:
             return
-        markets = [market for market, count in places.items() for _ in range(count)]
-        place = {"CPU": self._cluster.cpus_per_trial, "GPU": self._cluster.gpus_per_trial}
+        markets = [market for market, slots in request.items() for _ in range(slots)]
+        slot = {"CPU": self._cluster.cpus_per_trial, "GPU": self._cluster.gpus_per_trial}
         request_resources(
-            bundles=[{name: amount for name, amount in place.items() if amount} for _ in markets],
+            bundles=[{name: amount for name, amount in slot.items() if amount} for _ in markets],
             bundle_label_selectors=[{MARKET: market} for market in markets],
         )
-        before, self._asked = self.asked, places
-        if self.asked and not before:
-            self._say(f"No spot node for {self._patience / 60:g} min: on-demand ones are asked for")
-        elif before and not self.asked:
-            self._say("On-demand nodes are no longer asked for")
+        before, self._request = self.on_demand_slots, request
+        if self.on_demand_slots and not before:
+            self._say(f"No spot node for {self._patience / 60:g} min: on-demand nodes are requested")
+        elif before and not self.on_demand_slots:
+            self._say("On-demand nodes are no longer requested")

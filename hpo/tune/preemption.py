@@ -1,5 +1,5 @@
-"""Ray Tune's callback that sees to where trials run: those on a node that is drained move, those that wait say for
-what."""
+"""Ray Tune's callback for nodes that come and go. It migrates trials from drained nodes, and reports what pending
+trials wait for."""
 
 from __future__ import annotations
 
@@ -16,108 +16,118 @@ from hpo.cluster.trial_slots import Cluster
 from hpo.tune.errors import propagate_errors
 from hpo.tune.on_demand_fallback import SPOT_IS_BACK, OnDemandFallback
 
-_LOOK_SECONDS = 1.0
-_WAIT_SECONDS = 5.0  # an actor takes about as long to start where there is room
+_UPDATE_SECONDS = 1.0
+_WAIT_SECONDS = 5.0  # before a trial counts as waiting: where there is room, an actor takes about as long to start
 
 
 class PreemptionHandler(tune.Callback):  # type: ignore[misc]
-    """waits: is told what trials wait for at every look, nothing while none does."""
+    """Migrates trials and feeds the on-demand fallback.
+
+    Attributes:
+        migrated: Trials that were stopped in order to migrate, with the reason. Ray reports them as failed next.
+    """
 
     def __init__(
         self,
         cluster: Cluster,
-        bridge: OnDemandFallback,
-        waits: Callable[[str], None],
+        fallback: OnDemandFallback,
+        report_pending: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cluster, self._bridge, self._waits, self._clock = cluster, bridge, waits, clock
-        self._looked = clock()
+        """
+        Args:
+            cluster: The search's cluster.
+            fallback: Is updated once a second.
+            report_pending: Receives, once a second, what trials wait for; empty while none waits.
+            clock: Seconds.
+        """
+        self._cluster, self._fallback, self._report_pending, self._clock = cluster, fallback, report_pending, clock
+        self._updated = clock()
         self._running: dict[int, tuple[Any, str]] = {}  # Ray's trial, and its node
-        self._at_rest: set[int] = set()  # just begun, or just reported: to stop these costs no work
-        self._pending: dict[int, float] = {}  # since when
-        self._drained: dict[str, str] = {}  # nodes, also those that are gone by now, and why
-        self.moved: dict[int, str] = {}  # stopped here, with the words for it
+        self._safe_to_stop: set[int] = set()  # just begun, or just reported: stopping these costs no work
+        self._pending_since: dict[int, float] = {}
+        self._drained: dict[str, str] = {}  # nodes, those that are gone included, and why
+        self.migrated: dict[int, str] = {}
 
     def was_drained(self, number: int) -> bool:
-        """Whether the trial's node is drained, or was before it went."""
+        """Whether the trial's node is drained, or was drained before it was lost."""
         return number in self._running and self._running[number][1] in self._drained
 
     @propagate_errors
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Its process is there."""
+        """The trial's process has started."""
         number = trial.config["number"]
         self._running[number] = trial, _node_of(trial)
-        self._at_rest.add(number)
-        self.moved.pop(number, None)
+        self._safe_to_stop.add(number)
+        self.migrated.pop(number, None)
 
     def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Its checkpoint is written."""
-        self._at_rest.add(trial.config["number"])
+        """The trial has written its checkpoint."""
+        self._safe_to_stop.add(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """It has ended."""
+        """The trial has ended."""
         self._running.pop(trial.config["number"], None)
 
-    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """It died."""
-        self._running.pop(trial.config["number"], None)
+    on_trial_error = on_trial_complete
 
     @propagate_errors
     def on_step_end(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
-        """Ray's loop came round."""
-        if self._at_rest:
-            self._move()
+        """Tune's loop has finished a round."""
+        if self._safe_to_stop:
+            self._migrate()
         now = self._clock()
-        if now - self._looked < _LOOK_SECONDS:
+        if now - self._updated < _UPDATE_SECONDS:
             return
-        self._looked = now
-        sight = self._cluster.monitor.snapshot
-        for node in sight.nodes:
+        self._updated = now
+        snapshot = self._cluster.monitor.snapshot
+        for node in snapshot.nodes:
             if node.draining:
-                why = "its node is drained (spot)" if node.labels.get(MARKET) == SPOT else "its node is drained"
-                self._drained.setdefault(node.id, why)
+                reason = "its node is drained (spot)" if node.labels.get(MARKET) == SPOT else "its node is drained"
+                self._drained.setdefault(node.id, reason)
         pending = [trial.config["number"] for trial in trials if trial.status == "PENDING"]
-        self._pending = {number: self._pending.get(number, now) for number in pending}
-        waiting = [number for number, since in self._pending.items() if now - since >= _WAIT_SECONDS]
-        waiting = waiting[len(waiting) - min(len(waiting), _num_unplaced()) :] if waiting else []
+        self._pending_since = {number: self._pending_since.get(number, now) for number in pending}
+        waiting = [number for number, since in self._pending_since.items() if now - since >= _WAIT_SECONDS]
+        if waiting:
+            waiting = waiting[max(0, len(waiting) - _num_unplaced()) :]
         running = {number: node for number, (_, node) in self._running.items()}
-        if left := self._bridge.look(running, len(waiting), len(pending) - len(waiting)):
-            self._drained.setdefault(left, SPOT_IS_BACK)
+        if released := self._fallback.update(running, len(waiting), len(pending) - len(waiting)):
+            self._drained.setdefault(released, SPOT_IS_BACK)
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
-        self._waits(describe_pending(waiting, cpus, gpus, sight, self._bridge.asked))
+        self._report_pending(describe_pending(waiting, cpus, gpus, snapshot, self._fallback.on_demand_slots))
 
     def stop_all(self) -> None:
-        """At once, whatever they are at."""
+        """Stop all trials at once, in the middle of their epochs."""
         for trial, _ in self._running.values():
             if trial.temporary_state.ray_actor:
                 ray.kill(trial.temporary_state.ray_actor)
 
-    def _move(self) -> None:
-        """From nodes that are drained, after the epoch that they were at: most take less than the two minutes that are
-        left, and those that take longer lose it with the node."""
-        for number in self._at_rest & self._running.keys():
+    def _migrate(self) -> None:
+        """Stop trials on drained nodes after their current epoch. Most epochs take less than the two minutes that EC2
+        grants; a longer one is lost with the node."""
+        for number in self._safe_to_stop & self._running.keys():
             trial, node = self._running[number]
             if node in self._drained and trial.status == "RUNNING":
-                self.moved[number] = self._drained[node]
+                self.migrated[number] = self._drained[node]
                 ray.kill(trial.temporary_state.ray_actor)
-        self._at_rest.clear()
+        self._safe_to_stop.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles callbacks into its scratch folder
 
 
 def _num_unplaced() -> int:
-    """Of the places that Tune asked Ray for; the others have theirs, and their processes start."""
+    """Trials for which Ray has no resources yet; the other pending trials have theirs, and their processes start."""
     try:
         return sum(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
-    except Exception:  # Ray's head is busy, or gone: others see that
+    except Exception:  # Ray's head is busy, or gone, which its watchdog reports
         return 0
 
 
 def _node_of(trial: Any) -> str:
-    """Where its actor runs; a query of Ray's head."""
+    """The node of the trial's actor, by a query of Ray's head; empty if it does not answer."""
     try:
         node: str = ray._private.state.actors(trial.temporary_state.ray_actor._actor_id.hex())["Address"]["NodeID"]
-    except Exception:  # the head is busy, or gone: others see that
+    except Exception:
         return ""
     return node

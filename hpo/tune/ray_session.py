@@ -23,8 +23,8 @@ from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
 from hpo import environment
-from hpo.cluster.cluster_state import ClusterMonitor, autoscaler_limits, trials_that_fit
-from hpo.cluster.trial_slots import NO_GROWTH, Cluster, RayStartError, no_room
+from hpo.cluster.cluster_state import ClusterMonitor, read_autoscaler_limits, trials_that_fit
+from hpo.cluster.trial_slots import NO_AUTOSCALER, Cluster, RayStartError, no_room
 from hpo.policy.search_config import SearchConfig
 from hpo.tune.process_reaper import Reaper
 from model.common.errors import ConfigError, MachineError
@@ -243,12 +243,15 @@ def started(
         head = _start({"address": search.address, **common, **local}, reaper)
         try:
             with head.watched(head_is_gone):
-                lookout = ClusterMonitor()
-                grows = autoscaler_limits() if not local and head.is_here else NO_GROWTH
-                with lookout.looking():
-                    if grows.expected:
-                        lookout.wait_for_worker(_WORKER_SECONDS)
-                    yield Cluster(search, lookout, grows, is_alive=head.is_alive, scratch=scratch)
+                monitor = ClusterMonitor()
+                limits = read_autoscaler_limits() if not local and head.is_here else NO_AUTOSCALER
+                monitor.start()
+                try:
+                    if limits.expected_workers:
+                        monitor.wait_for_worker(_WORKER_SECONDS)
+                    yield Cluster(search, monitor, limits, is_alive=head.is_alive, scratch=scratch)
+                finally:
+                    monitor.stop()
         except Exception as error:
             if not head.is_alive():
                 raise HeadGoneError("Ray's head is gone") from error

@@ -1,8 +1,8 @@
-"""`hpo dashboard`: optuna-dashboard for a search, on this machine alone.
+"""`hpo dashboard`: optuna-dashboard for a search, on this machine only.
 
-It gets a copy of the study in memory, brought up to date from the record while somebody looks. Its pages offer to
-delete a study, to end trials, to upload files and to write notes into the study, and any web site in the same browser
-can send such requests to a port of this machine; so from outside the copy is read-only, too.
+It shows a copy of the study in memory, which is updated from the record while somebody looks. The pages of
+optuna-dashboard can delete a study, end trials, upload files and write notes, and any web site in the same browser can
+send such requests to a port of this machine. So the server refuses everything but reading.
 """
 
 from __future__ import annotations
@@ -40,35 +40,37 @@ _REFRESH_SECONDS = 2.0
 _ARTIFACT = "artifacts:"  # Optuna's prefix of the system attributes that name a trial's files
 
 
-class Strips:
-    """Optuna's ArtifactStore: the pictures that trials left beside their checkpoints. Artifact 00012-0003 is trial 12's
-    after epoch 3."""
+class PictureStore:
+    """An Optuna ArtifactStore of the pictures beside the trials' checkpoints.
+
+    Artifact 00012-0003 is the picture of trial 12 after epoch 3.
+    """
 
     def __init__(self, record: Record) -> None:
         self._record = record
 
     def path(self, artifact_id: str) -> Path:
-        """Raises ValueError for what cannot be one."""
+        """The file of an artifact. Raises ValueError for an ID that cannot exist."""
         number, epoch = map(int, artifact_id.split("-"))
         return self._record.trial_folder(number) / strip_name(epoch)
 
     def attributes(self, trial: FrozenTrial) -> dict[str, str]:
-        """System attributes that name them, of the epochs that W&B shows."""
+        """The system attributes that name a trial's pictures, for the epochs that W&B shows."""
         epochs = len(trial.user_attrs[REPORTS])
-        named = {}
+        attributes = {}
         for epoch in range(1, epochs + 1):
             artifact_id = f"{trial.number:05}-{epoch:04}"
-            # With a storage they are there, and are brought when somebody looks.
-            there = self._record.storage or self.path(artifact_id).exists()
-            if should_log_images(epoch, last=epoch == epochs) and there:
-                about = {
+            # In a storage they exist, and are downloaded when somebody looks.
+            exists = self._record.storage or self.path(artifact_id).exists()
+            if should_log_images(epoch, last=epoch == epochs) and exists:
+                description = {
                     "artifact_id": artifact_id,
                     "filename": f"epoch {epoch}: noisy, denoised, clean.png",
                     "mimetype": "image/png",
                     "encoding": None,
                 }
-                named[_ARTIFACT + artifact_id] = json.dumps(about)
-        return named
+                attributes[_ARTIFACT + artifact_id] = json.dumps(description)
+        return attributes
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """See ArtifactStore."""
@@ -78,21 +80,23 @@ class Strips:
             raise ArtifactNotFound(artifact_id) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Never: nothing is put into a search from outside."""
+        """Refused: the dashboard is read-only."""
         raise PermissionError(artifact_id)
 
     def remove(self, artifact_id: str) -> None:
-        """Never, as above."""
+        """Refused: the dashboard is read-only."""
         raise PermissionError(artifact_id)
 
 
 class Snapshot:
-    """The study as the record has it, with what people look for in place of what the search needs: of the reports only
-    the best epoch's figures, and the strips."""
+    """A copy of the study in memory, with what people want to see instead of what the search needs.
+
+    Of the reports it has only the best epoch's metrics, and it has the pictures.
+    """
 
     def __init__(self, record: Record) -> None:
         self.storage = InMemoryStorage()
-        self.strips = Strips(record)
+        self.pictures = PictureStore(record)
         self._record, self._seen = record, dict[int, FrozenTrial]()
         self._lock, self._refreshed = threading.Lock(), time.monotonic()
         self._study = optuna.create_study(study_name=record.name, storage=self.storage, direction="maximize")
@@ -100,7 +104,7 @@ class Snapshot:
         self._update()
 
     def refresh(self) -> None:
-        """At most every two seconds. What cannot be read now is told, and shown as it was."""
+        """Update the copy, at most every two seconds. If the record cannot be read, log that and keep the old copy."""
         with self._lock:
             if time.monotonic() - self._refreshed < _REFRESH_SECONDS:
                 return
@@ -122,20 +126,20 @@ class Snapshot:
                     values=trial.values,
                     intermediate_values=trial.intermediate_values,
                     user_attrs=self._facts(trial),
-                    system_attrs=self.strips.attributes(trial),
+                    system_attrs=self.pictures.attributes(trial),
                 )
                 template.datetime_start, template.datetime_complete = trial.datetime_start, trial.datetime_complete
                 self.storage.create_new_trial(self._study._study_id, template)  # its id is its number
             elif trial != before:
-                self._add(trial, before)
+                self._change(trial, before)
             self._seen[trial.number] = trial
-        note = f"# {self._record.name}\n\n{counts(self._record.trials(), self._record.search)}. A copy of the record, "
-        note += "which follows the search; nothing that is written here is kept. `hpo show` has the leaderboard."
-        optuna_dashboard.save_note(self._study, note)
+        note = "This read-only copy of the record follows the search. `hpo show` has the leaderboard."
+        counted = counts(self._record.trials(), self._record.search)
+        optuna_dashboard.save_note(self._study, f"# {self._record.name}\n\n{counted}. {note}")
 
-    def _add(self, trial: FrozenTrial, before: FrozenTrial) -> None:
-        """To one that was under way. It ends when it is seen to have ended, two seconds late at most."""
-        for key, attribute in self.strips.attributes(trial).items():
+    def _change(self, trial: FrozenTrial, before: FrozenTrial) -> None:
+        """Update a trial that was running. Its end time is the time of this update, at most two seconds late."""
+        for key, attribute in self.pictures.attributes(trial).items():
             self.storage.set_trial_system_attr(trial.number, key, attribute)
         for name, fact in self._facts(trial).items():
             self.storage.set_trial_user_attr(trial.number, name, fact)
@@ -152,14 +156,14 @@ class Snapshot:
 
 
 def _guarded(application: WSGIApplication, snapshot: Snapshot) -> WSGIApplication:
-    """For who looks from this machine: other methods than GET would change the copy, and other hosts' names are those
-    of web sites that point at this port."""
+    """Refuse all methods but GET and HEAD, which could change the copy, and all host names but this machine's, with
+    which a web site could reach this port (DNS rebinding)."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         host = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or host not in (_HOST, "localhost"):
             start_response("403 Forbidden", [("Content-Type", "application/json")])
-            return [b'{"reason": "hpo dashboard shows, and changes nothing"}']
+            return [b'{"reason": "hpo dashboard is read-only"}']
         if environ["PATH_INFO"].startswith("/api/"):
             snapshot.refresh()
         return application(environ, start_response)
@@ -173,17 +177,28 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
-        """A line for each request helps nobody."""
+        """Print no line for each request."""
 
 
-def serving(record: Record, port: int) -> tuple[WSGIServer, str]:
-    """A server that listens, and the address of the search's page. port: 0 takes any. Raises ConfigError."""
+def open_server(record: Record, port: int) -> tuple[WSGIServer, str]:
+    """Open the server.
+
+    Args:
+        record: the search.
+        port: the port; 0 takes a free one.
+
+    Returns:
+        The server, which listens already, and the address of the search's page.
+
+    Raises:
+        ConfigError: the port cannot be opened.
+    """
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # metric names: since 3.2
-    warnings.filterwarnings("ignore", module="optuna.importance")  # too few trials for some: the page shows it
+    warnings.filterwarnings("ignore", module="optuna.importance")  # of too few trials: the page shows that
     snapshot = Snapshot(record)
-    application = optuna_dashboard.wsgi(snapshot.storage, artifact_store=snapshot.strips)
+    application = optuna_dashboard.wsgi(snapshot.storage, artifact_store=snapshot.pictures)
     try:
         server = make_server(_HOST, port, _guarded(application, snapshot), _Server, _Quiet)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"port={port}: cannot be listened on ({error}); name another with --port") from error
+        raise ConfigError(f"port={port}: cannot listen on it ({error}); choose another with --port") from error
     return server, f"http://{_HOST}:{server.server_port}/dashboard/studies/0"

@@ -1,19 +1,17 @@
-"""How trials are told: words, headline, leaderboard, table of decisions. For the live table and `hpo show`."""
+"""Words and tables for trials, for the live table, `hpo show` and the report."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
-from rich.console import Console
 from rich.progress_bar import ProgressBar
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -22,23 +20,10 @@ from hpo.policy.leaderboard import best_report, reports_of, row
 from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
-from model.common.text import sanitize_for_terminal
 from model.training_report import EvalReport
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
-_BAR_FROM, _SPEED_FROM = 64, 100  # columns of the terminal from which there is room for them
-
-
-class Terminal(Console):
-    """Colours and cursor are ours alone: no name, parameter or error is markup, nor a command to the terminal."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, **options)
-
-    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        return super()._render_buffer(
-            Segment(text if control else sanitize_for_terminal(text), style, control) for text, style, control in buffer
-        )
+_BAR_FROM, _SPEED_FROM = 64, 100  # columns that a terminal needs for them
 
 
 def trial_table(
@@ -49,10 +34,14 @@ def trial_table(
     progress: Mapping[int, float] | None = None,
     one_line: bool = False,
 ) -> Table:
-    """In the order given; each with the metrics of its best epoch. Below 64 columns without their parameters.
+    """A table of trials in the order given, each with the metrics of its best epoch.
 
-    progress: epochs done by the trials that run, with the fraction of the present one. one_line: parameters that do not
-    fit are cut, so that a row is a line.
+    Args:
+        trials: the trials.
+        search: the search's configuration.
+        width: columns of the terminal. Below 64 the table has no parameters.
+        progress: by running trial, the epochs done with a fraction for the present one; adds a column of bars.
+        one_line: cut parameters that do not fit, so that each row is one line.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
@@ -81,14 +70,14 @@ def trial_table(
             cells.append(f"{r['images_per_second']:,.0f}" if r["images_per_second"] else "")
         cells.append(Text(outcome(trial), style=_STYLES.get(r["state"], "cyan")))
         if len(cells) < len(table.columns):
-            # A str would be read as markup. The column itself may wrap, so that others are not cut in its stead.
+            # Text, because a str would be read as markup. The column may wrap, or rich would cut other columns too.
             cells.append(Text(parameters(trial), no_wrap=one_line, overflow="ellipsis" if one_line else "fold"))
         table.add_row(*cells)
     return table
 
 
 def headline(record: Record) -> Text:
-    """Of `hpo show`: how many trials, what became of them, how long it took, who won."""
+    """The lines above the leaderboard in `hpo show`: counts, duration and the winner."""
     trials, search = record.trials(), record.search
     lines = [Text.assemble((record.name, "bold"), f"  {counts(trials, search)}")]
     done = sum(len(reports_of(trial)) for trial in trials)
@@ -97,35 +86,37 @@ def headline(record: Record) -> Text:
     took = f", {duration(max(ends) - min(starts))} from the first start to the last end" if ends else ""
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
     if lost := search_results.lost(record.metadata()):
-        lines.append(Text(f"cannot win, their checkpoints being damaged or gone: trials {', '.join(map(str, lost))}"))
+        numbers = ", ".join(map(str, lost))
+        lines.append(Text(f"checkpoints damaged or missing, so these trials cannot win: {numbers}"))
     lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
+    return Text("\n").join([*lines, _winner_line(record)])
+
+
+def _winner_line(record: Record) -> Text:
     number = search_results.winner(record)
     if number is None:
-        lines.append(Text("no trial has a valid result yet"))
-    else:
-        best = best_report(record.trial(number), search.objective)
-        assert best is not None
-        found = f", {metrics(best)}"
-        if search_results.final_wins(record):
-            final = {"ssim": math.nan, "psnr_db": math.nan, **(search_results.final_of(record) or {})}
-            found = (
-                f" (the final training of its configuration), SSIM {final['ssim']:.4f}, PSNR {final['psnr_db']:.2f} dB "
-                f"on all validation images; as a trial SSIM {best.ssim:.4f}, PSNR {best.psnr_db:.2f} dB on some"
-            )
-        so_far = "" if search_results.is_over(record) else " so far"
-        lines.append(Text.assemble((f"winner{so_far}: trial {number}", "bold green"), found))
-    return Text("\n").join(lines)
+        return Text("no trial has a valid result yet")
+    best = best_report(record.trial(number), record.search.objective)
+    assert best is not None
+    measured = f", {metrics(best)}"
+    if search_results.final_wins(record):
+        final = {"ssim": math.nan, "psnr_db": math.nan, **(search_results.final_of(record) or {})}
+        measured = (
+            f" (the final training of its configuration), SSIM {final['ssim']:.4f}, PSNR {final['psnr_db']:.2f} dB on "
+            f"all validation images; as a trial SSIM {best.ssim:.4f}, PSNR {best.psnr_db:.2f} dB on some of them"
+        )
+    so_far = "" if search_results.is_over(record) else " so far"
+    return Text.assemble((f"winner{so_far}: trial {number}", "bold green"), measured)
 
 
 def collapse_message(event: Mapping[str, Any]) -> str:
-    """What happened to a final training (results.collapses), and what was done."""
-    told = (
-        f"The final training of trial {event['trial']}'s configuration {event['reason']} in epoch {event['epoch']} of "
-    )
+    """One of search_results.collapses in a sentence: what happened to the final training, and what was done."""
+    what = f"The final training of trial {event['trial']}'s configuration {event['reason']}"
+    when = f"in epoch {event['epoch']} of {event['epochs']}"
     if event["back_to"] is None:
-        return f"{told}{event['epochs']}, and was given up"
+        return f"{what} {when}, and was given up"
     rates = f"lr_g {event['lr_g']:.3g}, lr_d {event['lr_d']:.3g}"
-    return f"{told}{event['epochs']}; it went back to epoch {event['back_to']} with half the learning rates ({rates})"
+    return f"{what} {when}; it went back to epoch {event['back_to']} with half the learning rates ({rates})"
 
 
 def metrics(report: EvalReport) -> str:
@@ -135,22 +126,36 @@ def metrics(report: EvalReport) -> str:
     return f"SSIM {report.ssim:.4f}, PSNR {report.psnr_db:.2f} dB, {than}"
 
 
+def epoch_line(report: EvalReport, epochs: int) -> str:
+    """`epoch 3/12  SSIM 0.8812  PSNR 27.31 dB  301 images/s`."""
+    return (
+        f"epoch {report.epoch}/{epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
+        f"{report.images_per_second:.0f} images/s"
+    )
+
+
 def counts(trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
-    """`11/16 trials: 3 finished, 6 pruned, 2 dead, 0 failed, 2 under way`; of trials those that have ended. Dead ones
-    diverged or collapsed."""
-    of = Counter(leaderboard.outcome_of(trial) for trial in trials)
-    dead = sum(of[outcome] for outcome in leaderboard.DEAD)
-    told = [f"{of['finished']} finished", f"{of['pruned']} pruned", *([f"{dead} dead"] if dead else [])]
-    told += [f"{of['failed']} failed", *([f"{of['running']} under way"] if of["running"] else [])]
-    return f"{len(trials) - of['running']}/{search.trials} trials: {', '.join(told)}"
+    """`11/16 trials: 3 finished, 6 pruned, 2 diverged, 0 failed, 2 running`. The first number counts ended trials."""
+    by_outcome = Counter(leaderboard.outcome_of(trial) for trial in trials)
+    always = ("finished", "pruned", "failed")
+    shown = [
+        f"{by_outcome[outcome]} {outcome}"
+        for outcome in ("finished", "pruned", *leaderboard.DEAD, "failed", "running")
+        if outcome in always or by_outcome[outcome]
+    ]
+    return f"{len(trials) - by_outcome['running']}/{search.trials} trials: {', '.join(shown)}"
 
 
 def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
-    """What results.decisions tells of each trial. Readable at 80 columns."""
+    """The table of `hpo show --decisions`, readable at 80 columns.
+
+    Args:
+        trials: the trials of search_results.decisions.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("trial", "epoch", "value", "cutoff"):
         table.add_column(column, justify="right")
-    for column in ("set by", "of", "and so"):
+    for column in ("set by", "rivals", "result"):
         table.add_column(column, overflow="fold")
     for trial in trials:
         number = str(trial["number"])
@@ -160,31 +165,31 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(
                 number,
                 str(decision["epoch"]),
-                f"{values.get(decision['compared'], decision['value']):.4f}",  # what was compared with the cutoff
+                f"{values.get(decision['compared'], decision['value']):.4f}",  # was compared with the cutoff
                 f"{decision['cutoff']:.4f}" if compared else "",
                 f"trial {decision['set_by']}" if compared else "",
                 str(decision["rivals"]) if compared else "",
-                Text(_and_so(decision), style="dim" if decision["action"] == "prune" else ""),
+                Text(_result(decision), style="dim" if decision["action"] == "prune" else ""),
             )
-        for failure in trial["failures"]:
-            table.add_row(number, str(failure["epoch"]), "", "", "", "", Text(f"died: {failure['error']}", style="red"))
-        for move in trial["moves"]:
-            table.add_row(number, str(move["epoch"]), "", "", "", "", Text(f"moved: {move['why']}", style="dim"))
+        events = [(str(e["epoch"]), f"worker failed: {e['error']}", "red") for e in trial["failures"]]
+        events += [(str(e["epoch"]), f"migrated: {e['why']}", "dim") for e in trial["moves"]]
         if trial["error"]:
-            table.add_row(number, "", "", "", "", "", Text(f"failed: {trial['error']}", style="red"))
+            events.append(("", f"failed: {trial['error']}", "red"))
         if not trial["agrees"]:
-            text = f"on record: {trial['recorded']['reason']} after epoch {trial['recorded']['epoch']}"
-            table.add_row(number, "", "", "", "", "", Text(text, style="red"))
+            recorded = trial["recorded"]
+            events.append(("", f"recorded: {recorded['reason']} after epoch {recorded['epoch']}", "red"))
+        for epoch, text, style in events:
+            table.add_row(number, epoch, "", "", "", "", Text(text, style=style))
     return table
 
 
-def _and_so(decision: Mapping[str, Any]) -> str:
+def _result(decision: Mapping[str, Any]) -> str:
     by_another = decision["compared"] not in (None, decision["epoch"])
-    return _SO[decision["reason"]] + (f", by epoch {decision['compared']}" if by_another else "")
+    return _RESULTS[decision["reason"]] + (f", by epoch {decision['compared']}" if by_another else "")
 
 
-_SO = {
-    "passed": "goes on",
+_RESULTS = {
+    "passed": "continues",
     "asha": "pruned: below the cutoff",
     "leaders": "pruned: below the cutoff",
     "pruner": "pruned",
@@ -196,16 +201,13 @@ _SO = {
 
 def parameters(trial: FrozenTrial) -> str:
     """`loss=l1 l1_weight=100 lr_g=0.0002`."""
-    values = ((n, f"{v:.3g}" if isinstance(v, float) else str(v)) for n, v in trial.params.items())
-    return " ".join(f"{name}={value}" for name, value in values)
+    return " ".join(f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v}" for n, v in trial.params.items())
 
 
 def outcome(trial: FrozenTrial) -> str:
-    """`under way`, `finished`, `pruned at 3`, `diverged`, `collapsed`, `failed`."""
-    word = leaderboard.outcome_of(trial)
-    if word == "pruned":
-        return f"pruned at {trial.user_attrs[trial_attributes.DECISION]['epoch']}"
-    return "under way" if word == "running" else word
+    """`running`, `finished`, `pruned at 3`, `diverged`, `collapsed`, `failed`."""
+    outcome = leaderboard.outcome_of(trial)
+    return f"pruned at {trial.user_attrs[trial_attributes.DECISION]['epoch']}" if outcome == "pruned" else outcome
 
 
 def duration(seconds: float) -> str:
@@ -214,6 +216,6 @@ def duration(seconds: float) -> str:
 
 
 def command_to_continue(name: str, runs: Path, storage: str | None = None) -> str:
-    """Whatever else was asked for is in search.json."""
+    """The command that continues a search. Its other options are in search.json."""
     where = [] if runs == Path("runs") else ["--runs", str(runs)]
     return shlex.join(["hpo", "search", name, *where, *(["--storage", storage] if storage else [])])

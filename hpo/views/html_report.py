@@ -34,7 +34,8 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.files import write_atomically
 from model.config import TrainConfig
 from model.data.data_config import NUM_VALIDATION
-from model.data.image_files import ImageError, read_image
+from model.data.image_formats import ImageError
+from model.data.image_reading import read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
 from model.picture_strip import split_strip
@@ -58,7 +59,7 @@ _PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still 
 
 def write_report(record: Record, to: Path | None = None) -> Path:
     """Write the report of what is on record, be the search over or not; gives the file. Raises OSError."""
-    path = to or record.home / REPORT
+    path = to or record.user_folder / REPORT
     write_atomically(path, page(contents(record)).encode())
     return path
 
@@ -87,7 +88,7 @@ def _digest(text: str) -> str:
 
 def contents(record: Record) -> dict[str, Any]:
     """What the page shows, JSON-ready: results.document, and beside each trial what became of it and when."""
-    trials, search, runs = record.trials(), record.search, record.home.parent
+    trials, search, runs = record.trials(), record.search, record.user_folder.parent
     by_number = {trial.number: trial for trial in trials}
     document = search_results.document(record)
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
@@ -121,8 +122,8 @@ def contents(record: Record) -> dict[str, Any]:
         "export": export,
         "runs_option": ("" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}")
         + (f" --storage {shlex.quote(record.storage.address)}" if record.storage else ""),
-        "export_path": str(record.home / layout.EXPORT),
-        "export_folder": shlex.quote(str(record.home / layout.EXPORT)),
+        "export_path": str(record.user_folder / layout.EXPORT),
+        "export_folder": shlex.quote(str(record.user_folder / layout.EXPORT)),
     }
     plain: dict[str, Any] = _plain({**told, "pictures": _pictures(record, rows, starts, final)})
     return plain

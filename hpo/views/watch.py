@@ -1,5 +1,7 @@
-"""`hpo watch`: the live table of a search that another process runs, here or on another machine. It reads, and writes
-nothing; nor does it take the lock."""
+"""`hpo watch`: the live table of a search that another process runs, here or on another machine.
+
+It only reads: it writes nothing and does not take the lock.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from hpo.views.live_table import Display, phase_message
 from hpo.views.status_file import Status
 
 _POLL_SECONDS = 1.0
-_SHARE = 0.1  # of the time, at most, goes into reading: the record of 1,000 trials takes a second
-_SILENCE_SECONDS = 30.0  # of a driver elsewhere, after which it is told; a driver writes every second
+_READING_SHARE = 0.1  # of the time, at most, is spent on reading: the record of 1,000 trials takes a second
+_SILENCE_SECONDS = 30.0  # after which a driver on another machine is reported as silent; it writes every second
 
 
 def watch(
@@ -32,91 +34,100 @@ def watch(
     wait: Callable[[float], None] = time.sleep,
     storage: Storage | None = None,
 ) -> None:
-    """Until the search is over. Raises ConfigError, RecordError, StorageError."""
+    """Show a search until it is over.
+
+    Args:
+        runs: the folder of searches on this machine.
+        name: the search's name.
+        console: where it is shown.
+        wait: called with the seconds until the next look.
+        storage: where the search is, if it is in a storage.
+
+    Raises:
+        ConfigError: there is no such search.
+        RecordError: its record cannot be read.
+        StorageError: the storage cannot be read.
+    """
     with open_read_only(runs, name, storage, read_only=True, waits=True) as record:
         _watch(record, console, wait)
 
 
 def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> None:
     name = record.name
-    display, looked, told = Display(name, record.search, console), False, ""
-    reading, life = _Changes(record.study_file), _Life(record)
-    again = command_to_continue(name, record.home.parent, record.storage.address if record.storage else None)
+    display, first_look, printed = Display(name, record.search, console), True, ""
+    study_file, driver = _FileChanges(record.study_file), _DriverMonitor(record)
+    command = command_to_continue(name, record.user_folder.parent, record.storage.address if record.storage else None)
     try:
         while True:
             began = time.monotonic()
-            record.bring()
-            if reading.on_trial_update():
+            record.sync()
+            if study_file.has_changed():
                 record.refresh()
                 display.search = record.search
                 for trial in record.trials():
                     if trial != display.trials.get(trial.number):
-                        display.tell(trial, is_news=looked)
-                looked = True
-            over = _over(record)
-            status, silence = life.status()
-            if over:
-                status, notice = replace(status, phase="ended"), over
-            elif silence:
-                notice = f"{silence}; the search can be continued: {again}"
+                        display.update(trial, is_new=not first_look)
+                first_look = False
+            end = _end_message(record)
+            status, problem = driver.status()
+            if end:
+                status, notice = replace(status, phase="ended"), end
             else:
-                notice = ""
+                notice = f"{problem}; the search can be continued: {command}" if problem else ""
             display.draw(status, notice)
             line = notice or phase_message(status)
-            if line != told:
-                display.say(line or f"{name} is running again")
-            if over:
+            if line != printed:
+                display.print_line(line or f"{name} is running again")
+            if end:
                 return
-            told = line
-            wait(max(_POLL_SECONDS, (time.monotonic() - began) / _SHARE))
+            printed = line
+            wait(max(_POLL_SECONDS, (time.monotonic() - began) / _READING_SHARE))
     finally:
         display.close()
 
 
-def _over(record: Record) -> str:
+def _end_message(record: Record) -> str:
+    """How the search ended; empty while it has not."""
     if not search_results.is_over(record):
         return ""
     if search_results.is_exported(record):
-        return f"{record.name} is finished; its winner is in {record.home / layout.EXPORT}"
-    return (
-        ""
-        if search_results.winner(record) is not None
-        else f"{record.name} is finished: no trial came to a valid result"
-    )
+        return f"{record.name} is finished; its winner is in {record.user_folder / layout.EXPORT}"
+    if search_results.winner(record) is None:
+        return f"{record.name} is finished: no trial produced a valid result"
+    return ""
 
 
-class _Changes:
-    """Whether a file was written since it was last asked. None: a database, of which that is not known."""
+class _FileChanges:
+    """Whether a file was written since the last look. Without a path, for a database, it may always have changed."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._seen = path, (0, 0)
 
-    def on_trial_update(self) -> bool:
+    def has_changed(self) -> bool:
         if self._path is None:
             return True
-        found = self._path.stat()
-        now = found.st_mtime_ns, found.st_size
-        was, self._seen = self._seen, now
-        return now != was
+        stat = self._path.stat()
+        before, self._seen = self._seen, (stat.st_mtime_ns, stat.st_size)
+        return self._seen != before
 
 
-class _Life:
-    """Whether a driver is at work. On this machine its process tells; of another machine's only what it writes."""
+class _DriverMonitor:
+    """Whether a driver runs the search: by its process on this machine, by what it writes on another one."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._last, self._since = Status(), time.monotonic()
 
     def status(self) -> tuple[Status, str]:
-        """As the driver wrote it, and what there is to say where there is none."""
+        """The driver's last Status, and what is wrong if no driver seems to run; else an empty text."""
         storage, folder = self._record.storage, self._record.folder
         self._record.fetch(folder / STATUS_FILE)
-        found, now = Status.read(folder) or Status(), time.monotonic()
-        if found != self._last:
-            self._last, self._since = found, now
-        of = lease_owner(storage) if storage else lock_owner(folder)
-        if of is None or of.alive is False or (of.alive is None and found.phase == "ended"):
+        status, now = Status.read(folder) or Status(), time.monotonic()
+        if status != self._last:
+            self._last, self._since = status, now
+        owner = lease_owner(storage) if storage else lock_owner(folder)
+        if owner is None or owner.alive is False or (owner.alive is None and status.phase == "ended"):
             return Status(phase="ended"), f"{self._record.name} is not running"
-        if of.alive is None and now - self._since > _SILENCE_SECONDS:
-            return Status(phase="ended"), f"No sign of {of} for {now - self._since:.0f} s"
-        return found, ""
+        if owner.alive is None and now - self._since > _SILENCE_SECONDS:
+            return Status(phase="ended"), f"No sign of life from {owner} for {now - self._since:.0f} s"
+        return status, ""

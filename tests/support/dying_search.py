@@ -108,6 +108,7 @@ def main(folder: Path) -> None:
             cluster=cluster,
             console=Console(stderr=True),
             progress=search.Progress(asked, "first", cluster.slots, Console(stderr=True)),
+            budget=search._budget(record, cluster),
         )
         search._run_trials(context, search_spaces.load("losses_and_rates"))
     nodes.shutdown()

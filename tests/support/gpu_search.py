@@ -61,6 +61,7 @@ def main(folder: Path) -> None:
                 cluster=cluster,
                 console=Console(stderr=True),
                 progress=search.Progress(asked, name, cluster.slots, Console(stderr=True)),
+                budget=search._budget(record, cluster),
             )
             context.console.print(search._plan(record, cluster), soft_wrap=True)
             try:

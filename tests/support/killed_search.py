@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from curves import SPACE, conductor
+from curves import SPACE, controller
 from drivers import GUARD_SECONDS, driver
 
 from hpo.policy import leaderboard, pruning, trial_attributes
@@ -225,11 +225,11 @@ def assert_the_winner_is_what_the_record_says(search: Killed, images: DeviceImag
 def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Record:
     """The same decisions and trainings in one plain loop: no Ray, no restart."""
     record = Record.create(folder, "first", search)
-    loop = conductor(record, space=SPACE)
+    loop = controller(record, space=SPACE)
     while (trial := loop.next_trial()) is not None:
         config = TrainConfig.from_dict(trial.user_attrs[trial_attributes.CONFIG])
         run = TrainingRun(config, images, record.trial_folder(trial.number), "balanced")
         run.run_epoch()
-        while loop.on_report(trial.number, run.reports).action == "go on":
+        while loop.on_report(trial.number, run.reports).action == "continue":
             run.run_epoch()
     return record

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import skimage.data
 import torch
-from curves import conductor
+from curves import controller
 from optuna.trial import FrozenTrial
 from PIL import Image
 from ray.exceptions import RayTaskError
 
 from hpo import exit_codes
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
 from hpo.run import export, search
@@ -54,7 +55,7 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
 
     def run(copies: StorageReplicator, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
         record = copies.record
-        loop = conductor(record, copies, Retention(record, copies.remove), space=space)
+        loop = controller(record, copies, Retention(record, copies.remove), space=space)
         placed = place(record.search)
         while (next_trial := loop.next_trial()) is not None:
             train(loop, next_trial, placed)
@@ -82,16 +83,17 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
-    while loop.on_report(number, run.reports).action == "go on":
+    while loop.on_report(number, run.reports).action == "continue":
         run.run_epoch()
 
 
 def here(copies: StorageReplicator, images: Any, console: Any) -> search._Context:
     whole = {"num_cpus": 1.0, "num_gpus": 0.0}
     cluster: Any = SimpleNamespace(exclusive_node_options=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
-    progress: Any = SimpleNamespace(measuring=lambda *_: None, training=lambda *_: None)
+    progress: Any = SimpleNamespace(show_finalist=lambda *_: None, show_final_training=lambda *_: None)
     given = {"record": copies.record, "copies": copies, "images": images, "images_ref": images, "console": console}
-    return search._Context(**given, cluster=cluster, progress=progress)
+    budget = TimeAndCostBudget(copies.record.search, copies.record.trials, None)
+    return search._Context(**given, cluster=cluster, progress=progress, budget=budget)
 
 
 class _Remote:

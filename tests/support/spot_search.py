@@ -125,7 +125,7 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     assert budget.usd is not None
     console = Console(stderr=True)
     progress = search.Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.set_cost_source(lambda: budget.usd)
+    progress.set_cost_source(budget)
     context = search._Context(
         record=record,
         copies=StorageReplicator(record, None, lambda _: None),

@@ -164,13 +164,11 @@ DENOISE = "denoise model a.png --to out"
 NO_FOLDER = "is a file; a folder is needed here"
 
 COMMAND_LINE = {
-    "an option that is none": Row("search new --trails 3", ["--trails: no such option. Did you mean --trials?"]),
-    "an option that is none, with its value": Row(
-        "search new --trails=3", ["--trails=3: no such option. Did you mean"]
-    ),
-    "two options that are none": Row("search new --trails 3 --epohcs=4", ["Did you mean --trials?", "mean --epochs?"]),
+    "an unknown option": Row("search new --trails 3", ["--trails: no such option. Did you mean --trials?"]),
+    "an unknown option with its value": Row("search new --trails=3", ["--trails=3: no such option. Did you mean"]),
+    "two unknown options": Row("search new --trails 3 --epohcs=4", ["Did you mean --trials?", "mean --epochs?"]),
     "half an option": Row("search new --tri 3", ["--tri: no such option"]),
-    "a command that is none": Row("serch first", ["serch", "search"]),
+    "an unknown command": Row("serch first", ["serch", "search"]),
     "no command": Row("", ["COMMAND"]),
     "no trials": Row("search new --trials 0", ["trials=0: must be at least 1"]),
     "fewer than no trials": Row("search new --trials -1", ["trials=-1: must be at least 1"]),
@@ -210,34 +208,30 @@ COMMAND_LINE = {
         "launch file.txt ../x --trials 0 --noise gauss:3 --space optimisers --set widht=3",
         ["file.txt: a cluster file is a mapping", "name='../x'", "trials=0", "gauss:3", "space=optimisers", "widht"],
     ),
-    "a name and a target that are none, of a pull": Row(
-        "pull file.txt ../x --to runs", ["name=", "mapping", "something"]
-    ),
-    "a name that leads elsewhere": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
+    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "something"]),
+    "a name that leads outside": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
     "a name with a line break": Row("search 'a\nb'", ["name='a\\nb': must not contain control characters"]),
     "a path with a NUL": Row("search new --runs 'a\0b'", ["runs='a\\x00b'"]),
-    "a path that is no UTF-8": Row("search new --runs 'a\udcff'", ["must not contain control characters"]),
+    "a path that is not UTF-8": Row("search new --runs 'a\udcff'", ["must not contain control characters"]),
     "a path of 300 letters in a part": Row(f"search new --runs {LONG}", ["xxx: path too long"]),
     "a folder that has no name": Row("search new --runs ''", ["runs='': must not be empty; it names a folder"]),
     "a storage that has no name": Row(
         "search new --storage ''", ["storage='': must not be empty; it names a folder or s3://"]
     ),
-    "a port that is none": Row("dashboard first --port 70000", ["port=70000: cannot be listened on", "0-65535"]),
-    "a port that is no number": Row("dashboard first --port 80x", ["--port", "'80x'"]),
-    "a trial that is not there": Row("export first --trial 8", ["trial=8: first has the trials 0 to 7"]),
-    "a search that is not there": Row("show frist", ["frist: no such search in runs. Did you mean first?"]),
-    "a search that is not there, to be deleted": Row("rm nope --yes", ["nope: no such search in runs"]),
+    "an invalid port": Row("dashboard first --port 70000", ["port=70000: cannot listen", "0-65535"]),
+    "a port that is not a number": Row("dashboard first --port 80x", ["--port", "'80x'"]),
+    "a missing trial": Row("export first --trial 8", ["trial=8: first has the trials 0 to 7"]),
+    "a missing search": Row("show frist", ["frist: no such search in runs. Did you mean first?"]),
+    "a missing search, to be deleted": Row("rm nope --yes", ["nope: no such search in runs"]),
     "the folder itself, to be deleted": Row("rm . --yes", ["name='.'"]),
-    "a deletion that nobody confirms": Row(
-        "rm first", ["runs/first: refusing to delete without", "--yes"]
-    ),
-    "another search than the one that is there": Row(
+    "an unconfirmed deletion": Row("rm first", ["runs/first: refusing to delete without", "--yes"]),
+    "another search than the existing one": Row(
         "search first --trials 0 --noise gaussian:5",
         ["trials=0: must be", "noise: it has gaussian:30, asked for gaussian:5", "choose another name"],
     ),
-    "another space than the one that is there": Row(
+    "another space than the existing one": Row(
         "search first --space optimizers",
         ["lr_g: was FloatDistribution(high=0.01, log=True, low=5e-05", "loss: was Categorical", "is not there"],
     ),
@@ -270,21 +264,19 @@ COMMAND_LINE = {
     "a storage that is the folder of searches": Row("search new --storage runs", ["storage=runs: is --runs itself"]),
     "a storage of an unknown kind": Row("search new --storage gs://b/p", ["gs://b/p: neither a folder nor s3://"]),
     "a storage without a bucket": Row("sync first --storage s3://", ["names no bucket: s3://BUCKET/PREFIX"]),
-    "a storage with an option that is none": Row("list --storage s3://b?regoin=x", ["regoin", "Did you mean region?"]),
-    "a database that is none": Row("search new --study-url sqlite:///x", ["must be postgresql://USER@HOST/DB"]),
+    "a storage with an unknown option": Row("list --storage s3://b?regoin=x", ["regoin", "Did you mean region?"]),
+    "an invalid database URL": Row("search new --study-url sqlite:///x", ["must be postgresql://USER@HOST/DB"]),
     "a database with a password": Row("search new --study-url postgresql://u:p@h/d", ["without a password"]),
-    "an address that is none": Row(
-        "search new --address nonsense", ["address=nonsense: must be local, auto, or HOST:PORT"]
-    ),
+    "an invalid address": Row("search new --address nonsense", ["address=nonsense: must be local, auto, or HOST:PORT"]),
     "an address of Ray's client": Row("search new --address ray://h:1", ["address=ray://h:1: must be"]),
     "a command for the end with a NUL": Row("search new --on-finish 'a\0b'", ["on_finish=", "a command for the shell"]),
     "money where nothing costs": Row(
         "search new --max-cost 5", ["max_cost=5.0", "a cluster's whose nodes say their prices"]
     ),
     "more GPUs than there are": Row(
-        "search new --gpus-per-trial 64", ["a trial asks for 1 CPUs and 64 GPUs; no node has them. The largest has"]
+        "search new --gpus-per-trial 64", ["a trial needs 1 CPUs and 64 GPUs; no node has them. The largest node has"]
     ),
-    "more CPUs than there are": Row("search new --cpus-per-trial 10000", ["asks for 10000 CPUs", "--cpus-per-trial"]),
+    "more CPUs than there are": Row("search new --cpus-per-trial 10000", ["needs 10000 CPUs", "--cpus-per-trial"]),
     "one GPU and a half": Row("search new --gpus-per-trial 1.5", ["gpus_per_trial=1.5", "Ray has no 1.5 GPUs"]),
 }
 
@@ -313,10 +305,10 @@ SPACE_AND_SETTINGS = {
     "a space that suggests nothing": Row(MINE, ["suggests nothing"], suggesting("lr_g=0.1")),
     "a space that raises": Row(MINE, ["ZeroDivisionError"], space("def suggest(trial, base): return 1 / 0")),
     "a space that exits": Row(MINE, ["mine.py: SystemExit: bye"], space("raise SystemExit('bye')")),
-    "a space that is no Python": Row(MINE, ["mine.py: SyntaxError", "line 2"], space("def suggest(:")),
+    "a space that is not Python": Row(MINE, ["mine.py: SyntaxError", "line 2"], space("def suggest(:")),
     "a space without suggest": Row(MINE, ["defines no suggest(trial, base)"], space("")),
     "a space of another signature": Row(MINE, ["TypeError", "suggest()"], space("def suggest(trial): return trial")),
-    "starting points that are none": Row(
+    "invalid starting points": Row(
         MINE, ["STARTING_POINTS must be a list"], space("STARTING_POINTS = 5\nsuggest = print")
     ),
     "a space of batches above the data set": Row(
@@ -332,8 +324,8 @@ SPACE_AND_SETTINGS = {
     "a space whose values are out of range": Row(
         MINE, ["lr_g=2.", "at most 1"], suggesting("lr_g=trial.suggest_float('lr_g', 2, 3)")
     ),
-    "a space that is not there": Row("search new --space optimisers", ["space=optimisers", "Did you mean optimizers?"]),
-    "a space's file that is not there": Row(MINE, ["mine.py", "there is no such file"]),
+    "an unknown space": Row("search new --space optimisers", ["space=optimisers", "Did you mean optimizers?"]),
+    "a missing file of a space": Row(MINE, ["mine.py", "there is no such file"]),
     "a batch above the data set": Row(
         "search new --set batch_size=55001", ["batch_size=55001: above the 55,000 training"]
     ),
@@ -343,11 +335,9 @@ SPACE_AND_SETTINGS = {
         "search new --grace-period 5 --epochs 3", ["grace_period=5: must be from 1 to the 3 epochs"]
     ),
     "a reduction by one": Row("search new --reduction-factor 1", ["reduction_factor=1: must be at least 2"]),
-    "a metric that is none": Row(
-        "search new --objective loss", ["objective=loss: must be one of balanced, ssim, psnr"]
-    ),
-    "a noise that is none": Row("search new --noise gauss:30", ["gauss:30", "gaussian:30"]),
-    "a setting that is none": Row("search new --set widht=4", ["widht: no such setting. Did you mean width?"]),
+    "an unknown metric": Row("search new --objective loss", ["objective=loss: must be one of balanced, ssim, psnr"]),
+    "an unknown noise": Row("search new --noise gauss:30", ["gauss:30", "gaussian:30"]),
+    "an unknown setting": Row("search new --set widht=4", ["widht: no such setting. Did you mean width?"]),
     "a setting of the wrong kind": Row(
         "search new --set width=wide", ["width=wide: width is a whole number, such as width=64"]
     ),
@@ -360,13 +350,13 @@ SPACE_AND_SETTINGS = {
     "a setting that would take hours to build": Row(
         "search new --set width=1000000 --set blocks=9999", ["width=1000000", "at most 1024", "blocks=9999"]
     ),
-    "a setting that is no number": Row("search new --set dropout=nan", ["dropout=nan"]),
+    "a setting that is not a number": Row("search new --set dropout=nan", ["dropout=nan"]),
 }
 
 DATA = {
-    "a data set that is none": Row("search new --data mnist", ["data=mnist", "fashion-mnist"]),
+    "an unknown data set": Row("search new --data mnist", ["data=mnist", "fashion-mnist"]),
     "a data set that has no name": Row("search new --data ''", ["data=: neither a data set nor a folder"]),
-    "a folder that is not there": Row("search new --data nowhere/at/all", ["data=nowhere/at/all: is no folder"]),
+    "a missing folder": Row("search new --data nowhere/at/all", ["data=nowhere/at/all: is not a folder"]),
     "a path of 300 letters": Row(f"search new --data {LONG}", ["neither a data set nor a folder"]),
     "an empty folder": Row("search new --data empty", ["empty: has no images (.png"]),
     "an empty folder, of a training by hand": Row("train --to out --data empty", ["empty: has no images (.png"]),
@@ -414,14 +404,14 @@ IMAGES = {
     f"{what}, {use}": row
     for what, rows in {
         "a JPEG that is cut short": of_images(cut_short, "cannot be read", "cut.jpg"),
-        "an image of 0 bytes": of_images(Path.touch, "no image of the formats", "zero.png"),
+        "an image of 0 bytes": of_images(Path.touch, "not an image of the formats", "zero.png"),
         "120 megapixels in 100 bytes": of_images(huge, "12000x10000 is above 100000000 pixels", "huge.png"),
         "32 bits": of_images(
             saved(lambda: Image.fromarray(np.zeros((48, 48), np.int32))),
             "1 x int32 of 32 bits a pixel (MINISBLACK); convert it to 8 or 16 bits a channel, or to float32",
             "deep.tif",
         ),
-        "floating point that is no number": of_images(
+        "floating point that is not a number": of_images(
             saved(lambda: Image.fromarray(np.full((48, 48), np.nan, np.float32))),
             "2304 values are NaN or infinite; put numbers there",
             "float.tif",
@@ -430,13 +420,13 @@ IMAGES = {
             saved(photo, save_all=True, append_images=[photo("chelsea")]), "has several frames; split it", "moving.webp"
         ),
         "a text that is named .png": of_images(
-            lambda path: path.write_text("x"), "no image of the formats", "text.png"
+            lambda path: path.write_text("x"), "not an image of the formats", "text.png"
         ),
     }.items()
     for use, row in zip(("searched", "denoised"), rows, strict=True)
 } | {
-    "an image that is not there": Row("denoise model b.png --to out", ["b.png: there is no such file"]),
-    "a file that is no image": Row("denoise model file.txt --to out", ["file.txt: an image ends in .png"]),
+    "a missing image": Row("denoise model b.png --to out", ["b.png: there is no such file"]),
+    "a file that is not an image": Row("denoise model file.txt --to out", ["file.txt: an image ends in .png"]),
     "a folder without images": Row("denoise model empty --to out", ["empty: no images there"]),
     "several things to denoise, and no model": Row(
         "denoise nowhere b.png file.txt empty --to out", ["b.png", "file.txt", "empty", "nowhere: no export there"]
@@ -460,7 +450,7 @@ MODELS = {
         ["generator.onnx: its output is no image, or has values that are not finite"],
         lambda f: save_model(f / "model", weight=float("nan")),
     ),
-    "a network that was exchanged": Row(DENOISE, ["generator.onnx: its SHA-256 is not the manifest's"], exchanged),
+    "a replaced network": Row(DENOISE, ["generator.onnx: its SHA-256 is not the manifest's"], exchanged),
     "weights outside the ONNX file": Row(DENOISE, ["generator.onnx: onnxruntime cannot load it"], with_weights_outside),
     "a network that is gone": Row(
         DENOISE, ["generator.onnx: cannot be read"], lambda f: (f / "model" / "generator.onnx").unlink()
@@ -474,9 +464,9 @@ MODELS = {
 }
 
 CLUSTERS = {
-    "a cluster file that is not there": Row("cluster check nope.yaml", ["nope.yaml: cannot be read"]),
-    "a cluster file that is no YAML": Row("cluster check a.png", ["a.png: no YAML"]),
-    "keys of a cluster file that are none": Row(
+    "a missing cluster file": Row("cluster check nope.yaml", ["nope.yaml: cannot be read"]),
+    "a cluster file that is not YAML": Row("cluster check a.png", ["a.png: no YAML"]),
+    "unknown keys of a cluster file": Row(
         "cluster check c.yaml",
         ["max_wrokers", "max_workers", "provider.regoin", "region"],
         lambda f: (f / "c.yaml").write_text(CLUSTER),
@@ -555,7 +545,7 @@ def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told_within_se
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, err = hpo_says("dashboard", "first", "--port", str(port), capsys=capsys)
-        assert (code, f"port={port}: cannot be listened on" in err) == (2, True)
+        assert (code, f"port={port}: cannot listen" in err) == (2, True)
     code, _, err = hpo_says("search", "new", "--address", f"127.0.0.1:{port}", capsys=capsys)
     assert (code, f"address=127.0.0.1:{port}: no Ray cluster answers there" in err) == (2, True)
     assert not Path("runs/new").exists()
@@ -570,7 +560,7 @@ def test_a_cluster_without_room_for_a_trial_is_refused_and_the_search_is_as_if_n
     from model.common.errors import ConfigError  # noqa: PLC0415
 
     def refuse(*_: object, **__: object) -> None:
-        raise ConfigError("a trial asks for 1 CPUs and 8 GPUs; no node has them")
+        raise ConfigError("a trial needs 1 CPUs and 8 GPUs; no node has them")
 
     monkeypatch.setattr(ray_session, "check_address", lambda search, is_new: None)
     monkeypatch.setattr(ray_session, "started", refuse)
@@ -628,7 +618,7 @@ def test_the_command_itself_refuses_one_of_each_family(world, tmp_path):
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     families = dict.fromkeys(name.partition(":")[0] for name in TABLE)
     chosen = ["one thing wrong of each kind", "a space that exits", "noisy without clean", "32 bits, searched"]
-    chosen += ["a pickle with code in it", "keys of a cluster file that are none"]
+    chosen += ["a pickle with code in it", "unknown keys of a cluster file"]
     rows = [TABLE[f"{family}: {what}"] for family, what in zip(families, chosen, strict=True)]
     for row in rows:
         row.spoil(tmp_path)

@@ -60,17 +60,17 @@ def node(name: str, usd: str | None = None) -> Node:
 
 
 LIMITS = AutoscalerLimits(
-    types=(
-        NodeType(name="spot", resources={}, labels={PRICE: "0.8"}, workers=2),
-        NodeType(name="unknown", resources={}, workers=1),
+    node_types=(
+        NodeType(name="spot", resources={}, labels={PRICE: "0.8"}, max_workers=2),
+        NodeType(name="unknown", resources={}, max_workers=1),
     ),
-    workers=2,
-    idle_seconds=600,
+    max_workers=2,
+    idle_timeout_seconds=600,
 )
 
 
 def test_machines_that_are_set_up_cost_as_well_and_unknown_ones_as_much_as_the_dearest():
-    snapshot = ClusterSnapshot(nodes=(node("1", "0.2"), node("2")), starting=("spot", "unknown"), asked=5)
+    snapshot = ClusterSnapshot(nodes=(node("1", "0.2"), node("2")), starting=("spot", "unknown"), requested=5)
     assert sorted(hourly_rates(snapshot, LIMITS).values()) == [0.2, 0.8, 0.8, 0.8]
 
 
@@ -140,7 +140,7 @@ class Clock:
 def test_a_whole_search_ends_before_it_has_cost_more_than_it_may():
     """Eleven machines for 2.1 USD an hour; every trial takes an hour, and each is stopped where it is."""
     clock = Clock()
-    limits = AutoscalerLimits(idle_seconds=600)
+    limits = AutoscalerLimits(idle_timeout_seconds=600)
     meter = CostMeter(1.0, limits, clock)
     snapshot = ClusterSnapshot(nodes=(node("head", "0.1"), *(node(str(i), "0.2") for i in range(10))))
     trials = [trial(1, seconds=300, eval_seconds=0)]

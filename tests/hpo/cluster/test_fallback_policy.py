@@ -21,7 +21,7 @@ from hpo.cluster.cluster_state import (
     ClusterMonitor,
     ClusterSnapshot,
     Node,
-    limits_of,
+    limits_from_config,
 )
 from hpo.cluster.fallback_policy import SpotShortage, describe_pending, node_to_release, update_shortage
 from model.common.errors import MachineError
@@ -47,7 +47,7 @@ class Cluster:
     def snapshot(self) -> ClusterSnapshot:
         free = {name: {} if name in self.trials.values() else GPU for name in self.of_market}
         workers = [
-            Node(id=name, resources=GPU, free=free[name], labels={MARKET: market}, draining=name in self.draining)
+            Node(id=name, resources=GPU, available=free[name], labels={MARKET: market}, draining=name in self.draining)
             for name, market in self.of_market.items()
         ]
         return ClusterSnapshot(nodes=(HEAD, *workers))
@@ -63,13 +63,13 @@ class Cluster:
                 waiting=self.waiting,
                 starting=self.starting,
                 now=self.now,
-                after=10 * MINUTE,
+                patience=10 * MINUTE,
             )
-        wants = self.state.wants(len(self.trials) + self.waiting + self.starting)
-        return {market: places for market, places in wants.items() if places}
+        request = self.state.request(len(self.trials) + self.waiting + self.starting)
+        return {market: slots for market, slots in request.items() if slots}
 
     def leaves(self) -> str | None:
-        return node_to_release(self.state, self.snapshot, self.trials, self.snapshot.free(1, 1, SPOT))
+        return node_to_release(self.state, self.snapshot, self.trials, self.snapshot.free_slots(1, 1, SPOT))
 
 
 def test_on_demand_places_are_asked_for_after_ten_minutes_of_waiting_and_spot_ones_still_are():
@@ -169,43 +169,48 @@ def test_on_demand_nodes_that_were_there_before_are_nobodys_bridge():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "gpus", "sight", "expected"),
+    ("numbers", "gpus", "snapshot", "expected"),
     [
         ([5], 1.0, ClusterSnapshot(starting=("a", "a")), "trial 5 waits for 1 GPU: none free, 2 nodes are starting"),
         ([5], 0.25, ClusterSnapshot(starting=("a",)), "trial 5 waits for 0.25 GPUs: none free, 1 node is starting"),
-        ([5, 6], 0.0, ClusterSnapshot(asked=2), "trials 5 and 6 wait for 2 CPUs each: none free, 2 nodes asked for"),
+        (
+            [5, 6],
+            0.0,
+            ClusterSnapshot(requested=2),
+            "trials 5 and 6 wait for 2 CPUs each: none free, 2 nodes requested",
+        ),
         ([1, 2, 3], 1.0, ClusterSnapshot(), "trials 1, 2 and 3 wait for 1 GPU each: none free"),
         ([1, 2, 3, 4, 5], 1.0, ClusterSnapshot(), "trials 1, 2, 3 and 2 more wait for 1 GPU each: none free"),
         (
             [5],
             1.0,
-            ClusterSnapshot(nodes=(Node(id="a", resources=GPU, free=GPU),)),
+            ClusterSnapshot(nodes=(Node(id="a", resources=GPU, available=GPU),)),
             "trial 5 waits for 1 GPU: room for 1",
         ),
         (
             [5],
             1.0,
-            ClusterSnapshot(refused="no capacity"),
-            "trial 5 waits for 1 GPU: none free, the cloud says no capacity",
+            ClusterSnapshot(launch_failure="no capacity"),
+            "trial 5 waits for 1 GPU: none free, the cloud reports: no capacity",
         ),
         ([], 1.0, ClusterSnapshot(), ""),
     ],
 )
-def test_what_trials_wait_for(numbers, gpus, sight, expected):
-    assert describe_pending(numbers, 2.0, gpus, sight) == expected
+def test_what_trials_wait_for(numbers, gpus, snapshot, expected):
+    assert describe_pending(numbers, 2.0, gpus, snapshot) == expected
 
 
 def test_a_drought_is_told():
-    told = describe_pending([5], 1.0, 1.0, ClusterSnapshot(starting=("a",), asked=1), asked=2)
+    told = describe_pending([5], 1.0, 1.0, ClusterSnapshot(starting=("a",), requested=1), on_demand_slots=2)
     assert told == (
-        "trial 5 waits for 1 GPU: none free, 1 node is starting, 1 more asked for, "
-        "on-demand asked for, too, for want of spot: 2 places"
+        "trial 5 waits for 1 GPU: none free, 1 node is starting, 1 more requested, "
+        "2 on-demand slots requested for lack of spot"
     )
 
 
 def test_a_node_that_is_drained_has_no_room():
-    sight = ClusterSnapshot(nodes=(Node(id="a", resources=GPU, free=GPU, draining=True),))
-    assert sight.free(1, 1) == 0
+    snapshot = ClusterSnapshot(nodes=(Node(id="a", resources=GPU, available=GPU, draining=True),))
+    assert snapshot.free_slots(1, 1) == 0
 
 
 CONFIG = """
@@ -220,12 +225,12 @@ available_node_types:
 
 def test_only_a_cluster_with_spot_workers_and_on_demand_ones_falls_back():
     config: dict[str, Any] = yaml.safe_load(CONFIG)
-    assert not limits_of(config).falls_back  # the head is none of them
+    assert not limits_from_config(config).can_fall_back  # the head is none of them
     config["available_node_types"]["dear"] = {"resources": {"CPU": 4, "GPU": 1}, "labels": {MARKET: ON_DEMAND}}
-    assert limits_of(config).falls_back
+    assert limits_from_config(config).can_fall_back
     config["available_node_types"]["dear"]["max_workers"] = 0
-    assert not limits_of(config).falls_back
-    assert not AutoscalerLimits().falls_back
+    assert not limits_from_config(config).can_fall_back
+    assert not AutoscalerLimits().can_fall_back
 
 
 @pytest.mark.parametrize(
@@ -245,35 +250,36 @@ def test_no_more_is_asked_for_than_may_be_added_all_at_once(wanted, gpus, expect
     config: dict[str, Any] = yaml.safe_load(CONFIG)
     dear = {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "labels": {MARKET: ON_DEMAND}}
     config["available_node_types"]["dear"] = dear
-    assert limits_of(config).places(wanted, 1.0, gpus) == expected
+    assert limits_from_config(config).feasible_request(wanted, 1.0, gpus) == expected
 
 
 def test_the_file_on_the_head_is_read_and_missed_without_a_word(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    found = cluster_state.autoscaler_limits(tmp_path / "config.yaml")
-    assert (found.workers, found.idle_seconds) == (4, 600)
-    assert [(of.name, of.workers, cluster_state.price(of.labels)) for of in found.types] == [
+    found = cluster_state.read_autoscaler_limits(tmp_path / "config.yaml")
+    assert (found.max_workers, found.idle_timeout_seconds) == (4, 600)
+    assert [(of.name, of.max_workers, cluster_state.price(of.labels)) for of in found.node_types] == [
         ("head", 0, 0.2),
         ("spot", 4, 0.5),
     ]
-    assert cluster_state.autoscaler_limits(tmp_path / "other.yaml") == AutoscalerLimits()
+    assert cluster_state.read_autoscaler_limits(tmp_path / "other.yaml") == AutoscalerLimits()
 
 
 def test_the_lookout_outlives_looks_that_fail(monkeypatch):
-    monkeypatch.setattr(cluster_state, "_LOOK_SECONDS", 0.01)
-    sights = iter([ClusterSnapshot(), RuntimeError("the head is busy"), ClusterSnapshot(asked=1)])
+    monkeypatch.setattr(cluster_state, "_POLL_SECONDS", 0.01)
+    snapshots = iter([ClusterSnapshot(), RuntimeError("the head is busy"), ClusterSnapshot(requested=1)])
 
-    def see() -> ClusterSnapshot:
-        found = next(sights, ClusterSnapshot(asked=2))
+    def poll() -> ClusterSnapshot:
+        found = next(snapshots, ClusterSnapshot(requested=2))
         if isinstance(found, Exception):
             raise found
         return found
 
-    lookout, told = ClusterMonitor(see), []
-    lookout.subscribe(lambda sight: told.append(sight.asked))
-    with lookout.looking():
-        while lookout.snapshot.asked < 2:
-            pass
+    monitor, told = ClusterMonitor(poll), []
+    monitor.subscribe(lambda snapshot: told.append(snapshot.requested))
+    monitor.start()
+    while monitor.snapshot.requested < 2:
+        pass
+    monitor.stop()
     assert told[:3] == [0, 0, 1]
 
 
@@ -287,10 +293,10 @@ def test_whatever_ray_up_left_on_the_head_is_counted_or_told_as_damaged(tmp_path
     path = tmp_path_factory.mktemp("fuzzed") / "config.yaml"
     path.write_text(yaml.safe_dump(config) if text is None else text, errors="replace")
     try:
-        growth = cluster_state.autoscaler_limits(path)
+        limits = cluster_state.read_autoscaler_limits(path)
     except MachineError as error:
         assert_readable(error, f"{path}: damaged")
         return
-    assert growth.fit(1.0, 0.5) >= 0
-    assert growth.places({SPOT: 3, ON_DEMAND: 2}, 1.0, 0.0).keys() <= {SPOT, ON_DEMAND}
-    assert all(usd >= 0 for usd in budget.hourly_rates(ClusterSnapshot(starting=("head", "x")), growth).values())
+    assert limits.max_trials(1.0, 0.5) >= 0
+    assert limits.feasible_request({SPOT: 3, ON_DEMAND: 2}, 1.0, 0.0).keys() <= {SPOT, ON_DEMAND}
+    assert all(usd >= 0 for usd in budget.hourly_rates(ClusterSnapshot(starting=("head", "x")), limits).values())

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from curves import report
+from curves import append_report, report
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
@@ -27,8 +27,8 @@ from hpo.store.object_storage import Storage
 from hpo.store.record import Record
 from hpo.store.search_results import winner
 from hpo.tracking import wandb_runs
-from hpo.views.dashboard import serving
-from hpo.views.formatting import Terminal
+from hpo.views.dashboard import open_server
+from hpo.views.terminal import Terminal
 from hpo.views.watch import watch
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
@@ -93,7 +93,7 @@ def watched(runs: Path, storage: Storage | None) -> None:
 
 
 def served(record: Record) -> None:
-    server, _ = serving(record, 0)
+    server, _ = open_server(record, 0)
     server.server_close()
 
 
@@ -213,7 +213,7 @@ def test_names_parameters_and_errors_are_no_commands_to_the_terminal(runs, capsy
     distributions = {HOSTILE: CategoricalDistribution([HOSTILE, "x"])}
     for number in range(2):
         record.add(Suggestion(params=params, distributions=distributions, config=TrainConfig(), by="random"))
-        record.append_report(number, report(1, 0.5), HOSTILE)
+        append_report(record, number, report(1, 0.5), HOSTILE)
         record.add_failure(number, HOSTILE)
         record.add_migration(number, HOSTILE)
     record.fail(0, HOSTILE)

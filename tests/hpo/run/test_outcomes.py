@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from curves import conductor, report
+from curves import append_report, controller, report
 from rich.console import Console
 from tensorboard_files import Status as Session
 from tensorboard_files import hparams_page
@@ -35,7 +35,7 @@ def one_of_each(runs: Path) -> Record:
     record = Record.create(
         runs, "first", SearchConfig(trials=9, epochs=4, grace_period=2, reduction_factor=3, objective="ssim")
     )
-    loop = conductor(record)
+    loop = controller(record)
     for _ in OUTCOMES:
         assert loop.next_trial()
     reports = {
@@ -48,7 +48,7 @@ def one_of_each(runs: Path) -> Record:
     }
     for number, told in reports.items():
         for each in told:
-            if record.append_report(number, each).action != "go on":
+            if append_report(record, number, each).action != "continue":
                 break
     record.fail(4, "the machine's fault")
     reasons = [trial.user_attrs.get(trial_attributes.DECISION, {}).get("reason") for trial in record.trials()]
@@ -58,19 +58,19 @@ def one_of_each(runs: Path) -> Record:
 
 def rows(text: str) -> dict[int, str]:
     """Of a table in a terminal: the state by the number of the trial."""
-    found = re.findall(r"^ *(\d+)  +\d/4 .*?(under way|finished|pruned at \d|collapsed|diverged|failed)", text, re.M)
+    found = re.findall(r"^ *(\d+)  +\d/4 .*?(running|finished|pruned at \d|collapsed|diverged|failed)", text, re.M)
     return {int(number): state for number, state in found}
 
 
 def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs, capsys):
     record, trials = one_of_each, one_of_each.trials()
     expected = dict(enumerate(OUTCOMES))
-    in_words = {number: {"running": "under way", "pruned": "pruned at 2"}.get(o, o) for number, o in expected.items()}
+    in_words = {number: {"pruned": "pruned at 2"}.get(o, o) for number, o in expected.items()}
 
     assert main(["show", "first", "--runs", str(runs)]) == 0
     shown = capsys.readouterr().out
     assert rows(shown) == in_words
-    assert "5/9 trials: 1 finished, 1 pruned, 2 dead, 1 failed, 2 under way" in shown
+    assert "5/9 trials: 1 finished, 1 pruned, 1 diverged, 1 collapsed, 1 failed, 2 running" in " ".join(shown.split())
     assert "winner so far: trial 0" in shown
 
     assert main(["show", "first", "--json", "--runs", str(runs)]) == 0
@@ -89,7 +89,7 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
     with drawn.capture() as live:
         drawn.print(render("first", record.search, trials, Status(), width=100, height=40))
     assert rows(live.get()).items() <= in_words.items()
-    assert "1 finished, 1 pruned, 2 dead, 1 failed, 2 under way" in live.get()
+    assert "1 finished, 1 pruned, 1 diverged, 1 collapsed, 1 failed, 2 running" in " ".join(live.get().split())
 
     tracker = Tracker(record)
     for trial in trials:

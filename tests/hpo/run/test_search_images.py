@@ -43,8 +43,8 @@ def test_a_search_goes_on_where_its_images_have_moved_and_on_no_others(pictures,
     more = ["search", "first", "--runs", str(runs), "--trials", "2"]
     code, _, err = hpo_says(*more, capsys=capsys)
     assert code == 2
-    assert f"data={here}: is no folder" in err
-    assert "--data says where to" in err
+    assert f"data={here}: is not a folder" in err
+    assert "give its new path with --data" in err
 
     before = (runs / "first" / "search.json").read_bytes()
     others = inverted(there, tmp_path / "others")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from curves import conductor, run_all, story
+from curves import controller, run_all, story
 from rich.console import Console
 
 from hpo.policy import leaderboard
@@ -22,7 +22,7 @@ from hpo.store.record import Record
 from hpo.tracking.tensorboard import TensorBoard
 from hpo.views import html_report
 from hpo.views.formatting import headline
-from hpo.views.live_table import Progress
+from hpo.views.progress import Progress
 
 ROOT = Path(__file__).parents[3]
 JUMPS = [0, 3_600, -86_400, 40, -7, 86_400 * 400, -3]  # seconds; each time that it is asked, the next
@@ -48,10 +48,10 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clock_that_jumps_changes_no_decision_and_no_duration_is_negative(record, runs, undisturbed):
     progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
     board = TensorBoard(record)
-    run_all(conductor(record, progress, board))
+    run_all(controller(record, progress, board))
     progress.close()
     board.close()
-    assert progress._now().seconds >= 0
+    assert progress.current_status().seconds >= 0
     trials = Record(runs, "first").trials()
     starts = [trial.datetime_start for trial in trials]
     assert starts != sorted(starts)  # it did jump

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import plain_search
 import pytest
-from curves import conductor, essence, run_all, story, train
+from curves import controller, essence, run_all, story, train
 from killed import killed_while_writing
 from plain_search import EPOCHS, assert_best_checkpoints_are_as_recorded, command
 
@@ -79,7 +79,7 @@ def test_a_trial_whose_last_checkpoint_is_damaged_trains_again_and_says_so(  # n
         damage(folder / name)
     with caplog.at_level(logging.WARNING):
         assert main(command(pictures, tmp_path)) == 0
-    said = "trial 0: its last checkpoint was damaged or gone; it is back at epoch 1, and trains again up to the 2 that"
+    said = "trial 0: its last checkpoint was damaged or missing; it is back at epoch 1 and repeats the epochs up to 2"
     assert sum(said in message for message in caplog.messages) == (which == {LAST, BEST})
     record = Record(tmp_path, "first")
     assert essence(record.trials()) == essence(Record(searched_plainly, "first").trials())
@@ -107,7 +107,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert record.metadata()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0
-    assert f"cannot win, their checkpoints being damaged or gone: trials {by_rank[0]}\n" in capsys.readouterr().out
+    assert f"checkpoints damaged or missing, so these trials cannot win: {by_rank[0]}\n" in capsys.readouterr().out
     monkeypatch.setattr(search, "_measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
     assert main(command(pictures, tmp_path)) == 0
@@ -276,7 +276,7 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
 
     with acquire(runs, "first", storage, fail) as replicator:
         replicator.start()
-        loop = conductor(replicator.record, replicator)
+        loop = controller(replicator.record, replicator)
         for _ in range(3):
             number = loop.next_trial().number
             train(loop, number, checkpoints.setdefault(number, []))
@@ -285,7 +285,7 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
     with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as replicator:
         replicator.start()
         assert len(replicator.record.trials()) == 3
-        run_all(conductor(replicator.record, replicator), checkpoints)
+        run_all(controller(replicator.record, replicator), checkpoints)
         replicator.stop()
         assert story(replicator.record.trials()) == story(undisturbed.trials())
     assert f"{storage.subdirectory('first')} has the last good copy" in caplog.text

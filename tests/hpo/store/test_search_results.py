@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from curves import SPACE, report
+from curves import SPACE, append_report, report
 from optuna.trial import TrialState
 from plain_search import command
 from rich.console import Console
@@ -63,7 +63,7 @@ def record(runs) -> Record:
     for number, values in told.items():
         record.add(suggest(record.trials(), SPACE, search))
         for epoch, value in enumerate(values, start=1):
-            record.append_report(number, report(epoch, value))
+            append_report(record, number, report(epoch, value))
     decision = Decision(action="prune", reason="asha", epoch=1, value=0.7)
     rewritten(record, 1, decision, state=TrialState.PRUNED, values=[0.7])
     record.fail(2, "its node is gone")
@@ -96,7 +96,7 @@ def test_no_winner_comes_out_of_nothing_valid(runs):
     record = Record.create(runs, "none", SearchConfig(objective=OBJECTIVE))
     assert search_results.winner(record) is None
     record.add(suggest([], SPACE, record.search))
-    record.append_report(0, report(1, math.nan))
+    append_report(record, 0, report(1, math.nan))
     assert search_results.winner(record) is None
 
 
@@ -312,7 +312,7 @@ def test_decisions_taken_again_are_those_on_record(done):
     for trial in told["trials"]:
         assert trial["agrees"]
         assert trial["decisions"][-1] == trial["recorded"]
-        assert all(decision["action"] == "go on" for decision in trial["decisions"][:-1])
+        assert all(decision["action"] == "continue" for decision in trial["decisions"][:-1])
     assert {trial["suggested_by"] for trial in told["trials"]} >= {"starting point", "random"}
 
 

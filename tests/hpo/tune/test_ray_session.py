@@ -20,7 +20,7 @@ from ray.core.generated import common_pb2 as protobuf
 import hpo
 from hpo import environment
 from hpo.cli.commands import main
-from hpo.cluster.cluster_state import AutoscalerLimits, ClusterMonitor, ClusterSnapshot, Node, limits_of
+from hpo.cluster.cluster_state import AutoscalerLimits, ClusterMonitor, ClusterSnapshot, Node, limits_from_config
 from hpo.cluster.trial_slots import Cluster, RayStartError
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
@@ -29,17 +29,17 @@ from model.common.errors import ConfigError
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 GPU_NODE = {"CPU": 4.0, "GPU": 1.0}
-NO_GROWTH = AutoscalerLimits()
-FROM_ZERO = limits_of(yaml.safe_load((Path(__file__).parents[3] / "cluster.yaml").read_text()))
+NO_AUTOSCALER = AutoscalerLimits()
+FROM_ZERO = limits_from_config(yaml.safe_load((Path(__file__).parents[3] / "cluster.yaml").read_text()))
 
 
-def cluster(search: SearchConfig, *resources: dict[str, float], growth: AutoscalerLimits = NO_GROWTH) -> Cluster:
-    sight = ClusterSnapshot(nodes=tuple(Node(id=str(i), resources=has) for i, has in enumerate(resources)))
-    return Cluster(search, ClusterMonitor(lambda: sight), growth)
+def cluster(search: SearchConfig, *resources: dict[str, float], limits: AutoscalerLimits = NO_AUTOSCALER) -> Cluster:
+    snapshot = ClusterSnapshot(nodes=tuple(Node(id=str(i), resources=has) for i, has in enumerate(resources)))
+    return Cluster(search, ClusterMonitor(lambda: snapshot), limits)
 
 
 def types(**of: dict[str, Any]) -> AutoscalerLimits:
-    return limits_of({"max_workers": 8, "head_node_type": "head", "available_node_types": {"head": {}, **of}})
+    return limits_from_config({"max_workers": 8, "head_node_type": "head", "available_node_types": {"head": {}, **of}})
 
 
 def test_fractions_of_a_gpu_pack_as_many_trials_as_the_cpus_allow():
@@ -60,9 +60,9 @@ def test_never_more_slots_than_trials_or_than_asked_for():
 
 
 def test_a_trial_that_fits_nowhere_is_refused_with_what_the_nodes_have():
-    with pytest.raises(ConfigError, match=r"1 GPUs; no node has them\. The largest has 2 CPUs and 0 GPUs"):
+    with pytest.raises(ConfigError, match=r"1 GPUs; no node has them\. The largest node has 2 CPUs and 0 GPUs"):
         cluster(SearchConfig(gpus_per_trial=1), {"CPU": 2.0})
-    with pytest.raises(ConfigError, match=r"2 GPUs; no node has them, and none can be added that has\. .* and 1 GPUs"):
+    with pytest.raises(ConfigError, match=r"2 GPUs; no node has them, and the autoscaler can add none .* and 1 GPUs"):
         cluster(SearchConfig(gpus_per_trial=2), HEAD, limits=FROM_ZERO)
 
 
@@ -80,24 +80,24 @@ def test_the_cluster_files_own_workers_are_counted_from_zero():
 
 
 def test_of_several_types_the_roomiest_are_counted_up_to_the_limit_of_all():
-    growth = types(
+    limits = types(
         small={"resources": {"CPU": 4, "GPU": 1}},
         large={"resources": {"CPU": 16, "GPU": 4}, "max_workers": 2},
         no_gpu={"resources": {"CPU": 64}},
     )
-    assert growth.fit(cpus=1, gpus=1) == 2 * 4 + 6 * 1
-    assert growth.fit(cpus=1, gpus=0) == 8 * 64
+    assert limits.max_trials(cpus=1, gpus=1) == 2 * 4 + 6 * 1
+    assert limits.max_trials(cpus=1, gpus=0) == 8 * 64
     # Alone on a node: the smallest that a trial fits on; a large one might not be to be had. One that is there is.
     search = SearchConfig(trials=100, gpus_per_trial=1)
-    assert cluster(search, HEAD, limits=growth).exclusive_node_options["num_cpus"] == 4
-    assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, limits=growth).exclusive_node_options["num_cpus"] == 16
+    assert cluster(search, HEAD, limits=limits).exclusive_node_options["num_cpus"] == 4
+    assert cluster(search, HEAD, {"CPU": 16.0, "GPU": 4.0}, limits=limits).exclusive_node_options["num_cpus"] == 16
 
 
 def test_workers_at_hand_that_are_still_set_up_are_taken_to_be_like_those_that_are_there():
     config = {"provider": {"type": "local"}, "max_workers": 3, "available_node_types": {"made.up": {"resources": {}}}}
-    growth = limits_of(config)
-    assert cluster(SearchConfig(trials=100), HEAD, GPU_NODE, limits=growth).slots == 3
-    assert (growth.types, growth.falls_back) == ((), False)
+    limits = limits_from_config(config)
+    assert cluster(SearchConfig(trials=100), HEAD, GPU_NODE, limits=limits).slots == 3
+    assert (limits.node_types, limits.can_fall_back) == ((), False)
 
 
 def test_a_head_with_cpus_is_told_of_where_others_take_the_trials():

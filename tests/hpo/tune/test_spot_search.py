@@ -58,7 +58,7 @@ def test_a_notice_moves_the_trial_after_its_epoch_and_costs_it_nothing(searched)
     assert trial.state == TrialState.COMPLETE
     (move,) = searched.moves(NOTICED)
     assert move == {"epoch": 2, "why": "its node is drained (spot)"}
-    assert f"trial {NOTICED} moves: its node is drained (spot)\n" in searched.output
+    assert f"trial {NOTICED} migrates: its node is drained (spot)\n" in searched.output
     nodes = dict(searched.begun(NOTICED))
     assert nodes["1"] == nodes["2"] != nodes["3"]
     assert [epoch for epoch, _ in searched.begun(NOTICED)].count("2") == 1

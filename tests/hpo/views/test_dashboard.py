@@ -17,13 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 from chromium import chromium, needs_chromium
-from curves import conductor, train
+from curves import controller, train
 from PIL import Image
 
 from hpo.cli.commands import main
 from hpo.store.record import Record
 from hpo.views import dashboard
-from hpo.views.dashboard import serving
+from hpo.views.dashboard import open_server
 
 
 def strip(record: Record, number: int, epoch: int) -> Path:
@@ -43,7 +43,7 @@ def ended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 @contextmanager
 def served(runs: Path) -> Iterator[int]:
-    server, address = serving(Record(runs, "first", read_only=True), 0)
+    server, address = open_server(Record(runs, "first", read_only=True), 0)
     with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -84,7 +84,7 @@ def test_states_values_and_strips_are_the_records(done, runs):
 
 def test_it_follows_a_search_that_runs(record, runs, monkeypatch):
     monkeypatch.setattr(dashboard, "_REFRESH_SECONDS", 0)
-    running = conductor(record)
+    running = controller(record)
     first = running.next_trial().number
     reports: list = []
     train(running, first, reports, epochs=1)
@@ -125,7 +125,7 @@ def test_nothing_is_changed_from_outside_nor_read_through_another_name(done, run
 def test_a_port_that_is_taken_is_told(done, runs, capsys):
     with served(runs) as port:
         assert main(["dashboard", "first", "--runs", str(runs), "--port", str(port)]) == 2
-    assert f"port={port}: cannot be listened on (" in capsys.readouterr().err
+    assert f"port={port}: cannot listen on it (" in capsys.readouterr().err
 
 
 @needs_chromium

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 import pytest
 from chromium import Page, chromium, needs_chromium
-from curves import SPACE, conductor, report
+from curves import SPACE, append_report, controller, report
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from rich.console import Console
@@ -82,7 +82,7 @@ def ended(runs: Path) -> Record:
     for number, reports in enumerate(told):
         record.add(suggest(record.trials(), SPACE, ENDS))
         for epoch, values in enumerate(reports, start=1):
-            record.append_report(number, report(epoch, **values), "node-a" if number % 2 else "node-b")
+            append_report(record, number, report(epoch, **values), "node-a" if number % 2 else "node-b")
     record.add_failure(2, "its node is gone")
     record.fail(2, "died 3 times, at last: its node is gone")
     record.fail(5, "out of memory")
@@ -157,7 +157,7 @@ def test_a_stopped_trial_is_told_with_its_bar_and_where_it_is_worse_than_the_inp
         record.add(suggest(record.trials(), SPACE, search))
         for epoch in (1, 2):
             if record.trial(number).state == TrialState.RUNNING:
-                record.append_report(number, report(epoch, ssim, psnr_db=20.0 if ssim == 0.49 else 21.0))
+                append_report(record, number, report(epoch, ssim, psnr_db=20.0 if ssim == 0.49 else 21.0))
     shown(browser, record)
     why = browser.run("[...document.querySelectorAll('#why tbody tr')].map(row => row.cells[1].innerText)")
     assert why[3] == (
@@ -194,7 +194,7 @@ def test_whether_a_longer_training_would_help_is_said_no_surer_than_the_curve_is
 def test_a_final_training_that_collapsed_is_over(runs):
     record = Record.create(runs, "first", SearchConfig(final_epochs=32))
     for ssim in (0.9, 0.8):
-        record.append_report(record.add(suggest(record.trials(), SPACE, record.search)).number, report(1, ssim))
+        append_report(record, record.add(suggest(record.trials(), SPACE, record.search)).number, report(1, ssim))
     config = {**record.trial(1).user_attrs[CONFIG], "epochs": 32}
     reports = [report(epoch, 0.1, psnr_db=8.7, images=20_000 * epoch) for epoch in (1, 2, 3)]
     save_checkpoint(
@@ -208,7 +208,7 @@ def test_a_final_training_that_collapsed_is_over(runs):
 def test_a_final_training_that_went_on_with_lower_rates_is_still_its_trials(runs):
     record = Record.create(runs, "first", SearchConfig(final_epochs=32))
     for ssim in (0.9, 0.8):
-        record.append_report(record.add(suggest(record.trials(), SPACE, record.search)).number, report(1, ssim))
+        append_report(record, record.add(suggest(record.trials(), SPACE, record.search)).number, report(1, ssim))
     config = {**record.trial(1).user_attrs[CONFIG], "epochs": 32, "lr_g": 1e-4, "lr_d": 1e-4}
     save_checkpoint(record.folder / "final" / LAST, {}, {"config": config, "reports": [report(1, 0.9).as_dict()]})
     event = {"trial": 1, "epochs": 32, "epoch": 3, "reason": "collapsed", "back_to": 1, "lr_g": 1e-4, "lr_d": 1e-4}
@@ -235,7 +235,7 @@ def test_a_search_that_has_hardly_begun_is_drawn_too(record, browser, num_report
     if num_reports is not None:
         record.add(suggest([], SPACE, record.search))
         for epoch in range(num_reports):
-            record.append_report(0, report(epoch + 1, 0.5))
+            append_report(record, 0, report(epoch + 1, 0.5))
     shown(browser, record)
     assert text(browser, "h1") == ("Trial 0 wins so far" if num_reports else "No winner so far")
 
@@ -355,12 +355,12 @@ def test_hostile_texts_stay_texts(runs, browser):
     record = Record.create(runs, "first", asked)
     record.search = replace(asked, space=HOSTILE)
     record.about |= {"versions": {HOSTILE: HOSTILE}, "git_commit": HOSTILE, "created": HOSTILE}
-    record.home = runs / HOSTILE.replace("/", ":")  # of which the command to denoise with is made
+    record.user_folder = runs / HOSTILE.replace("/", ":")  # of which the command to denoise with is made
     params = {HOSTILE: HOSTILE, "__proto__": "constructor"}
     distributions = {name: CategoricalDistribution([value, "x"]) for name, value in params.items()}
     for number in range(3):
         record.add(Suggestion(params=params, distributions=distributions, config=TrainConfig(), by="random"))
-        record.append_report(number, report(1, 0.5), HOSTILE)
+        append_report(record, number, report(1, 0.5), HOSTILE)
     record.add_failure(0, HOSTILE)
     record.fail(0, HOSTILE)
     shown(browser, record)
@@ -469,7 +469,7 @@ def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, caps
 
 
 def test_the_node_is_kept_of_the_epoch_that_it_trained_alone(record):
-    driver = conductor(record)
+    driver = controller(record)
     driver.next_trial()
     driver.on_report(0, [report(1, 0.5), report(2, 0.6)], "node-b")  # the first was trained by an attempt that died
     assert [told.get(trial_attributes.NODE) for told in record.trial(0).user_attrs[trial_attributes.REPORTS]] == [

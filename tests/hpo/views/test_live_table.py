@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from curves import SPACE, conductor, counted, report, run_all
+from curves import SPACE, controller, counted, report, run_all
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
@@ -21,7 +21,8 @@ from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.views.formatting import decision_table, trial_table
-from hpo.views.live_table import Progress, render
+from hpo.views.live_table import render
+from hpo.views.progress import Progress
 from hpo.views.status_file import Status
 
 
@@ -47,7 +48,7 @@ def listened(record: Record, console: Console) -> Progress:
 def test_without_a_terminal_each_event_is_one_plain_line(record):
     console = Console(file=io.StringIO(), width=60)
     progress = listened(record, console)
-    run_all(conductor(record, progress))
+    run_all(controller(record, progress))
     progress.close()
     printed = console.file.getvalue()
     assert "\x1b" not in printed
@@ -65,10 +66,10 @@ def test_without_a_terminal_each_event_is_one_plain_line(record):
 
 def test_a_continued_search_tells_only_of_what_it_does_itself(record):
     record.update_config({"trials": 3})
-    run_all(conductor(record))
+    run_all(controller(record))
     record.update_config({"trials": 4})
     console = Console(file=io.StringIO(), width=200)
-    run_all(conductor(record, listened(record, console)))
+    run_all(controller(record, listened(record, console)))
     said = {line.split(":")[0] for line in console.file.getvalue().splitlines()}
     assert said - {"Expected"} == {"trial 3"}
 
@@ -111,11 +112,11 @@ def test_brackets_in_a_parameter_are_no_markup(search, terminal):
 def test_the_live_table_follows_a_whole_search(record):
     console = Console(file=io.StringIO(), width=80, height=30, force_terminal=True)
     progress = listened(record, console)
-    run_all(conductor(record, progress))
+    run_all(controller(record, progress))
     progress.close()
     last = console.file.getvalue().rpartition("/8 trials: ")[2]
     assert counted(record.trials()) in last
-    assert "under way" not in last
+    assert "running" not in last
 
 
 def test_the_expected_time_counts_what_is_left(record):
@@ -150,9 +151,9 @@ def test_the_decision_table_shows_the_values_that_were_compared(record, tmp_path
     _, epochs, values, cutoffs, *_, outcomes = (list(column.cells) for column in table.columns)
     rows = [tuple(map(str, row)) for row in zip(epochs, values, cutoffs, outcomes, strict=True)]
     assert rows == [
-        ("1", "0.1000", "0.1000", "goes on"),
+        ("1", "0.1000", "0.1000", "continues"),
         ("2", "0.1000", "0.9000", "pruned: below the cutoff, by epoch 1"),
-        ("1", "0.9000", "0.9000", "goes on"),
+        ("1", "0.9000", "0.9000", "continues"),
     ]
 
 
@@ -176,11 +177,11 @@ def test_how_long_trials_run_is_learned_from_those_under_way_too():
 def test_the_finalists_the_final_training_and_the_export_are_told(record, tmp_path):
     console = Console(file=io.StringIO(), width=60)
     progress = Progress(record.search, "first", 1, console, folder=tmp_path)
-    progress.measuring(7, 1, 3)
-    progress.training(7, [], 2)
-    progress.training(7, [report(1, 0.5)], 2)
+    progress.show_finalist(7, 1, 3)
+    progress.show_final_training(7, [], 2)
+    progress.show_final_training(7, [report(1, 0.5)], 2)
     seen = Status.read(tmp_path)
-    progress.exporting()
+    progress.show_export()
     progress.close()
     assert console.file.getvalue().split("\n") == [
         "Measuring trial 7 on all validation images, 2 of 3",
@@ -198,8 +199,8 @@ def test_the_finalists_the_final_training_and_the_export_are_told(record, tmp_pa
 def test_quiet_says_nothing(record):
     file = io.StringIO()
     progress = listened(record, Console(file=file, quiet=True, force_terminal=True))
-    run_all(conductor(record, progress))
-    progress.exporting()
+    run_all(controller(record, progress))
+    progress.show_export()
     progress.close()
     assert file.getvalue() == ""
 
@@ -216,8 +217,8 @@ def test_the_picture_fits_any_terminal(done, width, height):
     assert max(map(len, lines)) <= width
     assert len(lines) <= max(height, 12)
     text = " ".join(" ".join(lines).split())
-    figures = ("30 under way", "05:12", "about 06:40 left", "301 images/s", "overhead 0.4 %")
-    for told in (*figures, *(["more under way"] if height < 40 else [])):
+    figures = ("30 running", "05:12", "about 06:40 left", "301 images/s", "overhead 0.4 %")
+    for told in (*figures, *(["more running"] if height < 40 else [])):
         assert told in text
     assert "best: trial" in text
 
@@ -241,8 +242,8 @@ def test_what_trials_wait_for_is_told_once_a_minute_and_stands_in_the_status_whi
     console = Console(file=io.StringIO(), width=200)
     progress = Progress(record.search, "first", 1, console, folder=tmp_path, clock=lambda: now[0])
     for now[0] in range(0, 150, 10):
-        progress.waits("trial 5 waits for 1 GPU: none free")
-    progress.exporting()
+        progress.set_pending_message("trial 5 waits for 1 GPU: none free")
+    progress.show_export()
     status = Status.read(tmp_path)
     progress.close()
     assert console.file.getvalue().count("trial 5 waits for 1 GPU: none free\n") == 3

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from curves import conductor, counted, report, train
+from curves import controller, counted, report, train
 from fuzzing import as_json, assert_readable, damaged, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -26,7 +26,8 @@ from hpo.store.lock import acquire_lock, lock_owner
 from hpo.store.record import Record, RecordError
 from hpo.store.study_database import describe_error
 from hpo.views import watch
-from hpo.views.live_table import Progress, render
+from hpo.views.live_table import render
+from hpo.views.progress import Progress
 from hpo.views.status_file import Status
 from model.common.errors import ConfigError
 
@@ -42,20 +43,20 @@ class Elsewhere:
         self.lock = acquire_lock(record.folder, "first")
         self.record, self.exported, self.waits = record, False, 0
         self.progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
-        self.progress._over.set()  # its thread would write, too
-        self.conductor = conductor(record, self.progress)
+        self.progress._closed.set()  # its thread would write, too
+        self.controller = controller(record, self.progress)
         monkeypatch.setattr(search_results, "is_exported", lambda _: self.exported)
         self.before = contents(record.folder)
 
     def wait(self, _: float) -> None:
         assert contents(self.record.folder) == self.before
         self.waits += 1
-        trial = self.conductor.next_trial()
+        trial = self.controller.next_trial()
         if trial:
-            train(self.conductor, trial.number, [])
+            train(self.controller, trial.number, [])
         else:
             self.exported = True
-        self.progress._show()
+        self.progress._draw()
         self.before = contents(self.record.folder)
 
 
@@ -80,7 +81,7 @@ def test_the_table_is_the_drivers_own(record, runs, monkeypatch):
 
 
 def test_a_search_that_nobody_runs_is_told_once_and_so_is_its_return(record, runs, monkeypatch):
-    trial = conductor(record).next_trial()
+    trial = controller(record).next_trial()
     (record.folder / LOCK_FILE).write_text("process 1 on elsewhere")
     Status(phase="ended").write(record.folder)
     console, waits = Console(file=io.StringIO(), width=200), []
@@ -105,10 +106,10 @@ def test_a_driver_elsewhere_that_falls_silent_is_told(record, runs, monkeypatch)
     Status().write(record.folder)
     clock = [0.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
-    life = watch._Life(record)
+    life = watch._DriverMonitor(record)
     assert life.status() == (Status(), "")
     clock[0] = 31.0
-    assert life.status()[1] == "No sign of process 1 on elsewhere for 31 s"
+    assert life.status()[1] == "No sign of life from process 1 on elsewhere for 31 s"
     Status(seconds=32.0).write(record.folder)
     assert life.status()[1] == ""
 
