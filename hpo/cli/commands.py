@@ -67,7 +67,7 @@ def _search(arguments: argparse.Namespace) -> int:
     from hpo.run.search import run_search
 
     place = {"address": arguments.storage, "quiet": arguments.quiet}
-    return run_search(arguments.name, arguments.runs, options, mistakes=errors, **place)
+    return run_search(arguments.name, arguments.runs, options, errors=errors, **place)
 
 
 def _open_storage(arguments: argparse.Namespace) -> Storage | None:
@@ -233,10 +233,10 @@ def _export(arguments: argparse.Namespace) -> int:
         manifest = export.export_winner(
             record,
             images,
-            over=search_results.is_over(record),
+            is_over=search_results.is_over(record),
             data=data,
             trial=arguments.trial,
-            to=arguments.to,
+            destination=arguments.to,
             trainable=arguments.trainable,
         )
         print(quality_table(manifest["metrics"]))
