@@ -1,4 +1,4 @@
-"""The tables of Optuna that hpo/store/study_database.py writes itself: another version's tables must fail here first."""
+"""The tables of Optuna that hpo/store/study_database.py writes itself; those of another version fail here first."""
 
 from __future__ import annotations
 
