@@ -65,12 +65,10 @@ def run_search(
     """Begin a search, or continue it.
 
     Args:
-        name: Name of the search.
-        runs: Folder of all searches.
         options: Fields of SearchConfig that differ from the defaults or from search.json.
         address: Address of its storage, if it has one.
         errors: Those that the command line has found in the request.
-        quiet: Print nothing but the result.
+        quiet: Print only the result.
 
     Returns:
         The exit code (hpo.exit_codes).
