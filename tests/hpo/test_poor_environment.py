@@ -57,7 +57,7 @@ def test_trials_whose_rates_are_too_high_collapse_and_are_pruned_and_where_all_d
     options += ["--pruner", "none", "--max-concurrent", "1", "--wandb", "disabled"]
     ended = finished(tmp_path, [*options, "--trials", "1"])
     assert ended.returncode == 3, ended.stderr
-    assert "No trial came to a valid result: there is nothing to export." in ended.stderr
+    assert "No trial produced a valid result: there is nothing to export." in ended.stderr
     record = Record(tmp_path / "runs", "first")
     assert search_results.winner(record) is None
     assert not (record.folder / layout.EXPORT).exists()

@@ -64,7 +64,7 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Ray was started")
 
     images = SimpleNamespace(digest="0", messages=(), pixel_format=EIGHT_BITS)
-    monkeypatch.setattr(hpo.run.search, "_loaded", lambda *_: (None, images))
+    monkeypatch.setattr(hpo.run.search, "load_inputs", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.store.replication.READ_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr("hpo.store.replication.TIMEOUT_SECONDS", 1.0)

@@ -56,7 +56,7 @@ def storage(there: Place, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """Of all searches."""
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
-    monkeypatch.setattr(replication, "COPY_SECONDS", 0.05)
+    monkeypatch.setattr(replication, "UPLOAD_SECONDS", 0.05)
     return Storage(there.address, timeout_seconds=10)
 
 

@@ -26,10 +26,9 @@ from rich.console import Console
 from hpo.cli.commands import main
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run.search import SearchRun
 from hpo.store import search_results, study_database
 from hpo.store.record import Record, RecordError
-from hpo.store.replication import StorageReplicator
 from hpo.views import watch
 from hpo.views.dashboard import Snapshot
 from model.common.errors import ConfigError, MachineError
@@ -222,11 +221,11 @@ def command(tmp_path, url, monkeypatch) -> list[str]:
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / "images" / f"{name}.png")
 
-    def run(copies: StorageReplicator, *_: object, **__: object) -> int:
-        run_all(controller(copies.record))
+    def run(driver: SearchRun, _: object) -> int:
+        run_all(controller(driver.record))
         return 0
 
-    monkeypatch.setattr(search, "_run", run)
+    monkeypatch.setattr(SearchRun, "search", run)
     monkeypatch.chdir(tmp_path)
     options = {"trials": "8", "epochs": "4", "reduction-factor": "3", "objective": "ssim", "seed": "9"}
     options |= {"data": "images", "crop": "16", "wandb": "disabled", "study-url": url}
