@@ -76,9 +76,7 @@ def is_dead(trial: FrozenTrial) -> bool:
     if DECISION in trial.user_attrs:
         return trial.user_attrs[DECISION]["reason"] in ("diverged", "collapsed")
     reports = trial.user_attrs[REPORTS]
-    if (
-        not reports or not EvalReport.from_dict(reports[-1]).is_dead
-    ):  # the usual case: the others are not parsed
+    if not reports or not EvalReport.from_dict(reports[-1]).is_dead:  # the usual case: the others are not parsed
         return False
     return failure_reason([EvalReport.from_dict(report) for report in reports], is_last=True) is not None
 

@@ -108,9 +108,7 @@ def suggest_queued(
     """
     study = in_memory_study(trials, plugins.sampler(search, _seed(search, len(trials), 0)))
     study.enqueue_trial(dict(params))
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    ):  # of a value that is refused below
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a value that is refused below
         trial, config = _ask(study, space, search.base_config(), search.sampler)
     if unknown := sorted(set(params) - set(trial.params)):
         nearest = did_you_mean(unknown[0], trial.params)
