@@ -308,7 +308,7 @@ def _run(
 ) -> int:
     record = copies.record
     with ExitStack() as shown:  # the table: until the export is there
-        with ray_session.started(record.search, stopping.head_is_gone) as cluster:
+        with ray_session.RaySession(record.search, stopping.head_is_gone) as cluster:
             console.print(_plan(record, cluster), highlight=False, soft_wrap=True)
             budget = _budget(record, cluster)
             progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)

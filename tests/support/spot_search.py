@@ -153,7 +153,7 @@ def main(folder: Path) -> None:
         nodes.add_node(num_cpus=1, num_gpus=1, labels={MARKET: SPOT, PRICE: "0.8"})
     asked = SearchConfig(**SEARCH, address=nodes.address, max_cost=100.0)
     record, images, seen = Record.create(folder, RICH, asked), DataConfig().load(), {}
-    with metadata_server.serving() as ec2, ray_session.started(asked) as cluster:
+    with metadata_server.serving() as ec2, ray_session.RaySession(asked) as cluster:
         threading.Thread(target=take_nodes, args=(nodes, record, ec2), daemon=True).start()
         seen[RICH] = run(record, cluster, images)
         seen["stored"] = stored_bytes()

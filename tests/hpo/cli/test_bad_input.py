@@ -165,9 +165,7 @@ NO_FOLDER = "and not the folder that is wanted here"
 
 COMMAND_LINE = {
     "an unknown option": Row("search new --trails 3", ["--trails: no such option. Did you mean --trials?"]),
-    "an unknown option with its value": Row(
-        "search new --trails=3", ["--trails=3: no such option. Did you mean"]
-    ),
+    "an unknown option with its value": Row("search new --trails=3", ["--trails=3: no such option. Did you mean"]),
     "two unknown options": Row("search new --trails 3 --epohcs=4", ["Did you mean --trials?", "mean --epochs?"]),
     "half an option": Row("search new --tri 3", ["--tri: no such option"]),
     "an unknown command": Row("serch first", ["serch", "search"]),
@@ -210,9 +208,7 @@ COMMAND_LINE = {
         "launch file.txt ../x --trials 0 --noise gauss:3 --space optimisers --set widht=3",
         ["file.txt: a cluster file is a mapping", "name='../x'", "trials=0", "gauss:3", "space=optimisers", "widht"],
     ),
-    "an invalid name and target of a pull": Row(
-        "pull file.txt ../x --to runs", ["name=", "mapping", "something"]
-    ),
+    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "something"]),
     "a name that leads outside": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
@@ -269,9 +265,7 @@ COMMAND_LINE = {
     "a storage with an unknown option": Row("list --storage s3://b?regoin=x", ["regoin", "Did you mean region?"]),
     "an invalid database URL": Row("search new --study-url sqlite:///x", ["must be postgresql://USER@HOST/DB"]),
     "a database with a password": Row("search new --study-url postgresql://u:p@h/d", ["without a password"]),
-    "an invalid address": Row(
-        "search new --address nonsense", ["address=nonsense: must be local, auto, or HOST:PORT"]
-    ),
+    "an invalid address": Row("search new --address nonsense", ["address=nonsense: must be local, auto, or HOST:PORT"]),
     "an address of Ray's client": Row("search new --address ray://h:1", ["address=ray://h:1: must be"]),
     "a command for the end with a NUL": Row("search new --on-finish 'a\0b'", ["on_finish=", "a command for the shell"]),
     "money where nothing costs": Row(
@@ -339,9 +333,7 @@ SPACE_AND_SETTINGS = {
         "search new --grace-period 5 --epochs 3", ["grace_period=5: must be from 1 to the 3 epochs"]
     ),
     "a reduction by one": Row("search new --reduction-factor 1", ["reduction_factor=1: must be at least 2"]),
-    "an unknown metric": Row(
-        "search new --objective loss", ["objective=loss: must be one of balanced, ssim, psnr"]
-    ),
+    "an unknown metric": Row("search new --objective loss", ["objective=loss: must be one of balanced, ssim, psnr"]),
     "an unknown noise": Row("search new --noise gauss:30", ["gauss:30", "gaussian:30"]),
     "an unknown setting": Row("search new --set widht=4", ["widht: no such setting. Did you mean width?"]),
     "a setting of the wrong kind": Row(
@@ -569,7 +561,7 @@ def test_a_cluster_without_room_for_a_trial_is_refused_and_the_search_is_as_if_n
         raise ConfigError("a trial needs 1 CPUs and 8 GPUs; no node has them")
 
     monkeypatch.setattr(ray_session, "check_address", lambda search, is_new: None)
-    monkeypatch.setattr(ray_session, "started", refuse)
+    monkeypatch.setattr(ray_session, "RaySession", refuse)
     command = f"{PHOTOS} --address auto --gpus-per-trial 8"
     code, _, err = hpo_says(*shlex.split(command), capsys=capsys)
     assert (code, "no node has them" in err) == (2, True)
