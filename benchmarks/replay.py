@@ -355,7 +355,7 @@ class Ours:
         trial.intermediate_values[report.epoch] = value
         self._heard += 1
         decision = self._judge(self.trials, key, report.epoch, self._search)
-        if decision.action == "go on":
+        if decision.action == "continue":
             return True
         trial.user_attrs[DECISION] = asdict(decision)
         trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED

@@ -34,9 +34,11 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 import search_spaces
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import sampling
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run import trials as trials_phase
+from hpo.run.context import SearchContext
 from hpo.search_controller import SearchController
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
@@ -111,8 +113,8 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         record = Record.create(Path(folder), "scale", asked)
-        conductor = SearchController(record, space, [], time_is_up=lambda: False)
-        next_trial, hear = watch.timed("next trial", conductor.next_trial), watch.timed("report", conductor.on_report)
+        controller = SearchController(record, space)
+        next_trial, hear = watch.timed("next trial", controller.next_trial), watch.timed("report", controller.on_report)
         told: dict[int, list[EvalReport]] = {}
 
         def fill_until(trials: int) -> None:
@@ -125,7 +127,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
                 reports = told.setdefault(number, [])
                 config = record.trial(number).params
                 reports.append(EvalReport.from_dict(synthetic_report(len(reports) + 1, config)))
-                if hear(number, reports).action == "go on":
+                if hear(number, reports).action == "continue":
                     turns.append(number)
                 else:
                     del told[number]
@@ -205,26 +207,26 @@ class SleepingTrial(tune.Trainable):
 
 
 def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
-    """hpo.run.search's own trials phase, table and all, with sleep for training; gives its begin and end."""
-    search.Pix2PixTrial = SleepingTrial
+    """hpo.run.trials's own phase, table and all, with sleep for training; gives its begin and end."""
+    trials_phase.Pix2PixTrial = SleepingTrial
     ray.init = functools.partial(ray.init, num_cpus=slots)
     asked = SearchConfig(trials=trials, epochs=1, max_concurrent=slots, gpus_per_trial=0, wandb="disabled")
     with ray_session.RaySession(asked) as cluster:
         record = Record.create(folder, "scale", asked)
         console = Console(stderr=True, quiet=True)
         progress = Progress(asked, "scale", cluster.slots, console, folder=record.folder)
-        context = search._Context(
+        context = SearchContext(
             record=record,
-            copies=StorageReplicator(record, None, lambda _: None),
+            replicator=StorageReplicator(record, None, lambda _: None),
             images=None,
             images_ref=None,
             cluster=cluster,
+            budget=TimeAndCostBudget(asked, record.trials, None),
             console=console,
             progress=progress,
-            budget=search._budget(record, cluster),
         )
         began = time.monotonic()
-        search._run_trials(context, search_spaces.load("losses_and_rates"))
+        trials_phase.run_trials(context, search_spaces.load("losses_and_rates"))
         ended = time.monotonic()
         states = [trial.state.name for trial in record.trials()]
         assert states == ["COMPLETE"] * trials, states

@@ -58,13 +58,13 @@ def measure(shape: str) -> dict[str, float]:
             _write_export(record.folder / EXPORT)
         wall, cpu = time.perf_counter(), time.process_time()
         trackers = [] if shape == "disabled" else [Tracker(record)]
-        conductor = SearchController(record, table.space, trackers, time_is_up=lambda: False)
+        controller = SearchController(record, table.space, trackers)
         epochs = 0
-        while (trial := conductor.next_trial()) is not None:
+        while (trial := controller.next_trial()) is not None:
             reports = list(table.curve(trial.params).reports)
             for epoch in range(1, len(reports) + 1):
                 epochs += 1
-                if conductor.on_report(trial.number, reports[:epoch]).action != "go on":
+                if controller.on_report(trial.number, reports[:epoch]).action != "continue":
                     break
         over = time.perf_counter() - wall
         for tracker in trackers:

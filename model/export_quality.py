@@ -15,7 +15,7 @@ from model.denoise import DenoiseError, Denoiser, verify_files
 from model.metrics import EXACT_DB
 
 from .common.errors import ConfigError
-from .data.image_files import read_image
+from .data.image_reading import read_image
 from .data.image_sets import ImagePairs
 from .data.pixel_format import EIGHT_BITS, PixelFormat
 from .picture_strip import SCALE, split_strip

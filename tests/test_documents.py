@@ -1,4 +1,4 @@
-"""What the README and the docs show is what the program takes."""
+"""The commands, paths and names in the documents are those of the program."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import pytest
 import search_spaces
 from hpo.cli.arguments import parser
 from hpo.cluster import cluster_config
+from hpo.policy.search_config import FORMER_NAMES
 from model.config import TrainConfig
 from model.data.noise import KINDS, parse_noise
 
@@ -53,8 +54,8 @@ def test_the_policies_on_the_page_are_json(tmp_path):
     block = re.search(r"^S3=.*?^done$", page, re.S | re.M)[0]
     script = f'aws() {{ for given; do case $given in {{*) echo "$given";; esac; done; }}; {block}'
     names = {"NAME": "search", "BUCKET": "bucket", "ACCOUNT": "1"}
-    told = subprocess.run(["bash", "-c", script], env=names, check=True, capture_output=True, text=True).stdout
-    trust, head, _, worker = (json.loads(text)["Statement"] for text in told.replace("}\n{", "}\0{").split("\0"))
+    output = subprocess.run(["bash", "-c", script], env=names, check=True, capture_output=True, text=True).stdout
+    trust, head, _, worker = (json.loads(text)["Statement"] for text in output.replace("}\n{", "}\0{").split("\0"))
     assert trust[0]["Principal"] == {"Service": "ec2.amazonaws.com"}
     assert head == [*worker, *head[2:]]
     assert {action for statement in head[2:] for action in statement["Action"] if action[:3] == "ec2"} == {
@@ -113,7 +114,7 @@ def test_every_row_about_a_fault_names_a_test_that_exists():
 
 def test_the_tree_in_the_readme_names_every_module():
     text = (ROOT / "README.md").read_text()
-    modules = [path for room in ("hpo", "model") for path in (ROOT / room).rglob("[!_]*.py")]
+    modules = [path for top in ("hpo", "model") for path in (ROOT / top).rglob("[!_]*.py")]
     assert len(modules) > 80
     assert [path.name for path in modules if path.name not in text] == []
 
@@ -147,3 +148,9 @@ def test_every_function_that_the_architecture_names_exists():
     files = {path.stem for top in ("hpo", "model") for path in (ROOT / top).rglob("*.py")}
     assert len(named) > 15
     assert named - defined - files == {"CONTINUE", "STOP"}  # Tune's
+
+
+def test_the_glossary_has_every_former_option():
+    page = (ROOT / "docs/glossary.md").read_text()
+    for former, present in FORMER_NAMES.items():
+        assert f"| `--{former.replace('_', '-')}` | `--{present.replace('_', '-')}` |" in page

@@ -23,20 +23,11 @@ from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import atomic_replace, write_problem
 from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 from model.data.folder_layout import SYSTEM_FILES, list_some
-from model.data.image_files import (
-    IMAGE_SUFFIXES,
-    SUFFIXES,
-    ImageError,
-    ImageFile,
-    SeveralPagesError,
-    format_problem,
-    output_format,
-    read_image,
-    read_pages,
-    write_image,
-    write_tiff,
-)
+from model.data.image_formats import IMAGE_SUFFIXES, SUFFIXES, ImageError, ImageFile, SeveralPagesError
+from model.data.image_reading import read_image, read_pages
+from model.data.image_writing import format_problem, output_format, write_image
 from model.data.pixel_format import PixelFormat
+from model.data.tiff import write_tiff
 from model.denoise import Denoiser
 
 RECORD = ".hpo-denoise.jsonl"  # beside the outputs: what each was made from
@@ -236,7 +227,7 @@ class _Work:
     def _check_there(self, plan: _Plan, target: Path, written: _Written, mistakes: ErrorCollector) -> None:
         made_from = written.get((str(plan.below), _digest(target)))
         if made_from is None:
-            mistakes.add(f"{target}: is there, and is no file that this command wrote; --overwrite replaces it")
+            mistakes.add(f"{target}: is there, and is not a file that this command wrote; --overwrite replaces it")
         elif made_from == plan.made_from:
             self.done.append(plan)
         else:

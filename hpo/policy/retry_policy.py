@@ -1,62 +1,114 @@
-"""What a trial died of, and whether another attempt may end otherwise; which trials hang. Pure: Ray's error, times and
-counts go in."""
+"""What happens after a trial's process or node died: the cause, whether the trial is retried, and how often.
+
+Pure functions of Ray's error and of the counts on record; `kernel_oom_kills` alone reads the machine.
+"""
 
 from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Literal
 
-from model.common.errors import ConfigError, NotSharedError
+from optuna.trial import FrozenTrial, TrialState
+
+from model.common.errors import ConfigError, MachineError, NotSharedError
 from model.common.files import DISK_FULL_ERRNOS, describe_os_error
+
+MAX_ATTEMPTS = 3  # per trial, over all drivers of the search
+MAX_MIGRATIONS = 20  # per trial; they do not count as attempts, but must not continue for ever
+ABORT_AFTER_FAILURES = 3  # failed trials, while none has finished an epoch: the cause is not in the trials
 
 DRAINED = "its node was drained and is gone"
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "low on memory", "can't allocate memory")
-_REMEDY = "a smaller batch or width, or fewer trials at a time, leave it more"
-_NO_ROOM = (*DISK_FULL_ERRNOS, errno.EROFS)
+_OUT_OF_MEMORY_REMEDY = "a smaller batch or width, or fewer trials at a time, leave it more"
+_UNWRITABLE_ERRNOS = (*DISK_FULL_ERRNOS, errno.EROFS)
+
+
+class FailureAction(Enum):
+    """What to do after a failure."""
+
+    RETRY = "retry"  # from the trial's last checkpoint
+    MIGRATE = "migrate"  # as RETRY, but the node was taken, so that the attempt does not count
+    FAIL_TRIAL = "fail trial"  # another attempt would fail the same way
+    ABORT_SEARCH = "abort search"  # every other trial would fail the same way, too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialFailure:
-    """again: another attempt is worth it. move: and this one does not count, its node was taken. give up: it would end
-    the same way. stop: and so would every other trial."""
+    """Why a trial's process or node died.
 
-    error: str  # for people, in one line
-    then: Literal["again", "move", "give up", "stop"]
+    Args:
+        error: the cause in one line, for people.
+        action: what to do about it.
+    """
+
+    error: str
+    action: FailureAction
 
 
 def classify_failure(error: BaseException | str, *, oom_kills: int = 0) -> TrialFailure:
-    """error: as Ray gives it, or its text. oom_kills: by this machine's kernel since the last death."""
-    cause = getattr(error, "cause", None)  # of a RayTaskError: what the trial itself raised
-    line = _line(error, cause)
-    if getattr(error, "preempted", False):  # of a RayActorError: its node was drained, and is gone
-        return TrialFailure(error=DRAINED, then="move")
+    """Find the cause of a failure and what to do about it.
+
+    Args:
+        error: Ray's error, or its text.
+        oom_kills: processes that this machine's kernel has killed for memory since the failure before.
+    """
+    cause = getattr(error, "cause", None)  # of a RayTaskError: the exception in the trial
+    line = _summary(error, cause)
+    if getattr(error, "preempted", False):  # of a RayActorError: its node was drained
+        return TrialFailure(error=DRAINED, action=FailureAction.MIGRATE)
     if isinstance(cause, NotSharedError):
-        return TrialFailure(error=line, then="stop")
-    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-        return TrialFailure(error=describe_os_error(cause), then="stop")
+        return TrialFailure(error=line, action=FailureAction.ABORT_SEARCH)
+    if isinstance(cause, OSError) and cause.errno in _UNWRITABLE_ERRNOS:
+        return TrialFailure(error=describe_os_error(cause), action=FailureAction.ABORT_SEARCH)
     if cause is None and oom_kills:
-        return TrialFailure(error=f"out of memory: the kernel killed it; {_REMEDY}", then="give up")
+        line = f"out of memory: the kernel killed it; {_OUT_OF_MEMORY_REMEDY}"
+        return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL)
     if any(sign in line for sign in _OUT_OF_MEMORY):
-        return TrialFailure(error=f"out of memory: {line}; {_REMEDY}", then="give up")
-    return TrialFailure(error=line, then="give up" if isinstance(cause, ConfigError) else "again")
+        line = f"out of memory: {line}; {_OUT_OF_MEMORY_REMEDY}"
+        return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL)
+    is_bad_input = isinstance(cause, ConfigError)
+    return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL if is_bad_input else FailureAction.RETRY)
+
+
+def final_error(failure: TrialFailure, count: int) -> str | None:
+    """The error of a trial that is not retried; None: it is retried.
+
+    Args:
+        failure: the latest one.
+        count: failures of the trial on record, or its migrations where this is one; the latest included.
+    """
+    is_migration = failure.action is FailureAction.MIGRATE
+    limit = MAX_MIGRATIONS if is_migration else MAX_ATTEMPTS
+    if failure.action in (FailureAction.RETRY, FailureAction.MIGRATE) and count < limit:
+        return None
+    verb = "moved" if is_migration else "died"
+    return failure.error if count == 1 else f"{verb} {count} times, at last: {failure.error}"
+
+
+def check_hopeless(trials: Sequence[FrozenTrial], latest: TrialFailure) -> None:
+    """Raises MachineError if trials only fail: none of the others can be expected to succeed."""
+    failed = sum(trial.state == TrialState.FAIL for trial in trials)
+    if failed >= ABORT_AFTER_FAILURES and not any(trial.intermediate_values for trial in trials):
+        raise MachineError(f"{failed} trials failed and none finished an epoch; the last one: {latest.error}")
 
 
 def kernel_oom_kills() -> int:
-    """Since this machine started. A process that the kernel killed for memory looks like any that was SIGKILLed."""
-    found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+    """Out-of-memory kills since this machine started. A killed process looks like any other after SIGKILL."""
+    match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
-def _line(error: BaseException | str, cause: BaseException | None) -> str:
-    """The exception at the end of a traceback; of Ray's long explanations the first sentence."""
-    told = [line.strip() for line in str(error).splitlines() if line.strip()] or ["died without a word"]
+def _summary(error: BaseException | str, cause: BaseException | None) -> str:
+    """The exception at the end of a traceback; the first sentence of Ray's long explanations."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["died without a word"]
     if cause is None:
-        line = told[0] if "low on memory" in told[0] else told[-1]
+        line = lines[0] if "low on memory" in lines[0] else lines[-1]
         return line.split(". ")[0].removeprefix("The actor is dead because ")
     name = type(cause).__name__
-    raised = [line for line in told if line.partition(":")[0].rpartition(".")[2] == name]
+    raised = [line for line in lines if line.partition(":")[0].rpartition(".")[2] == name]
     return (raised or [f"{name}: {cause}".splitlines()[0]])[-1]

@@ -8,7 +8,7 @@ from typing import Any
 from hpo.policy.leaderboard import candidates
 from hpo.store.layout import EXPORT, FINAL
 from hpo.store.record import Record
-from hpo.store.search_results import final_wins, ranked, winner
+from hpo.store.search_results import extent, final_wins, ranked, winner
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError
 from model.data.data_config import DataConfig
@@ -22,16 +22,28 @@ def export_winner(
     record: Record,
     images: Images,
     *,
-    over: bool,
+    is_over: bool,
     data: DataConfig | None = None,
     trial: int | None = None,
-    to: Path | None = None,
+    destination: Path | None = None,
     trainable: bool = False,
 ) -> dict[str, Any]:
-    """The winner's best checkpoint, or that of a trial, as a deployable folder; gives its manifest.
+    """Write the best checkpoint of the winner, or of one trial, as a folder that can be deployed.
 
-    over: whether the search is, so that the test images may be looked at. data: where they have moved to. Raises
-    ConfigError where there is nothing to export, CheckpointError, ExportError, OSError.
+    Args:
+        is_over: Whether the search is over; only then the model is measured on the test images.
+        data: Where the images are now, if they have moved.
+        trial: Number of the trial; None exports the winner.
+        destination: Folder to write; None writes the `export` folder of the search.
+        trainable: Whether the export also has what a later training needs.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConfigError: There is nothing to export.
+        CheckpointError: The checkpoint is damaged; the message names the next best trial.
+        ExportError, OSError: The export failed.
     """
     number = winner(record) if trial is None else record.trial(trial).number
     if number is None:
@@ -42,12 +54,12 @@ def export_winner(
     folder = record.folder / FINAL if final else record.trial_folder(number)
     data = data or record.search.data_config()
     origin = {"search": record.name, "search_id": record.id, "trial": number, "final_training": final}
-    with PixelFiles(record.folder.parent, record.name) as store:
-        test = data.load_test(store) if over else None
+    with PixelFiles(record.folder.parent, record.name) as pixel_files:
+        test = data.load_test(pixel_files) if is_over else None
     try:
         return export(
             record.fetch(folder / BEST),
-            to or record.home / EXPORT,
+            destination or record.user_folder / EXPORT,
             data=data,
             images=images,
             test=test,
@@ -55,18 +67,18 @@ def export_winner(
             trainable=trainable,
         )
     except CheckpointError as error:
-        best = next((n for n in _by_rank(record) if (final or n != number) and _is_whole(record, n)), None)
-        other = "no other trial has one that is whole" if best is None else f"the next best: --trial {best}"
+        best = next((n for n in _by_rank(record) if (final or n != number) and _is_intact(record, n)), None)
+        other = "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
         raise CheckpointError(f"{error}; {other}") from error
 
 
 def _by_rank(record: Record) -> list[int]:
-    """All candidates, the finalists first."""
+    """Return all candidates, the finalists first."""
     return list(dict.fromkeys([*ranked(record), *candidates(record.trials(), record.search.objective)]))
 
 
-def _is_whole(record: Record, number: int) -> bool:
-    """Whether a trial's best checkpoint is there and undamaged."""
+def _is_intact(record: Record, number: int) -> bool:
+    """Return whether a trial's best checkpoint exists and is undamaged."""
     path = record.trial_folder(number) / BEST
     if not record.has_file(path):
         return False
@@ -78,17 +90,13 @@ def _is_whole(record: Record, number: int) -> bool:
 
 
 def check_kept(record: Record, number: int) -> None:
-    """Raises ConfigError, naming the trials that have one, where a trial's best checkpoint is not there."""
+    """Raise ConfigError if a trial has no best checkpoint; the message names the trials that have one."""
     if record.fetch(record.trial_folder(number) / BEST).exists():
         return
-    have = [trial.number for trial in record.trials() if record.has_file(record.trial_folder(trial.number) / BEST)]
-    why = "was let go" if record.trial(number).state.is_finished() else "is not there yet"
+    available = [trial.number for trial in record.trials() if record.has_file(record.trial_folder(trial.number) / BEST)]
+    reason = "was deleted" if record.trial(number).state.is_finished() else "does not exist yet"
     raise ConfigError(
-        f"trial={number}: its checkpoint {why}. {record.name} has those of trials "
-        f"{', '.join(map(str, have)) or '(none)'}; of ended trials the best {record.search.keep_checkpoints} are kept (--keep-checkpoints)"
+        f"trial={number}: its checkpoint {reason}. {record.name} has those of trials "
+        f"{', '.join(map(str, available)) or '(none)'}; of ended trials the best {record.search.keep_checkpoints} are "
+        "kept (--keep-checkpoints)"
     )
-
-
-def extent(record: Record) -> dict[str, int]:
-    """What an export was chosen from."""
-    return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs}

@@ -1,4 +1,4 @@
-"""ShutdownHandler a search that another process runs, and deleting a search."""
+"""Stopping a search that another process runs, and deleting a search."""
 
 from __future__ import annotations
 
@@ -21,43 +21,57 @@ from model.common.errors import ConfigError, MachineError
 _STOP_SECONDS = 60.0
 
 
-def stop_search(runs: Path, name: str, patience: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
-    """End a search of this machine so that it can be continued; gives what there is to say. Raises ConfigError where it
-    cannot be ended from here, MachineError where it does not end."""
+def stop_search(runs: Path, name: str, timeout_seconds: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
+    """Stop a search that runs on this machine, so that it can be continued.
+
+    Returns:
+        A sentence to print.
+
+    Raises:
+        ConfigError: There is no such search, or it runs on another machine or as another user.
+        MachineError: It did not stop in time.
+    """
     if not Record.exists(runs, name) and not (storage and storage.exists(f"{name}/{SEARCH_FILE}")):
         raise not_found(runs, name)
-    now = lock_owner(runs / name)
-    if storage and (now is None or not now.alive):
-        now = lease_owner(storage.subdirectory(name))
-    if now is None or now.alive is False:
+    owner = lock_owner(runs / name)
+    if storage and (owner is None or not owner.alive):
+        owner = lease_owner(storage.subdirectory(name))
+    if owner is None or owner.alive is False:
         return f"{name} is not running"
-    if now.alive is None:
-        raise ConfigError(f"{name}: was started by {now}, and this is {socket.gethostname()}; stop it there")
+    if owner.alive is None:
+        raise ConfigError(f"{name}: was started by {owner}, and this is {socket.gethostname()}; stop it there")
     try:
-        os.kill(now.pid, signal.SIGTERM)
+        os.kill(owner.pid, signal.SIGTERM)
     except ProcessLookupError:
         return f"{name} is not running"
     except PermissionError:
-        raise ConfigError(f"{name}: {now} is another user's") from None
-    end = time.monotonic() + patience
-    while has_open(now.pid, runs / name / LOCK_FILE):
+        raise ConfigError(f"{name}: permission denied; {owner} belongs to another user") from None
+    end = time.monotonic() + timeout_seconds
+    while has_open(owner.pid, runs / name / LOCK_FILE):
         if time.monotonic() > end:
-            raise MachineError(f"{name}: {now} has not ended within {patience:.0f} s; again, and it does not wait")
+            raise MachineError(
+                f"{name}: {owner} did not stop within {timeout_seconds:.0f} s; run `hpo stop {name}` again to force it"
+            )
         time.sleep(0.1)
-    again = command_to_continue(name, runs, storage.address if storage else None)
-    return f"{name} is stopped; the search can be continued: {again}"
+    command = command_to_continue(name, runs, storage.address if storage else None)
+    return f"{name} is stopped; the search can be continued: {command}"
 
 
 def delete_search(runs: Path, name: str, storage: Storage | None = None) -> None:
-    """Delete a search with all that it found. Raises ConfigError while it is being run; OSError, StorageError."""
+    """Delete a search with all its results, in the storage too.
+
+    Raises:
+        ConfigError: The search is running, or its folder is a symbolic link.
+        OSError, StorageError: It cannot be deleted.
+    """
     folder = runs / name
     if folder.is_symlink():
-        raise ConfigError(f"{folder}: is a link to {folder.resolve()}; delete that by hand")
+        raise ConfigError(f"{folder}: is a symbolic link to {folder.resolve()}; delete that by hand")
     if storage:
         acquire_lease(storage.subdirectory(name))
         storage.subdirectory(name).delete_all()
         if not folder.exists():
             return
     with acquire_lock(folder, name):
-        gone = folder.rename(runs / f".{name}~deleted-{os.getpid()}")  # half deleted, it would look damaged
-    shutil.rmtree(gone)
+        trash = folder.rename(runs / f".{name}~deleted-{os.getpid()}")  # half deleted, it would look damaged
+    shutil.rmtree(trash)

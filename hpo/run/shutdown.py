@@ -1,5 +1,5 @@
-"""How a search ends before its time: by Ctrl-C, by SIGTERM, because its terminal was closed, Ray's head is gone, or its
-storage is away or somebody else's. All of them can be continued."""
+"""How a search ends before it is done: Ctrl-C, SIGTERM, a closed terminal, Ray's head gone, the storage unreachable or
+taken over by another driver. All of them can be continued."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,98 +20,115 @@ from hpo.exit_codes import EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_TERMINATED
 from hpo.views.formatting import command_to_continue
 from model.common.text import sanitize_for_terminal
 
-_UNWIND_SECONDS = 5.0  # for tables and trackers; without its head Ray itself can only be left
+_UNWIND_SECONDS = 5.0  # for tables and trackers to close; Ray cannot be shut down without its head
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """Why a search stops, and the exit code that says so."""
+class StopReason:
+    """Why a search stops, and the exit code for it."""
 
-    why: str
-    code: int
+    text: str
+    exit_code: int
 
 
-HEAD_GONE = Stop("Ray's head is gone", EXIT_RESUMABLE)
-INTERRUPTED, TERMINATED = Stop("Interrupted", EXIT_INTERRUPTED), Stop("Terminated", EXIT_TERMINATED)
-_SIGNALLED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGHUP: TERMINATED}
+HEAD_GONE = StopReason("Ray's head is gone", EXIT_RESUMABLE)
+INTERRUPTED, TERMINATED = StopReason("Interrupted", EXIT_INTERRUPTED), StopReason("Terminated", EXIT_TERMINATED)
+_OF_SIGNAL = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGHUP: TERMINATED}
+
+
+class State(Enum):
+    """See ShutdownHandler."""
+
+    IDLE = "no signal handlers; nothing runs that must be closed"
+    RUNNING = "signal handlers are installed"
+    UNWINDING = "a reason is set, and the main thread closes everything"
 
 
 class ShutdownHandler:
-    """The first reason to stop unwinds the main thread, so that everything is closed; a second signal doesn't wait."""
+    """Ends a search in an orderly way for the first reason, and at once for a second signal.
+
+    | state     | event                              | what happens                                     | next state |
+    |-----------|------------------------------------|--------------------------------------------------|------------|
+    | IDLE      | `on_signals()` is entered          | handlers are installed                           | RUNNING    |
+    | IDLE      | `request()`, in another thread     | `exit_now()`                                     |            |
+    | RUNNING   | a signal                           | KeyboardInterrupt in the main thread             | UNWINDING  |
+    | RUNNING   | `request()`, in another thread     | as SIGTERM, but `exit_now()` 5 s later           | UNWINDING  |
+    | RUNNING   | `on_signals()` is left             | the former handlers are back                     | IDLE       |
+    | any       | `finish()`, in the main thread     | the message; its caller returns the exit code    | UNWINDING  |
+    | UNWINDING | another signal                     | `exit_now()`                                     |            |
+    | UNWINDING | `request()`                        | nothing: the first reason stays                  | UNWINDING  |
+    """
 
     def __init__(self, name: str, runs: Path, storage: str | None = None) -> None:
         self._command = command_to_continue(name, runs, storage)
-        self._thread = threading.get_ident()
-        self._terminals = [stream for stream in (0, 1, 2) if os.isatty(stream)]  # a closed one says that it is none
-        self._stop: Stop | None = None
-        self._unwinding = self._listening = False
+        self._main_thread = threading.get_ident()
+        self._terminals = [stream for stream in (0, 1, 2) if os.isatty(stream)]  # a closed terminal is no longer one
+        self._reason: StopReason | None = None
+        self._state = State.IDLE
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """They stay while a search unwinds."""
-        self._listening = True
-        heard = [number for number in _SIGNALLED if number != signal.SIGHUP or not _is_ignored(number)]
-        before = {number: signal.signal(number, self._signalled) for number in heard}
+        """Handle signals inside. The handlers stay while a search unwinds."""
+        numbers = [number for number in _OF_SIGNAL if number != signal.SIGHUP or not _is_ignored(number)]
+        former = {number: signal.signal(number, self._handle_signal) for number in numbers}
+        self._state = State.RUNNING
         try:
             yield
         finally:
-            if not self._unwinding:
-                for number, handler in before.items():
+            if self._state is State.RUNNING:
+                for number, handler in former.items():
                     signal.signal(number, handler)
+                self._state = State.IDLE
 
-    def head_is_gone(self) -> None:
-        """As below."""
-        self.now(HEAD_GONE)
-
-    def now(self, stop: Stop) -> None:
-        """Called from another thread: the main one may wait for Ray in C++, which would end the process with 1."""
-        if self._unwinding:
+    def request(self, reason: StopReason) -> None:
+        """Stop the search. Called from another thread: the main thread may wait for Ray in C++, which would end the
+        process with exit code 1."""
+        if self._state is State.UNWINDING:
             return
-        self._stop = stop
-        if not self._listening:  # nothing runs yet
-            self.leave()
-        signal.pthread_kill(self._thread, signal.SIGTERM)
+        self._reason = reason
+        if self._state is State.IDLE:
+            self.exit_now()
+        signal.pthread_kill(self._main_thread, signal.SIGTERM)
         time.sleep(_UNWIND_SECONDS)
-        self.leave()
+        self.exit_now()
 
-    def end(self, stop: Stop | None = None) -> int:
-        """Say how the search is continued; gives the exit code. Without its head Ray cannot be shut down: leaves."""
-        self._unwinding, self._stop = True, self._stop or stop  # other reasons come too late
-        if self._stop is HEAD_GONE:
-            self.leave()
-        stop, message = self._told()
-        print(sanitize_for_terminal(message), file=sys.stderr)
-        return stop.code
+    def finish(self, reason: StopReason = INTERRUPTED) -> int:
+        """Print how the search is continued, and return the exit code; an earlier reason counts. Without its head Ray
+        cannot be shut down: exits."""
+        self._state, self._reason = State.UNWINDING, self._reason or reason
+        if self._reason is HEAD_GONE:
+            self.exit_now()
+        print(sanitize_for_terminal(self._message(self._reason)), file=sys.stderr)
+        return self._reason.exit_code
 
-    def leave(self) -> NoReturn:
-        """At once. What is left is the reaper's."""
-        stop, message = self._told()
+    def exit_now(self) -> NoReturn:
+        """End the process at once. The reaper ends what it leaves behind."""
+        reason = self._reason or INTERRUPTED
         show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # the live table hides it
-        os.write(2, f"{show_cursor}{message}\n".encode())  # print might wait for the main thread
-        os._exit(stop.code)
+        os.write(2, f"{show_cursor}{self._message(reason)}\n".encode())  # print might wait for the main thread
+        os._exit(reason.exit_code)
 
-    def _told(self) -> tuple[Stop, str]:
-        assert self._stop is not None
-        return self._stop, f"{self._stop.why}; the search can be continued: {self._command}"
+    def _message(self, reason: StopReason) -> str:
+        return f"{reason.text}; the search can be continued: {self._command}"
 
-    def _signalled(self, number: int, _: FrameType | None) -> None:
+    def _handle_signal(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            _leave(self._terminals)
-        if self._unwinding:
-            self.leave()
-        self._unwinding = True
-        self._stop = self._stop or _SIGNALLED[signal.Signals(number)]
+            _redirect_to_null(self._terminals)
+        if self._state is State.UNWINDING:
+            self.exit_now()
+        self._state = State.UNWINDING
+        self._reason = self._reason or _OF_SIGNAL[signal.Signals(number)]
         raise KeyboardInterrupt  # SystemExit would end the process at once, with 1, inside Ray's calls
 
 
 def _is_ignored(number: signal.Signals) -> bool:
-    """As nohup arranges it."""
+    """Return whether nohup has arranged that the signal is ignored."""
     return signal.getsignal(number) is signal.SIG_IGN
 
 
-def _leave(terminals: Sequence[int]) -> None:
-    """Whatever is written to one that was closed fails, and would end the search in the middle of its saving."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in terminals:
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
+def _redirect_to_null(streams: Sequence[int]) -> None:
+    """Writing to a closed terminal fails, and would end the search while it saves."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in streams:
+        os.dup2(null, stream)
+    os.close(null)

@@ -23,10 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo.policy import plugins
-from hpo.policy.pruning import Decision, decide_pruning
+from hpo.policy.pruning import Decision
 from hpo.policy.sampling import Suggestion
 from hpo.policy.search_config import CHANGEABLE, SEARCH_FILE, SearchConfig, check_name, is_name
-from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, MIGRATIONS, NODE, REPORT_INDEX, REPORTS
+from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, MIGRATIONS, REPORTS
+from hpo.policy.trial_history import with_report
 from hpo.store import integrity
 from hpo.store.layout import LOCK_FILE, STUDY_FILE
 from hpo.store.lock import acquire_lock
@@ -36,7 +37,7 @@ from model.common.errors import ConfigError, MachineError
 from model.common.files import check_writable, describe_os_error, write_atomically
 from model.common.git import git_commit
 from model.common.text import did_you_mean
-from model.training_report import EvalReport, objective_value
+from model.training_report import EvalReport
 
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
 _ID = "search_id"  # note on the study: whose it is
@@ -58,15 +59,25 @@ class Record:
     read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
     waits: for a database server that is away; for drivers, and who watches them.
     storage: the search's part of it, where it has one; the folder is a copy then (hpo/store/replication.py).
+    sync: downloads what is newer in the storage into the folder.
+    user_folder: where users look for the search, when `runs` is a temporary folder.
     """
 
     def __init__(
-        self, runs: Path, name: str, *, read_only: bool = False, waits: bool = False, storage: Storage | None = None
+        self,
+        runs: Path,
+        name: str,
+        *,
+        read_only: bool = False,
+        waits: bool = False,
+        storage: Storage | None = None,
+        sync: Callable[[], None] | None = None,
+        user_folder: Path | None = None,
     ) -> None:
         self.name = check_name(name)
-        self.folder = self.home = runs / name  # home: where people look for it
-        self.storage = storage
-        self.bring: Callable[[], None] = lambda: None  # what is newer in the storage
+        self.folder = runs / name
+        self.user_folder = user_folder or self.folder
+        self.storage, self._sync = storage, sync
         self._read_search()
         self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
         self._read_only = read_only
@@ -186,9 +197,14 @@ class Record:
             self.about["search"] = now
             write_atomically(self.folder / SEARCH_FILE, json.dumps(self.about, indent=2).encode())
 
+    def sync(self) -> None:
+        """Download what is newer in the storage. Raises RecordError, StorageError."""
+        if self._sync:
+            self._sync()
+
     def refresh(self) -> None:
         """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
-        self.bring()
+        self.sync()
         self._read_search()
         if self.storage and self.study_file:  # another file than before
             self._study, self._trials = self._open()
@@ -232,7 +248,7 @@ class Record:
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
             distributions=dict(suggestion.distributions),
-            user_attrs={**(queued.user_attrs if queued else {}), **suggestion.user_attrs(self._reports_heard())},
+            user_attrs={**(queued.user_attrs if queued else {}), **suggestion.user_attrs(self._num_reports())},
             system_attrs=queued.system_attrs if queued else {},
         )
         trial.number = len(self._trials)
@@ -242,30 +258,44 @@ class Record:
         self._trials.append(trial)
         return trial
 
-    def append_report(self, number: int, report: EvalReport, node: str | None = None) -> Decision:
-        """A new report and what becomes of the trial by it, written together. Raises RecordError where an epoch before
-        it is missing. node: the host that trained this epoch.
+    def trials_with_report(self, number: int, report: EvalReport, node: str | None = None) -> list[FrozenTrial]:
+        """All trials as they would be with another report of trial `number`; nothing is written.
 
-        A trial that does not go on is COMPLETE or PRUNED, with the value of this epoch; why is kept beside it.
+        Args:
+            number: the trial's.
+            report: of its next epoch.
+            node: the host that trained the epoch; None: not known.
+
+        Raises:
+            RecordError: a report of an earlier epoch is missing.
         """
-        trial = copy.copy(self._trials[number])
-        reports = trial.user_attrs[REPORTS]
-        if report.epoch != len(reports) + 1:
-            raise RecordError(f"trial {number}: report {report.epoch} came after report {len(reports)}")
-        told = [*reports, {**report.as_dict(), REPORT_INDEX: self._reports_heard(), **({NODE: node} if node else {})}]
-        value = objective_value(report.ssim, report.psnr_db, self.search.objective)
-        trial.user_attrs = {**trial.user_attrs, REPORTS: told}
-        trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}
-        trials = [*self._trials[:number], trial, *self._trials[number + 1 :]]
-        decision = decide_pruning(trials, number, report.epoch, self.search)
+        trials = self.trials()
+        recorded = len(trials[number].user_attrs[REPORTS])
+        if report.epoch != recorded + 1:
+            raise RecordError(f"trial {number}: report {report.epoch} came after report {recorded}")
+        trials[number] = with_report(trials[number], report, self._num_reports(), self.search.objective, node)
+        return trials
+
+    def append_report(self, number: int, report: EvalReport, decision: Decision, node: str | None = None) -> None:
+        """Write a report and the decision on it, in one transaction.
+
+        Args:
+            number: the trial's.
+            report: of its next epoch.
+            decision: if it ends the trial, the trial is COMPLETE or PRUNED with the value of this epoch.
+            node: the host that trained the epoch; None: not known.
+
+        Raises:
+            RecordError: a report of an earlier epoch is missing, or the database cannot be written.
+        """
+        trial = self.trials_with_report(number, report, node)[number]
         if decision.kept:
-            told[-1][KEPT] = decision.kept
-        if decision.action != "go on":
+            trial.user_attrs[REPORTS][-1][KEPT] = decision.kept
+        if decision.action != "continue":
             trial.user_attrs[DECISION] = asdict(decision)
             trial.values, trial.datetime_complete = [decision.value], _end_of(trial)
             trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
         self._write(trial)
-        return decision
 
     def add_failure(self, number: int, error: str) -> int:
         """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
@@ -306,7 +336,7 @@ class Record:
             self._study.write(trial, self._trials[trial.number])
         self._trials[trial.number] = trial
 
-    def _reports_heard(self) -> int:
+    def _num_reports(self) -> int:
         return sum(len(trial.user_attrs[REPORTS]) for trial in self._trials)
 
 

@@ -31,7 +31,8 @@ from hpo.store.record import Record
 from hpo.views.formatting import collapse_message
 from model.checkpoint import load_checkpoint
 from model.common.errors import ConfigError
-from model.data.image_files import ImageError, read_image
+from model.data.image_formats import ImageError
+from model.data.image_reading import read_image
 from model.denoise import verify_files
 from model.export import STRIP_FILE
 from model.run_layout import LAST, should_log_images, strip_name

@@ -13,7 +13,7 @@ from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hpo.cluster.trial_slots import Cluster
-from hpo.policy.retry_policy import DRAINED, TrialFailure, classify_failure, kernel_oom_kills
+from hpo.policy.retry_policy import DRAINED, FailureAction, TrialFailure, classify_failure, kernel_oom_kills
 from hpo.search_controller import SearchController
 from hpo.store.object_storage import StorageError
 from hpo.tune.errors import propagate_errors
@@ -51,7 +51,7 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         self.steps.append(Step(number, now - result["step_seconds"], now))
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
         decision = self._conductor.on_report(number, reports, result.get("node"))
-        answer: str = TrialScheduler.CONTINUE if decision.action == "go on" else TrialScheduler.STOP
+        answer: str = TrialScheduler.CONTINUE if decision.action == "continue" else TrialScheduler.STOP
         return answer
 
     @propagate_errors
@@ -62,14 +62,14 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         number = trial.config["number"]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
         if number in self._watch.hung:
-            death = TrialFailure(error=self._watch.hung[number], then="again")
+            death = TrialFailure(error=self._watch.hung[number], action=FailureAction.RETRY)
         elif number in self._placement.migrated:
-            death = TrialFailure(error=self._placement.migrated[number], then="move")
+            death = TrialFailure(error=self._placement.migrated[number], action=FailureAction.MIGRATE)
         else:
             death = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
-            if death.then == "again" and self._placement.was_drained(number):
-                death = TrialFailure(error=DRAINED, then="move")
-        if death.then == "stop":
+            if death.action is FailureAction.RETRY and self._placement.was_drained(number):
+                death = TrialFailure(error=DRAINED, action=FailureAction.MIGRATE)
+        if death.action is FailureAction.ABORT_SEARCH:
             storage = self._conductor.record.storage
             raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
         self._conductor.on_trial_failure(number, death)

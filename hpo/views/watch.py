@@ -56,11 +56,11 @@ def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> N
     name = record.name
     display, first_look, printed = Display(name, record.search, console), True, ""
     study_file, driver = _FileChanges(record.study_file), _DriverMonitor(record)
-    command = command_to_continue(name, record.home.parent, record.storage.address if record.storage else None)
+    command = command_to_continue(name, record.user_folder.parent, record.storage.address if record.storage else None)
     try:
         while True:
             began = time.monotonic()
-            record.bring()
+            record.sync()
             if study_file.has_changed():
                 record.refresh()
                 display.search = record.search
@@ -91,7 +91,7 @@ def _end_message(record: Record) -> str:
     if not search_results.is_over(record):
         return ""
     if search_results.is_exported(record):
-        return f"{record.name} is finished; its winner is in {record.home / layout.EXPORT}"
+        return f"{record.name} is finished; its winner is in {record.user_folder / layout.EXPORT}"
     if search_results.winner(record) is None:
         return f"{record.name} is finished: no trial produced a valid result"
     return ""

@@ -12,12 +12,13 @@ from ..common.text import did_you_mean
 from ..common.validation import wrong_fields
 from ..config import ValueRange
 from .fashion_mnist import PADDING, fashion_mnist
-from .image_folder import CROPS, FASHION_MNIST, DataError, Pictures, crop_grid, read_pictures
+from .image_folder import CROPS, FASHION_MNIST, Pictures, read_pictures
+from .image_formats import DataError
 from .image_sets import ImagePairs, Images, VariableSizeImages
 from .memory_mapped import PixelFiles
 from .noise import REAL, parse_noise
-from .pixel_format import format_range as range_told
-from .pixel_format import range_problem
+from .pictures import crop_grid
+from .pixel_format import format_range, range_problem
 
 NUM_VALIDATION = 5_000  # the last of the training images; test images choose nothing
 _CROP = 64
@@ -48,7 +49,7 @@ class DataConfig:
         elif self.crop not in (None, *CROPS):
             mistakes.append(f"crop={self.crop}: must be one of {', '.join(map(str, CROPS))}, which the network halves")
         if self.range is not None and not self.is_folder:
-            mistakes.append(f"range={range_told(self.range)}: is for a folder of 16-bit or float32 images")
+            mistakes.append(f"range={format_range(self.range)}: is for a folder of 16-bit or float32 images")
         elif mistake := range_problem(self.range):
             mistakes.append(mistake)
         if self.noise == REAL and not self.is_folder:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..common.files import DISK_FULL_ERRNOS, atomic_replace
-from .image_folder import DataError
+from .image_formats import DataError
 
 log = logging.getLogger(__name__)
 

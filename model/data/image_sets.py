@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .folder_layout import CLEAN, NOISY
-from .image_folder import Picture
 from .memory_mapped import PixelFile, PixelFiles
 from .noise import parse_noise
+from .pictures import Picture
 from .pixel_format import EIGHT_BITS, PixelFormat
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The simulator, against the real conductor and record, and against what is known by theory."""
+"""The simulator, against the real controller and record, and against what is known by theory."""
 
 import gzip
 import json
@@ -56,13 +56,13 @@ def never_found(content: bytes) -> Table:
 
 @pytest.fixture(scope="module")
 def real(content, tmp_path_factory) -> Record:
-    """A search over the same curves by the conductor, one trial at a time, with a record on disk."""
+    """A search over the same curves by the controller, one trial at a time, with a record on disk."""
     table = Table(content)
     record = Record.create(tmp_path_factory.mktemp("runs"), "real", replace(table.search, trials=16, seed=3))
-    conductor = SearchController(record, table.space, (), time_is_up=lambda: False)
-    while (trial := conductor.next_trial()) is not None:
+    controller = SearchController(record, table.space)
+    while (trial := controller.next_trial()) is not None:
         reports, epoch = table.curve(trial.params).reports, 1
-        while conductor.on_report(trial.number, reports[:epoch]).action == "go on":
+        while controller.on_report(trial.number, reports[:epoch]).action == "continue":
             epoch += 1
     return record
 

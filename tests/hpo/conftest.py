@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from curves import SEARCH, conductor, run_all
+from curves import SEARCH, controller, run_all
 from plain_search import command, photographs, without_ray
 from saying import RayStartedError
 
@@ -52,7 +52,7 @@ def record(runs: Path) -> Record:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
     """SEARCH, done in one go. To be read, not to be changed."""
     record = Record.create(tmp_path_factory.mktemp("undisturbed"), "first", SEARCH)
-    run_all(conductor(record))
+    run_all(controller(record))
     return record
 
 

@@ -57,7 +57,7 @@ def test_trials_whose_rates_are_too_high_collapse_and_are_pruned_and_where_all_d
     options += ["--pruner", "none", "--max-concurrent", "1", "--wandb", "disabled"]
     ended = finished(tmp_path, [*options, "--trials", "1"])
     assert ended.returncode == 3, ended.stderr
-    assert "No trial came to a valid result: there is nothing to export." in ended.stderr
+    assert "No trial produced a valid result: there is nothing to export." in ended.stderr
     record = Record(tmp_path / "runs", "first")
     assert search_results.winner(record) is None
     assert not (record.folder / layout.EXPORT).exists()
@@ -89,13 +89,13 @@ TRACKED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from curves import conductor, run_all
+from curves import controller, run_all
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
 from hpo.tracking.wandb_tracker import Tracker
 record = Record.create(Path(sys.argv[1]), "first", SearchConfig(trials=1, epochs=2, set={"width": 4}))
 tracker = Tracker(record)
-run_all(conductor(record, tracker))
+run_all(controller(record, tracker))
 tracker.close()
 print(len(list((record.folder / "wandb").glob("*.whole"))))
 import torch._dynamo.debug_utils  # it asks for the user's name

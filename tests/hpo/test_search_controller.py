@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from curves import conductor, learned, report, run_all, story, train
+from curves import FixedBudget, controller, learned, report, run_all, story, train
 from killed import Killed, every_write_killed_once
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import leaderboard, pruning, trial_attributes
-from hpo.policy.retry_policy import TrialFailure
+from hpo.policy.retry_policy import FailureAction, TrialFailure
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import CONFIG
 from hpo.store.record import Record
@@ -42,21 +42,21 @@ def test_the_synthetic_search_has_trials_of_every_end(undisturbed):
 
 
 def test_equal_seeds_give_equal_searches(undisturbed, record, runs):
-    run_all(conductor(record))
+    run_all(controller(record))
     assert story(record.trials()) == story(undisturbed.trials())
     assert leaderboard.leaderboard(record.trials(), "ssim") == leaderboard.leaderboard(undisturbed.trials(), "ssim")
     other = Record.create(runs, "other", SearchConfig(**{**record.search.as_dict(), "seed": 4}))
-    run_all(conductor(other))
+    run_all(controller(other))
     assert story(other.trials())[2:] != story(record.trials())[2:]
 
 
 def test_a_search_that_dies_after_every_step_is_the_undisturbed_one(undisturbed, record, runs):
     """After every suggestion, every report, and every checkpoint whose report is never heard."""
     checkpoints: dict[int, list[EvalReport]] = {}
-    while (suggested := conductor(Record(runs, "first")).next_trial()) is not None:
+    while (suggested := controller(Record(runs, "first")).next_trial()) is not None:
         reports = checkpoints.setdefault(suggested.number, [])
         reports.append(learned(TrainConfig.from_dict(suggested.user_attrs[CONFIG]), len(reports) + 1))
-        reborn = conductor(Record(runs, "first"))
+        reborn = controller(Record(runs, "first"))
         assert reborn.next_trial().number == suggested.number
         reborn.on_report(suggested.number, reports)
     assert story(Record(runs, "first").trials()) == story(undisturbed.trials())
@@ -69,7 +69,7 @@ def test_a_search_that_dies_at_every_write_is_the_undisturbed_one(undisturbed, r
         done = False
         while not done:
             try:
-                run_all(conductor(Record(runs, "first")), checkpoints)
+                run_all(controller(Record(runs, "first")), checkpoints)
                 done = True
             except Killed:
                 continue
@@ -79,9 +79,9 @@ def test_a_search_that_dies_at_every_write_is_the_undisturbed_one(undisturbed, r
 
 
 def test_reports_that_only_the_checkpoint_has_are_taken_over(undisturbed, record):
-    trial = conductor(record).next_trial()
+    trial = controller(record).next_trial()
     reports = [learned(TrainConfig.from_dict(trial.user_attrs[CONFIG]), epoch) for epoch in (1, 2, 3, 4)]
-    driver = conductor(record)
+    driver = controller(record)
     assert driver.on_report(0, reports[:1]).reason == "passed"
     assert driver.on_report(0, reports).reason == "finished"
     assert story(record.trials()) == story(undisturbed.trials())[:1]
@@ -89,7 +89,7 @@ def test_reports_that_only_the_checkpoint_has_are_taken_over(undisturbed, record
 
 def test_a_checkpoint_beyond_the_rung_that_stops_the_trial_is_not_followed(record):
     """Its driver died before the decision; the decision is the rung's, whatever came after."""
-    driver = conductor(record)
+    driver = controller(record)
     first, second = driver.next_trial(), driver.next_trial()
     driver.on_report(first.number, [report(1, 0.8)])
     decision = driver.on_report(second.number, [report(1, 0.5), report(2, 0.9)])
@@ -103,14 +103,14 @@ def test_a_trial_that_has_ended_gets_the_same_answer_again_whatever_came_after(u
     for trial in undisturbed.trials():
         reports = leaderboard.reports_of(trial)
         for late in ([], [report(len(reports) + 1, 0.99)]):
-            decision = conductor(undisturbed).on_report(trial.number, [*reports, *late])
+            decision = controller(undisturbed).on_report(trial.number, [*reports, *late])
             assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
     assert story(undisturbed.trials()) == before
 
 
 def test_when_time_is_up_unfinished_trials_still_run_and_no_new_one_begins(record, runs):
-    started = [conductor(record).next_trial().number]
-    late = conductor(Record(runs, "first"), time_is_up=True)
+    started = [controller(record).next_trial().number]
+    late = controller(Record(runs, "first"), budget=FixedBudget(new_trials=False))
     started.append(late.next_trial().number)
     assert started == [0, 0]
     assert late.next_trial() is None
@@ -118,10 +118,10 @@ def test_when_time_is_up_unfinished_trials_still_run_and_no_new_one_begins(recor
 
 
 def test_several_slots_get_different_trials_and_all_unfinished_ones_come_first(record, runs):
-    driver = conductor(record)
+    driver = controller(record)
     assert [driver.next_trial().number for _ in range(3)] == [0, 1, 2]
-    driver.on_trial_failure(1, TrialFailure(error="out of memory", then="give up"))
-    reborn = conductor(Record(runs, "first"))
+    driver.on_trial_failure(1, TrialFailure(error="out of memory", action=FailureAction.FAIL_TRIAL))
+    reborn = controller(Record(runs, "first"))
     assert reborn.trials_left == 8 - 1
     assert [reborn.next_trial().number for _ in range(3)] == [0, 2, 3]
     assert len({str(trial.params) for trial in reborn.record.trials()}) == 4
@@ -132,19 +132,19 @@ def test_a_space_without_another_configuration_ends_the_search(runs):
         name="two", suggest=lambda trial, base: TrainConfig(width=trial.suggest_int("width", 1, 2)), starting_points=()
     )
     record = Record.create(runs, "small", SearchConfig(trials=5, epochs=2, objective="ssim"))
-    run_all(conductor(record, space=space))
+    run_all(controller(record, space=space))
     assert sorted(trial.params["width"] for trial in record.trials()) == [1, 2]
 
 
 def test_a_listener_that_heard_only_the_last_call_knows_everything(record):
     listening = Listening()
-    run_all(conductor(record, listening))
+    run_all(controller(record, listening))
     assert story(listening.last()) == story(record.trials())
 
 
 def test_a_listener_of_a_continued_search_hears_of_the_trials_before_it(undisturbed, record):
     listening = Listening()
-    conductor(undisturbed, listening)
+    controller(undisturbed, listening)
     assert story(listening.calls) == story(undisturbed.trials())
 
 
@@ -156,22 +156,22 @@ def test_what_a_listener_hears_is_on_the_record_already(record, runs):
 
     checking = Checking()
     record.update_config({"trials": 3})
-    run_all(conductor(record, checking))
+    run_all(controller(record, checking))
     epochs = sum(len(trial.intermediate_values) for trial in record.trials())
     assert len(checking.calls) == 3 + epochs  # an epoch that ends a trial is told once
 
 
 def test_a_search_whose_trials_all_fail_before_their_first_epoch_stops(record, runs):
     """And goes on by the same command, once what they fail of is mended."""
-    broken = TrialFailure(error="no such file", then="give up")
-    driver = conductor(record)
+    broken = TrialFailure(error="no such file", action=FailureAction.FAIL_TRIAL)
+    driver = controller(record)
     for number in range(2):
         driver.next_trial()
         driver.on_trial_failure(number, broken)
     driver.next_trial()
     with pytest.raises(MachineError, match="3 trials failed and none finished an epoch; the last one: no such file"):
         driver.on_trial_failure(2, broken)
-    run_all(conductor(Record(runs, "first")))
+    run_all(controller(Record(runs, "first")))
     states = [trial.state.name for trial in Record(runs, "first").trials()]
     assert states[:3] == ["FAIL"] * 3
     assert "FAIL" not in states[3:]
@@ -179,9 +179,9 @@ def test_a_search_whose_trials_all_fail_before_their_first_epoch_stops(record, r
 
 
 def test_a_search_goes_on_where_some_trials_fail_and_others_do_not(record):
-    driver = conductor(record)
+    driver = controller(record)
     train(driver, driver.next_trial().number, [], epochs=1)
     for number in range(1, 6):
         driver.next_trial()
-        driver.on_trial_failure(number, TrialFailure(error="out of memory", then="give up"))
+        driver.on_trial_failure(number, TrialFailure(error="out of memory", action=FailureAction.FAIL_TRIAL))
     assert driver.next_trial().number == 6

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from model import metrics
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
-from model.data.image_folder import Picture
 from model.data.image_sets import Images, VariableSizeImages
+from model.data.pictures import Picture
 from model.gan import Gan, autocast_dtype
 from model.trainer import Trainer
 

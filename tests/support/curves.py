@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from hpo.policy import trial_attributes
+from hpo.policy.pruning import Decision, decide_pruning
+from hpo.policy.search_budget import SearchBudget
 from hpo.policy.search_config import SearchConfig
 from hpo.search_controller import Listener, SearchController
 from hpo.store.record import Record
@@ -47,27 +50,53 @@ def learned(config: TrainConfig, epoch: int) -> EvalReport:
     return report(epoch, best - 0.4 / (1 + epoch * 2000 * config.lr_g))
 
 
-def conductor(record: Record, *listeners: Listener, time_is_up: bool = False, space: Space = SPACE) -> SearchController:
-    return SearchController(record, space, listeners, time_is_up=lambda: time_is_up)
+@dataclass
+class FixedBudget:
+    """Allows what it says."""
+
+    new_trials: bool = True
+    running_trials: bool = True
+
+    def allows_new_trials(self) -> bool:
+        return self.new_trials and self.running_trials
+
+    def allows_running_trials(self) -> bool:
+        return self.running_trials
 
 
-def train(conductor: SearchController, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
+def controller(
+    record: Record, *listeners: Listener, budget: SearchBudget | None = None, space: Space = SPACE
+) -> SearchController:
+    """With the listeners up to date, as in a search."""
+    made = SearchController(record, space, listeners, budget)
+    made.replay_history()
+    return made
+
+
+def append_report(record: Record, number: int, report: EvalReport, node: str | None = None) -> Decision:
+    """As SearchController.on_report, of a single report."""
+    decision = decide_pruning(record.trials_with_report(number, report, node), number, report.epoch, record.search)
+    record.append_report(number, report, decision, node)
+    return decision
+
+
+def train(controller: SearchController, number: int, reports: list[EvalReport], epochs: int | None = None) -> None:
     """Until it is stopped, or for so many more epochs. reports: what its checkpoint has; told first, then grows."""
-    config = TrainConfig.from_dict(conductor.record.trial(number).user_attrs[trial_attributes.CONFIG])
-    if reports and conductor.on_report(number, reports).action != "go on":
+    config = TrainConfig.from_dict(controller.record.trial(number).user_attrs[trial_attributes.CONFIG])
+    if reports and controller.on_report(number, reports).action != "continue":
         return
     while epochs is None or epochs > 0:
         reports.append(learned(config, len(reports) + 1))
-        if conductor.on_report(number, reports).action != "go on":
+        if controller.on_report(number, reports).action != "continue":
             return
         epochs = epochs and epochs - 1
 
 
-def run_all(conductor: SearchController, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
+def run_all(controller: SearchController, checkpoints: dict[int, list[EvalReport]] | None = None) -> None:
     """The whole search in one slot. checkpoints: what earlier drivers' trainings left behind."""
     checkpoints = {} if checkpoints is None else checkpoints
-    while (trial := conductor.next_trial()) is not None:
-        train(conductor, trial.number, checkpoints.setdefault(trial.number, []))
+    while (trial := controller.next_trial()) is not None:
+        train(controller, trial.number, checkpoints.setdefault(trial.number, []))
 
 
 def counted(trials: Sequence[FrozenTrial]) -> str:

@@ -19,12 +19,15 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 import search_spaces
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run import trials
+from hpo.run.context import SearchContext
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import hang_watchdog, ray_session
 from hpo.tune.trainable import Pix2PixTrial
+from hpo.views.progress import Progress
 from model.data.data_config import DataConfig
 from model.training_run import TrainingRun
 
@@ -91,7 +94,7 @@ def lose_a_node(cluster: Cluster, file: Path) -> None:
 
 def main(folder: Path) -> None:
     hang_watchdog.FLOOR_SECONDS = 20.0
-    search.Pix2PixTrial = DyingTrial  # type: ignore[misc]
+    trials.Pix2PixTrial = DyingTrial  # type: ignore[misc]
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes.add_node(num_cpus=1, num_gpus=1)
     nodes.add_node(num_cpus=1, num_gpus=1)
@@ -100,17 +103,17 @@ def main(folder: Path) -> None:
     threading.Thread(target=lose_a_node, args=(nodes, record.trial_folder(NODE_LOST) / NODE), daemon=True).start()
     images = DataConfig().load()
     with ray_session.RaySession(asked) as cluster:
-        context = search._Context(
+        context = SearchContext(
             record=record,
-            copies=StorageReplicator(record, None, lambda _: None),
+            replicator=StorageReplicator(record, None, lambda _: None),
             images=images,
             images_ref=ray.put(images),
             cluster=cluster,
+            budget=TimeAndCostBudget(asked, record.trials, None),
             console=Console(stderr=True),
-            progress=search.Progress(asked, "first", cluster.slots, Console(stderr=True)),
-            budget=search._budget(record, cluster),
+            progress=Progress(asked, "first", cluster.slots, Console(stderr=True)),
         )
-        search._run_trials(context, search_spaces.load("losses_and_rates"))
+        trials.run_trials(context, search_spaces.load("losses_and_rates"))
     nodes.shutdown()
 
 

@@ -17,12 +17,16 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 import search_spaces
+from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run import trials
+from hpo.run.context import SearchContext
+from hpo.run.plan import describe_plan
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
+from hpo.views.progress import Progress
 from model.common.errors import MachineError
 from model.data.data_config import DataConfig
 from model.training_run import TrainingRun
@@ -44,7 +48,7 @@ class SeeingTrial(Pix2PixTrial):  # type: ignore[misc]
 
 
 def main(folder: Path) -> None:
-    search.Pix2PixTrial = SeeingTrial  # type: ignore[misc]
+    trials.Pix2PixTrial = SeeingTrial  # type: ignore[misc]
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
     images, space = DataConfig().load(), search_spaces.load("losses_and_rates")
     small = {"width": 2, "dropout": 0.0, "batch_size": 16}
@@ -53,19 +57,19 @@ def main(folder: Path) -> None:
     for name, allowed in (("first", True), ("second", False)):
         record = Record.create(folder, name, replace(asked, allow_cpu=allowed))
         with ray_session.RaySession(record.search) as cluster:
-            context = search._Context(
+            context = SearchContext(
                 record=record,
-                copies=StorageReplicator(record, None, lambda _: None),
+                replicator=StorageReplicator(record, None, lambda _: None),
                 images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,
+                budget=TimeAndCostBudget(asked, record.trials, None),
                 console=Console(stderr=True),
-                progress=search.Progress(asked, name, cluster.slots, Console(stderr=True)),
-                budget=search._budget(record, cluster),
+                progress=Progress(asked, name, cluster.slots, Console(stderr=True)),
             )
-            context.console.print(search._plan(record, cluster), soft_wrap=True)
+            context.console.print(describe_plan(record, cluster), soft_wrap=True)
             try:
-                search._run_trials(context, space)
+                trials.run_trials(context, space)
                 print(json.dumps([path.read_text() for path in record.folder.glob(f"trials/*/{SEEN}")]))
             except MachineError as error:
                 print(json.dumps(str(error)))

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import skimage.data
 import torch
-from curves import conductor
+from curves import controller
 from optuna.trial import FrozenTrial
 from PIL import Image
 from ray.exceptions import RayTaskError
@@ -20,11 +21,12 @@ from hpo import exit_codes
 from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
-from hpo.run import export, search
+from hpo.run import export, final_training, finalists
+from hpo.run.context import SearchContext
+from hpo.run.search import SearchRun
 from hpo.store import search_results
 from hpo.store.checkpoint_retention import Retention
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
 from hpo.tune import trainable
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
@@ -43,7 +45,7 @@ def photographs(folder: Path) -> Path:
 
 
 def command(folder: Path, runs: Path, *more: str) -> list[str]:
-    """Of a search on the photographs in `folder`."""
+    """The command line of a search on the photographs in `folder`."""
     options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction-factor": "2", "seed": "9", "data": str(folder)}
     options |= {"crop": "16", "images-per-epoch": "8", "wandb": "disabled", "runs": str(runs)}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -51,53 +53,62 @@ def command(folder: Path, runs: Path, *more: str) -> list[str]:
 
 
 def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
-    """From here on. exports: the search ends with its export, as it should, which takes longer than all the rest."""
+    """Patch `hpo search` to run without Ray. exports: the search also exports, which takes longer than all the rest."""
 
-    def run(copies: StorageReplicator, space: Any, images: Any, console: Any, *_: object, **__: object) -> int:
-        record = copies.record
-        loop = conductor(record, copies, Retention(record, copies.remove), space=space)
+    def search(run: SearchRun, _: object) -> int:
+        record, replicator = run.record, run.replicator
+        loop = controller(record, replicator, Retention(record, replicator.remove), space=run.space)
         placed = place(record.search)
         while (next_trial := loop.next_trial()) is not None:
             train(loop, next_trial, placed)
         if search_results.winner(record) is None:
             return exit_codes.EXIT_NOTHING_VALID
-        context = here(copies, images, console)
-        search._measure_finalists(context)
+        context = local_context(run)
+        finalists.measure_finalists(context)
         if record.search.final_epochs:
-            search._train_final(context)
+            final_training.train_final(context)
         if exports:
-            export.export_winner(record, images, over=True)
+            export.export_winner(record, run.images, is_over=True)
         return exit_codes.EXIT_DONE
 
     torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently
-    patch.setattr(search, "_run", run)
-    patch.setattr(search, "measure", SimpleNamespace(options=lambda **_: _Remote(trainable._measured)))
-    patch.setattr(search, "FinalTraining", _RemoteClass(trainable.FinalTraining.__ray_metadata__.modified_class))
-    patch.setattr(search.ray, "get", lambda asked: asked())
-    patch.setattr(search.ray, "kill", lambda _: None)
+    patch.setattr(SearchRun, "search", search)
+    patch.setattr(finalists, "measure", SimpleNamespace(options=lambda **_: _Remote(trainable._measured)))
+    training = _RemoteClass(trainable.FinalTraining.__ray_metadata__.modified_class)
+    patch.setattr(final_training, "FinalTraining", training)
+    patch.setattr(ray, "get", lambda call: call())
+    patch.setattr(ray, "kill", lambda _: None)
 
 
-def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
-    """As Pix2PixTrial does, an epoch a step; the first step tells what a checkpoint has."""
-    config, number = TrainConfig.from_dict(of.user_attrs[trial_attributes.CONFIG]), of.number
+def train(loop: Any, trial: FrozenTrial, placed: DeviceImages) -> None:
+    """Train as Pix2PixTrial does, an epoch a step; the first step reports what the checkpoint has."""
+    config, number = TrainConfig.from_dict(trial.user_attrs[trial_attributes.CONFIG]), trial.number
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
-    while loop.on_report(number, run.reports).action == "go on":
+    while loop.on_report(number, run.reports).action == "continue":
         run.run_epoch()
 
 
-def here(copies: StorageReplicator, images: Any, console: Any) -> search._Context:
-    whole = {"num_cpus": 1.0, "num_gpus": 0.0}
-    cluster: Any = SimpleNamespace(exclusive_node_options=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
+def local_context(run: SearchRun) -> SearchContext:
+    """What the later phases need, without a cluster."""
+    resources = {"num_cpus": 1.0, "num_gpus": 0.0}
+    cluster: Any = SimpleNamespace(exclusive_node_options=resources, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
     progress: Any = SimpleNamespace(show_finalist=lambda *_: None, show_final_training=lambda *_: None)
-    given = {"record": copies.record, "copies": copies, "images": images, "images_ref": images, "console": console}
-    budget = TimeAndCostBudget(copies.record.search, copies.record.trials, None)
-    return search._Context(**given, cluster=cluster, progress=progress, budget=budget)
+    return SearchContext(
+        record=run.record,
+        replicator=run.replicator,
+        images=run.images,
+        images_ref=run.images,
+        console=run.console,
+        cluster=cluster,
+        progress=progress,
+        budget=TimeAndCostBudget(run.record.search, run.record.trials, None),
+    )
 
 
 class _Remote:
-    """What `ray.remote` makes of a function, but that it runs here; errors come as Ray's do."""
+    """A remote function that runs in this process; errors are wrapped as Ray wraps them."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -113,26 +124,26 @@ class _Remote:
 
 
 class _RemoteClass:
-    """The same of a class."""
+    """A remote class whose actors live in this process."""
 
-    def __init__(self, made_of: type) -> None:
-        self._made_of = made_of
+    def __init__(self, actor_class: type) -> None:
+        self._actor_class = actor_class
 
     def options(self, **_: object) -> _RemoteClass:
         return self
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        actor = self._made_of(*arguments, **named)
+        actor = self._actor_class(*arguments, **named)
         return SimpleNamespace(**{name: _Remote(getattr(actor, name)) for name in ("reports", "report", "measured")})
 
 
-def place(asked: SearchConfig) -> DeviceImages:
-    data = asked.data_config()
+def place(search: SearchConfig) -> DeviceImages:
+    data = search.data_config()
     return DeviceImages.to_device(data.load(), data.noise, torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
 
 
 def assert_best_checkpoints_are_as_recorded(record: Record) -> None:
-    """Of the finalists: digest, epoch, and what is measured anew."""
+    """Check the finalists' digests and epochs, and measure them again."""
     placed = place(record.search)
     numbers = leaderboard.finalists(record.trials(), record.search.objective)
     assert numbers

@@ -30,11 +30,13 @@ from hpo.cluster import preemption_agent, trial_slots
 from hpo.cluster.budget import seconds_after_trials
 from hpo.cluster.cluster_state import MARKET, PRICE, SPOT
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run import trials
+from hpo.run.context import SearchContext, open_budget
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
+from hpo.views.progress import Progress
 from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.training_run import TrainingRun
@@ -121,14 +123,14 @@ def stored_bytes() -> dict[str, int]:
 
 def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[str, Any]:
     """The trials alone."""
-    budget = search._budget(record, cluster)
+    budget = open_budget(record, cluster)
     assert budget.usd is not None
     console = Console(stderr=True)
-    progress = search.Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
+    progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
     progress.set_cost_source(budget)
-    context = search._Context(
+    context = SearchContext(
         record=record,
-        copies=StorageReplicator(record, None, lambda _: None),
+        replicator=StorageReplicator(record, None, lambda _: None),
         images=images,
         images_ref=ray.put(images),
         cluster=cluster,
@@ -137,15 +139,15 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
         budget=budget,
     )
     began = time.monotonic()
-    search._run_trials(context, search_spaces.load("losses_and_rates"))
+    trials.run_trials(context, search_spaces.load("losses_and_rates"))
     seconds = time.monotonic() - began
-    context.note_cost()
+    context.save_cost()
     progress.close()
     return {"usd": budget.usd, "limit": record.search.max_cost, "seconds": seconds}
 
 
 def main(folder: Path) -> None:
-    search.Pix2PixTrial = TakenTrial  # type: ignore[misc]
+    trials.Pix2PixTrial = TakenTrial  # type: ignore[misc]
     ray._private.utils.set_sigterm_handler = lambda handler: None  # a node is added in another thread
     head = {"num_cpus": 0, "include_dashboard": False, "labels": {PRICE: "0.1"}}
     nodes = Cluster(initialize_head=True, head_node_args=head)
@@ -163,7 +165,7 @@ def main(folder: Path) -> None:
         enough = 0.9 / 3600 * (seconds_after_trials(record.trials(), asked) + MONEY_SECONDS)
         poor = Record.create(folder, POOR, replace(asked, max_cost=enough))
         seen[POOR] = run(poor, cluster, images)
-    # `python -m hpo.cluster.preemption_agent` itself: it takes all of the cluster's raylets on this host, and ends with them.
+    # `python -m hpo.cluster.preemption_agent` itself drains all of the cluster's raylets here, and ends with them.
     with metadata_server.serving() as ec2:
         ec2.take(time.time() + 110)
         environment = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": ec2.url}

@@ -20,7 +20,8 @@ from small_models import save_model
 from hpo.cli import denoise_files
 from hpo.cli.denoise_files import RECORD, denoise_image
 from hpo.exit_codes import EXIT_LEFT_OUT
-from model.data.image_files import ImageFile, read_image
+from model.data.image_formats import ImageFile
+from model.data.image_reading import read_image
 from model.denoise import Denoiser
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -323,7 +324,7 @@ def test_with_skip_bad_the_rest_is_denoised_and_what_was_left_out_is_listed(phot
     code, said = denoise("a.png", "b.jpg", "c.png", "--skip-bad")
     assert (code, outputs()) == (EXIT_LEFT_OUT, {"a.png"})
     assert "2 images left out:\nb.jpg: cannot be read" in said
-    assert "c.png: no image of the formats" in said
+    assert "c.png: not an image of the formats" in said
     code, said = denoise("b.jpg", "c.png", "--skip-bad", to="none")
     assert (code, Path("none").exists()) == (2, False)
     code, said = denoise("a.png", "gone.png", "--skip-bad", to="none")  # a mistake of the command, not of an image
@@ -337,7 +338,7 @@ def test_an_image_that_is_damaged_while_others_are_denoised_is_told(photo, denoi
         denoise_files._Work, "tell_notes", lambda _: Path("a.png").write_text("text")
     )  # after the check
     code, said = denoise("a.png", "b.png", "--skip-bad")
-    assert (code, outputs(), "a.png: no image of the formats" in said) == (EXIT_LEFT_OUT, {"b.png"}, True)
+    assert (code, outputs(), "a.png: not an image of the formats" in said) == (EXIT_LEFT_OUT, {"b.png"}, True)
 
 
 # --- once more -------------------------------------------------------------------------------------------------------
@@ -422,7 +423,7 @@ def test_what_this_command_did_not_write_is_not_overwritten(folder, photo, denoi
     code, said = denoise(folder)
     assert (code, made_at()) == (2, before)
     for name in ("b.png", "c.png"):
-        assert f"out/{name}: is there, and is no file that this command wrote; --overwrite replaces it" in said
+        assert f"out/{name}: is there, and is not a file that this command wrote; --overwrite replaces it" in said
     assert denoise(folder, "--overwrite")[0] == 0
     assert np.array_equal(np.asarray(opened("out/c.png")), np.asarray(photo))
 

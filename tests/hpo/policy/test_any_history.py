@@ -11,17 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from curves import SPACE, conductor, learned
+from curves import SPACE, controller, learned
+from decisions import trials_as_of_suggestion
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from killed import Killed, killed_at_write
 from optuna.trial import TrialState
 
-from hpo.policy import pruning, sampling, trial_attributes, trial_history
+from hpo.policy import pruning, sampling, trial_attributes
 from hpo.policy.leaderboard import reports_of
+from hpo.policy.retry_policy import ABORT_AFTER_FAILURES, MAX_ATTEMPTS, MAX_MIGRATIONS
 from hpo.policy.search_config import SearchConfig
-from hpo.search_controller import ATTEMPTS, HOPELESS, MOVES
 from hpo.store.record import Record
 from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
@@ -59,12 +60,12 @@ class Model:
 
     def die(self, number: int, *, for_good: bool) -> None:
         self.deaths[number] = self.deaths.get(number, 0) + 1
-        if for_good or self.deaths[number] >= ATTEMPTS:
+        if for_good or self.deaths[number] >= MAX_ATTEMPTS:
             self.ends[number] = "error"
 
     def is_hopeless(self) -> bool:
         """A trial failed just now, as those before it, and none ever reported."""
-        return list(self.ends.values()).count("error") >= HOPELESS and not any(self.heard.values())
+        return list(self.ends.values()).count("error") >= ABORT_AFTER_FAILURES and not any(self.heard.values())
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -80,7 +81,7 @@ class AnyHistory(RuleBasedStateMachine):
     def start(self) -> None:
         """A driver, and Ray with empty hands. What the checkpoints have and the study lacks is not judged yet."""
         record = Record(self.folder, "first")
-        driver = conductor(record)
+        driver = controller(record)
         self.record = record
         self.searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
         cluster: Any = SimpleNamespace(is_alive=lambda: True)
@@ -142,7 +143,7 @@ class AnyHistory(RuleBasedStateMachine):
                     trial_attributes.MIGRATIONS, []
                 )
             )
-            >= MOVES - 1
+            >= MAX_MIGRATIONS - 1
         ):
             return
         number = self.trained(slot) if trained else self.running[slot % len(self.running)]
@@ -239,11 +240,11 @@ class AnyHistory(RuleBasedStateMachine):
             for name in ("state", "params", "values", "intermediate_values", "user_attrs", "distributions"):
                 assert getattr(mine, name) == getattr(theirs, name)
         for trial in written:
-            suggestion = sampling.suggest(trial_history.trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
+            suggestion = sampling.suggest(trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
             assert suggestion is not None
             assert suggestion.params == trial.params
             taken = pruning.replay_decisions(written, trial.number, SEARCH)
-            assert all(decision.action == "go on" for decision in taken[:-1])
+            assert all(decision.action == "continue" for decision in taken[:-1])
             if trial_attributes.DECISION in trial.user_attrs:
                 assert pruning.Decision(**trial.user_attrs[trial_attributes.DECISION]) == taken[-1]
         shutil.rmtree(self.folder)

@@ -104,7 +104,7 @@ def test_a_decision_names_the_bar_who_set_it_and_what_was_compared():
 
 
 def test_equal_values_pass_together():
-    assert decide_pruning(reported([(0, 0.5), (1, 0.5)]), 1, 1, SEARCH).action == "go on"
+    assert decide_pruning(reported([(0, 0.5), (1, 0.5)]), 1, 1, SEARCH).action == "continue"
 
 
 def test_without_a_pruner_nothing_is_pruned():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from curves import SPACE, conductor, run_all, story
+from curves import SPACE, controller, run_all, story
 from decisions import played, reported
 from optuna.trial import TrialState
 
@@ -97,24 +97,24 @@ def test_a_search_by_a_users_sampler_and_pruner_suggests_and_prunes_what_they_do
     study.add_trials(told)
     pruned = [study.pruner.prune(study, study.trials[number]) for number in (2, 3)]
     assert pruned == [False, True]
-    assert [decide_pruning(told, number, 1, search).action for number in (2, 3)] == ["go on", "prune"]
+    assert [decide_pruning(told, number, 1, search).action for number in (2, 3)] == ["continue", "prune"]
     assert decide_pruning(told, 3, 1, search).reason == "pruner"
 
 
 def test_a_search_by_a_users_objects_that_was_continued_is_the_undisturbed_one(tmp_path):
     search = theirs(tmp_path, pruner="SuccessiveHalvingPruner(reduction_factor=2)")
     undisturbed = Record.create(tmp_path / "a", "first", search)
-    run_all(conductor(undisturbed))
+    run_all(controller(undisturbed))
     first = Record.create(tmp_path / "b", "first", replace(search, trials=7))
-    run_all(conductor(first))
+    run_all(controller(first))
     again = Record(tmp_path / "b", "first")
     again.update_config({"trials": 16})
-    run_all(conductor(again))
+    run_all(controller(again))
     assert story(again.trials()) == story(undisturbed.trials())
     assert {trial.state.name for trial in again.trials()} == {"COMPLETE", "PRUNED"}
     for trial in again.trials():  # and every decision can be taken again
         *passed, last = replay_decisions(again.trials(), trial.number, again.search)
-        assert {decision.action for decision in passed} <= {"go on"}
+        assert {decision.action for decision in passed} <= {"continue"}
         assert asdict(last) == trial.user_attrs[DECISION]
 
 
@@ -127,7 +127,7 @@ def test_what_a_sampler_keeps_with_the_trials_is_there_for_its_next_suggestion(t
     record = Record.create(tmp_path, "first", SEARCH)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(plugins, "sampler", lambda search, seed: Counting(seed=seed))
-        run_all(conductor(record))
+        run_all(controller(record))
     kept = [trial.user_attrs[KEPT] for trial in Record(tmp_path, "first").trials()]
     assert kept == [{"count": number} for number in range(1, 17)]
 
@@ -209,9 +209,9 @@ def test_both_files_mistakes_are_told_at_once(tmp_path):
 def test_a_search_that_began_with_the_former_options_is_continued_by_its_own_rules(tmp_path):
     former = replace(SEARCH, trials=8, sampler="gp", pruner="leaders", grace_period=1, reduction_factor=4)
     undisturbed = Record.create(tmp_path / "a", "first", replace(former, trials=16))
-    run_all(conductor(undisturbed))
+    run_all(controller(undisturbed))
     begun = Record.create(tmp_path / "b", "first", former)
-    run_all(conductor(begun))
+    run_all(controller(begun))
     path = tmp_path / "b" / "first" / "search.json"
     about = json.loads(path.read_text())
     del about["search"]["pruner"]
@@ -220,7 +220,7 @@ def test_a_search_that_began_with_the_former_options_is_continued_by_its_own_rul
     again = Record(tmp_path / "b", "first")
     assert (again.search.sampler, again.search.pruner) == ("gp", "leaders")
     again.update_config({"trials": 16})
-    run_all(conductor(again))
+    run_all(controller(again))
     assert story(again.trials()) == story(undisturbed.trials())
     assert {trial.user_attrs[DECISION]["reason"] for trial in again.trials()} >= {"leaders", "finished"}
 

@@ -40,7 +40,7 @@ class Played:
                 self.order.append(step)
                 decision = decide_pruning(self.trials(), step[0], self.epoch(step[0]), search)
                 self.decisions.append(decision)
-                if decision.action != "go on":
+                if decision.action != "continue":
                     self._ended[step[0]] = decision
 
     def epoch(self, number: int) -> int:
@@ -112,7 +112,7 @@ def test_the_former_rule_pruned_the_best_by_what_a_dead_trial_once_was():
 def test_a_trial_that_is_pruned_in_its_first_dead_epoch_has_collapsed_and_is_nobodys_rival():
     order = [*lived((0, 0.5), (1, 0.6), (0, 0.6)), (1, 0.2, True), *lived((2, 0.5))]
     played = Played(order, SEARCH)
-    assert [(d.action, d.reason) for d in played.decisions[3:]] == [("prune", "collapsed"), ("go on", "passed")]
+    assert [(d.action, d.reason) for d in played.decisions[3:]] == [("prune", "collapsed"), ("continue", "passed")]
     assert candidates(played.trials(), "ssim") == [0, 2]
 
 
@@ -175,12 +175,12 @@ def test_what_is_not_a_number_is_worse_than_every_value(direction):
 
 
 def test_who_is_a_difference_that_nobody_sees_below_the_bar_goes_on():
-    for value, expected in {0.4991: "go on", 0.4989: "prune"}.items():
+    for value, expected in {0.4991: "continue", 0.4989: "prune"}.items():
         assert decide_pruning(reported([(0, 0.5), (1, value)]), 1, 1, SEARCH).action == expected
 
 
 def test_who_has_an_eighth_of_its_epochs_left_is_let_finish():
-    for epoch, expected in {10: "prune", 11: "go on"}.items():
+    for epoch, expected in {10: "prune", 11: "continue"}.items():
         behind = reported([*((0, 0.5) for _ in range(11)), *((1, 0.5) for _ in range(epoch - 1)), (1, 0.4)])
         assert decide_pruning(behind, 1, epoch, SEARCH).action == expected
 
@@ -200,7 +200,7 @@ FORMER = replace(SEARCH, pruner="leaders")
 
 def test_the_first_after_grace_passes_however_bad_it_is_until_better_ones_have_come():
     decision = decide_pruning(reported([(0, -0.5), (1, 0.9)]), 0, 1, FORMER)
-    assert (decision.action, decision.reason, decision.rivals) == ("go on", "passed", 1)
+    assert (decision.action, decision.reason, decision.rivals) == ("continue", "passed", 1)
     decision = decide_pruning(reported([(0, -0.5), (1, 0.9), (0, 1.0)]), 0, 2, FORMER)
     assert asdict(decision).items() >= {"action": "prune", "value": 1.0, "cutoff": 0.9, "compared": 1}.items()
 
@@ -231,7 +231,7 @@ def test_once_five_have_finished_who_is_worse_than_each_of_the_best_five_was_is_
     trials = reported([*order, *((n, 0.9) for n in range(6, 20)), (20, 0.3), (21, 0.29), (20, 0.729)])
     for trial in trials[:6]:
         trial.state, trial.values = TrialState.COMPLETE, [trial.intermediate_values[3]]
-    expected = {"action": "go on", "cutoff": 0.3, "set_by": 1, "rivals": 5, "compared": 1}
+    expected = {"action": "continue", "cutoff": 0.3, "set_by": 1, "rivals": 5, "compared": 1}
     assert asdict(decide_pruning(trials, 20, 1, search)).items() >= expected.items()
     assert asdict(decide_pruning(trials, 21, 1, search)).items() >= {"action": "prune", "cutoff": 0.3}.items()
     assert (
@@ -275,13 +275,13 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
         if len(mine) == search.epochs:
             assert (decision.action, decision.reason) == ("complete", "finished")
         elif len(mine) < search.grace_period:
-            assert (decision.action, decision.reason) == ("go on", "not compared")
+            assert (decision.action, decision.reason) == ("continue", "not compared")
         elif len(best) == 5:
-            assert decision.action == ("prune" if all(value < heard[n][len(mine) - 1] for _, n in best) else "go on")
+            assert decision.action == ("prune" if all(value < heard[n][len(mine) - 1] for _, n in best) else "continue")
         else:
             rung = [v[search.grace_period - 1] for v in heard.values() if len(v) >= search.grace_period]
             better = sum(other > mine[search.grace_period - 1] for other in rung)
-            assert decision.action == ("go on" if better < max(1, len(rung) // search.reduction_factor) else "prune")
+            assert decision.action == ("continue" if better < max(1, len(rung) // search.reduction_factor) else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
         assert decide_pruning(everything, number, len(mine), search) == decision
@@ -310,13 +310,13 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
         if epoch == search.epochs:
             assert (decision.action, decision.reason) == ("complete", "finished")
         elif epoch not in rungs:
-            assert (decision.action, decision.reason) == ("go on", "not compared")
+            assert (decision.action, decision.reason) == ("continue", "not compared")
         else:
             rung = arrived.setdefault(epoch, [])
             rung.append(value)
             better = sum(other > value for other in rung)
             passes = better < max(1, len(rung) // search.reduction_factor)
-            assert decision.action == ("go on" if passes else "prune")
+            assert decision.action == ("continue" if passes else "prune")
             assert decision.rivals == len(rung)
         # What is heard later changes nothing, so that a decision that was lost is taken again as it was.
         assert decide_pruning(everything, number, epoch, search) == decision
@@ -333,4 +333,5 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
 )
 def test_rungs_are_grace_and_reduction_times_as_far_each_below_the_last_epoch(asked, rungs):
     grace_period, reduction_factor, epochs = asked
-    assert FormerPruner("asha", grace_period=grace_period, reduction_factor=reduction_factor).rungs(epochs) == rungs
+    pruner = FormerPruner("asha", grace_period=grace_period, reduction_factor=reduction_factor)
+    assert tuple(epoch for epoch in range(epochs) if pruner.compares(epoch)) == rungs

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from curves import report
+from curves import append_report, report
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
@@ -64,7 +64,7 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Ray was started")
 
     images = SimpleNamespace(digest="0", messages=(), pixel_format=EIGHT_BITS)
-    monkeypatch.setattr(hpo.run.search, "_loaded", lambda *_: (None, images))
+    monkeypatch.setattr(hpo.run.search, "load_inputs", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.store.replication.READ_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr("hpo.store.replication.TIMEOUT_SECONDS", 1.0)
@@ -213,7 +213,7 @@ def test_names_parameters_and_errors_are_no_commands_to_the_terminal(runs, capsy
     distributions = {HOSTILE: CategoricalDistribution([HOSTILE, "x"])}
     for number in range(2):
         record.add(Suggestion(params=params, distributions=distributions, config=TrainConfig(), by="random"))
-        record.append_report(number, report(1, 0.5), HOSTILE)
+        append_report(record, number, report(1, 0.5), HOSTILE)
         record.add_failure(number, HOSTILE)
         record.add_migration(number, HOSTILE)
     record.fail(0, HOSTILE)

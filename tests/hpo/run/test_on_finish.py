@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import psutil
@@ -19,7 +20,9 @@ from model.common.errors import MachineError
 @pytest.fixture
 def asked(done, runs, tmp_path, monkeypatch):
     """Continue the finished trials, as if the export were still to be made; gives exit code and what it got."""
-    monkeypatch.setattr(hpo.run.search, "_loaded", lambda *_: (None, type("Images", (), {"digest": "0", "told": ()})))
+    monkeypatch.setattr(
+        hpo.run.search, "load_inputs", lambda *_: (None, type("Images", (), {"digest": "0", "messages": ()}))
+    )
     metrics = {"test": {"denoised": {"ssim": 0.9}}}
     monkeypatch.setattr(search_results, "export_document", lambda _: {"folder": "there", "metrics": metrics})
 
@@ -27,9 +30,11 @@ def asked(done, runs, tmp_path, monkeypatch):
         def run(*_, **__):
             if isinstance(ends, BaseException):
                 raise ends
+            if isinstance(ends, signal.Signals):
+                signal.raise_signal(ends)
             return ends
 
-        monkeypatch.setattr(hpo.run.search, "_run", run)
+        monkeypatch.setattr(hpo.run.search.SearchRun, "search", run)
         try:
             code = run_search("first", runs, {"on_finish": command}, quiet=True)
         except MachineError:
@@ -51,16 +56,21 @@ def test_the_command_gets_what_show_tells_and_the_exports_figures(asked, done, r
 
 @pytest.mark.parametrize(
     ("ends", "code", "reason"),
-    [(3, 3, "No trial came to a valid result"), (MachineError("disk full at /runs"), 4, "disk full at /runs")],
+    [(3, 3, "No trial produced a valid result"), (MachineError("disk full at /runs"), 4, "disk full at /runs")],
 )
 def test_it_also_hears_of_a_search_that_ended_badly(asked, ends, code, reason):
     ended, got = asked(ends)
     assert (ended, got["exit_code"], got["reason"], got["export"]) == (code, code, reason, None)
 
 
-@pytest.mark.parametrize("code", [130, 143])
-def test_it_hears_nothing_of_one_that_was_interrupted(asked, code):
-    assert asked(code) == (code, None)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_hears_nothing_of_one_that_was_interrupted(asked, number, code):
+    former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert asked(number) == (code, None)
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
 
 
 def test_its_failure_is_told_and_changes_nothing(asked, capfd):

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from curves import conductor, report
+from curves import append_report, controller, report
 from rich.console import Console
 from tensorboard_files import Status as Session
 from tensorboard_files import hparams_page
@@ -22,8 +22,8 @@ from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER, TensorBoard
 from hpo.tracking.wandb_tracker import Tracker
-from hpo.views.html_report import contents
 from hpo.views.live_table import render
+from hpo.views.report_contents import contents
 from hpo.views.status_file import Status
 
 OUTCOMES = ["finished", "pruned", "collapsed", "diverged", "failed", "running", "running"]
@@ -35,7 +35,7 @@ def one_of_each(runs: Path) -> Record:
     record = Record.create(
         runs, "first", SearchConfig(trials=9, epochs=4, grace_period=2, reduction_factor=3, objective="ssim")
     )
-    loop = conductor(record)
+    loop = controller(record)
     for _ in OUTCOMES:
         assert loop.next_trial()
     reports = {
@@ -48,7 +48,7 @@ def one_of_each(runs: Path) -> Record:
     }
     for number, told in reports.items():
         for each in told:
-            if record.append_report(number, each).action != "go on":
+            if append_report(record, number, each).action != "continue":
                 break
     record.fail(4, "the machine's fault")
     reasons = [trial.user_attrs.get(trial_attributes.DECISION, {}).get("reason") for trial in record.trials()]
@@ -80,9 +80,9 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
     assert list(rows(shown)) == [row["number"] for row in document["trials"]]
 
     told = contents(record)
-    assert {t["number"]: t["kind"].replace("stopped", "pruned") for t in told["trials"]} == expected
+    assert {t["number"]: t["kind"] for t in told["trials"]} == expected
     assert {t["number"] for t in told["trials"] if t["candidate"]} == {0, 1, 5}
-    spent = {row["kind"].replace("stopped", "pruned"): row["trials"] for row in told["spent"]}
+    spent = {row["kind"]: row["trials"] for row in told["spent"]}
     assert spent == Counter(OUTCOMES)
 
     drawn = Console(width=100)

@@ -50,8 +50,11 @@ def test_a_running_search_is_not_deleted_but_stopped_and_the_command_that_contin
 
 def test_a_search_that_does_not_end_is_told(record, runs, monkeypatch):
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    with acquire_lock(record.folder, "first"), pytest.raises(MachineError, match="has not ended within 0 s; again"):
-        stop_search(runs, "first", patience=0.2)
+    with (
+        acquire_lock(record.folder, "first"),
+        pytest.raises(MachineError, match="did not stop within 0 s; run `hpo stop first` again"),
+    ):
+        stop_search(runs, "first", timeout_seconds=0.2)
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ import signal, sys, time
 from pathlib import Path
 from hpo.run.shutdown import ShutdownHandler
 
-stopping = ShutdownHandler("first", Path("runs"))
+shutdown = ShutdownHandler("first", Path("runs"))
 try:
-    with stopping.on_signals():
+    with shutdown.on_signals():
         print("ready", flush=True)
         while True:
             time.sleep(0.05)
 except KeyboardInterrupt:
     print("closing", flush=True)  # into a terminal that is gone this is an error
-    code = stopping.end()
+    code = shutdown.finish()
     Path(sys.argv[1]).write_text(str(code))
 """
 ROOT = Path(__file__).parents[3]

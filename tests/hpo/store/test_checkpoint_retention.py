@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from curves import conductor, learned, report
+from curves import controller, learned, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killed import Killed
@@ -196,7 +196,7 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
     size, slots = 10_000, 4
     search = SearchConfig(trials=200, epochs=4, objective=OBJECTIVE, sampler="random", set={"width": 4})
     record = Record.create(runs, "first", search)
-    driver = conductor(record, Retention(record))
+    driver = controller(record, Retention(record))
     written, most = 0, 0
     under_way: deque[tuple[int, list]] = deque()
     while True:
@@ -215,7 +215,7 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
         if all(not reports[-1].ssim < earlier.ssim for earlier in reports) or math.isnan(reports[-1].ssim):
             (folder / BEST).unlink(missing_ok=True)
             (folder / BEST).hardlink_to(folder / LAST)
-        if driver.on_report(number, reports).action == "go on":
+        if driver.on_report(number, reports).action == "continue":
             under_way.append((number, reports))
             continue
         files = {path.stat().st_ino for path in (record.folder / "trials").glob("*/*.safetensors")}
@@ -230,7 +230,7 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
 
 
 def test_a_checkpoint_that_was_let_go_is_refused_with_those_that_stayed(record):
-    driver = conductor(record)
+    driver = controller(record)
     for number in range(2):
         driver.next_trial()
         folder = record.trial_folder(number)

@@ -16,8 +16,8 @@ from plain_search import assert_best_checkpoints_are_as_recorded, command
 from ray.exceptions import RayTaskError
 from saying import hpo_says
 
+import hpo.run.search
 from hpo.cli.commands import main
-from hpo.run import search
 from hpo.store import layout
 from hpo.store.record import SEARCH_FILE, Record
 from model.checkpoint import load_checkpoint
@@ -81,7 +81,7 @@ def test_a_full_disk_under_a_remote_training_is_told_as_one(pictures, small, mon
     def run(*_: object, **__: object) -> int:
         raise RayTaskError("report", "Traceback:\nOSError: [Errno 28]", full_disk).as_instanceof_cause()
 
-    monkeypatch.setattr(search, "_run", run)
+    monkeypatch.setattr(hpo.run.search.SearchRun, "search", run)
     finish = ["--on-finish", f"cat > {small}/told"]
     assert main(command(pictures, small, *finish)) == 4
     assert told_where(capsys) == "runs/first/final/last.safetensors"
@@ -140,7 +140,7 @@ def test_where_nothing_can_be_written_it_is_told_before_anything_is_computed(
     searched_plainly, pictures, small, monkeypatch, capsys
 ):
     shutil.copytree(searched_plainly, small, dirs_exist_ok=True)
-    monkeypatch.setattr(search, "_loaded", None)  # nor are images read
+    monkeypatch.setattr(hpo.run.search, "load_inputs", None)  # nor are images read
     monkeypatch.setattr("model.data.data_config.DataConfig.load", None)
     commands = [
         command(pictures, small),

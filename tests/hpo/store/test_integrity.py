@@ -13,14 +13,15 @@ from pathlib import Path
 
 import plain_search
 import pytest
-from curves import conductor, essence, run_all, story, train
+from curves import controller, essence, run_all, story, train
 from killed import killed_while_writing
 from plain_search import EPOCHS, assert_best_checkpoints_are_as_recorded, command
 
 from hpo.cli.commands import main
 from hpo.policy import leaderboard
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run import finalists
+from hpo.run.context import SearchContext
 from hpo.store import layout, search_results
 from hpo.store.layout import STUDY_FILE
 from hpo.store.object_storage import Storage
@@ -79,7 +80,7 @@ def test_a_trial_whose_last_checkpoint_is_damaged_trains_again_and_says_so(  # n
         damage(folder / name)
     with caplog.at_level(logging.WARNING):
         assert main(command(pictures, tmp_path)) == 0
-    said = "trial 0: its last checkpoint was damaged or gone; it is back at epoch 1, and trains again up to the 2 that"
+    said = "trial 0: its last checkpoint was damaged or missing; it is back at epoch 1 and repeats the epochs up to 2"
     assert sum(said in message for message in caplog.messages) == (which == {LAST, BEST})
     record = Record(tmp_path, "first")
     assert essence(record.trials()) == essence(Record(searched_plainly, "first").trials())
@@ -93,13 +94,13 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
 ):
     """At the search's end; `hpo show` tells why the best on the leaderboard has not won."""
     by_rank = leaderboard.candidates(Record(searched_plainly, "first").trials(), "balanced")
-    measure = search._measure_finalists
+    measure = finalists.measure_finalists
 
-    def damaged_before(context: search._Context) -> None:
+    def damaged_before(context: SearchContext) -> None:
         damage(context.record.trial_folder(by_rank[0]) / BEST)
         measure(context)
 
-    monkeypatch.setattr(search, "_measure_finalists", damaged_before)
+    monkeypatch.setattr(finalists, "measure_finalists", damaged_before)
     assert main(command(pictures, tmp_path)) == 0
     record = Record(tmp_path, "first")
     path = record.trial_folder(by_rank[0]) / BEST
@@ -108,7 +109,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0
     assert f"checkpoints damaged or missing, so these trials cannot win: {by_rank[0]}\n" in capsys.readouterr().out
-    monkeypatch.setattr(search, "_measure_finalists", measure)
+    monkeypatch.setattr(finalists, "measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
     assert main(command(pictures, tmp_path)) == 0
     assert record.metadata()[layout.LOST] == []  # it was brought back
@@ -117,16 +118,16 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
 
 @pytest.mark.usefixtures("plainly")
 def test_where_no_checkpoint_is_whole_the_search_ends_with_4_and_no_export(pictures, tmp_path, monkeypatch, capsys):
-    measure = search._measure_finalists
+    measure = finalists.measure_finalists
 
-    def damaged_before(context: search._Context) -> None:
+    def damaged_before(context: SearchContext) -> None:
         for path in context.record.folder.rglob(BEST):
             middle_flipped(path)
         measure(context)
 
-    monkeypatch.setattr(search, "_measure_finalists", damaged_before)
+    monkeypatch.setattr(finalists, "measure_finalists", damaged_before)
     assert main(command(pictures, tmp_path)) == 4
-    assert "hpo: first: no checkpoint of its best trials is whole" in capsys.readouterr().err
+    assert "hpo: first: no checkpoint of its best trials is intact" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [middle_flipped, Path.unlink])
@@ -151,7 +152,7 @@ def test_an_export_of_a_damaged_checkpoint_is_refused_and_the_next_best_named(
     for path in record.folder.rglob(BEST):
         path.write_bytes(b"")
     assert main(export) == 4
-    assert capsys.readouterr().err.endswith("no other trial has one that is whole\n")
+    assert capsys.readouterr().err.endswith("no other trial has an intact one\n")
     assert Denoiser(record.folder / layout.EXPORT).manifest == exported
 
 
@@ -276,7 +277,7 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
 
     with acquire(runs, "first", storage, fail) as replicator:
         replicator.start()
-        loop = conductor(replicator.record, replicator)
+        loop = controller(replicator.record, replicator)
         for _ in range(3):
             number = loop.next_trial().number
             train(loop, number, checkpoints.setdefault(number, []))
@@ -285,7 +286,7 @@ def test_with_a_storage_the_last_good_copy_takes_the_place_of_a_damaged_study(  
     with caplog.at_level(logging.WARNING), acquire(runs, "first", storage, fail) as replicator:
         replicator.start()
         assert len(replicator.record.trials()) == 3
-        run_all(conductor(replicator.record, replicator), checkpoints)
+        run_all(controller(replicator.record, replicator), checkpoints)
         replicator.stop()
         assert story(replicator.record.trials()) == story(undisturbed.trials())
     assert f"{storage.subdirectory('first')} has the last good copy" in caplog.text

@@ -24,7 +24,7 @@ from threading import Thread
 import optuna
 import pytest
 import sqlalchemy
-from curves import SPACE, conductor, learned, report, run_all, story, train
+from curves import SPACE, append_report, controller, learned, report, run_all, story, train
 from fuzzing import SCALARS, assert_readable, fewer, json_near
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,7 +87,7 @@ def test_a_trial_is_added_whole_or_not_at_all(record, runs, search):
 def test_a_report_keeps_everything_and_when_it_was_heard(record):
     with_trials(record, 2)
     for number, epoch in ((0, 1), (1, 1), (1, 2), (0, 2)):
-        record.append_report(number, report(epoch, 0.5, gen_total=math.inf))
+        append_report(record, number, report(epoch, 0.5, gen_total=math.inf))
     heard = [[entry[REPORT_INDEX] for entry in trial.user_attrs[REPORTS]] for trial in record.trials()]
     assert heard == [[0, 3], [1, 2]]
     assert EvalReport.from_dict(record.trial(0).user_attrs[REPORTS][1]) == report(2, 0.5, gen_total=math.inf)
@@ -95,9 +95,9 @@ def test_a_report_keeps_everything_and_when_it_was_heard(record):
 
 def test_a_hole_between_reports_is_refused(record):
     with_trials(record, 1)
-    record.append_report(0, report(1, 0.5))
+    append_report(record, 0, report(1, 0.5))
     with pytest.raises(RecordError, match="trial 0: report 3 came after report 1"):
-        record.append_report(0, report(3, 0.5))
+        append_report(record, 0, report(3, 0.5))
 
 
 def test_a_driver_that_dies_while_it_makes_a_search_leaves_none(runs, search, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_report_is_written_with_what_becomes_of_its_trial_or_not_at_all(record
     for writes in itertools.count():
         try:
             with killed_at_write(writes):
-                Record(runs, "first").append_report(0, report(1, ssim))
+                append_report(Record(runs, "first"), 0, report(1, ssim))
             break
         except Killed:
             assert as_optuna_sees_it(runs) == [before]
@@ -160,7 +160,7 @@ def test_optuna_sees_how_each_trial_really_ended(done, runs):
 def test_who_reads_while_another_writes_sees_whole_events(record, runs):
     """In several statements: trials, then their attributes, then their values."""
     with_trials(record, 1)
-    reader, writing = Record(runs, "first"), Thread(target=lambda: record.append_report(0, report(1, 0.5)))
+    reader, writing = Record(runs, "first"), Thread(target=lambda: append_report(record, 0, report(1, 0.5)))
 
     def after_execute(connection: sqlalchemy.Connection, _cursor: object, sql: str, *_: object) -> None:
         if connection.engine is reader._study._storage.engine and "trial" in sql and writing.ident is None:
@@ -393,7 +393,7 @@ def held(study: Path, seconds: float) -> Iterator[None]:
 
 def test_a_study_that_another_process_holds_is_waited_for_and_nothing_is_lost(record, runs, undisturbed):
     """Half a second longer than SQLite waits by itself."""
-    loop, began = conductor(record), time.monotonic()
+    loop, began = controller(record), time.monotonic()
     first = loop.next_trial()
     with held(record.study_file, seconds=5.5):
         train(loop, first.number, [])
@@ -405,13 +405,13 @@ def test_a_study_that_another_process_holds_is_waited_for_and_nothing_is_lost(re
 def test_a_study_that_is_held_for_too_long_ends_the_search_which_then_goes_on(record, runs, undisturbed, monkeypatch):
     """What could not be told is in the checkpoint."""
     monkeypatch.setattr("hpo.store.study_database._LOCKED_SECONDS", 0.2)
-    loop, checkpoints = conductor(Record(runs, "first")), {0: []}
+    loop, checkpoints = controller(Record(runs, "first")), {0: []}
     number = loop.next_trial().number
     told = pytest.raises(RecordError, match=r"study\.db: held by another process \(database is locked\)")
     with held(record.study_file, seconds=60), told:
         train(loop, number, checkpoints[number])
     assert len(checkpoints[number]) == 1
-    run_all(conductor(Record(runs, "first")), checkpoints)
+    run_all(controller(Record(runs, "first")), checkpoints)
     assert story(Record(runs, "first").trials()) == story(undisturbed.trials())
 
 
@@ -441,7 +441,7 @@ def optunas(record: Record) -> optuna.Study:
 
 
 def test_a_trial_that_optuna_enqueues_is_run_next_and_the_sampler_suggests_what_it_leaves_open(record, runs):
-    loop = conductor(record)
+    loop = controller(record)
     train(loop, loop.next_trial().number, [])
     optunas(record).enqueue_trial({"lr_g": 5e-4}, user_attrs={"why": "a guess"})
     train(loop, loop.next_trial().number, [])
@@ -459,14 +459,14 @@ def test_a_trial_that_optuna_enqueues_is_run_next_and_the_sampler_suggests_what_
 
 
 def test_what_waits_in_the_study_is_no_damage_and_waits_until_there_is_a_trial_left(record, runs):
-    run_all(conductor(record))
+    run_all(controller(record))
     done = story(record.trials())
     optunas(record).enqueue_trial({"lr_g": 5e-4})
     found = Record(runs, "first")
     assert story(found.trials()) == done
-    assert conductor(found).next_trial() is None
+    assert controller(found).next_trial() is None
     found.update_config({"trials": record.search.trials + 1})
-    assert conductor(found).next_trial().user_attrs[SUGGESTED_BY] == "queued"
+    assert controller(found).next_trial().user_attrs[SUGGESTED_BY] == "queued"
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_what_waits_in_the_study_is_no_damage_and_waits_until_there_is_a_trial_l
 )
 def test_what_is_queued_and_not_in_the_space_fails_by_itself_and_the_search_goes_on(params, told, record, runs):
     optunas(record).enqueue_trial(params)
-    run_all(conductor(record))
+    run_all(controller(record))
     first, *others = Record(runs, "first").trials()
     assert (first.state, len(others)) == (TrialState.FAIL, record.search.trials - 1)
     assert told in first.user_attrs[ERROR]["text"]
@@ -491,7 +491,7 @@ def test_optunas_notes_and_attributes_change_nothing(record, runs):
     study = optunas(record)
     study.set_user_attr("mine", [1, 2])
     study._storage.set_study_system_attr(study._study_id, "dashboard:note_ver", 1)
-    loop = conductor(record)
+    loop = controller(record)
     loop.next_trial()
     [trial] = study.trials
     study._storage.set_trial_user_attr(trial._trial_id, "tag", "good")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from curves import conductor, report, run_all, story, train
+from curves import append_report, controller, report, run_all, story, train
 from fuzzing import as_json, assert_readable, fewer, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from storages import KINDS, Place, place
 
 from hpo.cli.commands import main
-from hpo.policy.retry_policy import classify_failure
+from hpo.policy.retry_policy import FailureAction, classify_failure
 from hpo.policy.search_config import SearchConfig
 from hpo.store import checkpoint_sync, lease, replication, search_results
 from hpo.store.checkpoint_retention import Retention
@@ -56,7 +56,7 @@ def storage(there: Place, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """Of all searches."""
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
-    monkeypatch.setattr(replication, "COPY_SECONDS", 0.05)
+    monkeypatch.setattr(replication, "UPLOAD_SECONDS", 0.05)
     return Storage(there.address, timeout_seconds=10)
 
 
@@ -88,14 +88,14 @@ def test_a_search_that_loses_its_host_again_and_again_is_the_undisturbed_one(sto
     checkpoints: dict[int, list[object]] = {}
     for number in range(4):
         with driving(tmp_path / f"host{number}", storage, search, dies=True) as driver:
-            loop = conductor(driver.record, driver)
+            loop = controller(driver.record, driver)
             for epochs in range(1 + number):  # of trials that follow each other
                 trial = loop.next_trial()
                 train(loop, trial.number, checkpoints.setdefault(trial.number, []), epochs or None)
                 if not driver.record.trial(trial.number).state.is_finished():
                     break
     with driving(tmp_path / "last", storage, search) as driver:
-        run_all(conductor(driver.record, driver), checkpoints)
+        run_all(controller(driver.record, driver), checkpoints)
     with open_read_only(tmp_path, "first", storage) as record:
         assert story(record.trials()) == story(undisturbed.trials())
         assert search_results.document(record)["trials"] == search_results.document(undisturbed)["trials"]
@@ -103,7 +103,7 @@ def test_a_search_that_loses_its_host_again_and_again_is_the_undisturbed_one(sto
 
 def test_a_trial_is_in_the_storage_before_it_is_handed_out_and_its_reports_soon_after(storage, runs, search, tmp_path):
     with driving(runs, storage, search) as driver:
-        loop = conductor(driver.record, driver)
+        loop = controller(driver.record, driver)
         for number in range(2):
             loop.next_trial()
             with open_read_only(tmp_path, "first", storage) as record:
@@ -119,7 +119,7 @@ def test_a_trial_is_in_the_storage_before_it_is_handed_out_and_its_reports_soon_
 def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeypatch):
     with driving(runs, storage, search, dies=True) as driver:
         inside = driver.record.storage
-        loop = conductor(driver.record, driver, Retention(driver.record, driver.remove))
+        loop = controller(driver.record, driver, Retention(driver.record, driver.remove))
         loop.next_trial()
         inside.put("trials/00000/last.safetensors", b"1")
         inside.put(f"trials/00000/{FENCING_TOKEN}", b"1")
@@ -132,14 +132,14 @@ def test_files_go_only_once_the_storage_knows_why(storage, runs, search, monkeyp
 
 def test_a_folder_whose_driver_was_the_last_is_ahead_of_the_storage(storage, runs, search, tmp_path):
     with driving(runs, storage, search, dies=True) as driver:
-        conductor(driver.record, driver).next_trial()
-        driver.record.append_report(0, report(1, 0.5))  # the thread would have copied it
+        controller(driver.record, driver).next_trial()
+        append_report(driver.record, 0, report(1, 0.5))  # the thread would have copied it
     began = time.monotonic()
     with driving(runs, storage, search) as driver:
         assert time.monotonic() - began < lease.EXPIRY_SECONDS  # nor does it wait for itself
         assert driver.record.trial(0).last_step == 1
     with driving(tmp_path / "other", storage, search) as driver:
-        driver.record.append_report(0, report(2, 0.6))
+        append_report(driver.record, 0, report(2, 0.6))
     with driving(runs, storage, search) as driver:
         assert driver.record.trial(0).last_step == 2
 
@@ -150,16 +150,16 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
     with acquire(runs, "first", storage, told.append) as old, ExitStack() as stack:
         old.start()
         stack.callback(old.stop)
-        loop = conductor(old.record, old)
+        loop = controller(old.record, old)
         loop.next_trial()
         old._lease._over.set()  # cut off: its counter stands still
         with driving(tmp_path / "new", storage, search) as new:
-            conductor(new.record, new).next_trial()
+            controller(new.record, new).next_trial()
             with pytest.raises(LeaseLostError, match="has taken this search over"):
                 loop.next_trial()
             with pytest.raises(LeaseLostError):
                 old.flush()
-            new.record.append_report(0, report(1, 0.5))
+            append_report(new.record, 0, report(1, 0.5))
             loop.on_report(0, [report(1, 0.1)])
             while not told:
                 time.sleep(0.05)
@@ -169,7 +169,7 @@ def test_an_old_head_that_comes_back_writes_nothing(storage, runs, search, tmp_p
 
 def test_who_looks_from_elsewhere_sees_it_run_and_end(storage, runs, search, tmp_path):
     with driving(runs, storage, search) as driver:
-        conductor(driver.record, driver).next_trial()
+        controller(driver.record, driver).next_trial()
         driver.record.storage.put("trials/00000/epoch-0001.png", b"picture")
         Status(seconds=1.0).write(driver.record.folder)
         end = time.monotonic() + 10
@@ -372,7 +372,7 @@ def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes,
     nodes[0].storage.delete("first/search.json")
     with pytest.raises(NotSharedError, match=r"first is not there on node \S+: --storage") as told:
         nodes[0].begins()
-    assert classify_failure(SimpleNamespace(cause=told.value)).then == "stop"
+    assert classify_failure(SimpleNamespace(cause=told.value)).action is FailureAction.ABORT_SEARCH
 
 
 def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):

@@ -7,12 +7,13 @@ import io
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from curves import SPACE, report
+from curves import SPACE, append_report, report
 from optuna.trial import TrialState
 from plain_search import command
 from rich.console import Console
@@ -24,7 +25,7 @@ from hpo.policy.pruning import Decision
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION
-from hpo.run import search
+from hpo.run import final_training
 from hpo.store import layout, search_results
 from hpo.store.record import Record, RecordError
 from hpo.views.formatting import collapse_message, headline
@@ -63,7 +64,7 @@ def record(runs) -> Record:
     for number, values in told.items():
         record.add(suggest(record.trials(), SPACE, search))
         for epoch, value in enumerate(values, start=1):
-            record.append_report(number, report(epoch, value))
+            append_report(record, number, report(epoch, value))
     decision = Decision(action="prune", reason="asha", epoch=1, value=0.7)
     rewritten(record, 1, decision, state=TrialState.PRUNED, values=[0.7])
     record.fail(2, "its node is gone")
@@ -96,7 +97,7 @@ def test_no_winner_comes_out_of_nothing_valid(runs):
     record = Record.create(runs, "none", SearchConfig(objective=OBJECTIVE))
     assert search_results.winner(record) is None
     record.add(suggest([], SPACE, record.search))
-    record.append_report(0, report(1, math.nan))
+    append_report(record, 0, report(1, math.nan))
     assert search_results.winner(record) is None
 
 
@@ -140,16 +141,17 @@ def trained_finally(record: Record, monkeypatch: pytest.MonkeyPatch, *events: di
     """The trials and the rates of each final training; events: what became of them."""
     trained, left = [], list(events)
 
-    def train(_, number: int, before: list[dict[str, Any]]) -> dict[str, Any] | None:
-        trained.append((number, before[-1]["lr_g"] if before else None))
+    def train(_, number: int, collapses: list[dict[str, Any]]) -> dict[str, Any] | None:
+        trained.append((number, collapses[-1]["lr_g"] if collapses else None))
         assert search_results.winner(record) == 1
         assert not search_results.final_wins(record)
         return left.pop(0)
 
-    monkeypatch.setattr(search, "_train_longer", train)
+    monkeypatch.setattr(final_training, "train_longer", train)
     console = Console(file=io.StringIO())
-    copies = SimpleNamespace(flush=lambda: None)
-    search._train_final(SimpleNamespace(record=record, console=console, copies=copies))
+    replicator = SimpleNamespace(flush=lambda: None)
+    context = SimpleNamespace(record=record, replicator=replicator, say=partial(console.print, soft_wrap=True))
+    final_training.train_final(context)
     assert not left
     return [*trained, *console.file.getvalue().splitlines()]
 
@@ -201,7 +203,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
         return {**evaluate(trainer), **(found if trainer.config.epochs == 5 else {})}
 
     def killed(_: object) -> str:
-        monkeypatch.setattr(search, "collapse_message", collapse_message)
+        monkeypatch.setattr(final_training, "collapse_message", collapse_message)
         raise Killed
 
     monkeypatch.setattr(Trainer, "_evaluate", metrics)
@@ -211,7 +213,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
     )
     words = command(pictures, tmp_path / "runs", "--space", str(tmp_path / "space.py"), "--final-epochs", "5")
     if is_killed:
-        monkeypatch.setattr(search, "collapse_message", killed)
+        monkeypatch.setattr(final_training, "collapse_message", killed)
         with pytest.raises(Killed):
             main(words)
     assert main(words) == 0
@@ -239,7 +241,7 @@ def test_a_training_goes_back_to_its_best_epoch_at_half_the_rates_where_that_one
     reports[-1:] = [replace(at, **last) for at in reports[-1:]]
     config = TrainConfig(lr_g=4e-3, lr_d=2e-4)
     rates = {} if back_to is None else {"lr_g": 2e-3, "lr_d": 1e-4}
-    assert search._way_back(reports, config, times, OBJECTIVE) == {"back_to": back_to, **rates}
+    assert final_training.plan_restore(reports, config, times, OBJECTIVE) == {"back_to": back_to, **rates}
 
 
 @pytest.mark.parametrize("note", [{}, [3], [{"trial": 1}], [{**collapse(1, 1), "lr_g": "high"}]])
@@ -312,7 +314,7 @@ def test_decisions_taken_again_are_those_on_record(done):
     for trial in told["trials"]:
         assert trial["agrees"]
         assert trial["decisions"][-1] == trial["recorded"]
-        assert all(decision["action"] == "go on" for decision in trial["decisions"][:-1])
+        assert all(decision["action"] == "continue" for decision in trial["decisions"][:-1])
     assert {trial["suggested_by"] for trial in told["trials"]} >= {"starting point", "random"}
 
 

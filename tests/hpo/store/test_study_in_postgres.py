@@ -16,7 +16,7 @@ import optuna
 import pytest
 import skimage.data
 import sqlalchemy
-from curves import SEARCH, SPACE, conductor, report, run_all, story
+from curves import SEARCH, SPACE, append_report, controller, report, run_all, story
 from drivers import GUARD_SECONDS, driver, num_reports
 from killed import watched
 from PIL import Image
@@ -26,10 +26,9 @@ from rich.console import Console
 from hpo.cli.commands import main
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
-from hpo.run import search
+from hpo.run.search import SearchRun
 from hpo.store import search_results, study_database
 from hpo.store.record import Record, RecordError
-from hpo.store.replication import StorageReplicator
 from hpo.views import watch
 from hpo.views.dashboard import Snapshot
 from model.common.errors import ConfigError, MachineError
@@ -86,7 +85,7 @@ def at(number: int, call: Callable[[], None]) -> Callable[[], None]:
 
 def test_a_search_in_a_database_is_the_search_in_a_file(runs, url, undisturbed):
     record = create(runs, url)
-    run_all(conductor(record))
+    run_all(controller(record))
     assert story(record.trials()) == story(undisturbed.trials())
     assert Record(runs, "first").trials() == record.trials()
     assert not record.study_file
@@ -117,7 +116,7 @@ def test_a_lost_commit_is_written_again_and_one_whose_answer_was_lost_is_not(run
 
     record = create(runs, url.replace(str(server.port), str(wire.port)))
     with before_commits(lose):
-        run_all(conductor(record))
+        run_all(controller(record))
     assert losses == []
     assert story(record.trials()) == story(undisturbed.trials())
     assert Record(runs, "first").trials() == record.trials()
@@ -144,7 +143,7 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for(runs, url, serve
 
     record = create(runs, url)
     with before_commits(at(9, restart)):
-        run_all(conductor(record))
+        run_all(controller(record))
     assert story(record.trials()) == story(undisturbed.trials())
     assert Record(runs, "first").trials() == record.trials()
     began, ended = (line.getMessage() for line in caplog.records)
@@ -158,7 +157,7 @@ def test_who_reads_while_another_writes_sees_whole_events(runs, url):
     reader = Record(runs, "first", read_only=True)
     before = reader.trials()
     write = at(
-        1, lambda: writer.append_report(0, report(1, 0.5))
+        1, lambda: append_report(writer, 0, report(1, 0.5))
     )  # after the trials were selected, before their attributes
 
     def after_execute(connection: sqlalchemy.Connection, _cursor: object, sql: str, *_: object) -> None:
@@ -192,7 +191,7 @@ def test_the_dashboard_and_who_watches_outlive_an_absence(runs, url, server, cap
     def wait(_seconds: float) -> None:
         if "trial 0: epoch 1" in shown.getvalue():
             raise KeyboardInterrupt
-        record.append_report(0, report(1, 0.5))
+        append_report(record, 0, report(1, 0.5))
 
     with pytest.raises(KeyboardInterrupt):
         watch.watch(runs, "first", Console(file=shown), wait)
@@ -206,9 +205,9 @@ def test_a_second_driver_is_found_out_before_it_does_harm(runs, url):
     with pytest.raises(MachineError, match="trial 0 was written by another driver"):
         mine.add(suggest([], SPACE, SEARCH))
     mine = Record(runs, "first")
-    theirs.append_report(0, report(1, 0.5))
+    append_report(theirs, 0, report(1, 0.5))
     with pytest.raises(RecordError, match="duplicate key"):
-        mine.append_report(0, report(1, 0.6))
+        append_report(mine, 0, report(1, 0.6))
     assert Record(runs, "first").trials() == theirs.trials()
 
 
@@ -222,11 +221,11 @@ def command(tmp_path, url, monkeypatch) -> list[str]:
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(getattr(skimage.data, name)()[:48, :48]).save(tmp_path / "images" / f"{name}.png")
 
-    def run(copies: StorageReplicator, *_: object, **__: object) -> int:
-        run_all(conductor(copies.record))
+    def run(driver: SearchRun, _: object) -> int:
+        run_all(controller(driver.record))
         return 0
 
-    monkeypatch.setattr(search, "_run", run)
+    monkeypatch.setattr(SearchRun, "search", run)
     monkeypatch.chdir(tmp_path)
     options = {"trials": "8", "epochs": "4", "reduction-factor": "3", "objective": "ssim", "seed": "9"}
     options |= {"data": "images", "crop": "16", "wandb": "disabled", "study-url": url}
@@ -259,7 +258,7 @@ def test_gone_for_longer_it_ends_with_75_and_the_same_command_goes_on(command, s
     assert main(command) == 0
     record = Record(Path("runs"), "first")
     whole = Record.create(Path("elsewhere"), "first", replace(record.search, study_url=None))
-    run_all(conductor(whole))
+    run_all(controller(whole))
     assert story(record.trials()) == story(whole.trials())
     for verb in (["show", "first"], ["show", "first", "--decisions"], ["list"], ["report", "first"]):
         assert main(verb) == 0

@@ -9,14 +9,14 @@ import time
 from typing import Any
 
 import pytest
-from curves import conductor, learned, report, run_all, train
+from curves import controller, learned, report, run_all, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard_files import Status, assert_all_there, hparams_page
 from tensorboardX import RecordWriter
 
 from hpo.policy import trial_attributes
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.retry_policy import TrialFailure
+from hpo.policy.retry_policy import FailureAction, TrialFailure
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER, Events, TensorBoard, draw_finished
 from model.config import TrainConfig
@@ -24,7 +24,7 @@ from model.config import TrainConfig
 
 def test_every_epoch_of_every_trial_is_there_once(record):
     board = TensorBoard(record)
-    run_all(conductor(record, board))
+    run_all(controller(record, board))
     board.close()
     assert any(math.isnan(r.ssim) for trial in record.trials() for r in reports_of(trial))
     assert_all_there(record)
@@ -32,10 +32,12 @@ def test_every_epoch_of_every_trial_is_there_once(record):
 
 def test_the_hparams_page_lists_the_trials_with_what_was_searched_their_ends_and_their_metrics(record):
     board = TensorBoard(record)
-    driver = conductor(record, board)
+    driver = controller(record, board)
     run_all(driver)
     record.update_config({"trials": 9})
-    driver.on_trial_failure(driver.next_trial().number, TrialFailure(error="out of memory", then="give up"))
+    driver.on_trial_failure(
+        driver.next_trial().number, TrialFailure(error="out of memory", action=FailureAction.FAIL_TRIAL)
+    )
     board.close()
     groups = hparams_page(record.folder / FOLDER)
     assert len(groups) == len(record.trials())
@@ -58,7 +60,7 @@ def test_the_hparams_page_lists_the_trials_with_what_was_searched_their_ends_and
 
 
 def test_a_search_that_was_killed_and_continued_has_no_epoch_twice_and_none_is_missing(record, runs):
-    driver = conductor(record, TensorBoard(record))
+    driver = controller(record, TensorBoard(record))
     train(driver, driver.next_trial().number, [])
     checkpoints = {1: []}
     train(driver, driver.next_trial().number, checkpoints[1], epochs=2)  # killed here: nothing is closed
@@ -70,7 +72,7 @@ def test_a_search_that_was_killed_and_continued_has_no_epoch_twice_and_none_is_m
 
     again = Record(runs, "first")
     board = TensorBoard(again)
-    run_all(conductor(again, board), checkpoints)
+    run_all(controller(again, board), checkpoints)
     board.close()
     assert_all_there(again)
     watched.Reload()
@@ -112,4 +114,4 @@ def test_a_disk_that_is_full_is_not_passed_over(record, monkeypatch):
 
     monkeypatch.setattr(RecordWriter, "flush", full)
     with pytest.raises(OSError, match="No space left"):
-        run_all(conductor(record, TensorBoard(record)))
+        run_all(controller(record, TensorBoard(record)))

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 import wandb_server
-from curves import conductor, report, run_all, story
+from curves import controller, report, run_all, story
 from drivers import GUARD_SECONDS, HPO, driver, num_reports
 from loopback import listening
 from PIL import Image
@@ -117,7 +117,7 @@ def track(record: Record, *, exported: bool = False) -> list[str]:
     """A whole search under a tracker; gives what it said."""
     said: list[str] = []
     tracker = Tracker(record, said.append)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     if exported:
         tracker.export()
     tracker.close()
@@ -139,7 +139,7 @@ def assert_each_epoch_once(state: wandb_server.StandIn, record: Record) -> None:
 def assert_untouched(record: Record, runs: Path) -> None:
     """Its record is that of a search without W&B."""
     untracked = Record.create(runs, "untracked", record.search)
-    run_all(conductor(untracked))
+    run_all(controller(untracked))
     assert story(record.trials()) == story(untracked.trials())
 
 
@@ -288,7 +288,7 @@ def test_rows_that_wandb_gives_up_on_without_a_word_are_missed_and_sent_later(se
     server.state.stream_status = 403
     wandb_runs.log_in()
     tracker = Tracker(record)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     while tracker._runs.unconfirmed < 3:  # each was logged when it ended, and not at the end once more
         time.sleep(0.01)
     tracker.close()
@@ -315,12 +315,12 @@ DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from curves import conductor, train
+from curves import controller, train
 from hpo.tracking import wandb_runs, wandb_tracker
 from hpo.store.record import Record
 record = Record(Path(sys.argv[1]), "first")
 wandb_runs.log_in()
-driver = conductor(record, tracker := wandb_tracker.Tracker(record))
+driver = controller(record, tracker := wandb_tracker.Tracker(record))
 train(driver, driver.next_trial().number, [])
 train(driver, driver.next_trial().number, [], epochs=2)
 input()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import wandb
-from curves import conductor, run_all, story
+from curves import controller, run_all, story
 from PIL import Image
 from wandb_files import TAGS, assert_all_there, fragments
 
@@ -30,7 +30,7 @@ def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(rec
     # One strip an epoch, as trials write them beside their checkpoints.
     record.trial_folder(0).mkdir(parents=True)
     Image.new("L", (8, 8)).save(record.trial_folder(0) / "epoch-0001.png")
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     tracker.close()
     for (summary, history), trial in zip(assert_all_there(record), record.trials(), strict=True):
         best = leaderboard.best_report(trial, "ssim")
@@ -58,7 +58,7 @@ def test_what_another_job_left_for_its_one_run_is_left_out_and_told(record, monk
     assert len(caplog.messages) == 1
     record.update_config({"trials": 2})
     tracker = Tracker(record)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     tracker.close()
     for (summary, _), number in zip(assert_all_there(record), range(2), strict=True):
         assert summary["name"] == f"first-{number:05}"
@@ -93,11 +93,11 @@ DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from curves import conductor, run_all, train
+from curves import controller, run_all, train
 from hpo.store.record import Record
 from hpo.tracking.wandb_tracker import Tracker
 record = Record(Path(sys.argv[1]), "first")
-driver = conductor(record, tracker := Tracker(record))
+driver = controller(record, tracker := Tracker(record))
 train(driver, driver.next_trial().number, [])
 train(driver, driver.next_trial().number, [], epochs=1)
 while len(list((record.folder / "wandb").glob("offline-run-*"))) < 2:  # the second run is open
@@ -117,7 +117,7 @@ def test_a_tracker_that_was_killed_leaves_nothing_out_and_nothing_twice(record, 
     assert len(fragments(record)) == 2
     again = Record(runs, "first")
     tracker = Tracker(again)
-    run_all(conductor(again, tracker))
+    run_all(controller(again, tracker))
     tracker.close()
     assert_all_there(again)
 
@@ -125,15 +125,15 @@ def test_a_tracker_that_was_killed_leaves_nothing_out_and_nothing_twice(record, 
 def test_a_trial_that_ended_just_before_the_kill_is_not_lost(record, runs):
     """It is on the record, and its run was never closed."""
     record.update_config({"trials": 1})
-    run_all(conductor(record))  # as if W&B had seen none of it
+    run_all(controller(record))  # as if W&B had seen none of it
     record.update_config({"trials": 2})
     tracker = Tracker(record)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     tracker.close()
     assert_all_there(record)
     before = {path.name: (path / "files").stat().st_mtime_ns for path in fragments(record)}
     tracker = Tracker(Record(runs, "first"))
-    run_all(conductor(Record(runs, "first"), tracker))
+    run_all(controller(Record(runs, "first"), tracker))
     tracker.close()
     assert {path.name: (path / "files").stat().st_mtime_ns for path in fragments(record)} == before  # whole ones stay
 
@@ -149,7 +149,7 @@ def test_a_queue_that_is_full_loses_nothing(record, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", slow_init)
     tracker = Tracker(record)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     search_is_done.set()
     tracker.close()
     assert_all_there(record)
@@ -161,10 +161,10 @@ def test_a_search_does_not_notice_that_wandb_fails(record, runs, monkeypatch, ca
 
     monkeypatch.setattr(wandb, "init", refuse)
     tracker = Tracker(record)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     tracker.close()
     untracked = Record.create(runs, "untracked", record.search)
-    run_all(conductor(untracked))
+    run_all(controller(untracked))
     assert story(record.trials()) == story(untracked.trials())
     assert "the search goes on without it" in caplog.text
     assert "the server is away" in caplog.text
@@ -178,7 +178,7 @@ def test_a_file_of_anothers_that_wandb_reads_is_told_in_a_line(record, tmp_path,
     (tmp_path / "config-defaults.yaml").write_text("lr: 0.1\n")
     record.update_config({"trials": 1})
     tracker = Tracker(record)
-    run_all(conductor(record, tracker))
+    run_all(controller(record, tracker))
     tracker.close()
     (told,) = [line for line in caplog.messages if line.startswith("W&B")]
     assert "the search goes on without it" in told

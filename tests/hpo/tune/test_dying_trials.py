@@ -12,12 +12,12 @@ from typing import Any
 import dying_search
 import pytest
 import torch
-from curves import conductor, report, story, train
+from curves import controller, report, story, train
 from drivers import GUARD_SECONDS, driver
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import leaderboard, trial_attributes
-from hpo.policy.retry_policy import TrialFailure, classify_failure, kernel_oom_kills
+from hpo.policy.retry_policy import FailureAction, TrialFailure, classify_failure, kernel_oom_kills
 from hpo.store.record import Record
 from hpo.tune import hang_watchdog
 from hpo.tune.errors import FatalDriverError, propagate_errors
@@ -156,43 +156,48 @@ MONITOR = "1 worker(s) were killed due to the node running low on memory. Memory
 
 
 @pytest.mark.parametrize(
-    ("error", "oom_kills", "then", "text"),
+    ("error", "oom_kills", "action", "text"),
     [
-        (f"{WORKER_DIED}\n \n", 0, "again", "its worker process has died"),
-        (WORKER_DIED, 1, "give up", "out of memory: the kernel killed it; "),
-        (MONITOR, 0, "give up", "out of memory: 1 worker(s) were killed due to the node running low on memory; "),
-        (RaisedError(MemoryError(), "MemoryError"), 0, "give up", "out of memory: MemoryError; "),
+        (f"{WORKER_DIED}\n \n", 0, FailureAction.RETRY, "its worker process has died"),
+        (WORKER_DIED, 1, FailureAction.FAIL_TRIAL, "out of memory: the kernel killed it; "),
+        (
+            MONITOR,
+            0,
+            FailureAction.FAIL_TRIAL,
+            "out of memory: 1 worker(s) were killed due to the node running low on memory; ",
+        ),
+        (RaisedError(MemoryError(), "MemoryError"), 0, FailureAction.FAIL_TRIAL, "out of memory: MemoryError; "),
         (
             RaisedError(RuntimeError("x"), "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
             0,
-            "give up",
+            FailureAction.FAIL_TRIAL,
             "out of memory: RuntimeError: DefaultCPUAllocator",
         ),
         (
             RaisedError(ConfigError("no GPU"), "hpo.tune.trainable.ConfigError: no GPU"),
             0,
-            "give up",
+            FailureAction.FAIL_TRIAL,
             "hpo.tune.trainable.ConfigError: no GPU",
         ),
-        (RaisedError(ValueError("a\nb"), "ValueError: a\nb"), 0, "again", "ValueError: a"),
+        (RaisedError(ValueError("a\nb"), "ValueError: a\nb"), 0, FailureAction.RETRY, "ValueError: a"),
         (
             RaisedError(OSError(errno.ENOSPC, "No space left on device", "/runs/x"), "OSError: [Errno 28] No space"),
             0,
-            "stop",
+            FailureAction.ABORT_SEARCH,
             "disk full at /runs/x; ",
         ),
         (
             RaisedError(OSError(errno.EIO, ""), "OSError: [Errno 5] Input/output error"),
             0,
-            "again",
+            FailureAction.RETRY,
             "OSError: [Errno 5]",
         ),
-        (RaisedError(ValueError("x"), "ValueError: x"), 1, "again", "ValueError: x"),
+        (RaisedError(ValueError("x"), "ValueError: x"), 1, FailureAction.RETRY, "ValueError: x"),
     ],
 )
-def test_what_a_trial_died_of(error, oom_kills, then, text):
+def test_what_a_trial_died_of(error, oom_kills, action, text):
     death = classify_failure(error, oom_kills=oom_kills)
-    assert death.then == then
+    assert death.action is action
     assert death.error.startswith(text)
 
 
@@ -306,14 +311,14 @@ def test_a_trial_that_ended_or_died_is_not_waited_for(watched):
 
 # --- what the search makes of it ------------------------------------------------------------------------------------
 
-AGAIN = TrialFailure(error="its process died", then="again")
+AGAIN = TrialFailure(error="its process died", action=FailureAction.RETRY)
 
 
 def test_a_trial_that_died_comes_next_and_no_other_is_lost(record, runs):
     """Two trials wait to be continued, and others to be begun."""
-    before = conductor(record)
+    before = controller(record)
     assert [before.next_trial().number for _ in range(2)] == [0, 1]
-    driver = conductor(Record(runs, "first"))
+    driver = controller(Record(runs, "first"))
     assert driver.next_trial().number == 0
     driver.on_trial_failure(0, AGAIN)
     assert [driver.next_trial().number for _ in range(3)] == [0, 1, 2]
@@ -321,7 +326,7 @@ def test_a_trial_that_died_comes_next_and_no_other_is_lost(record, runs):
 
 def test_deaths_are_counted_over_restarts_of_the_driver(record, runs):
     for _ in range(3):
-        driver = conductor(Record(runs, "first"))
+        driver = controller(Record(runs, "first"))
         trial = driver.next_trial()
         assert (trial.number, trial.state) == (0, TrialState.RUNNING)
         driver.on_trial_failure(0, AGAIN)
@@ -330,7 +335,7 @@ def test_deaths_are_counted_over_restarts_of_the_driver(record, runs):
 
 def test_deaths_change_no_decision(record, undisturbed):
     """Every trial dies once, after its first epoch."""
-    driver = conductor(record)
+    driver = controller(record)
     checkpoints: dict[int, list[EvalReport]] = {}
     while (trial := driver.next_trial()) is not None:
         died_before = trial_attributes.FAILURES in trial.user_attrs
@@ -344,13 +349,13 @@ def test_deaths_change_no_decision(record, undisturbed):
 
 def test_the_search_is_not_over_while_a_running_trial_may_come_back(record):
     record.update_config({"trials": 1})
-    driver = conductor(record)
+    driver = controller(record)
     searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
     assert searcher.suggest("a") == {"number": 0}
     assert searcher.suggest("b") is None
     driver.on_trial_failure(0, AGAIN)
     assert searcher.suggest("c") == {"number": 0}
-    driver.on_trial_failure(0, TrialFailure(error="out of memory", then="give up"))
+    driver.on_trial_failure(0, TrialFailure(error="out of memory", action=FailureAction.FAIL_TRIAL))
     assert searcher.suggest("d") == ControllerSearcher.FINISHED
 
 

@@ -7,20 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from curves import conductor, train
+from curves import FixedBudget, controller, train
 from optuna.trial import TrialState
 
 from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT, AutoscalerLimits, ClusterSnapshot, Node, NodeType
-from hpo.policy.retry_policy import DRAINED, TrialFailure, classify_failure
+from hpo.policy.retry_policy import DRAINED, MAX_MIGRATIONS, FailureAction, TrialFailure, classify_failure
 from hpo.policy.trial_attributes import FAILURES
 from hpo.policy.trial_attributes import MIGRATIONS as MOVED
-from hpo.search_controller import MOVES
 from hpo.store.record import Record
 from hpo.tune import on_demand_fallback, preemption
 from hpo.tune.on_demand_fallback import SPOT_IS_BACK, OnDemandFallback
 from hpo.tune.preemption import PreemptionHandler
 
-MOVE = TrialFailure(error="its node is drained (spot)", then="move")
+MOVE = TrialFailure(error="its node is drained (spot)", action=FailureAction.MIGRATE)
 
 
 class PreemptedError(Exception):
@@ -31,18 +30,18 @@ class PreemptedError(Exception):
 
 def test_a_preempted_trial_is_no_failure_whatever_else_its_error_says():
     assert classify_failure(PreemptedError("its worker process has died"), oom_kills=1) == TrialFailure(
-        error=DRAINED, then="move"
+        error=DRAINED, action=FailureAction.MIGRATE
     )
 
 
 def test_a_trial_that_moves_comes_next_and_has_all_its_attempts_left(record):
-    driver = conductor(record)
+    driver = controller(record)
     driver.next_trial()
     for _ in range(5):
         driver.on_trial_failure(0, MOVE)
         assert driver.next_trial().number == 0
     for _ in range(2):
-        driver.on_trial_failure(0, TrialFailure(error="its process died", then="again"))
+        driver.on_trial_failure(0, TrialFailure(error="its process died", action=FailureAction.RETRY))
         assert driver.next_trial().number == 0
     train(driver, 0, [])
     trial = record.trial(0)
@@ -52,19 +51,18 @@ def test_a_trial_that_moves_comes_next_and_has_all_its_attempts_left(record):
 
 
 def test_a_trial_does_not_move_for_ever(record):
-    driver = conductor(record)
-    for _ in range(MOVES):
+    driver = controller(record)
+    for _ in range(MAX_MIGRATIONS):
         assert driver.next_trial().number == 0
         driver.on_trial_failure(0, MOVE)
     assert record.trial(0).state == TrialState.FAIL
-    assert record.trial(0).user_attrs["error"]["text"] == f"moved {MOVES} times, at last: {MOVE.error}"
+    assert record.trial(0).user_attrs["error"]["text"] == f"moved {MAX_MIGRATIONS} times, at last: {MOVE.error}"
     assert driver.next_trial().number == 1
 
 
 def test_when_money_is_up_nothing_is_taken_up(record, runs):
-    conductor(record).next_trial()
-    driver = conductor(Record(runs, "first"))
-    driver._money_is_up = lambda: True
+    controller(record).next_trial()
+    driver = controller(Record(runs, "first"), budget=FixedBudget(running_trials=False))
     assert driver.next_trial() is None
     assert driver.trials_left == 8
 

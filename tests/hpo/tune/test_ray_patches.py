@@ -19,10 +19,8 @@ def test_each_private_name_that_is_overridden_is_one_of_this_ray(patch: Patch):
 
 
 def test_a_job_config_still_has_what_decides_about_the_workers_path():
-    assert hasattr(JobConfig(), "_py_driver_sys_path"), (
-        f"Ray {ray.__version__}: adapt hpo.tune.ray_patches.WorkerPathJob"
-    )
-    assert hasattr(JobConfig, "_serialize"), f"Ray {ray.__version__}: adapt hpo.tune.ray_patches.WorkerPathJob"
+    for name in ("_py_driver_sys_path", "_serialize"):
+        assert hasattr(JobConfig(), name), f"Ray {ray.__version__} has no {name}: adapt ray_patches.WorkerPathJob"
 
 
 def test_once_applied_no_keys_are_propagated_and_out_of_memory_is_an_actors_error(monkeypatch):

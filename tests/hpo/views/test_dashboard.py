@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from chromium import chromium, needs_chromium
-from curves import conductor, train
+from curves import controller, train
 from PIL import Image
 
 from hpo.cli.commands import main
@@ -84,7 +84,7 @@ def test_states_values_and_strips_are_the_records(done, runs):
 
 def test_it_follows_a_search_that_runs(record, runs, monkeypatch):
     monkeypatch.setattr(dashboard, "_REFRESH_SECONDS", 0)
-    running = conductor(record)
+    running = controller(record)
     first = running.next_trial().number
     reports: list = []
     train(running, first, reports, epochs=1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from curves import SPACE, conductor, counted, report, run_all
+from curves import SPACE, controller, counted, report, run_all
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
@@ -48,7 +48,7 @@ def listened(record: Record, console: Console) -> Progress:
 def test_without_a_terminal_each_event_is_one_plain_line(record):
     console = Console(file=io.StringIO(), width=60)
     progress = listened(record, console)
-    run_all(conductor(record, progress))
+    run_all(controller(record, progress))
     progress.close()
     printed = console.file.getvalue()
     assert "\x1b" not in printed
@@ -66,10 +66,10 @@ def test_without_a_terminal_each_event_is_one_plain_line(record):
 
 def test_a_continued_search_tells_only_of_what_it_does_itself(record):
     record.update_config({"trials": 3})
-    run_all(conductor(record))
+    run_all(controller(record))
     record.update_config({"trials": 4})
     console = Console(file=io.StringIO(), width=200)
-    run_all(conductor(record, listened(record, console)))
+    run_all(controller(record, listened(record, console)))
     said = {line.split(":")[0] for line in console.file.getvalue().splitlines()}
     assert said - {"Expected"} == {"trial 3"}
 
@@ -112,7 +112,7 @@ def test_brackets_in_a_parameter_are_no_markup(search, terminal):
 def test_the_live_table_follows_a_whole_search(record):
     console = Console(file=io.StringIO(), width=80, height=30, force_terminal=True)
     progress = listened(record, console)
-    run_all(conductor(record, progress))
+    run_all(controller(record, progress))
     progress.close()
     last = console.file.getvalue().rpartition("/8 trials: ")[2]
     assert counted(record.trials()) in last
@@ -199,7 +199,7 @@ def test_the_finalists_the_final_training_and_the_export_are_told(record, tmp_pa
 def test_quiet_says_nothing(record):
     file = io.StringIO()
     progress = listened(record, Console(file=file, quiet=True, force_terminal=True))
-    run_all(conductor(record, progress))
+    run_all(controller(record, progress))
     progress.show_export()
     progress.close()
     assert file.getvalue() == ""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from curves import conductor, counted, report, train
+from curves import controller, counted, report, train
 from fuzzing import as_json, assert_readable, damaged, json_near
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -44,16 +44,16 @@ class Elsewhere:
         self.record, self.exported, self.waits = record, False, 0
         self.progress = Progress(record.search, "first", 1, Console(quiet=True), folder=record.folder)
         self.progress._closed.set()  # its thread would write, too
-        self.conductor = conductor(record, self.progress)
+        self.controller = controller(record, self.progress)
         monkeypatch.setattr(search_results, "is_exported", lambda _: self.exported)
         self.before = contents(record.folder)
 
     def wait(self, _: float) -> None:
         assert contents(self.record.folder) == self.before
         self.waits += 1
-        trial = self.conductor.next_trial()
+        trial = self.controller.next_trial()
         if trial:
-            train(self.conductor, trial.number, [])
+            train(self.controller, trial.number, [])
         else:
             self.exported = True
         self.progress._draw()
@@ -81,7 +81,7 @@ def test_the_table_is_the_drivers_own(record, runs, monkeypatch):
 
 
 def test_a_search_that_nobody_runs_is_told_once_and_so_is_its_return(record, runs, monkeypatch):
-    trial = conductor(record).next_trial()
+    trial = controller(record).next_trial()
     (record.folder / LOCK_FILE).write_text("process 1 on elsewhere")
     Status(phase="ended").write(record.folder)
     console, waits = Console(file=io.StringIO(), width=200), []

@@ -13,18 +13,11 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.JpegImagePlugin import get_sampling
 
-from model.data import image_files
-from model.data.image_files import (
-    IMAGE_SUFFIXES,
-    ImageError,
-    ImageFile,
-    format_problem,
-    output_format,
-    read_image,
-    read_pages,
-    write_image,
-    write_tiff,
-)
+from model.data import image_reading
+from model.data.image_formats import IMAGE_SUFFIXES, ImageError, ImageFile, png_chunks
+from model.data.image_reading import read_image, read_pages
+from model.data.image_writing import format_problem, output_format, write_image
+from model.data.tiff import write_tiff
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +182,7 @@ def test_of_many_samples_a_pixel_none_is_left_out_without_a_word(dtype, deep, tm
 
 def test_jpeg_2000_and_avif_of_more_than_8_bits_are_refused_rather_than_cut(deep, tmp_path):
     Image.fromarray(np.ascontiguousarray(deep[..., 0])).save(tmp_path / "deep.jp2")
-    (tmp_path / "deep.avif").write_bytes(image_files.imagecodecs.avif_encode(deep >> 6, bitspersample=10))
+    (tmp_path / "deep.avif").write_bytes(image_reading.imagecodecs.avif_encode(deep >> 6, bitspersample=10))
     assert "JPEG2000 of uint16; convert it" in refused(tmp_path / "deep.jp2")
     assert "AVIF of uint16; convert it" in refused(tmp_path / "deep.avif")
 
@@ -297,7 +290,7 @@ def test_of_a_phones_file_the_first_picture_is_read(picture, tmp_path):
     picture.save(tmp_path / "b.jpg")
     image = read_image(tmp_path / "a.jpg")
     assert np.array_equal(image.pixels, read_image(tmp_path / "b.jpg").pixels)
-    assert (image.format, image.notes) == ("JPEG", (image_files._SECOND_PICTURE,))
+    assert (image.format, image.notes) == ("JPEG", (image_reading._SECOND_PICTURE,))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".gif"])
@@ -343,7 +336,7 @@ def test_the_frames_of_a_tiff_are_not_all_read_to_count_them(picture, tmp_path, 
 def test_a_format_that_is_not_trusted_is_refused_whatever_it_is_called(suffix, picture, tmp_path):
     picture.convert("RGB").save(tmp_path / f"image{suffix}")
     path = (tmp_path / f"image{suffix}").rename(tmp_path / "image.png")
-    assert "no image of the formats" in refused(path)
+    assert "not an image of the formats" in refused(path)
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
@@ -370,21 +363,21 @@ def test_a_deep_file_cut_short_is_refused(compression, deep, tmp_path):
 def test_a_file_that_is_no_image_is_refused(content, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(content)
-    assert "no image of the formats" in refused(path)
+    assert "not an image of the formats" in refused(path)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     assert "cannot be read" in refused(tmp_path / "missing.png")
-    assert "is no file" in refused(tmp_path)
+    assert "is not a file" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_too_many_pixels_are_refused_by_the_header_alone(suffix, picture, deep, tmp_path, monkeypatch):
     path = tmp_path / f"image{suffix}"
     picture.save(path)
-    monkeypatch.setattr(image_files, "MAX_PIXELS", 50 * 70)
+    monkeypatch.setattr(image_reading, "MAX_PIXELS", 50 * 70)
     assert read_image(path).pixels.shape == (50, 70, 3)
-    monkeypatch.setattr(image_files, "MAX_PIXELS", 50 * 70 - 1)
+    monkeypatch.setattr(image_reading, "MAX_PIXELS", 50 * 70 - 1)
     if suffix == ".png":
         path.write_bytes(path.read_bytes()[:200])  # the pixels are not there
     assert "70x50 is above 3499 pixels" in refused(path)
@@ -522,7 +515,7 @@ def test_what_the_numbers_of_a_png_mean_is_kept(deep, tmp_path):
     linear = [(b"gAMA", struct.pack(">I", 100_000)), (b"cICP", bytes((9, 8, 0, 1)))]
     (tmp_path / "in.png").write_bytes(_png(deep, *linear))
     write_image(read_image(tmp_path / "in.png"), tmp_path / "out.png", "PNG")
-    chunks = {kind: chunk[8:-4] for kind, chunk in image_files.png_chunks((tmp_path / "out.png").read_bytes())}
+    chunks = {kind: chunk[8:-4] for kind, chunk in png_chunks((tmp_path / "out.png").read_bytes())}
     assert {kind: chunks[kind] for kind, _ in linear} == dict(linear)
 
 

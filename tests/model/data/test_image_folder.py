@@ -22,9 +22,11 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
-from model.data.image_files import MAX_BYTES
-from model.data.image_folder import DataError, crop_grid, read_pictures
+from model.data.image_folder import read_pictures
+from model.data.image_formats import DataError
+from model.data.image_reading import MAX_BYTES
 from model.data.image_sets import Images
+from model.data.pictures import crop_grid
 from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate
@@ -291,8 +293,8 @@ def test_validation_crops_tile_the_images_and_are_always_the_same(folder):
 )
 @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 def test_every_training_crop_is_a_part_of_its_image(sizes, channels, seed):
-    from model.data.image_folder import Picture  # noqa: PLC0415
     from model.data.image_sets import ImagePairs, VariableSizeImages  # noqa: PLC0415
+    from model.data.pictures import Picture  # noqa: PLC0415
 
     # Each pixel tells its image, row, column and channel.
     pictures = []
@@ -381,12 +383,12 @@ def _cut_short(folder: Path) -> str:
 
 def _empty_file(folder: Path) -> str:
     (folder / "rocket.png").write_bytes(b"")
-    return "rocket.png: no image of the formats"
+    return "rocket.png: not an image of the formats"
 
 
 def _text(folder: Path) -> str:
     (folder / "notes.png").write_text("not an image")
-    return "notes.png: no image of the formats"
+    return "notes.png: not an image of the formats"
 
 
 def _small(folder: Path) -> str:
@@ -412,7 +414,7 @@ def _sixteen_bits(folder: Path) -> str:
 
 def _pipe(folder: Path) -> str:
     os.mkfifo(folder / "pipe.png")  # who reads it waits for somebody to write
-    return "pipe.png: is no file"
+    return "pipe.png: is not a file"
 
 
 def _far_too_large(folder: Path) -> str:
@@ -495,7 +497,7 @@ def test_all_mistakes_of_a_folder_are_told_at_once(folder):
         ({"crop": 48}, "crop=48: must be one of 16, 32, 64, 128, 256"),
         ({"data": "fashion-mnist", "crop": 32}, "crop=32: is for a folder of images"),
         ({"data": "fashion-mnist", "noise": "real"}, "noise=real: is for a folder of noisy/clean pairs"),
-        ({"data": "/nowhere/at/all"}, "data=/nowhere/at/all: is no folder"),
+        ({"data": "/nowhere/at/all"}, "data=/nowhere/at/all: is not a folder"),
         ({"noise": "real"}, "has no noisy/ beside clean/"),
     ],
 )

@@ -19,7 +19,7 @@ from model.common.errors import ConfigError
 from model.data import fashion_mnist
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages, to_unit
-from model.data.image_folder import DataError
+from model.data.image_formats import DataError
 from model.picture_strip import to_uint8
 
 TEST_FILE = "t10k-images-idx3-ubyte.gz"

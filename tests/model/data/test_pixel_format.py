@@ -23,8 +23,9 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages, _unit
-from model.data.image_files import read_image
-from model.data.image_folder import DataError, read_pictures
+from model.data.image_folder import read_pictures
+from model.data.image_formats import DataError
+from model.data.image_reading import read_image
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.data.pixel_format import EIGHT_BITS, PixelFormat
@@ -207,7 +208,7 @@ def _nan(folder: Path) -> str:
 
 def _beyond(folder: Path) -> str:
     write(folder / "bright.tif", ramp("float32", 9, 250))
-    return "bright.tif: has values from 0 to 250; float32 is taken as 0 ... 1, and --range LOW HIGH tells what else"
+    return "bright.tif: has values from 0 to 250; the range of float32 is 0 ... 1; set another one with"
 
 
 def _mixed(folder: Path) -> str:
@@ -234,7 +235,7 @@ def test_a_range_is_for_deep_images_and_clips_what_is_beyond_it(tmp_path):
     assert found.messages[1:] == ("values beyond the range are clipped to it (all are 0 ... 4195): 2.png",)
     assert max(picture.clean.max() for several in found.splits.values() for picture in several) == 4095
     (dark,) = read_pictures(str(tmp_path / "deep"), 32).messages[1:]
-    assert dark.startswith("all values are 0 ... 4195, a small part of the range, by which noise is measured; --range")
+    assert dark.startswith("all values are 0 ... 4195, a small part of the range, by which noise is measured; set")
     for asked, words in (
         ((60_000, 65_000), "0.png: has values from 0 to 4095, all of them beyond --range 60000 65000"),
         ((0, 70_000), "0.png: range=0 70000: of 16-bit images must be within 0 ... 65535"),

@@ -1,0 +1,60 @@
+"""What a search prints and writes once it is done."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from rich.console import Console
+
+from hpo.cluster.budget import BudgetAction
+from hpo.run.context import SearchContext, create_tracker
+from hpo.store import layout, search_results
+from hpo.store.record import Record
+from hpo.store.replication import StorageReplicator
+from hpo.views.html_report import write_report
+from hpo.views.live_table import cost
+from model.common.files import describe_os_error
+from model.export_quality import compare_with_slides, quality_table
+
+
+def print_result(context: SearchContext, test: dict[str, Any]) -> None:
+    """Print the quality of the exported model on the test images, where it is, and what the search has cost."""
+    record, console = context.record, context.console
+    print(quality_table({"test": test}))
+    if record.search.data_config().is_slides:
+        print(f"\n{compare_with_slides(test)}")
+    console.print(f"Exported to {record.folder / layout.EXPORT}", soft_wrap=True)
+    if (usd := context.budget.usd) is None:
+        return
+    console.print(f"Cost: {cost(usd, record.search)}, counted while this search was running", highlight=False)
+    if context.budget.cost_action() is not BudgetAction.CONTINUE and not search_results.is_over(record):
+        console.print("Stopped at the cost limit. Re-run with a higher --max-cost to run the remaining trials.")
+
+
+def write_html_report(replicator: StorageReplicator, console: Console) -> None:
+    """Write the report page. The search is done, whatever happens here."""
+    record = replicator.record
+    try:
+        path = write_report(record)
+        replicator.upload(path)
+        message = f"Report: {path}"
+    except Exception as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else error
+        message = f"No report: {reason}. `hpo report {record.name}` tries again"
+    console.print(message, highlight=False, soft_wrap=True)
+
+
+def show_finished(record: Record, console: Console) -> None:
+    """Say where the export is, and log what a driver that was killed at the end has not logged."""
+    record.fetch(record.folder / layout.EXPORT)
+    if record.search.tensorboard:
+        from hpo.tracking.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
+
+        draw_finished(record)
+    if tracker := create_tracker(record, console):
+        with closing(tracker):
+            tracker.export()
+    console.print(
+        f"{record.name} is finished; its winner is in {record.folder / layout.EXPORT}. To run more trials: --trials N"
+    )

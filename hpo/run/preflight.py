@@ -1,0 +1,145 @@
+"""Checks of a search before anything starts: first its request, then its images, search space and W&B account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import search_spaces
+from hpo.policy import sampling
+from hpo.policy.search_config import SearchConfig, check_name
+from hpo.store.object_storage import Storage
+from hpo.store.record import check_compatible, check_free
+from hpo.store.replication import find_search, open_storage, similar_name
+from hpo.tune import ray_session
+from model.common.errors import ConfigError, ErrorCollector
+from model.config import TrainConfig
+from model.data.image_folder import check_layout
+from model.data.image_sets import Images
+from model.data.memory_mapped import PixelFiles
+from model.generator import Generator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchRequest:
+    """A request that `check_request` found no error in.
+
+    Attributes:
+        exists: Whether the search exists, so that it is continued.
+        options: Fields of SearchConfig that differ from the defaults or from search.json.
+    """
+
+    name: str
+    runs: Path
+    storage: Storage | None
+    exists: bool
+    options: Mapping[str, Any]
+
+
+def check_request(
+    name: str, runs: Path, options: Mapping[str, Any], address: str | None, errors: ErrorCollector
+) -> SearchRequest:
+    """Find all errors of a request that can be found without reading images.
+
+    Args:
+        name, runs: The name of the search and the folder of all searches.
+        options: Fields of SearchConfig that the user gave.
+        address: Address of the storage, if there is one.
+        errors: Those that the command line has found already.
+
+    Raises:
+        ConfigError: Lists all errors.
+        RecordError: The search exists, and its search.json is damaged.
+        StorageError: The storage cannot be reached.
+    """
+    location = ErrorCollector()
+    location.attempt(check_name, name)
+    storage = location.attempt(open_storage, address, runs)
+    existing = None
+    if not location:
+        existing = find_search(runs, name, storage)
+        if existing is None:
+            location.attempt(_check_new_name, name, runs, options, storage)
+    errors.include(location)
+    current = existing[1] if existing else SearchConfig()
+    if "set" in options:  # a setting that is given again leaves the others as they are
+        options = {**options, "set": {**current.set, **options["set"]}}
+    search = errors.attempt(replace, current, **options)
+    if existing:
+        errors.attempt(check_compatible, name, *existing, options)
+    errors.attempt(_check_space, search, current, options)
+    if search:
+        errors.attempt(sampling.check_plugins, search)
+    errors.attempt(check_layout, options.get("data", current.data))
+    if search:
+        errors.attempt(ray_session.check_address, search, is_new=existing is None)
+    errors.raise_if_any()
+    return SearchRequest(name=name, runs=runs, storage=storage, exists=existing is not None, options=options)
+
+
+def load_inputs(search: SearchConfig, pixel_files: PixelFiles) -> tuple[search_spaces.Space, Images]:
+    """Load the search space and the images, and check that the one can be trained on the other.
+
+    Raises:
+        ConfigError: Lists all errors, those of the W&B account included.
+    """
+    space, errors = search_spaces.load(search.space), ErrorCollector()
+    images = errors.attempt(_load_images, search, space, pixel_files)
+    errors.attempt(_check_wandb, search)
+    if images is None or errors:
+        raise errors.as_error()
+    return space, images
+
+
+def _check_new_name(name: str, runs: Path, options: Mapping[str, Any], storage: Storage | None) -> None:
+    """Raise ConfigError for a name that is taken, or that is probably a misspelt one."""
+    check_free(runs / name)
+    if not options and (similar := similar_name(name, runs, storage)):
+        raise ConfigError(
+            f"{name}: there is no such search, but there is {similar}, which `hpo search {similar}` continues. To "
+            f"begin a search with a name so similar, give any option, such as --trials {SearchConfig().trials}"
+        )
+
+
+def _check_space(search: SearchConfig | None, current: SearchConfig, options: Mapping[str, Any]) -> None:
+    base = search.base_config() if search else TrainConfig()
+    space = search_spaces.load(options.get("space", current.space))
+    space.check(base, options.get("set", current.set))
+
+
+def _load_images(search: SearchConfig, space: search_spaces.Space, pixel_files: PixelFiles) -> Images:
+    base, images = search.base_config(), search.data_config().load(pixel_files)
+    for sample in space.check(base, search.set)["samples"]:
+        _check_sample(sample, base, images)
+    return images
+
+
+def _check_sample(sample: Mapping[str, Any], base: TrainConfig, images: Images) -> None:
+    """Raise ConfigError if a configuration that the space suggests cannot be trained on the images."""
+    config = TrainConfig.from_dict({**base.as_dict(), **sample["yields"]})
+    try:
+        _check_fit(config, images)
+    except ConfigError as error:
+        if not sample["yields"].keys() & {"batch_size", "depth", "blocks"}:
+            raise
+        raise ConfigError(f"the space suggests {sample['params']}, which cannot be trained: {error}") from None
+
+
+def _check_fit(config: TrainConfig, images: Images) -> None:
+    if config.batch_size > len(images.train):
+        raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train):,} training images")
+    channels, size, _ = images.shape
+    with torch.device("meta"):  # allocates nothing
+        Generator.from_config(replace(config, width=1), channels=channels, image_size=size)
+
+
+def _check_wandb(search: SearchConfig) -> None:
+    from hpo.tracking.wandb_runs import leave_out, log_in  # noqa: PLC0415 - an optional service
+
+    leave_out(search.wandb)
+    if search.wandb == "online":
+        log_in()

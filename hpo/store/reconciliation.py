@@ -1,0 +1,217 @@
+"""Brings a search's folder and its storage together before a driver continues the search.
+
+The storage has search.json, the trials' files (hpo/store/checkpoint_sync.py) and a copy of the study for each
+generation of drivers (hpo/store/lease.py), of which the newest counts. The folder of a driver can be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from hpo.policy.search_config import SEARCH_FILE
+from hpo.store.layout import EXPORT, FINAL, STUDY_FILE
+from hpo.store.lease import Lease, generation_of, is_claim
+from hpo.store.object_storage import Storage
+from hpo.store.record import DamagedError, Record, RecordError, read_about
+from model.common.errors import ConfigError
+from model.common.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+_OWNER_FILE = "storage.json"  # in a driver's folder: its storage, and the last claim of a driver that used the folder
+# A study's file has the claim's name: nobody reads what a driver that was cut off writes late.
+_STUDY_PREFIX = "study/"
+
+
+# --- the decision ---------------------------------------------------------------------------------------------------
+
+
+class Plan(Enum):
+    """How a folder and its storage are brought together."""
+
+    IMPORT = auto()  # the storage lacks the search: upload the folder
+    PULL = auto()  # another driver was the storage's last one: replace the folder's record
+    KEEP_LOCAL = auto()  # the storage's last driver used this folder, which is therefore ahead of the storage
+    REPAIR = auto()  # the same, but the folder's study is damaged: replace it by the storage's copy
+    REFUSE_DAMAGED = auto()  # the folder's study is damaged, and the storage has no copy
+    REFUSE_DELETED = auto()  # the search was deleted from the storage, and the folder is a copy of it
+    REFUSE_OTHER = auto()  # the folder holds another search of the same name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalState:
+    """What the folder holds."""
+
+    search_id: str | None  # None: no readable search.json
+    claim: str | None  # of the last driver that used the folder with this storage
+    damage: str = ""  # why the study cannot be read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteState:
+    """What the storage holds."""
+
+    search_id: str | None  # None: the storage lacks the search
+    last_claim: str | None  # of the storage's last driver
+    has_study: bool = True
+
+
+def plan_reconciliation(local: LocalState, remote: RemoteState) -> Plan:
+    """Decide which side counts. Pure."""
+    if remote.search_id is None:
+        return Plan.REFUSE_DELETED if local.claim else Plan.IMPORT
+    if local.search_id not in (None, remote.search_id):
+        return Plan.REFUSE_OTHER
+    if local.claim is None or local.claim != remote.last_claim:
+        return Plan.PULL
+    if not local.damage:
+        return Plan.KEEP_LOCAL
+    return Plan.REPAIR if remote.has_study else Plan.REFUSE_DAMAGED
+
+
+# --- its execution --------------------------------------------------------------------------------------------------
+
+
+def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -> None:
+    """Bring a driver's folder and its storage together.
+
+    Args:
+        storage: the search's part of it, guarded by the lease.
+        claim: `local_claim` of the folder.
+
+    Raises:
+        ConfigError, RecordError, StorageError.
+    """
+    is_stored = storage.exists(SEARCH_FILE)
+    last_claim = lease.previous.name if lease.previous else None
+    local = LocalState(
+        search_id=_search_id(folder),
+        claim=claim,
+        damage=_damage(folder) if is_stored and claim is not None and claim == last_claim else "",
+    )
+    remote = RemoteState(
+        search_id=read_about(storage.get(SEARCH_FILE), f"{storage}/{SEARCH_FILE}")["id"] if is_stored else None,
+        last_claim=last_claim,
+        has_study=not local.damage or bool(list_studies(storage)),
+    )
+    match plan_reconciliation(local, remote):
+        case Plan.IMPORT:
+            _import(storage, folder, lease.name)
+        case Plan.PULL:
+            download(storage, folder)
+        case Plan.REPAIR:
+            _repair(storage, folder, local.damage)
+        case Plan.REFUSE_DAMAGED:
+            raise DamagedError(local.damage)
+        case Plan.REFUSE_DELETED:
+            raise ConfigError(f"{storage}: the search was deleted from the storage; {folder} is only a copy of it")
+        case Plan.REFUSE_OTHER:
+            raise ConfigError(f"{folder}: is another search than {storage}; choose another name, or another --runs")
+
+
+def local_claim(folder: Path, address: str | None) -> str | None:
+    """The claim of the last driver that used this folder with a storage; None if there was none.
+
+    Raises:
+        ConfigError: the folder belongs to another storage than `address`.
+        RecordError: the note about it is damaged.
+    """
+    path = folder / _OWNER_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        claim, own_address = str(content["claim"]), str(content["address"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path}: damaged ({error!r}); delete {folder}, the storage has everything") from error
+    if address != own_address:
+        raise ConfigError(f"{folder}: this search lives in a storage: --storage {own_address}")
+    return claim
+
+
+def write_local_claim(folder: Path, address: str, claim: str) -> None:
+    """Note that a driver uses the folder with a storage."""
+    write_atomically(folder / _OWNER_FILE, json.dumps({"address": address, "claim": claim}).encode())
+
+
+def download(storage: Storage, folder: Path) -> None:
+    """Replace the record in a folder that no driver uses by the storage's. Raises RecordError, StorageError."""
+    storage.fetch(SEARCH_FILE, folder / SEARCH_FILE)
+    if _has_database(folder):
+        return
+    (folder / f"{STUDY_FILE}-journal").unlink(missing_ok=True)  # SQLite would roll it back into another file
+    while studies := list_studies(storage):
+        storage.fetch(studies[-1], folder / STUDY_FILE)
+        if (folder / STUDY_FILE).exists():  # else a newer one has replaced it just now
+            return
+    raise RecordError(f"{storage}: the study is gone, and with it the trials")
+
+
+def _import(storage: Storage, folder: Path, claim: str) -> None:
+    """Upload a search that the storage lacks. search.json is last: it makes the search exist."""
+    for top in ("trials", FINAL, EXPORT):
+        for path in sorted((folder / top).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                storage.put(path.relative_to(folder).as_posix(), path)
+    if not _has_database(folder):
+        storage.put(study_name(claim), snapshot_study(folder))
+    storage.put(SEARCH_FILE, folder / SEARCH_FILE)
+
+
+def _repair(storage: Storage, folder: Path, damage: str) -> None:
+    """The storage's copy is seconds older than the damaged study. The trials' checkpoints have what is newer."""
+    study = folder / STUDY_FILE
+    log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", damage, study, storage)
+    if study.exists():
+        study.replace(f"{study}.damaged")
+    download(storage, folder)
+
+
+def _damage(folder: Path) -> str:
+    try:
+        Record(folder.parent, folder.name)
+    except DamagedError as error:
+        return str(error)
+    return ""
+
+
+def _search_id(folder: Path) -> str | None:
+    with suppress(FileNotFoundError, DamagedError):  # opening the record reports it, or a download mends it
+        return str(_about(folder)["id"])
+    return None
+
+
+def _has_database(folder: Path) -> bool:
+    return bool(_about(folder)["search"].get("study_url"))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
+
+
+# --- copies of the study --------------------------------------------------------------------------------------------
+
+
+def study_name(claim: str) -> str:
+    """The name in the storage of the study that the driver with this claim writes."""
+    return f"{_STUDY_PREFIX}{claim}.db"
+
+
+def list_studies(storage: Storage) -> list[str]:
+    """The names of all copies of the study, oldest first."""
+    claims = [name.removeprefix(_STUDY_PREFIX).removesuffix(".db") for name in storage.names(_STUDY_PREFIX)]
+    return [study_name(claim) for claim in sorted(filter(is_claim, claims), key=generation_of)]
+
+
+def snapshot_study(folder: Path) -> bytes:
+    """The study after its last complete transaction."""
+    with closing(sqlite3.connect(folder / STUDY_FILE)) as study, closing(sqlite3.connect(":memory:")) as copy:
+        study.backup(copy)
+        return copy.serialize()
