@@ -36,7 +36,7 @@ from model.common.errors import ConfigError
         ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be USD above 0"),
         (
             {"max_cost": 5.0},
-            "max_cost=5.0: must be USD above 0, and a cluster's whose nodes say their prices",
+            "max_cost=5.0: must be a positive amount in USD, with --address of a cluster with price labels",
         ),
         ({"on_demand_after_minutes": 0.0}, "on_demand_after_minutes=0.0: must be minutes above 0"),
         ({"max_concurrent": 0}, "max_concurrent=0: must be at least 1"),
