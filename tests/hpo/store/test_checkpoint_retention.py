@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_removed_stops_nothing(tmp_path, caplog):
     listener = Retention(disk)
     for number in range(3):  # the third one's folder was never made
         listener.on_trial_update(trial(number, [0.5], "diverged"))
-    stays = [message.partition(": stays on disk")[0] for message in caplog.messages]  # what is not there is no news
+    stays = [message.partition(": cannot be deleted")[0] for message in caplog.messages]  # what is not there is no news
     assert stays == [str(last), *(str(disk.trial_folder(1) / name) for name in (LAST, BEST))]
     assert on_disk(tmp_path, BEST) == set()
 
