@@ -29,7 +29,7 @@ class LockOwner:
 
 
 def lock_owner(folder: Path) -> LockOwner | None:
-    """The owner of the search in a folder; None if it never ran. Trying the lock would turn away a driver that starts."""
+    """The owner of the search in a folder; None if it never ran. Takes no lock: that could turn a driver away."""
     path = folder / LOCK_FILE
     try:
         match = re.fullmatch(r"process ([0-9]{1,10}) on (\S+)", path.read_text(errors="replace").strip())
@@ -48,7 +48,7 @@ def lease_owner(storage: Storage) -> LockOwner | None:
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Whether a process has a file open. A driver has its lock open to its end; a later process of its number has not."""
+    """Whether a process has a file open, as a driver has its lock; a later process with its number has not."""
     lock = path.stat()
     try:
         for file in Path(f"/proc/{pid}/fd").iterdir():
