@@ -164,7 +164,7 @@ class SearchRun:
         """Run the phases that need Ray, and export the winner; return the exit code."""
         record = self.record
         with ExitStack() as display:  # the live table stays until the export is written
-            with ray_session.started(record.search, partial(self.shutdown.request, HEAD_GONE)) as cluster:
+            with ray_session.RaySession(record.search, partial(self.shutdown.request, HEAD_GONE)) as cluster:
                 self._say(describe_plan(record, cluster))
                 context = self._create_context(cluster, tracker, display)
                 run_trials(context, self.space)

@@ -563,7 +563,7 @@ def test_a_cluster_without_room_for_a_trial_is_refused_and_the_search_is_as_if_n
         raise ConfigError("a trial needs 1 CPUs and 8 GPUs; no node has them")
 
     monkeypatch.setattr(ray_session, "check_address", lambda search, is_new: None)
-    monkeypatch.setattr(ray_session, "started", refuse)
+    monkeypatch.setattr(ray_session, "RaySession", refuse)
     command = f"{PHOTOS} --address auto --gpus-per-trial 8"
     code, _, err = hpo_says(*shlex.split(command), capsys=capsys)
     assert (code, "no node has them" in err) == (2, True)

@@ -317,6 +317,6 @@ def images_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.data.data_config, "fashion_mnist", functools.cache(fashion_mnist))
         patch.setattr(model.training_run.TrainingRun, "__init__", begin)
-        patch.setattr(ray_session, "started", begin)
+        patch.setattr(ray_session, "RaySession", begin)
         patch.setattr(model.data.image_sets.Images, "digest", "0")
         yield

@@ -29,8 +29,9 @@ from hpo.store.checkpoint_retention import Retention
 from hpo.store.checkpoint_sync import FENCING_TOKEN, CheckpointSync
 from hpo.store.lease import Lease, LeaseLostError
 from hpo.store.object_storage import Storage, StorageError
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator, acquire, open_read_only
+from hpo.store.search_file import RecordError
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.dashboard import PictureStore
 from hpo.views.status_file import Status
