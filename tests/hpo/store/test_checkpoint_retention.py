@@ -244,7 +244,7 @@ def test_a_checkpoint_that_was_let_go_is_refused_with_those_that_stayed(record):
         ConfigError, match=r"trial=0: its checkpoint was deleted. first has those of trials 1; .*--keep-checkpoints"
     ):
         check_kept(record, 0)
-    with pytest.raises(ConfigError, match="trial=2: its checkpoint is not there yet"):
+    with pytest.raises(ConfigError, match="trial=2: its checkpoint does not exist yet"):
         check_kept(record, 2)
 
 
