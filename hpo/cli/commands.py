@@ -294,7 +294,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
-    from hpo.cli.denoise_files import DenoiseOptions, denoise_files
+    from hpo.cli.denoise_files import denoise_files
+    from hpo.cli.denoise_image import DenoiseOptions
 
     errors = ErrorCollector()
     typed = {field.name: getattr(arguments, field.name) for field in fields(DenoiseOptions)}

@@ -265,13 +265,13 @@ class Node:
         made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
         made.config = {**about, "storage": {**where, "generation": generation, "timeout_seconds": 5}}
         made.setup(made.config, ())
-        made._placed = self.few
+        made._device_images = self.few
         return made
 
     def begins(self, generation: int = 1, config: TrainConfig = CONFIG) -> Node:
         self.trial = self.attempt(generation, config)
         self.run = self.trial._run = self.trial._begin()
-        self.place = self.trial._place
+        self.place = self.trial._checkpoints
         return self
 
     def trains(self) -> Node:
