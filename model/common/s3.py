@@ -1,4 +1,4 @@
-"""s3://BUCKET/PREFIX?region=...&scheme=...&endpoint_override=..., read and written by pyarrow. Keys come from the environment."""
+"""s3://BUCKET/PREFIX?region=...&scheme=...&endpoint_override=... through pyarrow. Keys come from the environment."""
 
 from __future__ import annotations
 
