@@ -284,7 +284,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo.store import search_results
     from hpo.store.replication import acquire, open_storage
-    from hpo.tracking.wandb_runs import leave_out, log_in
+    from hpo.tracking.wandb_login import log_in, remove_inherited_settings
     from hpo.tracking.wandb_tracker import sync
 
     def over(error: Exception) -> None:
@@ -293,7 +293,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     with acquire(
         arguments.runs, arguments.name, open_storage(arguments.storage, arguments.runs, interactive=True), over
     ) as copies:
-        leave_out("online")
+        remove_inherited_settings("online")
         log_in()
         sent, where = sync(copies.record, exported=search_results.is_exported(copies.record))
     print(
