@@ -96,7 +96,7 @@ class SearchConfig:
         group=SEARCHED,
         changeable=True,  # check_compatible compares what the spaces yield
     )
-    epochs: int = option(12, "maximum epochs per trial", metavar="N", group=SEARCHED)
+    epochs: int = option(12, "maximum number of epochs", metavar="N", group=SEARCHED)
     sampler: str = option(
         "gp",
         "sampler that proposes configurations, or a Python file with one (docs/search.md)",
@@ -167,7 +167,11 @@ class SearchConfig:
         example=8000,
     )
     set: Mapping[str, Any] = option(
-        {}, "any field of TrainConfig, for all trials", metavar="NAME=VALUE", default_text="none", group=SEARCHED
+        {},
+        "any other field of TrainConfig, such as width=32; repeat it for more",
+        metavar="NAME=VALUE",
+        default_text="none",
+        group=SEARCHED,
     )
     trials: int = option(24, "number of trials in total", metavar="N")
     time_budget_minutes: float | None = option(

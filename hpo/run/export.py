@@ -31,8 +31,6 @@ def export_winner(
     """Write the best checkpoint of the winner, or of one trial, as a folder that can be deployed.
 
     Args:
-        record: Of the search.
-        images: Its images.
         is_over: Whether the search is over; only then the model is measured on the test images.
         data: Where the images are now, if they have moved.
         trial: Number of the trial; None exports the winner.

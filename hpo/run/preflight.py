@@ -46,8 +46,7 @@ def check_request(
     """Find all errors of a request that can be found without reading images.
 
     Args:
-        name: Name of the search.
-        runs: Folder of all searches.
+        name, runs: The name of the search and the folder of all searches.
         options: Fields of SearchConfig that the user gave.
         address: Address of the storage, if there is one.
         errors: Those that the command line has found already.

@@ -254,7 +254,7 @@ def test_a_price_that_is_missing_is_a_warning_and_the_cost_is_not_guessed(home, 
     text = filled(AWS, home).replace(', hpo/usd-per-hour: "1.01"', "")
     code, out, err = told(text, home, capsys)
     assert code == 0
-    assert "Mind: available_node_types.g5_spot.labels: no hpo/usd-per-hour" in err
+    assert "Warning: available_node_types.g5_spot.labels: no hpo/usd-per-hour" in err
     assert "what they cost is not known" in out
 
 
