@@ -13,8 +13,8 @@ import search_spaces
 from hpo.policy import sampling
 from hpo.policy.search_config import SearchConfig, check_name
 from hpo.store.object_storage import Storage
-from hpo.store.record import check_compatible, check_free
 from hpo.store.replication import find_search, open_storage, similar_name
+from hpo.store.search_file import check_compatible, check_free
 from hpo.tune import ray_session
 from model.common.errors import ConfigError, ErrorCollector
 from model.config import TrainConfig

@@ -14,7 +14,8 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.store import integrity
 from hpo.store.layout import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from model.common.errors import ConfigError
 from model.common.validation import matches_type
 from model.data.image_sets import Images

@@ -25,8 +25,9 @@ from hpo.run.context import SearchContext
 from hpo.store import layout, search_results
 from hpo.store.layout import STUDY_FILE
 from hpo.store.object_storage import Storage
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
 from hpo.store.replication import acquire
+from hpo.store.search_file import RecordError
 from model.common.errors import MachineError
 from model.data import fashion_mnist
 from model.denoise import Denoiser

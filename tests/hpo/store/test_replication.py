@@ -29,8 +29,9 @@ from hpo.store.checkpoint_retention import Retention
 from hpo.store.checkpoint_sync import FENCING_TOKEN, CheckpointSync
 from hpo.store.lease import Lease, LeaseLostError
 from hpo.store.object_storage import Storage, StorageError
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator, acquire, open_read_only
+from hpo.store.search_file import RecordError
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.dashboard import PictureStore
 from hpo.views.status_file import Status
@@ -264,13 +265,13 @@ class Node:
         made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
         made.config = {**about, "storage": {**where, "generation": generation, "timeout_seconds": 5}}
         made.setup(made.config, ())
-        made._placed = self.few
+        made._device_images = self.few
         return made
 
     def begins(self, generation: int = 1, config: TrainConfig = CONFIG) -> Node:
         self.trial = self.attempt(generation, config)
         self.run = self.trial._run = self.trial._begin()
-        self.place = self.trial._place
+        self.place = self.trial._checkpoints
         return self
 
     def trains(self) -> Node:

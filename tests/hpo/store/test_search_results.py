@@ -27,7 +27,8 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION
 from hpo.run import final_training
 from hpo.store import layout, search_results
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from hpo.views.formatting import collapse_message, headline
 from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
