@@ -84,8 +84,8 @@ def _open_record(arguments: argparse.Namespace, *, read_only: bool = False) -> A
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from hpo.store.record import list_names
     from hpo.store.replication import open_read_only, search_names
+    from hpo.store.search_file import list_names
 
     rows = []
     storage = _open_storage(arguments)
@@ -168,7 +168,8 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _remove(arguments: argparse.Namespace) -> int:
     from hpo.policy.search_config import check_name
     from hpo.run.process_control import delete_search
-    from hpo.store.record import Record, not_found
+    from hpo.store.record import Record
+    from hpo.store.search_file import not_found
 
     folder = arguments.runs / check_name(arguments.name)
     storage = _open_storage(arguments)
@@ -249,13 +250,13 @@ def _export(arguments: argparse.Namespace) -> int:
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo.store import search_results
     from hpo.store.replication import acquire
-    from hpo.tracking.wandb_runs import leave_out, log_in
+    from hpo.tracking.wandb_login import log_in, remove_inherited_settings
     from hpo.tracking.wandb_tracker import sync
 
     with acquire(
         arguments.runs, arguments.name, _open_storage(arguments), lambda error: say(f"hpo: {error}")
     ) as replicator:
-        leave_out("online")
+        remove_inherited_settings("online")
         log_in()
         record = replicator.record
         sent, where = sync(record, exported=search_results.is_exported(record))
@@ -293,7 +294,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
-    from hpo.cli.denoise_files import DenoiseOptions, denoise_files
+    from hpo.cli.denoise_files import denoise_files
+    from hpo.cli.denoise_image import DenoiseOptions
 
     errors = ErrorCollector()
     typed = {field.name: getattr(arguments, field.name) for field in fields(DenoiseOptions)}

@@ -14,7 +14,8 @@ from hpo.store.layout import LOCK_FILE
 from hpo.store.lease import acquire_lease
 from hpo.store.lock import acquire_lock, has_open, lease_owner, lock_owner
 from hpo.store.object_storage import Storage
-from hpo.store.record import Record, not_found
+from hpo.store.record import Record
+from hpo.store.search_file import not_found
 from hpo.views.formatting import command_to_continue
 from model.common.errors import ConfigError, MachineError
 

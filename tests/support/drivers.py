@@ -15,7 +15,8 @@ from pathlib import Path
 
 import ray  # noqa: F401 - brings psutil along
 
-from hpo.store.record import Record, list_names
+from hpo.store.record import Record
+from hpo.store.search_file import list_names
 
 import psutil  # isort: skip - found once Ray is imported
 

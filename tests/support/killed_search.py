@@ -19,10 +19,10 @@ from curves import SPACE, controller
 from drivers import GUARD_SECONDS, driver
 
 from hpo.policy import leaderboard, pruning, trial_attributes
-from hpo.policy.search_config import SearchConfig
+from hpo.policy.search_config import SEARCH_FILE, SearchConfig
 from hpo.store import search_results
 from hpo.store.layout import STUDY_FILE
-from hpo.store.record import SEARCH_FILE, Record
+from hpo.store.record import Record
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages

@@ -425,9 +425,9 @@ IMAGES = {
     }.items()
     for use, row in zip(("searched", "denoised"), rows, strict=True)
 } | {
-    "a missing image": Row("denoise model b.png --to out", ["b.png: there is no such file"]),
-    "a file that is not an image": Row("denoise model file.txt --to out", ["file.txt: an image ends in .png"]),
-    "a folder without images": Row("denoise model empty --to out", ["empty: no images there"]),
+    "a missing image": Row("denoise model b.png --to out", ["b.png: file not found"]),
+    "a file that is not an image": Row("denoise model file.txt --to out", ["file.txt: not an image by its name"]),
+    "a folder without images": Row("denoise model empty --to out", ["empty: no images found"]),
     "several things to denoise, and no model": Row(
         "denoise nowhere b.png file.txt empty --to out", ["b.png", "file.txt", "empty", "nowhere: no export there"]
     ),
