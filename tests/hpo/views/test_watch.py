@@ -143,7 +143,10 @@ def test_what_a_driver_left_half_written_is_not_mended_by_who_watches(done, runs
     killed_while_writing(done.study_file)
     before = contents(done.folder)
     assert main(["watch", "first", "--runs", str(runs)]) == 4
-    assert "left mid-write by a crashed driver; run `hpo show first` once to roll the journal back" in capsys.readouterr().err
+    assert (
+        "left mid-write by a crashed driver; run `hpo show first` once to roll the journal back"
+        in capsys.readouterr().err
+    )
     assert contents(done.folder) == before
     assert main(["show", "first", "--runs", str(runs)]) == 0
     assert len(Record(runs, "first", read_only=True).trials()) == 8
