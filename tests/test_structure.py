@@ -47,7 +47,6 @@ TOO_LONG = {  # files and functions that are still longer
     "hpo/cli/commands.py:_train",
     "hpo/cli/denoise_files.py",
     "hpo/remote/launch.py",
-    "hpo/tracking/wandb_runs.py",
     "model/data/image_files.py",
     "model/data/image_folder.py",
     "model/export.py:export",

@@ -136,7 +136,7 @@ def _is_local_folder(data: str) -> bool:
 
 
 def _wandb_key() -> dict[str, str]:
-    from hpo.tracking.wandb_runs import log_in  # noqa: PLC0415 - an optional service
+    from hpo.tracking.wandb_login import log_in  # noqa: PLC0415 - an optional service
 
     url, key = log_in()
     if key is None:
