@@ -250,13 +250,13 @@ def _export(arguments: argparse.Namespace) -> int:
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo.store import search_results
     from hpo.store.replication import acquire
-    from hpo.tracking.wandb_runs import leave_out, log_in
+    from hpo.tracking.wandb_login import log_in, remove_inherited_settings
     from hpo.tracking.wandb_tracker import sync
 
     with acquire(
         arguments.runs, arguments.name, _open_storage(arguments), lambda error: say(f"hpo: {error}")
     ) as replicator:
-        leave_out("online")
+        remove_inherited_settings("online")
         log_in()
         record = replicator.record
         sent, where = sync(record, exported=search_results.is_exported(record))
@@ -314,7 +314,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _cluster(arguments: argparse.Namespace) -> int:
     from hpo.cluster import cluster_config
 
-    config = cluster_config.checked(arguments.file)
+    config = cluster_config.read_checked(arguments.file)
     for line in cluster_config.warnings(config):
         say(f"Warning: {line}")
     print(sanitize_for_terminal(cluster_config.summary(config)))

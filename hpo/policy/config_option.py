@@ -8,7 +8,7 @@ from typing import Any
 SEARCHED, RESOURCES = "what is searched (fixed once the search exists)", "how much, and where"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Option:
     """What a field of SearchConfig means, for the command line and for error messages.
 
@@ -46,14 +46,7 @@ def option(
 ) -> Any:
     """A field of SearchConfig with its documentation; see Option. By default, only resources are changeable."""
     changeable = group == RESOURCES if changeable is None else changeable
-    described = Option(
-        help=help,
-        metavar=metavar,
-        default=default_text or str(default),
-        group=group,
-        changeable=changeable,
-        example=example,
-    )
+    described = Option(help, metavar, default_text or str(default), group, changeable, example)
     metadata = {"option": described}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)

@@ -77,8 +77,8 @@ class SearchConfig:
     seed: int = option(0, "random seed", metavar="N", group=SEARCHED)
     data: str = option(
         "fashion-mnist",
-        "fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images; when a search is "
-        "continued: where its images are now",
+        "images: fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images; when a "
+        "search is continued: where its images are now",
         metavar="NAME|FOLDER",
         group=SEARCHED,
         changeable=True,  # the images themselves are compared: hpo.store.search_results
@@ -93,8 +93,9 @@ class SearchConfig:
     )
     noise: str = option(
         "gaussian:30",
-        "gaussian:STD (of 255, or N% of the range), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, jpeg:QUALITY or "
-        "correlated:STD:SIZE, each number also LOW-HIGH; sums such as poisson:30+gaussian:10",
+        "noise to add: gaussian:STD (of 255, or N% of the range), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, "
+        "jpeg:QUALITY or correlated:STD:SIZE, each number also LOW-HIGH; sums such as poisson:30+gaussian:10; real: "
+        "none, for noisy/ and clean/ images",
         metavar="SPEC",
         group=SEARCHED,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from hpo.policy.leaderboard import candidates
 from hpo.store.layout import EXPORT, FINAL
 from hpo.store.record import Record
-from hpo.store.search_results import extent, final_wins, ranked, winner
+from hpo.store.search_results import extent, final_wins, ranked_finalists, winner
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError
 from model.data.data_config import DataConfig
@@ -74,7 +74,7 @@ def export_winner(
 
 def _by_rank(record: Record) -> list[int]:
     """Return all candidates, the finalists first."""
-    return list(dict.fromkeys([*ranked(record), *candidates(record.trials(), record.search.objective)]))
+    return list(dict.fromkeys([*ranked_finalists(record), *candidates(record.trials(), record.search.objective)]))
 
 
 def _is_intact(record: Record, number: int) -> bool:

@@ -138,8 +138,8 @@ def _check_fit(config: TrainConfig, images: Images) -> None:
 
 
 def _check_wandb(search: SearchConfig) -> None:
-    from hpo.tracking.wandb_runs import leave_out, log_in  # noqa: PLC0415 - an optional service
+    from hpo.tracking.wandb_login import log_in, remove_inherited_settings  # noqa: PLC0415 - an optional service
 
-    leave_out(search.wandb)
+    remove_inherited_settings(search.wandb)
     if search.wandb == "online":
         log_in()

@@ -137,7 +137,7 @@ def test_an_export_of_a_damaged_checkpoint_is_refused_and_the_next_best_named(
 ):
     shutil.copytree(searched_plainly, tmp_path, dirs_exist_ok=True)
     record = Record(tmp_path, "first")
-    first, second, third, *_ = search_results.ranked(record)
+    first, second, third, *_ = search_results.ranked_finalists(record)
     exported = Denoiser(record.folder / layout.EXPORT).manifest
     damage(record.trial_folder(first) / BEST)
     export = ["export", "first", "--runs", str(tmp_path)]

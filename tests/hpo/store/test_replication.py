@@ -73,7 +73,7 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
     with ExitStack() as stack:
         if dies:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
+            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._heartbeat.join()))
             patch.setattr(StorageReplicator, "_work", lambda _: None)
         driver = stack.enter_context(acquire(runs, "first", storage, fail))
         driver.start()
@@ -371,7 +371,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_best(nodes, storage, monkeypatch
 def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, monkeypatch):
     monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
     nodes[0].storage.delete("first/search.json")
-    with pytest.raises(NotSharedError, match=r"first is not there on node \S+: --storage") as told:
+    with pytest.raises(NotSharedError, match=r"first is not visible from node \S+; use a shared --storage") as told:
         nodes[0].begins()
     assert classify_failure(SimpleNamespace(cause=told.value)).action is FailureAction.ABORT_SEARCH
 
@@ -379,7 +379,7 @@ def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes,
 def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
-    with pytest.raises(NotSharedError, match=rf"{tmp_path} is not there on node \S+: --storage"):
+    with pytest.raises(NotSharedError, match=rf"{tmp_path} is not visible from node \S+; use a shared --storage"):
         CheckpointSync(about).restore(CONFIG)
     (tmp_path / "search.json").write_text("{}")
     CheckpointSync(about).restore(CONFIG)
