@@ -46,9 +46,10 @@ from ray.cluster_utils import Cluster
 from survival import ENDS, EPOCHS, GRACE, REDUCTION, TRIALS, Ending, Line, complaints, is_done
 
 from hpo.policy import leaderboard, trial_attributes
+from hpo.policy.search_config import SEARCH_FILE
 from hpo.store import search_results
 from hpo.store.layout import STUDY_FILE
-from hpo.store.record import SEARCH_FILE, Record
+from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.run_layout import BEST
 from model.trainer import load_generator

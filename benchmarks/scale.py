@@ -211,7 +211,7 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
     trials_phase.Pix2PixTrial = SleepingTrial
     ray.init = functools.partial(ray.init, num_cpus=slots)
     asked = SearchConfig(trials=trials, epochs=1, max_concurrent=slots, gpus_per_trial=0, wandb="disabled")
-    with ray_session.started(asked) as cluster:
+    with ray_session.RaySession(asked) as cluster:
         record = Record.create(folder, "scale", asked)
         console = Console(stderr=True, quiet=True)
         progress = Progress(asked, "scale", cluster.slots, console, folder=record.folder)
@@ -242,7 +242,7 @@ def run_stock(trials: int, slots: int, folder: Path) -> tuple[float, float]:
     """The same by the book: OptunaSearch in memory, ASHA, actors used again, neither files nor output."""
     ray.init = functools.partial(ray.init, num_cpus=slots)
     asked = SearchConfig(trials=trials, epochs=1, max_concurrent=slots, gpus_per_trial=0)
-    with ray_session.started(asked):
+    with ray_session.RaySession(asked):
         began = time.monotonic()
         tuner = tune.Tuner(
             tune.with_resources(SleepingTrial, {"cpu": 1}),

@@ -2,4 +2,4 @@
 
 from hpo import environment
 
-environment.prepare()
+environment.prepare_process()

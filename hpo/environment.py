@@ -1,4 +1,4 @@
-"""What is put right before anything else is imported: what Python finds under a name, and who the user is."""
+"""Prepares a process before anything else is imported: our packages come first, and the user has a name and a home."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = str(Path(__file__).parents[1])
-_OWN = ("hpo", "model", "search_spaces")
+_OWN_PACKAGES = ("hpo", "model", "search_spaces")
 _VARIABLE = "PYTHONPATH"
-_NO_HOME = "/proc/nowhere"  # neither is it there, nor can anybody make it
+_NO_HOME = "/proc/nowhere"  # does not exist, and nobody can create it
 
 
-def prepare() -> None:
-    """Of this process."""
-    _ours_first()
-    _be_somebody()
+def prepare_process() -> None:
+    """Prepare this process."""
+    _put_own_packages_first()
+    _provide_user()
 
 
-def _be_somebody() -> None:
-    """Containers run as users without an entry in passwd, and without HOME. Ray, W&B and torch ask for both where they
-    are imported, and raise. What they keep at home they can do without."""
+def _provide_user() -> None:
+    """Containers run as users without an entry in passwd, and without HOME. Ray, W&B and torch ask for both when they
+    are imported, and raise. They can do without the files that they would keep there."""
     try:
         Path.home()
     except RuntimeError:
@@ -35,34 +35,35 @@ def _be_somebody() -> None:
         os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
-# --- what Python finds: our own `hpo`, `model` and `search_spaces`, as files of a user may be called, too -------------
+# --- imports: a user's files may be called `model` or `torch`, too --------------------------------------------------
 
 
-def _ours_first() -> None:
-    """Folders of the user's with something in the way come last on this process's path: the rest of them, such as what
-    a space imports, is still found."""
+def _put_own_packages_first() -> None:
+    """Move the user's folders with shadowing names to the end of this process's path. The rest of their contents, such
+    as what a search space imports, is still found."""
     users = {_absolute(entry) for entry in ("", *_python_path())}
-    late = [entry for entry in sys.path if _absolute(entry) in users and in_the_way(entry)]
+    late = [entry for entry in sys.path if _absolute(entry) in users and shadowing_names(entry)]
     if late:
         sys.path[:] = [*(entry for entry in sys.path if entry not in late), ROOT, *late]
 
 
-def in_the_way(folder: str) -> list[str]:
-    """Names in a folder that would be found in place of this program's packages, or of a package that is installed.
+def shadowing_names(folder: str) -> list[str]:
+    """Names in a folder that Python would import in place of our packages, or of an installed package.
 
-    Of what is installed a file such as `torch.py` alone is in the way: a whole package on PYTHONPATH is how some
-    machines provide it.
+    An installed package is shadowed only by a file, such as `torch.py`: some machines provide whole packages on
+    PYTHONPATH.
     """
-    specs = {name: PathFinder.find_spec(name, [folder or "."]) for name in _OWN}
-    found = [name for name, spec in specs.items() if spec and spec.origin and not _is_ours(name, spec.origin)]
-    files = {path.stem for path in Path(folder).glob("*.py")} - set(_OWN)
-    return found + sorted(name for name in files if any((Path(at) / name / "__init__.py").is_file() for at in _sites()))
+    specs = {name: PathFinder.find_spec(name, [folder or "."]) for name in _OWN_PACKAGES}
+    own = [name for name, spec in specs.items() if spec and spec.origin and not _is_ours(name, spec.origin)]
+    files = {path.stem for path in Path(folder).glob("*.py")} - set(_OWN_PACKAGES)
+    sites = _site_packages()
+    return own + sorted(name for name in files if any((Path(at) / name / "__init__.py").is_file() for at in sites))
 
 
 def _absolute(entry: str) -> str:
     try:
         return os.path.abspath(entry)
-    except FileNotFoundError:  # the current folder was deleted, and has nothing that could be in the way
+    except FileNotFoundError:  # the current folder was deleted, so nothing in it shadows a package
         return entry
 
 
@@ -71,10 +72,11 @@ def _is_ours(name: str, file: str) -> bool:
 
 
 @contextmanager
-def for_workers() -> Iterator[None]:
-    """What is started inside has nothing on PYTHONPATH that is in the way. Workers run nothing of the user's."""
+def clean_python_path() -> Iterator[None]:
+    """Remove folders with shadowing names from the PYTHONPATH of processes that are started meanwhile: workers run none
+    of the user's code."""
     before = os.environ.get(_VARIABLE)
-    kept = os.pathsep.join(entry for entry in _python_path() if not in_the_way(entry))
+    kept = os.pathsep.join(entry for entry in _python_path() if not shadowing_names(entry))
     if before is not None:
         os.environ[_VARIABLE] = kept
     try:
@@ -85,13 +87,13 @@ def for_workers() -> Iterator[None]:
 
 
 def worker_path() -> list[str]:
-    """What comes first on the path of a search's workers: these very sources, where they are not installed."""
-    return [] if ROOT in _sites() else [ROOT]
+    """The first folders on the path of a search's workers: these sources, where they are not installed."""
+    return [] if ROOT in _site_packages() else [ROOT]
 
 
 def _python_path() -> list[str]:
     return os.environ.get(_VARIABLE, "").split(os.pathsep) if os.environ.get(_VARIABLE) else []
 
 
-def _sites() -> list[str]:
+def _site_packages() -> list[str]:
     return [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]

@@ -70,6 +70,10 @@ class SearchController:
         """Whether any trial runs; it may fail and be retried."""
         return bool(self._running)
 
+    def is_running(self, number: int) -> bool:
+        """Whether this trial runs."""
+        return number in self._running
+
     def next_trial(self) -> FrozenTrial | None:
         """The next trial to run, an unfinished one first; None if there is none now."""
         trial = self._unfinished_trial() or self._new_trial() if self._budget.allows_running_trials() else None

@@ -1,4 +1,4 @@
-"""What matters for denoising with a GAN: the networks, the losses and the optimiser; for long searches."""
+"""A large space for long searches: the losses, the networks and the optimizer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STARTING_POINTS = (
 
 
 def suggest(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
-    """A weight is asked for only where there is another loss to weigh it against: Adam sees no scale of a lone one."""
+    """Suggest a weight only if there is another loss to weigh it against: Adam ignores the scale of a single loss."""
     config = _losses(trial, base)
     config = _networks(trial, config)
     return replace(
@@ -79,7 +79,7 @@ def _losses(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
 
 
 def _networks(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
-    """Of residual blocks, whose first level is at full resolution, or of the slides' kind."""
+    """With residual blocks, whose first level has the full resolution, or the architecture of the slides (0 blocks)."""
     config = replace(base, blocks=_choice(trial, "blocks", [0, 1, 2]))
     if not config.blocks:
         config = replace(config, full_resolution_skip=_choice(trial, "full_resolution_skip", [False, True]))

@@ -9,7 +9,7 @@ import optuna
 
 from model.config import TrainConfig
 
-# The slides' two settings compete like any other.
+# The two settings of the slides compete like any other.
 STARTING_POINTS = (
     {"loss": "l1", "l1_weight": 100.0, "lr_g": 2e-4, "lr_d": 2e-4},
     {"loss": "ssim", "ssim_weight": 100.0, "lr_g": 2e-4, "lr_d": 2e-4},
@@ -17,7 +17,7 @@ STARTING_POINTS = (
 
 
 def suggest(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
-    """A weight is asked for only where its loss takes part, so that the sampler never learns from unused ones."""
+    """Suggest a weight only if its loss takes part, so that the sampler never learns from unused ones."""
     loss: Any = trial.suggest_categorical("loss", ["l1", "ssim", "both"])
     config = replace(base, loss=loss)
     if config.loss in ("l1", "both"):
@@ -26,6 +26,6 @@ def suggest(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
         config = replace(config, ssim_weight=trial.suggest_float("ssim_weight", 10, 1000, log=True))
     return replace(
         config,
-        lr_g=trial.suggest_float("lr_g", 5e-5, 1e-2, log=True),  # below the slides' 2e-4 nothing was ever good
+        lr_g=trial.suggest_float("lr_g", 5e-5, 1e-2, log=True),  # the slides use 2e-4; nothing below it was ever good
         lr_d=trial.suggest_float("lr_d", 1e-5, 1e-2, log=True),
     )

@@ -1,4 +1,4 @@
-"""A small space over the optimisers: both learning rates, Adam's beta1, and whether the rates decay."""
+"""A small space over the optimizers: both learning rates, Adam's beta1, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.config import TrainConfig
 
 
 def suggest(trial: optuna.trial.Trial, base: TrainConfig) -> TrainConfig:
-    """The losses stay as they are in base."""
+    """Keep the losses of the base configuration."""
     schedule: Any = trial.suggest_categorical("lr_schedule", ["constant", "cosine"])
     return replace(
         base,

@@ -16,11 +16,11 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from hpo.cluster import cluster_config
+from hpo.cluster import cluster_config, config_values, ray_internals
 from model.common.errors import ConfigError, MachineError
 from model.common.validation import matches_type
 
-MARKET, PRICE = cluster_config.MARKET, cluster_config.PRICE  # labels of nodes and node types
+MARKET, PRICE = config_values.MARKET, config_values.PRICE  # labels of nodes and node types
 SPOT, ON_DEMAND = "spot", "on-demand"  # values of MARKET
 CONFIG_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` writes it on the head
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head
@@ -141,8 +141,8 @@ def price(labels: Mapping[str, str]) -> float | None:
 
 def poll_cluster() -> ClusterSnapshot:
     """Query the head of the cluster that Ray is connected to."""
-    available = ray._private.state.available_resources_per_node()
-    draining = ray._private.state.state.get_draining_nodes()
+    available = ray_internals.available_resources()
+    draining = ray_internals.draining_nodes()
     nodes = tuple(
         Node(
             id=node["NodeID"],
@@ -169,7 +169,7 @@ def _pending_nodes() -> ClusterSnapshot:
             requested=sum(launch.count for launch in status.pending_launches),
             launch_failure=(failed[-1].details or "it has none").splitlines()[0] if failed else "",
         )
-    text = ray.experimental.internal_kv._internal_kv_get(ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS)
+    text = ray_internals.autoscaler_v1_report()
     report = (json.loads(text).get("autoscaler_report") or {}) if text else {}
     return ClusterSnapshot(
         starting=tuple(node_type for _, node_type, _ in report.get("pending_nodes", [])),

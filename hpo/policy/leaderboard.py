@@ -1,4 +1,4 @@
-"""The leaderboard: which trials can win, in which order, and what became of each."""
+"""The leaderboard: which trials can win, in which order, and the outcome of each."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ NUM_FINALISTS = 3
 
 
 def reports_of(trial: FrozenTrial) -> list[EvalReport]:
-    """Of epoch 1, 2, 3, ..."""
+    """The reports of a trial, epoch 1 first."""
     return [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS]]
 
 
 def best_report(trial: FrozenTrial, objective: Objective) -> EvalReport | None:
-    """Of the epoch whose checkpoint is kept as the best."""
+    """The report of the epoch whose checkpoint is a trial's best; None: there is none yet."""
     return best_of(reports_of(trial), objective)
 
 
 def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport | None:
-    """As above, of any training."""
-    # The last of equal ones: the checkpoint too is exchanged when a later epoch is as good.
+    """The best of a training's reports. Of equal ones it is the last: its checkpoint replaces an equally good one."""
     return max(
         reversed(reports),
         key=lambda report: objective_value(report.ssim, report.psnr_db, objective),
@@ -35,20 +34,20 @@ def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport |
 
 
 def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
-    """One line of the leaderboard, JSON-ready; metrics are those of its best epoch."""
+    """One line of the leaderboard, JSON-ready. The metrics are those of the best epoch."""
     best = best_report(trial, objective)
     reports = reports_of(trial)
-    measured = best.as_dict() if best else {"ssim": None, "psnr_db": None, "l1": None, "epoch": None}
+    metrics = best.as_dict() if best else {"ssim": None, "psnr_db": None, "l1": None, "epoch": None}
     seconds = sum(report.seconds for report in reports)
     return {
         "number": trial.number,
         "state": trial.state.name,
         "epochs": len(reports),
-        "best_epoch": measured["epoch"],
+        "best_epoch": metrics["epoch"],
         "value": objective_value(best.ssim, best.psnr_db, objective) if best else None,
-        "ssim": measured["ssim"],
-        "psnr_db": measured["psnr_db"],
-        "l1": measured["l1"],
+        "ssim": metrics["ssim"],
+        "psnr_db": metrics["psnr_db"],
+        "l1": metrics["l1"],
         "params": trial.params,
         "stop_reason": _stop_reason(trial),
         "images": reports[-1].images if reports else 0,
@@ -57,13 +56,13 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
 
 
 def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dict[str, Any]]:
-    """Best first; those without a report last."""
+    """The rows of all trials, the best first and those without a report last."""
     rows = [row(trial, objective) for trial in trials]
     return sorted(rows, key=lambda r: (r["value"] is None, -(r["value"] or 0.0), r["number"]))
 
 
 def finalists(trials: Sequence[FrozenTrial], objective: Objective, lost: Collection[int] = ()) -> list[int]:
-    """Numbers of the trials that are worth measuring on all validation images. lost: those that cannot be."""
+    """Numbers of the trials to measure on all validation images. lost: trials without a usable checkpoint."""
     return candidates([trial for trial in trials if trial.number not in lost], objective)[:NUM_FINALISTS]
 
 
@@ -73,7 +72,7 @@ def candidates(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]
 
 
 def is_candidate(trial: FrozenTrial) -> bool:
-    """Whether it can win: not what failed, diverged or collapsed, nor what has no report yet."""
+    """Whether a trial can win: it has a report, and did not fail, diverge or collapse."""
     return bool(trial.intermediate_values) and outcome_of(trial) not in ("failed", *DEAD)
 
 
@@ -82,7 +81,7 @@ DEAD: tuple[Outcome, ...] = ("diverged", "collapsed")
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome:
-    """What became of a trial, in the one word by which all who show it tell it. pruned: others were better."""
+    """The outcome of a trial, in the word that all views show. pruned: others were better."""
     if trial.state == TrialState.FAIL:
         return "failed"
     reason = trial.user_attrs.get(DECISION, {}).get("reason", "running")
@@ -91,7 +90,7 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
 
 
 def _stop_reason(trial: FrozenTrial) -> str | None:
-    """leaders, asha, diverged, collapsed, finished; error of a failed trial; None of one under way."""
+    """The reason of the Decision that ended a trial; "error": it failed; None: it has not ended."""
     if trial.state == TrialState.FAIL:
         return "error"
     reason: str | None = trial.user_attrs.get(DECISION, {}).get("reason")
@@ -99,11 +98,11 @@ def _stop_reason(trial: FrozenTrial) -> str | None:
 
 
 def rank(trial: FrozenTrial) -> tuple[float, int] | None:
-    """Its place on the leaderboard, lowest first; None for what cannot win: no result, failed, diverged, collapsed."""
+    """A sort key for the leaderboard, the best trial first; None: the trial cannot win."""
     return (-max(trial.intermediate_values.values()), trial.number) if is_candidate(trial) else None
 
 
 def kept_trials(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
-    """The ended trials whose best checkpoint stays. A trial that has fallen out never comes back."""
-    ranks = sorted(place for trial in trials if trial.state.is_finished() and (place := rank(trial)))
+    """Numbers of the ended trials whose checkpoints stay. A trial that has dropped out never comes back."""
+    ranks = sorted(key for trial in trials if trial.state.is_finished() and (key := rank(trial)))
     return {number for _, number in ranks[:keep]}

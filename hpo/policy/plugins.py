@@ -1,4 +1,4 @@
-"""The Optuna sampler and pruner of a search: those that come with the program by name, others from a user's file."""
+"""Makes the Optuna sampler and pruner of a search: one that comes with the program, or one from a user's file."""
 
 from __future__ import annotations
 
@@ -23,25 +23,37 @@ from model.training_report import SMALL
 
 
 def sampler(search: SearchConfig, seed: int) -> BaseSampler:
-    """A new one: what it suggests shall depend on the study and the seed alone. Raises ConfigError."""
+    """Make a new sampler, so that a suggestion depends on the study and the seed alone.
+
+    Raises:
+        ConfigError: the user's file fails, or returns something else.
+    """
     if search.sampler == "gp":
         return SurrogateSampler(seed=seed, epochs=search.epochs)
     if search.sampler == "random":
         return RandomSampler(seed=seed)
     if search.sampler == "tpe":
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # group: since 2.8
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # `group` is experimental
         return TPESampler(
             seed=seed,
-            multivariate=True,  # with group: the setting for spaces whose parameters depend on others
+            multivariate=True,  # together with `group`: for spaces whose parameters depend on others
             group=True,
-            constant_liar=True,  # trials under way keep others away from their neighbourhood
+            constant_liar=True,  # keeps suggestions away from running trials
         )
-    made: BaseSampler = _made("sampler", search.sampler, BaseSampler, "sampler(seed)", seed)
-    return made
+    from_file: BaseSampler = _from_file("sampler", search.sampler, BaseSampler, "sampler(seed)", seed)
+    return from_file
 
 
 def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> BasePruner | None:
-    """None: nothing is pruned. Raises ConfigError."""
+    """Make the pruner; None: the search has none.
+
+    Args:
+        search: names it, with its settings.
+        is_dead: whether a trial no longer counts as a rival, such as one that diverged.
+
+    Raises:
+        ConfigError: the user's file fails, or returns something else.
+    """
     if search.pruner == "none":
         return None
     if search.pruner == "asha":
@@ -55,37 +67,37 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
     if search.pruner in FORMER_PRUNERS:
         rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
         return FormerPruner(rule, grace_period=search.grace_epochs, reduction_factor=search.reduction_factor)
-    made: BasePruner = _made("pruner", search.pruner, BasePruner, "pruner()")
-    return made
+    from_file: BasePruner = _from_file("pruner", search.pruner, BasePruner, "pruner()")
+    return from_file
 
 
 def digests(search: SearchConfig) -> dict[str, str | None]:
-    """SHA-256 of the files that they come from, by option."""
+    """SHA-256 of the user's files, by option."""
     paths = {"sampler": search.sampler, "pruner": search.pruner}
     return {option: digest(path) for option, path in paths.items() if path.endswith(".py")}
 
 
 def digest(path: str) -> str | None:
-    """Of a file; None where it cannot be read."""
+    """SHA-256 of a file; None: it cannot be read."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
         return None
 
 
-def _made(option: str, path: str, kind: type, how: str, *arguments: Any) -> Any:
+def _from_file(option: str, path: str, kind: type, signature: str, *arguments: Any) -> Any:
     function = getattr(_module(option, path), option, None)
     if not callable(function):
-        raise ConfigError(f"{option}={path}: the file must define {how}, which returns an optuna {kind.__name__}")
+        raise ConfigError(f"{option}={path}: the file must define {signature}, which returns an optuna {kind.__name__}")
     try:
         made = function(*arguments)
     except Exception as error:  # a user's code may raise anything
-        raise ConfigError(f"{option}={path}: {how}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{option}={path}: {signature}: {type(error).__name__}: {error}") from error
     if not isinstance(made, kind):
-        raise ConfigError(f"{option}={path}: {how} returns {type(made).__name__}, not an optuna {kind.__name__}")
+        raise ConfigError(f"{option}={path}: {signature} returns {type(made).__name__}, not an optuna {kind.__name__}")
     return made
 
 
-@functools.cache  # for each of many trials
+@functools.cache  # needed for every trial
 def _module(option: str, path: str) -> Any:
     return search_spaces.run_file(Path(path), option)

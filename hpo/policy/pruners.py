@@ -1,4 +1,4 @@
-"""Optuna pruners: which trials go on. Pure functions of the study, so that every decision can be taken again."""
+"""Optuna pruners. They are pure functions of the study, so that every decision can be repeated."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-_POWER = 0.3  # how fast places get fewer: 1 is ASHA's own pace, which stops slow starters (docs/log.md)
-_LEADERS = 5  # finished trials that are the measure of the former rule
+_POWER = 0.3  # how fast the places decrease: 1 is ASHA's own rate, which prunes slow starters (docs/log.md)
+_NUM_LEADERS = 5  # complete trials that the former rule compares with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What a trial's value was held against."""
+    """A comparison of a trial's value with those of its rivals."""
 
     passed: bool
-    cutoff: float  # the value of the last that goes on
+    cutoff: float  # the value of the last rival that continues
     set_by: int  # its number
-    rivals: int  # values that were compared, the trial's own among them where it was
-    places: int  # how many of them go on
+    rivals: int  # number of values, the trial's own included where it is one of them
+    places: int  # how many of them continue
     step: int  # after which the values were reported
 
 
 class ComparingPruner(BasePruner):
-    """One that can say why."""
+    """A pruner that explains its decisions."""
 
     @abstractmethod
     def compares(self, step: int) -> bool:
@@ -38,35 +38,44 @@ class ComparingPruner(BasePruner):
 
     @abstractmethod
     def share(self, step: int) -> float:
-        """About how many of all trials go on after a step that it compares at."""
+        """The expected share of all trials that continue after a step at which it compares."""
 
     @abstractmethod
     def compare(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
     ) -> Comparison | None:
-        """Hold a trial's last value against those of all trials, by number; None where it goes on without."""
+        """Compare a trial's last value with those of other trials.
+
+        Args:
+            trials: all trials of the study, by number.
+            trial: one of them.
+            direction: the study's.
+
+        Returns:
+            None if the trial continues without a comparison.
+        """
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """As Optuna asks."""
-        found = self.compare(study.get_trials(deepcopy=False), trial, study.direction)
-        return found is not None and not found.passed
+        """Optuna's interface."""
+        comparison = self.compare(study.get_trials(deepcopy=False), trial, study.direction)
+        return comparison is not None and not comparison.passed
 
 
 class AshaPruner(ComparingPruner):
-    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), asked after every step instead of at rungs.
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), after every step instead of at rungs.
 
-    A trial's value is ranked among the values that trials have had after the same step so far, its own among them. Of
-    all trials that have reported, 1/reduction go on after step `grace`, and fewer after each later one; at least the
-    best one goes on, and those that are as good. So a trial that is the best at its step is never pruned. As more
-    trials report, a trial may be pruned that would have gone on before.
+    A trial's value is ranked among the values that trials have had after the same step so far, its own included. Of all
+    trials that have reported, 1/`reduction_factor` continue after step `grace_period`, and fewer after each later one.
+    The best trial at its step always continues, and so do equally good ones. As more trials report, a trial may be
+    pruned that would have continued before.
 
     Args:
-        grace: steps before the first comparison, at least 1.
-        reduction: one trial in so many goes on after them, at least 1.
-        epochs: steps of a trial that is never pruned. Who has at most an eighth of them left goes on: to prune it would
-            save next to nothing. None: not known.
-        min_delta: a value that is less than this below the bar is as good.
-        is_dead: whether a trial is no rival any more, as one that has diverged.
+        grace_period: steps before the first comparison, at least 1.
+        reduction_factor: one trial in so many continues after them, at least 1.
+        epochs: steps of a trial that is never pruned; None: not known. A trial with at most an eighth of them left
+            continues, since to prune it would save almost nothing.
+        min_delta: a value that is less than this below the cutoff counts as equal.
+        is_dead: whether a trial no longer counts as a rival, such as one that diverged.
     """
 
     def __init__(
@@ -96,7 +105,7 @@ class AshaPruner(ComparingPruner):
     def compare(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
     ) -> Comparison | None:
-        """See the class."""
+        """See ComparingPruner."""
         step = trial.last_step
         if step is None or not self.compares(step):
             return None
@@ -106,56 +115,54 @@ class AshaPruner(ComparingPruner):
             if other.intermediate_values and (other.number == trial.number or not self._is_dead(other))
         ]
         rivals = [other for other in alive if step in other.intermediate_values]
-        return _ranked(
-            direction, trial, rivals, step, max(1, int(len(alive) * self.share(step))), min_delta=self._min_delta
-        )
+        places = max(1, int(len(alive) * self.share(step)))
+        return _compare_values(direction, trial, rivals, step, places, min_delta=self._min_delta)
 
 
 class FormerPruner(ComparingPruner):
-    """The rules that searches began with before 2026-12, for those that are continued.
+    """The rules of searches that began before 2026-12, so that they can be continued.
 
-    asha: at rungs grace, grace x reduction, ... one in `reduction` goes on. leaders: once five trials are complete, who
-    is worse than each of the best five was after the same step is pruned; until then one in `reduction` goes on, by
-    the value after step `grace`, and is asked again after each later step.
+    asha: one in `reduction_factor` trials continues at each rung: step `grace_period`, and that times
+    `reduction_factor`, again and again.
+    leaders: as soon as five trials are complete, a trial is pruned if it is worse than each of the best five was after
+    the same step. Until then one in `reduction_factor` continues, by the values after step `grace_period`.
     """
 
     def __init__(self, rule: Literal["leaders", "asha"], *, grace_period: int, reduction_factor: int) -> None:
-        self._rule, self._grace, self._reduction = rule, grace_period, reduction_factor
+        self._is_leaders, self._grace, self._reduction = rule == "leaders", grace_period, reduction_factor
 
-    def rungs(self, last: int) -> tuple[int, ...]:
-        """Steps below the last one after which ASHA compares."""
-        found, rung = [], self._grace
-        while rung < last:
-            found.append(rung)
-            rung *= self._reduction
-        return tuple(found)
+    def _rungs(self, step: int) -> list[int]:
+        """The rungs up to a step."""
+        rungs = [self._grace]
+        while rungs[-1] <= step:
+            rungs.append(rungs[-1] * self._reduction)
+        return rungs[:-1]
 
     def compares(self, step: int) -> bool:
         """See ComparingPruner."""
-        return step >= self._grace and (self._rule == "leaders" or step in self.rungs(step + 1))
+        return step >= self._grace and (self._is_leaders or step in self._rungs(step))
 
     def share(self, step: int) -> float:
         """See ComparingPruner."""
-        times = 1 if self._rule == "leaders" else len(self.rungs(step + 1))
-        return float(self._reduction) ** -times
+        return float(self._reduction) ** -(1 if self._is_leaders else len(self._rungs(step)))
 
     def compare(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
     ) -> Comparison | None:
-        """See the class."""
+        """See ComparingPruner."""
         step = trial.last_step
         if step is None or not self.compares(step):
             return None
         complete = sorted((-t.values[0], t.number) for t in trials if t.state == TrialState.COMPLETE)
-        if self._rule == "leaders" and len(complete) >= _LEADERS:
-            leaders = [trials[number] for _, number in complete[:_LEADERS]]
-            return _ranked(direction, trial, leaders, step, _LEADERS)
-        at = step if self._rule == "asha" else self._grace
-        rivals = [other for other in trials if at in other.intermediate_values]
-        return _ranked(direction, trial, rivals, at, max(1, len(rivals) // self._reduction))
+        if self._is_leaders and len(complete) >= _NUM_LEADERS:
+            leaders = [trials[number] for _, number in complete[:_NUM_LEADERS]]
+            return _compare_values(direction, trial, leaders, step, _NUM_LEADERS)
+        compared_step = self._grace if self._is_leaders else step
+        rivals = [other for other in trials if compared_step in other.intermediate_values]
+        return _compare_values(direction, trial, rivals, compared_step, max(1, len(rivals) // self._reduction))
 
 
-def _ranked(
+def _compare_values(
     direction: StudyDirection,
     trial: FrozenTrial,
     rivals: Sequence[FrozenTrial],
@@ -164,18 +171,18 @@ def _ranked(
     *,
     min_delta: float = 0.0,
 ) -> Comparison:
-    """By the values after a step; of equal ones all pass, and what is not a number is worse than all."""
+    """Compare by the values after a step. Equal values all pass, and NaN is the worst."""
     sign = 1 if direction == StudyDirection.MINIMIZE else -1
 
-    def key(of: FrozenTrial) -> float:
-        value = of.intermediate_values[step]
+    def key(rival: FrozenTrial) -> float:
+        value = rival.intermediate_values[step]
         return math.inf if math.isnan(value) else sign * value
 
     order = sorted((key(rival), rival.number) for rival in rivals)
-    bar, set_by = order[min(places, len(order)) - 1]
+    cutoff, set_by = order[min(places, len(order)) - 1]
     return Comparison(
-        passed=key(trial) <= bar + min_delta and not math.isnan(trial.intermediate_values[step]),
-        cutoff=sign * bar,
+        passed=key(trial) <= cutoff + min_delta and not math.isnan(trial.intermediate_values[step]),
+        cutoff=sign * cutoff,
         set_by=set_by,
         rivals=len(order),
         places=places,

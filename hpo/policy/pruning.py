@@ -1,10 +1,11 @@
-"""What becomes of a trial after a report: it continues, is pruned, or is complete. Asks the search's pruner."""
+"""Decides after each report whether a trial continues, is pruned or is complete, with the search's pruner."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import optuna
@@ -18,37 +19,50 @@ from hpo.policy.trial_history import in_memory_study, trials_as_of_report
 from model.common.errors import ConfigError
 from model.training_report import EvalReport, failure_reason
 
-PRUNED = ("asha", "leaders", "pruner")  # reasons of a Decision by which others were better
+PRUNED = ("asha", "leaders", "pruner")  # the reasons of a Decision that mean: others were better
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Whether a trial goes on after a report, and why."""
+    """Whether a trial continues after a report, and why. That of an ended trial is on record.
+
+    Args:
+        action: what happens to the trial.
+        reason: "asha", "leaders" and "pruner" prune it since others were better; "pruner" is a user's.
+        epoch: the report's.
+        value: the objective after that epoch.
+        cutoff: the lowest value that continues, if the pruner says so.
+        set_by: number of the trial with that value.
+        rivals: number of trials whose values were compared.
+        compared: the epoch after which they had these values.
+        places: how many of them continue.
+        kept: Optuna's system attributes that a user's pruner set on the trial, for its next decisions.
+    """
 
     action: Literal["continue", "complete", "prune"]
     reason: Literal["not compared", "passed", "finished", "asha", "leaders", "pruner", "diverged", "collapsed"]
     epoch: int
     value: float
-    cutoff: float | None = None  # the value of the last that goes on, where the pruner says so
-    set_by: int | None = None  # the trial that has it
-    rivals: int | None = None  # trials whose values were compared
-    compared: int | None = None  # the epoch whose values were
-    places: int | None = None  # how many of them go on
-    kept: Mapping[str, Any] | None = None  # by a user's pruner, for its next decisions
+    cutoff: float | None = None
+    set_by: int | None = None
+    rivals: int | None = None
+    compared: int | None = None
+    places: int | None = None
+    kept: Mapping[str, Any] | None = None
 
 
 def next_comparison(epochs: int, search: SearchConfig) -> int | None:
-    """The epoch after which the pruner is asked next of a trial that has so many behind it; None: never."""
+    """The epoch after which the pruner next compares a trial that has finished `epochs`; None: never."""
     pruner = plugins.pruner(search, is_dead)
-    for after in range(max(epochs + 1, search.grace_epochs), search.epochs if pruner else 0):
-        if not isinstance(pruner, ComparingPruner) or pruner.compares(after):
-            return after
+    for epoch in range(max(epochs + 1, search.grace_epochs), search.epochs if pruner else 0):
+        if not isinstance(pruner, ComparingPruner) or pruner.compares(epoch):
+            return epoch
     return None
 
 
 def survival_shares(search: SearchConfig) -> list[float]:
-    """About how many of all trials go on after 0, 1, 2, ... epochs, while there is nothing to learn it from. Of a
-    user's pruner nothing is known: all."""
+    """The shares of trials expected to continue after 0, 1, 2, ... epochs, by the pruner's rule alone; all of them with
+    a user's pruner, whose rule is not known."""
     pruner, shares = plugins.pruner(search, is_dead), [1.0]
     for epoch in range(1, search.epochs):
         shares.append(shares[-1])
@@ -58,88 +72,90 @@ def survival_shares(search: SearchConfig) -> list[float]:
 
 
 def is_dead(trial: FrozenTrial) -> bool:
-    """Whether it diverged or collapsed, or has not recovered yet from an epoch that could become a collapse: no rival
-    to anybody."""
+    """Whether a trial is no rival to others: it diverged, collapsed, or may be collapsing."""
     if DECISION in trial.user_attrs:
         return trial.user_attrs[DECISION]["reason"] in ("diverged", "collapsed")
     reports = trial.user_attrs[REPORTS]
-    if not reports or not EvalReport.from_dict(reports[-1]).is_dead:  # nearly always: the rest is not read
+    if not reports or not EvalReport.from_dict(reports[-1]).is_dead:  # the usual case: the others are not parsed
         return False
     return failure_reason([EvalReport.from_dict(report) for report in reports], is_last=True) is not None
 
 
 def decide_pruning(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
-    """What became of trial `number` with its report of `epoch`: the search's pruner is asked (hpo.policy.pruners).
+    """Decide whether a trial continues after a report. The same arguments always give the same decision.
 
-    Raises ConfigError where that is a user's, and fails.
+    Args:
+        trials: all trials of the search, with at least the reports up to this one; later ones are ignored.
+        number: the trial's.
+        epoch: the report's.
+        search: names the pruner.
+
+    Raises:
+        ConfigError: a user's pruner fails.
     """
     trial = trials[number]
-    value = trial.intermediate_values[epoch]
+    make = partial(Decision, epoch=epoch, value=trial.intermediate_values[epoch])
     reports = [EvalReport.from_dict(report) for report in trial.user_attrs[REPORTS][:epoch]]
     reason = failure_reason(reports, is_last=epoch >= search.epochs)
     if reason is not None:
-        return Decision(action="prune", reason=reason, epoch=epoch, value=value)
+        return make(action="prune", reason=reason)
     if epoch >= search.epochs:
-        return Decision(action="complete", reason="finished", epoch=epoch, value=value)
-    decision = _asked_pruner(trials, number, epoch, search)
+        return make(action="complete", reason="finished")
+    decision = _ask_pruner(trials, number, epoch, search)
     if decision.action == "prune" and failure_reason(reports, is_last=True):
-        # Not because others were better: it is to win nothing, and to be nobody's rival.
-        return Decision(action="prune", reason="collapsed", epoch=epoch, value=value, kept=decision.kept)
+        # It would collapse, rather than lose to others: it must not win, nor be a rival.
+        return make(action="prune", reason="collapsed", kept=decision.kept)
     return decision
 
 
-def _asked_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
+def _ask_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
     trial = trials[number]
-    value = trial.intermediate_values[epoch]
+    make = partial(Decision, epoch=epoch, value=trial.intermediate_values[epoch])
     pruner = plugins.pruner(search, is_dead)
     if pruner is None or epoch < search.grace_epochs:
-        return Decision(action="continue", reason="not compared", epoch=epoch, value=value)
-    heard = trial.user_attrs[REPORTS][epoch - 1][REPORT_INDEX]
-    then = trials_as_of_report(trials, heard)
+        return make(action="continue", reason="not compared")
+    report_index = trial.user_attrs[REPORTS][epoch - 1][REPORT_INDEX]
+    earlier = trials_as_of_report(trials, report_index)
     if not isinstance(pruner, ComparingPruner):
-        study = in_memory_study(then, heard=heard)
-        return _by_others(pruner, study, study.get_trials(deepcopy=False)[number], search)
-    found = pruner.compare(then, then[number])
-    if found is None:
-        return Decision(action="continue", reason="not compared", epoch=epoch, value=value)
-    return Decision(
-        action="continue" if found.passed else "prune",
-        reason="passed" if found.passed else "leaders" if search.pruner == "leaders" else "asha",
-        epoch=epoch,
-        value=value,
-        cutoff=found.cutoff,
-        set_by=found.set_by,
-        rivals=found.rivals,
-        compared=found.step,
-        places=found.places,
+        return _ask_users_pruner(pruner, in_memory_study(earlier, report_index=report_index), number, search)
+    comparison = pruner.compare(earlier, earlier[number])
+    if comparison is None:
+        return make(action="continue", reason="not compared")
+    rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
+    return make(
+        action="continue" if comparison.passed else "prune",
+        reason="passed" if comparison.passed else rule,
+        cutoff=comparison.cutoff,
+        set_by=comparison.set_by,
+        rivals=comparison.rivals,
+        compared=comparison.step,
+        places=comparison.places,
     )
 
 
-def _by_others(
-    pruner: optuna.pruners.BasePruner, study: optuna.Study, trial: FrozenTrial, search: SearchConfig
+def _ask_users_pruner(
+    pruner: optuna.pruners.BasePruner, study: optuna.Study, number: int, search: SearchConfig
 ) -> Decision:
-    """Theirs say whether, and not why. What they set of the trial, as SuccessiveHalvingPruner its rungs, is kept."""
-    trial = copy.copy(trial)
-    trial.system_attrs = dict(trial.system_attrs)
-    of_study = study._storage._studies[study._study_id]  # type: ignore[attr-defined]
-    of_study.trials[trial.number] = trial
-    study._storage._trial_id_to_study_id_and_number[trial._trial_id] = (study._study_id, trial.number)  # type: ignore[attr-defined]
-    before = dict(trial.system_attrs)
+    """A user's pruner gives no reason. What it sets on the trial, as SuccessiveHalvingPruner its rungs, is kept."""
+    trials = study._storage._studies[study._study_id].trials  # type: ignore[attr-defined]
+    trials[number] = trial = copy.copy(trials[number])
+    before, trial.system_attrs = trial.system_attrs, dict(trial.system_attrs)
+    study._storage._trial_id_to_study_id_and_number[trial._trial_id] = (study._study_id, number)  # type: ignore[attr-defined]
     try:
-        pruned = pruner.prune(study, trial)
+        is_pruned = pruner.prune(study, trial)
     except Exception as error:  # a user's code may raise anything
         raise ConfigError(f"pruner={search.pruner}: {type(error).__name__}: {error}") from error
-    now = of_study.trials[trial.number].system_attrs
     epoch = max(trial.intermediate_values)
+    after = trials[number].system_attrs
     return Decision(
-        action="prune" if pruned else "continue",
-        reason="pruner" if pruned else "passed",
+        action="prune" if is_pruned else "continue",
+        reason="pruner" if is_pruned else "passed",
         epoch=epoch,
         value=trial.intermediate_values[epoch],
-        kept={name: value for name, value in now.items() if before.get(name) != value} or None,
+        kept={name: value for name, value in after.items() if before.get(name) != value} or None,
     )
 
 
 def replay_decisions(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
-    """What became of trial `number` with each of its reports, taken again from the record."""
+    """The decisions on all reports of a trial, made again from the record."""
     return [decide_pruning(trials, number, epoch, search) for epoch in sorted(trials[number].intermediate_values)]

@@ -1,8 +1,7 @@
-"""The decisions of a search, pure: (record, seed) -> next configuration; (record, trial) -> go on or stop.
+"""Suggests the next configuration of a search with the search's Optuna sampler.
 
-An Optuna sampler takes the ones and an Optuna pruner the others, each in a study of the trials as they were then. No
-Ray, no clock: the same record gives the same decision, after a restart and in a simulator too. A record is the study's
-trials; the user attributes that count are named here.
+A new sampler, seeded by the search's seed and the trial's number, is asked in a new study of the trials on record. So
+the same record gives the same suggestion, after a restart and in a simulator too. There is no Ray and no clock.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial
 
 import search_spaces
 from hpo.policy import plugins
 from hpo.policy.pruning import is_dead
-from hpo.policy.search_config import SearchConfig
+from hpo.policy.search_config import SAMPLERS, SearchConfig
 from hpo.policy.trial_attributes import CONFIG, FIXED_PARAMS, KEPT, QUEUED, REPORTS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.policy.trial_history import in_memory_study
 from model.common.errors import ConfigError, ErrorCollector
@@ -29,45 +28,66 @@ from model.common.text import did_you_mean
 from model.config import TrainConfig
 from search_spaces import Space
 
-_LEARNED_TRIES = 20  # at a configuration that was not there before; a small space makes a sampler repeat its favourites
-_TRIES = 1_000  # then at random: all of 100 configurations are found
+_SAMPLER_TRIES = 20  # at a new configuration; in a small space a sampler repeats its favourites
+_TRIES = 1_000  # in all, the later ones at random: they find each of 100 configurations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suggestion:
-    """The next trial: Optuna's parameters and what they make of the base configuration."""
+    """A configuration for a new trial.
+
+    Args:
+        params: Optuna's parameters.
+        distributions: of the parameters.
+        config: the configuration that they make.
+        by: "starting point", "queued", "random", or the sampler's name.
+        kept: Optuna's system attributes that the sampler set on the trial, for its next suggestions.
+    """
 
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     config: TrainConfig
-    by: str  # "starting point", "queued", "random", or the sampler's name
-    kept: Mapping[str, Any] = field(default_factory=dict)  # by the sampler, for its next suggestions
+    by: str
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
-    def user_attrs(self, heard: int) -> dict[str, Any]:
-        """Of a trial that begins with it. heard: reports of the whole search so far."""
-        kept = {KEPT: dict(self.kept)} if self.kept else {}
-        return {CONFIG: self.config.as_dict(), SUGGESTED_BY: self.by, REPORTS_AT_SUGGESTION: heard, REPORTS: [], **kept}
+    def user_attrs(self, num_reports: int) -> dict[str, Any]:
+        """The user attributes of a trial that begins with it. num_reports: of the whole search so far."""
+        return {
+            CONFIG: self.config.as_dict(),
+            SUGGESTED_BY: self.by,
+            REPORTS_AT_SUGGESTION: num_reports,
+            REPORTS: [],
+            **({KEPT: dict(self.kept)} if self.kept else {}),
+        }
 
 
 def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
-    """The next configuration, from all trials so far; None when a finite space holds no other.
+    """Suggest the next configuration.
 
-    A sampler is made anew for each trial from (search seed, trial number): hpo.policy.plugins. Raises ConfigError where it is
-    a user's, and fails.
+    Args:
+        trials: all trials so far, by number.
+        space: the search's.
+        search: names the sampler.
+
+    Returns:
+        None if a finite space has no other configuration.
+
+    Raises:
+        ConfigError: a user's sampler or space fails.
     """
     number, base = len(trials), search.base_config()
-    seen = [trial.params for trial in trials]
+    known_params = [trial.params for trial in trials]
     for attempt in range(_TRIES):
         seed, by = _seed(search, number, attempt), search.sampler
-        sampler = plugins.sampler(search, seed) if attempt < _LEARNED_TRIES else RandomSampler(seed=seed)
+        sampler = plugins.sampler(search, seed) if attempt < _SAMPLER_TRIES else RandomSampler(seed=seed)
         study = in_memory_study(trials, sampler)
         if attempt == 0 and number < len(space.starting_points):
             by = "starting point"
             study.enqueue_trial(dict(space.starting_points[number]))
-        trial, config = _asked(study, space, base, search.sampler)
-        if by != "starting point" and (attempt >= _LEARNED_TRIES or _is_random(trial, search.sampler)):
+        trial, config = _ask(study, space, base, search.sampler)
+        if by != "starting point" and (attempt >= _SAMPLER_TRIES or _is_random(trial, search.sampler)):
             by = "random"
-        if trial.params not in seen:
+        if trial.params not in known_params:
             return _suggestion(study, trial, config, by)
     return None
 
@@ -75,20 +95,25 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
 def suggest_queued(
     params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Space, search: SearchConfig
 ) -> Suggestion:
-    """The next configuration where somebody has put it into the study (Optuna's enqueue_trial); the sampler suggests
-    what is not in `params`. Raises ConfigError where that is no configuration of the space."""
+    """Complete the parameters of a trial that a user queued with Optuna's enqueue_trial.
+
+    Args:
+        params: given by the user; the sampler suggests missing ones.
+        trials: all trials so far, by number.
+        space: the search's.
+        search: names the sampler.
+
+    Raises:
+        ConfigError: the parameters are not in the space.
+    """
     study = in_memory_study(trials, plugins.sampler(search, _seed(search, len(trials), 0)))
     study.enqueue_trial(dict(params))
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # Optuna's, of what is refused below
-        trial, config = _asked(study, space, search.base_config(), search.sampler)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a value that is refused below
+        trial, config = _ask(study, space, search.base_config(), search.sampler)
     if unknown := sorted(set(params) - set(trial.params)):
-        raise ConfigError(
-            f"{unknown[0]}: the space suggests no such parameter. {did_you_mean(unknown[0], trial.params)}"
-        )
-    try:  # Optuna asks with values out of range, and refuses to keep them
-        create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        nearest = did_you_mean(unknown[0], trial.params)
+        raise ConfigError(f"{unknown[0]}: the space suggests no such parameter. {nearest}")
+    space.check_range(trial)
     return _suggestion(study, trial, config, QUEUED)
 
 
@@ -99,14 +124,16 @@ def _suggestion(study: optuna.Study, trial: optuna.Trial, config: TrainConfig, b
 
 
 def check_plugins(search: SearchConfig) -> None:
-    """Before anything is started: that sampler and pruner can be made, and that a user's sampler has a suggestion once
-    trials are complete, of which three are made up here. Raises ConfigError, with the mistakes of both."""
-    mistakes = ErrorCollector()
-    with mistakes.catch():
-        plugins.sampler(search, 0)
-    with mistakes.catch():
-        plugins.pruner(search, is_dead)
-    mistakes.raise_if_any()
+    """Check, before anything is started, that sampler and pruner can be made, and that a user's sampler makes a
+    suggestion after three complete trials.
+
+    Raises:
+        ConfigError: with the errors of both.
+    """
+    errors = ErrorCollector()
+    errors.attempt(plugins.sampler, search, 0)
+    errors.attempt(plugins.pruner, search, is_dead)
+    errors.raise_if_any()
     if not search.sampler.endswith(".py"):
         return
     space = search_spaces.load(search.space)
@@ -115,31 +142,31 @@ def check_plugins(search: SearchConfig) -> None:
         trial = study.ask()
         space.sample(trial, search.base_config())
         study.tell(trial, 0.5)
-    asked = in_memory_study(study.get_trials(deepcopy=False), plugins.sampler(search, 0))
-    _asked(asked, space, search.base_config(), search.sampler)
+    study = in_memory_study(study.get_trials(deepcopy=False), plugins.sampler(search, 0))
+    _ask(study, space, search.base_config(), search.sampler)
 
 
-def _asked(study: optuna.Study, space: Space, base: TrainConfig, name: str) -> tuple[optuna.Trial, TrainConfig]:
-    """Raises ConfigError where a user's sampler fails, or keeps what only a study that lives on would have."""
+def _ask(study: optuna.Study, space: Space, base: TrainConfig, sampler: str) -> tuple[optuna.Trial, TrainConfig]:
+    """Raises ConfigError if a user's sampler fails, or relies on attributes of the study, which do not persist."""
     try:
         trial = study.ask()
         config = space.sample(trial, base)
-    except ConfigError as error:  # the space's, or of a sampler that it asked for a value
-        raise ConfigError(f"sampler={name}: {error}" if name.endswith(".py") else str(error)) from error
+    except ConfigError as error:  # from the space, or from a sampler that it asked for a value
+        raise ConfigError(f"sampler={sampler}: {error}" if sampler.endswith(".py") else str(error)) from error
     except Exception as error:  # a user's code may raise anything
-        raise ConfigError(f"sampler={name}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"sampler={sampler}: {type(error).__name__}: {error}") from error
     if study._storage.get_study_system_attrs(study._study_id):
         raise ConfigError(
-            f"sampler={name}: it keeps something in the study itself, as QMCSampler does. Here each suggestion comes "
-            "from a new sampler in a new study of the trials on record, so that only what it keeps with a trial is "
-            "there the next time. Choose another sampler"
+            f"sampler={sampler}: it keeps something in the study itself, as QMCSampler does. Here each suggestion "
+            "comes from a new sampler in a new study of the trials on record, so that only attributes of trials "
+            "persist. Choose another sampler"
         )
     return trial, config
 
 
 def _is_random(trial: optuna.Trial, sampler: str) -> bool:
-    """Whether a sampler of ours drew it at random, as it does with the first ones."""
-    return sampler in ("gp", "tpe", "random") and not trial.relative_params
+    """Whether one of our samplers drew the trial at random, as it does with the first ones."""
+    return sampler in SAMPLERS and not trial.relative_params
 
 
 def _seed(search: SearchConfig, number: int, attempt: int) -> int:

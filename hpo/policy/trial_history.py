@@ -1,4 +1,4 @@
-"""The trials of a search as they were at an earlier report or suggestion, so that each decision can be repeated."""
+"""The trials of a search as they were at an earlier report, so that every decision can be repeated."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy.trial_attributes import DECISION, ERROR, KEPT, NODE, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
+from hpo.policy.trial_attributes import DECISION, KEPT, NODE, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
 from model.training_report import EvalReport, Objective, objective_value
 
 
 def in_memory_study(
-    trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None, *, heard: float = math.inf
+    trials: Sequence[FrozenTrial],
+    sampler: optuna.samplers.BaseSampler | None = None,
+    *,
+    report_index: float = math.inf,
 ) -> optuna.Study:
-    """A study of these trials, maximised. Optuna's add_trials would copy each, a second for a thousand.
+    """A study of these trials, maximized, for one question to a sampler or a pruner.
 
-    heard: the place of the report that is judged in it; what a pruner kept then is not there yet.
+    Optuna's add_trials would copy each trial, which takes a second for a thousand.
+
+    Args:
+        trials: by number.
+        sampler: the study's; only for suggestions.
+        report_index: index of the report to decide on. What a pruner kept with it or later is left out.
     """
     storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(  # by name, since Hyperband draws brackets from it
+    study = optuna.create_study(  # with a name, since Hyperband draws brackets from it
         study_name="search", storage=storage, direction="maximize", sampler=sampler
     )
-    storage._studies[study._study_id].trials.extend(_with_kept(trial, heard) for trial in trials)
+    storage._studies[study._study_id].trials.extend(_with_kept_attrs(trial, report_index) for trial in trials)
     return study
 
 
-def _with_kept(trial: FrozenTrial, heard: float) -> FrozenTrial:
+def _with_kept_attrs(trial: FrozenTrial, report_index: float) -> FrozenTrial:
     kept = dict(trial.user_attrs.get(KEPT, {}))
     for report in trial.user_attrs.get(REPORTS, []):
-        if KEPT in report and report[REPORT_INDEX] < heard:
+        if KEPT in report and report[REPORT_INDEX] < report_index:
             kept |= report[KEPT]
     if not kept:
         return trial
@@ -60,43 +68,30 @@ def with_report(
     return trial
 
 
-def trials_as_of_report(trials: Sequence[FrozenTrial], heard: int) -> list[FrozenTrial]:
-    """The trials as they were when the report with that place came: what came later decides nothing. One that failed
-    is told as one under way: the machine's fault says nothing of its values."""
+def trials_as_of_report(trials: Sequence[FrozenTrial], report_index: int) -> list[FrozenTrial]:
+    """The trials as they were when a report came. A trial that failed later, or before, counts as running: a failure of
+    the machine says nothing about its values."""
     return [
-        trial if _was_like_this(trial, heard) else _cut(trial, heard)
+        trial if _was_the_same(trial, report_index) else trial_as_of_report(trial, report_index)
         for trial in trials
-        if trial.user_attrs[REPORTS_AT_SUGGESTION] <= heard
+        if trial.user_attrs[REPORTS_AT_SUGGESTION] <= report_index
     ]
 
 
-def _was_like_this(trial: FrozenTrial, heard: int) -> bool:
+def _was_the_same(trial: FrozenTrial, report_index: int) -> bool:
     reports = trial.user_attrs[REPORTS]
     last = reports[-1][REPORT_INDEX] if reports else -1
     if trial.state == TrialState.RUNNING:
-        return bool(last <= heard)
-    return trial.state != TrialState.FAIL and last < heard
+        return bool(last <= report_index)
+    return trial.state != TrialState.FAIL and last < report_index
 
 
-def _cut(trial: FrozenTrial, heard: int) -> FrozenTrial:
-    reports = [report for report in trial.user_attrs[REPORTS] if report[REPORT_INDEX] <= heard]
-    was = copy.copy(trial)
-    was.user_attrs = {**trial.user_attrs, REPORTS: reports}
-    was.user_attrs.pop(DECISION, None)
-    was.intermediate_values = {e: v for e, v in trial.intermediate_values.items() if e <= len(reports)}
-    was.state, was.values = TrialState.RUNNING, None
-    return was
-
-
-def trials_as_of_suggestion(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
-    """The trials as they were when trial `number` was suggested: `suggest` of these gives its configuration again."""
-    asked = trials[number].user_attrs[REPORTS_AT_SUGGESTION]
-    return [_as_it_was(trial, asked, number) for trial in trials[:number]]
-
-
-def _as_it_was(trial: FrozenTrial, asked: int, number: int) -> FrozenTrial:
-    reports = [report for report in trial.user_attrs[REPORTS] if report[REPORT_INDEX] < asked]
-    was_over = len(reports) == len(trial.user_attrs[REPORTS]) and trial.state.is_finished()
-    if trial.state == TrialState.FAIL:
-        was_over = trial.user_attrs[ERROR]["trials"] <= number
-    return trial if was_over else _cut(trial, asked - 1)
+def trial_as_of_report(trial: FrozenTrial, report_index: int) -> FrozenTrial:
+    """A running trial with the reports up to an index."""
+    reports = [report for report in trial.user_attrs[REPORTS] if report[REPORT_INDEX] <= report_index]
+    earlier = copy.copy(trial)
+    earlier.user_attrs = {**trial.user_attrs, REPORTS: reports}
+    earlier.user_attrs.pop(DECISION, None)
+    earlier.intermediate_values = {e: v for e, v in trial.intermediate_values.items() if e <= len(reports)}
+    earlier.state, earlier.values = TrialState.RUNNING, None
+    return earlier

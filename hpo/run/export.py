@@ -8,7 +8,7 @@ from typing import Any
 from hpo.policy.leaderboard import candidates
 from hpo.store.layout import EXPORT, FINAL
 from hpo.store.record import Record
-from hpo.store.search_results import extent, final_wins, ranked, winner
+from hpo.store.search_results import extent, final_wins, ranked_finalists, winner
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError
 from model.data.data_config import DataConfig
@@ -31,8 +31,6 @@ def export_winner(
     """Write the best checkpoint of the winner, or of one trial, as a folder that can be deployed.
 
     Args:
-        record: Of the search.
-        images: Its images.
         is_over: Whether the search is over; only then the model is measured on the test images.
         data: Where the images are now, if they have moved.
         trial: Number of the trial; None exports the winner.
@@ -76,7 +74,7 @@ def export_winner(
 
 def _by_rank(record: Record) -> list[int]:
     """Return all candidates, the finalists first."""
-    return list(dict.fromkeys([*ranked(record), *candidates(record.trials(), record.search.objective)]))
+    return list(dict.fromkeys([*ranked_finalists(record), *candidates(record.trials(), record.search.objective)]))
 
 
 def _is_intact(record: Record, number: int) -> bool:

@@ -36,7 +36,7 @@ def train_final(context: SearchContext) -> None:
     """
     record = context.record
     record.set_metadata(layout.FINAL, None)  # the checkpoint of an earlier one is about to be overwritten
-    for number in search_results.ranked(record):
+    for number in search_results.ranked_finalists(record):
         while True:
             collapses = [event for event in search_results.collapses(record) if _is_of(event, number, record.search)]
             if collapses and collapses[-1]["back_to"] is None:

@@ -19,13 +19,7 @@ TIMEOUT_SECONDS = 600.0  # enough for a mail, a message, an upload; anything lon
 
 
 def run_on_finish(record: Record, code: int, reason: str) -> None:
-    """Run the command of --on-finish, if there is one.
-
-    Args:
-        record: Of the search that has ended.
-        code: Its exit code.
-        reason: Why it ended, in words.
-    """
+    """Run the command of --on-finish, if there is one; code: the exit code of the search."""
     if not record.search.on_finish:
         return
     try:

@@ -13,8 +13,8 @@ import search_spaces
 from hpo.policy import sampling
 from hpo.policy.search_config import SearchConfig, check_name
 from hpo.store.object_storage import Storage
-from hpo.store.record import check_compatible, check_free
 from hpo.store.replication import find_search, open_storage, similar_name
+from hpo.store.search_file import check_compatible, check_free
 from hpo.tune import ray_session
 from model.common.errors import ConfigError, ErrorCollector
 from model.config import TrainConfig
@@ -46,8 +46,7 @@ def check_request(
     """Find all errors of a request that can be found without reading images.
 
     Args:
-        name: Name of the search.
-        runs: Folder of all searches.
+        name, runs: The name of the search and the folder of all searches.
         options: Fields of SearchConfig that the user gave.
         address: Address of the storage, if there is one.
         errors: Those that the command line has found already.
@@ -139,8 +138,8 @@ def _check_fit(config: TrainConfig, images: Images) -> None:
 
 
 def _check_wandb(search: SearchConfig) -> None:
-    from hpo.tracking.wandb_runs import leave_out, log_in  # noqa: PLC0415 - an optional service
+    from hpo.tracking.wandb_login import log_in, remove_inherited_settings  # noqa: PLC0415 - an optional service
 
-    leave_out(search.wandb)
+    remove_inherited_settings(search.wandb)
     if search.wandb == "online":
         log_in()

@@ -14,21 +14,16 @@ from hpo.store.layout import LOCK_FILE
 from hpo.store.lease import acquire_lease
 from hpo.store.lock import acquire_lock, has_open, lease_owner, lock_owner
 from hpo.store.object_storage import Storage
-from hpo.store.record import Record, not_found
+from hpo.store.record import Record
+from hpo.store.search_file import not_found
 from hpo.views.formatting import command_to_continue
 from model.common.errors import ConfigError, MachineError
 
 _STOP_SECONDS = 60.0
 
 
-def stop_search(runs: Path, name: str, timeout: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
+def stop_search(runs: Path, name: str, timeout_seconds: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
     """Stop a search that runs on this machine, so that it can be continued.
-
-    Args:
-        runs: Folder of all searches.
-        name: Name of the search.
-        timeout: Seconds to wait for its process.
-        storage: Where the search is, if it has a storage.
 
     Returns:
         A sentence to print.
@@ -52,11 +47,11 @@ def stop_search(runs: Path, name: str, timeout: float = _STOP_SECONDS, storage: 
         return f"{name} is not running"
     except PermissionError:
         raise ConfigError(f"{name}: permission denied; {owner} belongs to another user") from None
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout_seconds
     while has_open(owner.pid, runs / name / LOCK_FILE):
         if time.monotonic() > end:
             raise MachineError(
-                f"{name}: {owner} did not stop within {timeout:.0f} s; run `hpo stop {name}` again to force it"
+                f"{name}: {owner} did not stop within {timeout_seconds:.0f} s; run `hpo stop {name}` again to force it"
             )
         time.sleep(0.1)
     command = command_to_continue(name, runs, storage.address if storage else None)

@@ -65,12 +65,10 @@ def run_search(
     """Begin a search, or continue it.
 
     Args:
-        name: Name of the search.
-        runs: Folder of all searches.
         options: Fields of SearchConfig that differ from the defaults or from search.json.
         address: Address of its storage, if it has one.
         errors: Those that the command line has found in the request.
-        quiet: Print nothing but the result.
+        quiet: Print only the result.
 
     Returns:
         The exit code (hpo.exit_codes).
@@ -166,7 +164,7 @@ class SearchRun:
         """Run the phases that need Ray, and export the winner; return the exit code."""
         record = self.record
         with ExitStack() as display:  # the live table stays until the export is written
-            with ray_session.started(record.search, partial(self.shutdown.request, HEAD_GONE)) as cluster:
+            with ray_session.RaySession(record.search, partial(self.shutdown.request, HEAD_GONE)) as cluster:
                 self._say(describe_plan(record, cluster))
                 context = self._create_context(cluster, tracker, display)
                 run_trials(context, self.space)

@@ -1,4 +1,4 @@
-"""Which checkpoints stay on disk: the best of the k best trials, and all that an unfinished trial needs to go on."""
+"""Which checkpoints stay on disk: the best of the k best trials, and all that an unfinished trial needs to continue."""
 
 from __future__ import annotations
 
@@ -18,45 +18,48 @@ log = logging.getLogger(__name__)
 
 
 class Retention:
-    """A listener. Files go when a trial ends: its own, and those of the one that it supplants. Ray has asked the trial
-    for its next step only after a report was heard, so nobody writes any more."""
+    """A listener that deletes checkpoints when a trial ends: its own, and the best one of the trial that it displaces.
 
-    def __init__(self, record: Record, also: Callable[[Path], None] = lambda _: None) -> None:
-        """also: removes the same file elsewhere."""
-        self._record, self._also = record, also
+    Ray asks a trial for its next step only after the listeners have had its report, so no worker writes meanwhile.
+    """
+
+    def __init__(self, record: Record, also_delete: Callable[[Path], None] = lambda _: None) -> None:
+        """also_delete: deletes the same file elsewhere."""
+        self._record, self._also_delete = record, also_delete
         self._ended: set[int] = set()
-        self._kept: list[tuple[float, int]] = []
+        self._kept: list[tuple[float, int]] = []  # rank and number of the best trials, best first
 
     def on_trial_update(self, trial: FrozenTrial) -> None:
-        """See Listener. A continued search tells of all trials first: what a kill left behind goes then."""
+        """See Listener. A continued search reports all its trials first, which deletes what a killed driver left."""
         if not trial.state.is_finished() or trial.number in self._ended:
             return
         self._ended.add(trial.number)
         folder = self._record.trial_folder(trial.number)
-        self._remove(folder / LAST)
-        self._also(folder / FENCING_TOKEN)
+        self._delete(folder / LAST)
+        self._also_delete(folder / FENCING_TOKEN)
         for part in folder.glob(".*"):  # of a process that was killed while it wrote
-            _remove(part)
+            _unlink(part)
         place = rank(trial)
         if place is None:
-            self._remove(folder / BEST)
+            self._delete(folder / BEST)
             return
         bisect.insort(self._kept, place)
-        for _, number in self._kept[self._record.search.keep_checkpoints :]:
-            self._remove(self._record.trial_folder(number) / BEST)
-        del self._kept[self._record.search.keep_checkpoints :]
+        limit = self._record.search.keep_checkpoints
+        for _, number in self._kept[limit:]:
+            self._delete(self._record.trial_folder(number) / BEST)
+        del self._kept[limit:]
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """See Listener."""
 
-    def _remove(self, path: Path) -> None:
-        _remove(path)
-        self._also(path)
+    def _delete(self, path: Path) -> None:
+        _unlink(path)
+        self._also_delete(path)
 
 
-def _remove(path: Path) -> None:
-    """A file that stays costs room and nothing else: the search goes on."""
+def _unlink(path: Path) -> None:
+    """A file that cannot be deleted only takes up space, so the search continues."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s: stays on disk (%s)", path, error.strerror)
+        log.warning("%s: cannot be deleted (%s)", path, error.strerror)

@@ -1,13 +1,12 @@
-"""The names of the files in a search's folder, and of the facts that are noted on its study."""
+"""The names of the files in a search's folder, and of the facts in its study's metadata. They never change."""
 
 from __future__ import annotations
 
 STATUS_FILE = "status.json"
-
 STUDY_FILE, LOCK_FILE = "study.db", "lock"
-
-FINALISTS, FINAL = "finalists", "final"  # notes on the record; the final training has a folder of that name too
-COLLAPSES = "final_collapses"  # as those: each time that a final training collapsed, and what was done then
-LOST = "lost"  # as those: numbers of the trials whose best checkpoint was damaged or gone when the search ended
-IMAGES = "images"  # as those: the digest of the images that its trials see
 EXPORT = "export"  # the folder of the winner's export
+
+FINALISTS, FINAL = "finalists", "final"  # metadata; the final training also has a folder named FINAL
+COLLAPSES = "final_collapses"  # metadata: each collapse of a final training, and what was done then
+LOST = "lost"  # metadata: numbers of trials whose best checkpoint was damaged or missing when the search ended
+IMAGES = "images"  # metadata: the digest of the images that the trials see

@@ -1,8 +1,7 @@
-"""The lease on a search in a storage: one driver at a time, on whatever host. No clocks are compared, and nothing is
-asked of the storage but that what was written is listed at once.
+"""The lease on a search in a storage: one driver at a time, on whatever host.
 
-A claim is a file, lease/000007-RANDOM.json. Its holder raises a counter in it; the claim of a higher generation ends
-that of a lower one.
+A claim is a file, lease/000007-RANDOM.json, in which its driver raises a counter. A claim of a higher generation ends
+all lower ones. No clocks are compared, and the storage only has to list what was written at once.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from model.common.validation import wrong_fields
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0  # between two raises of the counter
-EXPIRY_SECONDS = 30.0  # of a counter that stands still: six beats
+EXPIRY_SECONDS = 30.0  # of a counter that does not change: six heartbeats
 _FOLDER = "lease/"
+_NAME = re.compile(r"[0-9]{6,12}-[0-9a-f]{8}")
 
 
 class LeaseLostError(StorageError):
@@ -37,7 +37,7 @@ class LeaseLostError(StorageError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """What is in the file, and its name without .json."""
+    """The content of a claim's file. name: the file's, without .json."""
 
     name: str
     pid: int
@@ -45,133 +45,136 @@ class Claim:
     counter: int = 0
     released: bool = False
 
-    @property
-    def generation(self) -> int:
-        """1, 2, 3, ..."""
-        return generation_of(self.name)
-
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
-_NAME = re.compile(r"[0-9]{6,12}-[0-9a-f]{8}")
-
-
 def is_claim(name: str) -> bool:
-    """Whether a file of that name is one of ours."""
+    """Whether this can be the name of a claim."""
     return bool(_NAME.fullmatch(name))
 
 
 def generation_of(name: str) -> int:
-    """Of a claim's name."""
+    """The generation of the claim with this name: 1, 2, 3, ..."""
     return int(name.partition("-")[0])
 
 
 class Lease:
-    """Held by this process, until `release`."""
+    """A lease that this process holds until `release`. previous: the claim that it ended."""
 
-    def __init__(self, storage: Storage, claim: Claim, before: Claim | None) -> None:
-        self._storage, self._claim = storage, claim
-        self.previous = before  # the claim that it ended
-        self._over, self._beats = threading.Event(), threading.Thread()
+    def __init__(self, storage: Storage, claim: Claim, previous: Claim | None) -> None:
+        self._storage, self._claim, self.previous = storage, claim, previous
+        self._guarded = storage.subdirectory("", self.check)
+        self._over, self._heartbeat = threading.Event(), threading.Thread()
 
     @property
     def name(self) -> str:
-        """Of the claim."""
+        """The claim's name."""
         return self._claim.name
 
     @property
     def generation(self) -> int:
-        """Of the claim."""
-        return self._claim.generation
+        """The claim's generation."""
+        return generation_of(self.name)
 
     def check(self) -> None:
-        """Before whatever is written. Raises LeaseLostError; OSError where the claim itself is gone."""
+        """Check before each write that the lease is still ours. Raises LeaseLostError; OSError if its file is gone."""
         names = _names(self._storage)
         newest = max(names, key=generation_of, default=self.name)
         if generation_of(newest) > self.generation:
-            by = _read(self._storage, newest)
-            raise LeaseLostError(f"{self._storage}: {by or 'another driver'} has taken this search over")
+            owner = _read(self._storage, newest)
+            raise LeaseLostError(f"{self._storage}: {owner or 'another driver'} has taken this search over")
         if self.name not in names:
             raise OSError("the claim to this search is gone")
 
-    def start_heartbeat(self, when_over: Callable[[StorageError], None]) -> None:
-        """Raise the counter from now on, in a thread. when_over: called there once the lease is lost, or the storage
-        was away for too long."""
+    def start_heartbeat(self, on_lost: Callable[[StorageError], None]) -> None:
+        """Start the thread that raises the counter until the release.
+
+        Args:
+            on_lost: called in that thread if the lease is lost, or the storage was away for longer than its timeout.
+        """
 
         def beat() -> None:
             try:
                 while not self._over.wait(HEARTBEAT_SECONDS):
                     self._claim = replace(self._claim, counter=self._claim.counter + 1)
-                    _write(self._held, self._claim)
+                    _write(self._guarded, self._claim)
             except StorageError as error:
                 if not self._over.is_set():
-                    when_over(error)
+                    on_lost(error)
 
-        self._beats = threading.Thread(target=beat, name="lease", daemon=True)
-        self._beats.start()
-
-    @property
-    def _held(self) -> Storage:
-        return self._storage.subdirectory("", self.check)
+        self._heartbeat = threading.Thread(target=beat, name="lease", daemon=True)
+        self._heartbeat.start()
 
     def release(self) -> None:
-        """The next driver need not wait. Where the lease is lost, or the storage away, he waits."""
+        """Mark the claim released, so that the next driver can start at once. Does nothing if the lease is lost or the
+        storage is away."""
         self._over.set()
         if not self._storage.is_away:
-            if self._beats.is_alive():
-                self._beats.join(HEARTBEAT_SECONDS)  # what it writes late would take the release back
+            if self._heartbeat.is_alive():
+                self._heartbeat.join(HEARTBEAT_SECONDS)  # a late write would undo the release
             with suppress(StorageError):
-                _write(self._held, replace(self._claim, released=True))
+                _write(self._guarded, replace(self._claim, released=True))
 
 
-def acquire_lease(storage: Storage, own: str | None = None) -> Lease:
-    """The lease on the search in this storage. own: the claim of a driver that is known to be dead. Raises ConfigError,
-    naming the holder, while another driver lives; StorageError."""
+def acquire_lease(storage: Storage, dead_claim: str | None = None) -> Lease:
+    """Take the lease on the search in this storage, once its present driver has released it or does not answer.
+
+    Args:
+        dead_claim: the claim of a driver that is known to have ended.
+
+    Raises:
+        ConfigError: another driver is alive; the message names it.
+        StorageError.
+    """
     while True:
-        before = newest_claim(storage)
-        if before and not before.released and before.name != own:
-            log.warning("%s: %s has not signed off; is it alive? %.0f s at most", storage, before, EXPIRY_SECONDS)
-            if not _wait_for_expiry(storage, before):
+        previous = newest_claim(storage)
+        if previous and not previous.released and previous.name != dead_claim:
+            log.warning(
+                "%s: %s did not release its lease; waiting up to %.0f s to see whether it is still running",
+                storage,
+                previous,
+                EXPIRY_SECONDS,
+            )
+            if not _wait_for_expiry(storage, previous):
                 continue
-        claim = Claim(
-            name=f"{(before.generation if before else 0) + 1:06}-{secrets.token_hex(4)}",
-            pid=os.getpid(),
-            host=socket.gethostname(),
-        )
+        generation = generation_of(previous.name) + 1 if previous else 1
+        claim = Claim(name=f"{generation:06}-{secrets.token_hex(4)}", pid=os.getpid(), host=socket.gethostname())
         _write(storage, claim)
-        names = _names(storage)
-        if all(generation_of(name) < claim.generation for name in names if name != claim.name):
-            for name in names:
-                if name != claim.name:
-                    storage.delete(f"{_FOLDER}{name}.json")
-            return Lease(storage, claim, before)
-        storage.delete(f"{_FOLDER}{claim.name}.json")  # two at once: both step back, and one is the first to come again
+        others = [name for name in _names(storage) if name != claim.name]
+        if all(generation_of(name) < generation for name in others):
+            for name in others:
+                _delete(storage, name)
+            return Lease(storage, claim, previous)
+        _delete(storage, claim.name)  # two at once: both step back, and one is the first to try again
         time.sleep(random.uniform(0, 1))
 
 
 def newest_claim(storage: Storage) -> Claim | None:
-    """The claim that counts."""
+    """The claim of the highest generation."""
     while names := _names(storage):
         claim = _read(storage, max(names, key=generation_of))
-        if claim is not None:  # else it was taken back meanwhile
+        if claim is not None:  # else it was deleted meanwhile
             return claim
     return None
 
 
 def _wait_for_expiry(storage: Storage, claim: Claim) -> bool:
-    """Whether its counter stands still for so long, all the while that the storage answers; not where another claim
-    counts meanwhile: it was one of two at once, and was taken back. Raises ConfigError while its holder lives."""
-    last, since = claim, time.monotonic()
+    """Whether the claim has expired: its counter did not change for EXPIRY_SECONDS while the storage answered.
+
+    False if it was released, or another claim is the newest now: of two drivers that came at once, one stepped back.
+    Raises ConfigError if the counter changes.
+    """
+    since = time.monotonic()
     while time.monotonic() - since < EXPIRY_SECONDS:
-        asked = time.monotonic()
+        polled = time.monotonic()
         time.sleep(min(HEARTBEAT_SECONDS, EXPIRY_SECONDS) / 5)
-        now = newest_claim(storage)
-        if now is None or now.name != claim.name or now.released:
+        current = newest_claim(storage)
+        if current is None or current.name != claim.name or current.released:
             return False
-        if now.counter != last.counter:
-            raise ConfigError(f"{storage}: is being run by {now}")
-        if time.monotonic() - asked > EXPIRY_SECONDS / 3:  # away: its holder could not raise it either
+        if current.counter != claim.counter:
+            raise ConfigError(f"{storage}: is being run by {current}")
+        if time.monotonic() - polled > EXPIRY_SECONDS / 3:  # it was away: its driver could not raise the counter either
             since = time.monotonic()
     return True
 
@@ -196,3 +199,7 @@ def _read(storage: Storage, name: str) -> Claim | None:
 
 def _write(storage: Storage, claim: Claim) -> None:
     storage.put(f"{_FOLDER}{claim.name}.json", json.dumps(asdict(claim)).encode())
+
+
+def _delete(storage: Storage, name: str) -> None:
+    storage.delete(f"{_FOLDER}{name}.json")

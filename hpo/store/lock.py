@@ -1,4 +1,4 @@
-"""The lock of a search on this machine: who holds it, and taking it."""
+"""The lock of a search on this machine: taking it, and who holds it."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from model.common.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LockOwner:
-    """The process that took the lock last."""
+    """The process that took the lock last. alive: whether it still has it; None if it runs on another machine."""
 
     pid: int
     host: str
-    alive: bool | None  # whether it has the lock still; None: it is on another machine, and cannot be seen from here
+    alive: bool | None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
 def lock_owner(folder: Path) -> LockOwner | None:
-    """Of the search in a folder; None: it never ran. To try the lock would turn away a driver that starts just then."""
+    """The owner of the search in a folder; None if it never ran. Takes no lock: that could turn a driver away."""
     path = folder / LOCK_FILE
     try:
-        found = re.fullmatch(r"process ([0-9]{1,10}) on (\S+)", path.read_text(errors="replace").strip())
+        match = re.fullmatch(r"process ([0-9]{1,10}) on (\S+)", path.read_text(errors="replace").strip())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not found:
+    if not match:
         return None
-    pid, host = int(found[1]), found[2]
+    pid, host = int(match[1]), match[2]
     return LockOwner(pid=pid, host=host, alive=has_open(pid, path) if host == socket.gethostname() else None)
 
 
 def lease_owner(storage: Storage) -> LockOwner | None:
-    """Of the search in a storage; None: it never ran."""
+    """The owner of the search in a storage; None if it never ran."""
     claim = newest_claim(storage)
     return LockOwner(pid=claim.pid, host=claim.host, alive=False if claim.released else None) if claim else None
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """A driver keeps its lock open to its end; another process that got its number later does not."""
+    """Whether a process has a file open, as a driver has its lock; a later process with its number has not."""
     lock = path.stat()
     try:
         for file in Path(f"/proc/{pid}/fd").iterdir():
@@ -59,19 +59,19 @@ def has_open(pid: int, path: Path) -> bool:
                 continue
     except FileNotFoundError:
         return False
-    except PermissionError:  # somebody else's: to be taken for the driver, rather than not
+    except PermissionError:  # another user's: it may be the driver
         return True
     return False
 
 
 def acquire_lock(folder: Path, name: str) -> IO[str]:
-    """A search's lock, held until it is closed. Raises ConfigError, naming the holder."""
+    """Take a search's lock, until the file is closed. Raises ConfigError with the process that has it."""
     lock = (folder / LOCK_FILE).open("a+", errors="replace")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        raise ConfigError(f"{name}: is being run by {lock.read().strip() or 'another one'}") from None
+        raise ConfigError(f"{name}: is being run by {lock.read().strip() or 'another process'}") from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()

@@ -19,7 +19,8 @@ from hpo.policy.search_config import SEARCH_FILE
 from hpo.store.layout import EXPORT, FINAL, STUDY_FILE
 from hpo.store.lease import Lease, generation_of, is_claim
 from hpo.store.object_storage import Storage
-from hpo.store.record import DamagedError, Record, RecordError, read_about
+from hpo.store.record import Record
+from hpo.store.search_file import DamagedError, RecordError, read_about
 from model.common.errors import ConfigError
 from model.common.files import write_atomically
 

@@ -1,4 +1,4 @@
-"""The record of a search: its folder, search.json, the Optuna study, the lock. One writer: the driver."""
+"""The record of a search: its folder, search.json and the Optuna study. Its only writer is the driver."""
 
 from __future__ import annotations
 
@@ -25,42 +25,41 @@ import search_spaces
 from hpo.policy import plugins
 from hpo.policy.pruning import Decision
 from hpo.policy.sampling import Suggestion
-from hpo.policy.search_config import CHANGEABLE, SEARCH_FILE, SearchConfig, check_name, is_name
+from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name
 from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, MIGRATIONS, REPORTS
 from hpo.policy.trial_history import with_report
 from hpo.store import integrity
 from hpo.store.layout import LOCK_FILE, STUDY_FILE
 from hpo.store.lock import acquire_lock
 from hpo.store.object_storage import Storage
+from hpo.store.search_file import DamagedError, RecordError, check_compatible, not_found, parse_search_file
 from hpo.store.study_database import Study, check_file, describe_error, file_url
 from model.common.errors import ConfigError, MachineError
 from model.common.files import check_writable, describe_os_error, write_atomically
 from model.common.git import git_commit
-from model.common.text import did_you_mean
 from model.training_report import EvalReport
 
 _PACKAGES = ("ray", "optuna", "torch", "numpy", "wandb")
-_ID = "search_id"  # note on the study: whose it is
+_SEARCH_ID = "search_id"  # key in the study's metadata
 _DATABASE_ERRORS = (sqlite3.Error, SQLAlchemyError, StorageInternalError)
-_DAMAGED = ("malformed", "not a database", "no such table", "no such column", "file format")
-
-
-class RecordError(MachineError):
-    """A record that cannot be read, or that somebody else is writing."""
-
-
-class DamagedError(RecordError):
-    """One that is not what was written; another copy of it may be."""
+_DAMAGE_SIGNS = ("malformed", "not a database", "no such table", "no such column", "file format")
 
 
 class Record:
-    """An existing search; `create` makes one. Trials are read as Optuna's FrozenTrial, in order of their numbers.
+    """An existing search; `create` makes one. Its trials are Optuna's FrozenTrial, by number.
 
-    read_only: not a byte is written, not even what SQLite would mend; for who watches a search that others run.
-    waits: for a database server that is away; for drivers, and who watches them.
-    storage: the search's part of it, where it has one; the folder is a copy then (hpo/store/replication.py).
-    sync: downloads what is newer in the storage into the folder.
-    user_folder: where users look for the search, when `runs` is a temporary folder.
+    Args:
+        runs: the folder of searches.
+        name: the search's.
+        read_only: write nothing, not even what SQLite would repair; for a reader while a driver writes.
+        waits: retry while a database server is unreachable; for drivers and `hpo watch`.
+        storage: the search's part of the storage, if it has one; the folder is a local copy of it.
+        sync: downloads from the storage what is newer there than in the folder.
+        user_folder: where the user looks for the search; None: in `runs`. It differs if `runs` is temporary.
+
+    Raises:
+        ConfigError: there is no such search.
+        RecordError: the search is damaged, or its database cannot be read.
     """
 
     def __init__(
@@ -93,50 +92,51 @@ class Record:
         self.id: str = self.about["id"]
 
     def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
-        """And its trials. Raises RecordError where it is gone or damaged; StudyAwayError."""
+        """The study and its trials. Raises RecordError, StudyAwayError."""
         if self.study_file and not self.study_file.exists():
             raise DamagedError(f"{self.study_file}: is gone, and with it the trials; {self._remedy}")
         url, name = _study_of(self.folder, self.about, read_only)
-        with self._telling(Exception):  # json's too, of a damaged row; RuntimeError: tables of another Optuna
+        with self._database_errors(Exception):  # of json, for a damaged row; RuntimeError: tables of another Optuna
             if self.study_file:
                 check_file(self.study_file, read_only=read_only)
             try:
                 study = Study(url, name, read_only=read_only, waits=waits)
             except KeyError:
                 raise DamagedError(f"{self.study_place}: has no study {name}; {self._remedy}") from None
-            of = study.metadata().get(_ID, self.id)
-        if of != self.id:
-            raise DamagedError(f"{self.study_place}: is another search's, {of} and not {self.id}; {self._remedy}")
+            owner = study.metadata().get(_SEARCH_ID, self.id)
+        if owner != self.id:
+            raise DamagedError(f"{self.study_place}: is another search's, {owner} and not {self.id}; {self._remedy}")
         return study, self._read_trials(study)
 
     def _read_trials(self, study: Study) -> list[FrozenTrial]:
-        """Whole ones; those that wait to be run are none yet. Raises RecordError, StudyAwayError."""
-        with self._telling(Exception):
+        """All trials that have begun, checked. Raises RecordError, StudyAwayError."""
+        with self._database_errors(Exception):
             trials = study.trials()
         while trials and trials[-1].state == TrialState.WAITING:
             trials.pop()
-        for place, trial in enumerate(trials):
-            if wrong := "number" if trial.number != place else integrity.trial_problem(trial, self.search.objective):
-                raise DamagedError(f"{self.study_place}: damaged (trial {place}: its {wrong}); {self._remedy}")
+        for number, trial in enumerate(trials):
+            if problem := "number" if trial.number != number else integrity.trial_problem(trial, self.search.objective):
+                raise DamagedError(f"{self.study_place}: damaged (trial {number}: its {problem}); {self._remedy}")
         return trials
 
     @contextmanager
-    def _telling(self, *others: type[Exception]) -> Iterator[None]:
-        """What goes wrong with the database, as RecordError; others: are signs of damage, too."""
+    def _database_errors(self, *others: type[Exception]) -> Iterator[None]:
+        """Raise errors of the database as RecordError. others: errors that mean damage, too."""
         try:
             yield
-        except (ConfigError, MachineError):  # they say all there is to say
+        except (ConfigError, MachineError):  # already explained
             raise
         except Exception as error:
             if not isinstance(error, (*_DATABASE_ERRORS, *others)):
                 raise
-            why = describe_error(error)
-            if "readonly database" in why and self._read_only:  # a journal is left, and must not be played back
+            cause = describe_error(error)
+            if "readonly database" in cause and self._read_only:  # a journal is left, which a reader must not roll back
                 raise RecordError(
-                    f"{self.study_place}: its driver died while it wrote; `hpo show {self.name}` mends that"
+                    f"{self.study_place}: left mid-write by a crashed driver; run `hpo show {self.name}` once to roll the "
+                    "journal back"
                 ) from error
-            if not isinstance(error, _DATABASE_ERRORS) or any(sign in why for sign in _DAMAGED):
-                raise DamagedError(f"{self.study_place}: damaged ({why}); {self._remedy}") from error
+            if not isinstance(error, _DATABASE_ERRORS) or any(sign in cause for sign in _DAMAGE_SIGNS):
+                raise DamagedError(f"{self.study_place}: damaged ({cause}); {self._remedy}") from error
             raise _unusable(self.study_place, error) from error
 
     @property
@@ -145,17 +145,27 @@ class Record:
 
     @property
     def study_place(self) -> str:
-        """A file or a URL, for who is told of it."""
+        """The file or URL of the study, for messages."""
         return self.search.study_url or str(self.folder / STUDY_FILE)
 
     @classmethod
     def exists(cls, runs: Path, name: str) -> bool:
-        """Raises ConfigError for what cannot be a name."""
+        """Whether a search exists. Raises ConfigError for an invalid name."""
         return (runs / check_name(name) / SEARCH_FILE).exists()
 
     @classmethod
     def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
-        """Raises ConfigError for a space that cannot be searched, and where the folder cannot be made."""
+        """Create a search.
+
+        Args:
+            runs: the folder of searches; made if it is missing.
+            name: the search's.
+            search: its configuration.
+
+        Raises:
+            ConfigError: the space cannot be searched, or the folder cannot be made.
+            RecordError: the study cannot be written.
+        """
         folder = runs / check_name(name)
         check_writable(folder, "--runs")
         about = {
@@ -169,32 +179,32 @@ class Record:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
         }
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with closing(acquire_lock(folder, name)):
-            if (folder / SEARCH_FILE).exists():  # since who asked for it looked
+            if (folder / SEARCH_FILE).exists():  # another driver was faster
                 raise ConfigError(f"{name}: another driver has just begun it; leave its options out to continue it")
             try:
-                # The study first: where search.json stands, a study that is missing was lost, and is not begun anew.
-                Study.create(*_study_of(folder, about), {} if search.study_url else {_ID: about["id"]})
+                # The study comes first: beside a search.json, a missing study is a lost one.
+                Study.create(*_study_of(folder, about), {} if search.study_url else {_SEARCH_ID: about["id"]})
                 write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
             except _DATABASE_ERRORS as error:
                 raise _unusable(str(folder / STUDY_FILE), error) from error
-            except ConfigError:  # the database refuses
+            except ConfigError:  # from the database server
                 (folder / LOCK_FILE).unlink()
-                for path in new:
+                for path in new_folders:
                     path.rmdir()
                 raise
         return cls(runs, name, waits=True)
 
-    def update_config(self, asked: Mapping[str, Any]) -> None:
-        """Take up what was asked of a search that exists. Raises ConfigError, with the difference, for the rest."""
-        was = self.search.as_dict()
-        now = SearchConfig(**{**was, **asked}).as_dict()
-        check_compatible(self.name, self.about, self.search, asked)
-        if now != was:
-            self.search = SearchConfig(**now)
-            self.about["search"] = now
+    def update_config(self, options: Mapping[str, Any]) -> None:
+        """Change the options of an existing search. Raises ConfigError for those that cannot change."""
+        before = self.search.as_dict()
+        search = SearchConfig(**{**before, **options})
+        check_compatible(self.name, self.about, self.search, options)
+        if search.as_dict() != before:
+            self.search = search
+            self.about["search"] = search.as_dict()
             write_atomically(self.folder / SEARCH_FILE, json.dumps(self.about, indent=2).encode())
 
     def sync(self) -> None:
@@ -203,10 +213,10 @@ class Record:
             self._sync()
 
     def refresh(self) -> None:
-        """As it is now, for who watches while another writes. Raises RecordError, StorageError."""
+        """Read the record again, while a driver writes it. Raises RecordError, StorageError."""
         self.sync()
         self._read_search()
-        if self.storage and self.study_file:  # another file than before
+        if self.storage and self.study_file:  # a download replaces the file
             self._study, self._trials = self._open()
         else:
             self._trials = self._read_trials(self._study)
@@ -214,36 +224,36 @@ class Record:
     # --- trials ----------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """All of them, as they are now; a change puts a new value in the place of the old."""
+        """All trials as they are now. They are never modified: a change replaces a trial."""
         return list(self._trials)
 
     def trial(self, number: int) -> FrozenTrial:
-        """Raises ConfigError where there is none."""
+        """One trial. Raises ConfigError if there is none."""
         if not 0 <= number < len(self._trials):
             raise ConfigError(f"trial={number}: {self.name} has the trials 0 to {len(self._trials) - 1}")
         return self._trials[number]
 
     def trial_folder(self, number: int) -> Path:
-        """Of its checkpoints and strips. What is read there is to be `here` first."""
+        """The folder of a trial's checkpoints and sample images. `fetch` a file before reading it."""
         return self.folder / "trials" / f"{number:05}"
 
     def fetch(self, path: Path) -> Path:
-        """The same file or folder of the search, as the storage has it, or has it not. Raises StorageError."""
+        """Download a file or folder of the search, or remove it if the storage has none. Raises StorageError."""
         if self.storage:
             self.storage.fetch(path.relative_to(self.folder).as_posix(), path)
         return path
 
     def has_file(self, path: Path) -> bool:
-        """Whether the search has that file; it need not be here."""
+        """Whether the search has a file, here or in the storage."""
         return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 
     def queued(self) -> FrozenTrial | None:
-        """The next trial that somebody has put into the study with Optuna's enqueue_trial."""
-        with self._telling():
+        """The next trial that a user has put into the study with Optuna's enqueue_trial."""
+        with self._database_errors():
             return self._study.queued()
 
     def add(self, suggestion: Suggestion, queued: FrozenTrial | None = None) -> FrozenTrial:
-        """A trial under way. queued: the one that waited for it."""
+        """Begin a trial. queued: the waiting trial that it replaces."""
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(suggestion.params),
@@ -253,7 +263,7 @@ class Record:
         )
         trial.number = len(self._trials)
         trial._trial_id = queued._trial_id if queued else trial._trial_id
-        with self._telling():
+        with self._database_errors():
             self._study.write(trial, queued)
         self._trials.append(trial)
         return trial
@@ -298,12 +308,12 @@ class Record:
         self._write(trial)
 
     def add_failure(self, number: int, error: str) -> int:
-        """A death of its process or node; gives how many there were. It counts over restarts of the driver too."""
+        """Record that the trial's process or node died. Returns the number of failures, over all drivers."""
         return self._append(number, FAILURES, {"error": error})
 
-    def add_migration(self, number: int, why: str) -> int:
-        """As above, where its node was taken."""
-        return self._append(number, MIGRATIONS, {"why": why})
+    def add_migration(self, number: int, reason: str) -> int:
+        """Record that the trial's node was taken. Returns the number of migrations, over all drivers."""
+        return self._append(number, MIGRATIONS, {"why": reason})
 
     def _append(self, number: int, key: str, event: Mapping[str, str]) -> int:
         trial = copy.copy(self._trials[number])
@@ -313,26 +323,25 @@ class Record:
         return len(events)
 
     def fail(self, number: int, error: str) -> None:
-        """FAIL: the machine's fault, no evidence for or against its configuration."""
+        """End a trial as FAIL, which says nothing about its configuration."""
         trial = copy.copy(self._trials[number])
         trial.user_attrs = {**trial.user_attrs, ERROR: {"text": error, "trials": len(self._trials)}}
         trial.state, trial.datetime_complete = TrialState.FAIL, _end_of(trial)
         self._write(trial)
 
     def set_metadata(self, key: str, value: Any) -> None:
-        """A JSON-ready fact about the whole search."""
-        with self._telling():
+        """Write a JSON-ready fact about the whole search. Raises RecordError."""
+        with self._database_errors():
             self._study.set_metadata(key, value)
 
     def metadata(self) -> dict[str, Any]:
-        """All such facts. Raises RecordError."""
-        with self._telling(ValueError):
+        """All facts about the whole search. Raises RecordError."""
+        with self._database_errors(ValueError):
             return self._study.metadata()
 
     def _write(self, trial: FrozenTrial) -> None:
-        """A changed copy, in the place of what it was: who was given the trial before, in whatever thread, keeps what
-        was true then."""
-        with self._telling():
+        """Replace a trial with a changed copy. Other threads may still hold the old one."""
+        with self._database_errors():
             self._study.write(trial, self._trials[trial.number])
         self._trials[trial.number] = trial
 
@@ -341,96 +350,24 @@ class Record:
 
 
 def _end_of(trial: FrozenTrial) -> datetime:
-    """Now; but a clock that was set back meanwhile makes no negative durations, here or in Optuna's tools."""
+    """Now, but never before the start: a clock that was set back must not make a negative duration."""
     return max(datetime.now(), trial.datetime_start or datetime.min)
 
 
 def _unusable(place: str, error: Exception) -> RecordError:
-    """For reasons that are not in the study itself."""
-    why = describe_error(error)
-    if "disk is full" in why:
+    """The error for a database that is not damaged."""
+    cause = describe_error(error)
+    if "disk is full" in cause:
         return RecordError(describe_os_error(OSError(errno.ENOSPC, "", place)))
-    if "locked" in why:
-        return RecordError(f"{place}: held by another process ({why})")
-    return RecordError(f"{place}: cannot be written or read ({why})")
-
-
-def read_about(content: bytes, where: object) -> dict[str, Any]:
-    """What a search.json has, its search not yet looked at. Raises DamagedError."""
-    try:
-        about: dict[str, Any] = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{where}: damaged ({error})") from error
-    if wrong := integrity.search_file_problem(about):
-        raise DamagedError(f"{where}: damaged ({wrong})")
-    return about
-
-
-def parse_search_file(content: bytes, where: object) -> tuple[dict[str, Any], SearchConfig]:
-    """The same, and what it asks for. Raises DamagedError."""
-    about = read_about(content, where)
-    try:
-        return about, SearchConfig.from_dict(about["search"])
-    except (ConfigError, TypeError) as error:  # TypeError: fields of another version
-        raise DamagedError(f"{where}: damaged ({error})") from error
-
-
-def check_compatible(name: str, about: Mapping[str, Any], search: SearchConfig, asked: Mapping[str, Any]) -> None:
-    """Raises ConfigError, with the difference, where a search that exists is asked to be another."""
-    was = search.as_dict()
-    files: Mapping[str, str] = about.get("files", {})  # of the options that may move, but not change
-    may_change = CHANGEABLE | {option for option in files if str(asked.get(option)).endswith(".py")}
-    refused = [field for field in was if asked.get(field, was[field]) != was[field] and field not in may_change]
-    differences = [f"  {field}: it has {was[field]}, asked for {asked[field]}" for field in refused]
-    for option, began_with in files.items():
-        path = asked.get(option, was[option])
-        if plugins.digest(path) not in (began_with, None):  # one that is not there is told by who needs it
-            differences.append(f"  {option}: {path} is not the file that it began with (SHA-256 {began_with[:12]}...)")
-    if not refused:  # of the space's source only what it yields is compared
-        space = search_spaces.load(str(asked.get("space", was["space"])))
-        differences += [f"  space: {line}" for line in space.differences(about["space"], search.base_config())]
-    if differences:
-        raise ConfigError(
-            f"{name}: this search exists, and its trials could no longer be compared:\n"
-            + "\n".join([*differences, "Leave these options out to continue it, or choose another name."])
-        )
-
-
-_OF_A_START = {STUDY_FILE, f"{STUDY_FILE}-journal", LOCK_FILE}  # what a driver leaves that is killed before search.json
-
-
-def check_free(folder: Path) -> None:
-    """Raises ConfigError where a new search would get into somebody's file or folder, which `hpo rm` would delete."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; choose another name, or another folder with --runs")
-    others = [path.name for path in folder.glob("*") if path.name not in _OF_A_START and path.name[0] != "."]
-    if others:
-        raise ConfigError(
-            f"{folder}: is a folder with other things in it, such as {min(others)}; choose another name, or another "
-            "folder with --runs"
-        )
-
-
-def list_names(runs: Path) -> list[str]:
-    """The searches in a folder; what has no search's name is somebody else's."""
-    return sorted(path.parent.name for path in runs.glob(f"*/{SEARCH_FILE}") if is_name(path.parent.name))
+    if "locked" in cause:
+        return RecordError(f"{place}: held by another process ({cause})")
+    return RecordError(f"{place}: cannot be written or read ({cause})")
 
 
 def _study_of(folder: Path, about: Mapping[str, Any], read_only: bool = False) -> tuple[str, str]:
-    """Its URL and its name there: the one that it was made with, since the folder may have got another; and one
-    database may hold two people's `first`."""
+    """The URL of a search's study, and its name there: that of its creation, since the folder may have been renamed.
+    One database may hold two searches named `first`, so that the name has the search's id there."""
     url: str | None = about["search"].get("study_url")
     if url:
         return url, f"{about['name']}-{about['id']}"
     return file_url(folder / STUDY_FILE, read_only=read_only), about["name"]
-
-
-def not_found(runs: Path, name: str) -> ConfigError:
-    """The error for it, with the nearest that is there."""
-    return not_found_in(str(runs), name, list_names(runs))
-
-
-def not_found_in(where: str, name: str, names: list[str]) -> ConfigError:
-    """The same, for any place where searches are."""
-    others = did_you_mean(name, names) if names else "There are none yet; `hpo search NAME` starts one."
-    return ConfigError(f"{name}: no such search in {where}. {others}")

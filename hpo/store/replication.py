@@ -27,7 +27,8 @@ from hpo.store.reconciliation import (
     study_name,
     write_local_claim,
 )
-from hpo.store.record import Record, list_names, not_found, not_found_in, parse_search_file
+from hpo.store.record import Record
+from hpo.store.search_file import list_names, not_found, not_found_in, parse_search_file
 from model.common.errors import ConfigError
 from model.denoise import MANIFEST
 

@@ -14,106 +14,114 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.store import integrity
 from hpo.store.layout import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from model.common.errors import ConfigError
 from model.common.validation import matches_type
 from model.data.image_sets import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 
 
-def ranked(record: Record) -> list[int]:
-    """The finalists, best first: by all validation images once they were measured, else by their own reports."""
-    notes = record.metadata()
-    numbers = finalists(record.trials(), record.search.objective, lost(notes))
-    measured = _finalists(notes)
-    if measured.keys() == set(map(str, numbers)):  # else they are those of an earlier end
+def ranked_finalists(record: Record) -> list[int]:
+    """The numbers of the finalists, best first: ranked by all validation images once these were measured, else by their
+    own reports."""
+    metadata = record.metadata()
+    numbers = finalists(record.trials(), record.search.objective, lost_trials(metadata))
+    measured = _measurements(metadata)
+    if measured.keys() == set(map(str, numbers)):  # else the search has got more trials since
         numbers.sort(key=lambda number: -measured[str(number)]["value"])
     return numbers
 
 
-def lost(notes: Mapping[str, Any]) -> list[int]:
-    """Trials that cannot win. Raises RecordError."""
-    found = notes.get(LOST, [])
-    if not isinstance(found, list) or not all(matches_type(number, int) for number in found):
-        raise RecordError(f"the search's note {LOST}: damaged")
-    return found
+def lost_trials(metadata: Mapping[str, Any]) -> list[int]:
+    """Trials that cannot win, because their checkpoint is damaged or gone. Raises RecordError."""
+    numbers: list[int] = metadata.get(LOST, [])
+    _check(LOST, isinstance(numbers, list) and all(matches_type(number, int) for number in numbers))
+    return numbers
 
 
-def _finalists(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """By the number of the trial. Raises RecordError."""
-    measured = notes.get(FINALISTS, {})
-    if not isinstance(measured, dict) or any(map(integrity.is_bad_measurement, measured.values())):
-        raise RecordError(f"the search's note {FINALISTS}: damaged")
+def _measurements(metadata: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The finalists' measurements on all validation images, by trial number. Raises RecordError."""
+    measured: dict[str, dict[str, float]] = metadata.get(FINALISTS, {})
+    _check(FINALISTS, isinstance(measured, dict) and not any(map(integrity.is_bad_measurement, measured.values())))
     return measured
 
 
-def final_of(record: Record) -> dict[str, Any] | None:
-    """What the final training came to, and of which trial's configuration. Raises RecordError."""
+def final_result(record: Record) -> dict[str, Any] | None:
+    """The final training's measurement, and the `trial` whose configuration it had. Raises RecordError."""
     final: dict[str, Any] | None = record.metadata().get(FINAL)
-    if final and (integrity.is_bad_measurement(final) or not matches_type(final.get("trial"), int)):
-        raise RecordError(f"the search's note {FINAL}: damaged")
+    _check(FINAL, not final or (not integrity.is_bad_measurement(final) and matches_type(final.get("trial"), int)))
     return final or None
 
 
 def collapses(record: Record) -> list[dict[str, Any]]:
-    """Each time that a final training collapsed or diverged, in order. Raises RecordError.
+    """Each collapse or divergence of a final training, in order.
 
-    trial, epochs: whose configuration, and for how many epochs; reason, epoch: what happened, and when; back_to, lr_g,
-    lr_d: the epoch that it went back to and the rates from there on, None where it was given up.
+    Returns:
+        Dictionaries with trial, epochs: whose configuration was trained, and for how many epochs; reason, epoch: what
+        happened, and when; back_to, lr_g, lr_d: the epoch and the learning rates with which the training continued,
+        None if it was given up.
+
+    Raises:
+        RecordError.
     """
-    found: list[dict[str, Any]] = record.metadata().get(COLLAPSES, [])
-    if not isinstance(found, list) or any(map(integrity.is_bad_collapse, found)):
-        raise RecordError(f"the search's note {COLLAPSES}: damaged")
-    return found
+    events: list[dict[str, Any]] = record.metadata().get(COLLAPSES, [])
+    _check(COLLAPSES, isinstance(events, list) and not any(map(integrity.is_bad_collapse, events)))
+    return events
+
+
+def _check(key: str, is_intact: bool) -> None:
+    if not is_intact:
+        raise RecordError(f"the search's note {key}: damaged")
 
 
 def winner(record: Record) -> int | None:
-    """The trial with the best checkpoint, or with the configuration that the final training made the best of."""
+    """The number of the trial that has the best checkpoint, or whose configuration the final training used best."""
     if final_wins(record):
-        return int((final_of(record) or {})["trial"])
-    return next(iter(ranked(record)), None)
+        return int((final_result(record) or {})["trial"])
+    return next(iter(ranked_finalists(record)), None)
 
 
 def document(record: Record) -> dict[str, Any]:
-    """`hpo show --json`."""
-    notes = record.metadata()
+    """The output of `hpo show --json`."""
+    metadata = record.metadata()
     return {
         "name": record.name,
         "id": record.id,
         "search": record.search.as_dict(),
         "winner": winner(record),
-        FINALISTS: _finalists(notes),
-        FINAL: final_of(record),
+        FINALISTS: _measurements(metadata),
+        FINAL: final_result(record),
         COLLAPSES: collapses(record),
-        LOST: lost(notes),
+        LOST: lost_trials(metadata),
         "trials": leaderboard(record.trials(), record.search.objective),
     }
 
 
 def export_document(record: Record) -> dict[str, Any]:
-    """Where the export is, and what was measured on it. Raises DenoiseError."""
+    """The folder of the export, its origin and its metrics. Raises DenoiseError."""
     folder = (record.folder / EXPORT).resolve()
     manifest = read_manifest(folder)
     return {"folder": str(folder), "origin": manifest["origin"], "metrics": manifest["metrics"]}
 
 
 def decisions(record: Record) -> dict[str, Any]:
-    """`hpo show --decisions --json`: why each trial was stopped or let go on, taken again from the record."""
+    """The output of `hpo show --decisions --json`: why each trial was pruned or continued, replayed from the record."""
     trials, search = record.trials(), record.search
     return {"name": record.name, "trials": [_decided(trials, t, search) for t in trials]}
 
 
 def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchConfig) -> dict[str, Any]:
-    taken = [asdict(decision) for decision in pruning.replay_decisions(trials, trial.number, search)]
+    replayed = [asdict(decision) for decision in pruning.replay_decisions(trials, trial.number, search)]
     recorded = trial.user_attrs.get(DECISION)
     return {
         "number": trial.number,
         "state": trial.state.name,
         "suggested_by": trial.user_attrs.get(SUGGESTED_BY),
         "suggested_after_reports": trial.user_attrs[REPORTS_AT_SUGGESTION],
-        "decisions": [decision for decision in taken if decision["reason"] != "not compared"],
+        "decisions": [decision for decision in replayed if decision["reason"] != "not compared"],
         "recorded": recorded,
-        "agrees": recorded is None or recorded.items() <= taken[-1].items(),  # an older one lacks `places`
+        "agrees": recorded is None or recorded.items() <= replayed[-1].items(),  # an older one lacks `places`
         "failures": trial.user_attrs.get(FAILURES, []),
         "moves": trial.user_attrs.get(MIGRATIONS, []),
         "error": trial.user_attrs.get(ERROR, {}).get("text"),
@@ -121,22 +129,22 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
 
 
 def final_wins(record: Record) -> bool:
-    """Whether a finalist's configuration, trained longer, beats them all: on all validation images, like them."""
-    final, numbers = final_of(record), ranked(record)
+    """Whether a finalist's configuration, trained longer, beats all finalists on all validation images."""
+    final, numbers = final_result(record), ranked_finalists(record)
     if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False
-    best = _finalists(record.metadata()).get(str(numbers[0]))
+    best = _measurements(record.metadata()).get(str(numbers[0]))
     return best is not None and bool(final["value"] >= best["value"])
 
 
 def is_over(record: Record) -> bool:
-    """All trials ended, and none left to start: from here on the test images may be looked at."""
+    """Whether all trials have ended and none is left to start. From then on the test images may be used."""
     trials = record.trials()
     return len(trials) >= record.search.trials and all(trial.state.is_finished() for trial in trials)
 
 
 def is_exported(record: Record) -> bool:
-    """The search is over, and its export/ is of the trials and the final training that it now has."""
+    """Whether the search is over and its export was chosen from the trials and the final training that it has now."""
     try:
         origin = read_manifest(record.fetch(record.folder / EXPORT / MANIFEST).parent)["origin"]
     except DenoiseError:
@@ -145,7 +153,7 @@ def is_exported(record: Record) -> bool:
 
 
 def check_images(record: Record, images: Images, where: str) -> None:
-    """Raises ConfigError where they are not those that its trials saw, wherever these have moved to."""
+    """Raise ConfigError unless the images are those that the trials saw. They may have moved to another folder."""
     seen, digest = record.metadata().get(IMAGES), images.digest
     if seen in (None, digest):
         return
@@ -157,5 +165,5 @@ def check_images(record: Record, images: Images, where: str) -> None:
 
 
 def extent(record: Record) -> dict[str, int]:
-    """What an export was chosen from."""
+    """What an export is chosen from: the numbers of trials and of final epochs."""
     return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs}

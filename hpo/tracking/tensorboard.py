@@ -1,7 +1,7 @@
-"""TensorBoard: losses and metrics of each training, and the HParams page, drawn from the reports that the driver has.
+"""TensorBoard files: losses and metrics of each training, and the HParams page, from the driver's reports.
 
-Written by tensorboardX, which Ray Tune brings along; torch's own writer needs all of TensorBoard, which only looking
-does. Not by its SummaryWriter: that has a thread, in which the errors of a full disk get lost.
+They are written by tensorboardX, which Ray Tune needs anyway; torch's own writer needs all of TensorBoard. Its
+SummaryWriter is not used, because that writes in a thread, which loses the errors of a full disk.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ FOLDER = "tensorboard"
 
 
 class Events:
-    """Those of one training, in a folder of their own. A continued training writes its file anew and in its place, each
-    event as long as it was: none is missing or there twice, and a TensorBoard that is open reads on where it stood.
+    """The events of one training, in a folder of their own.
 
-    began: seconds since 1970; the wall times that TensorBoard shows are this and the seconds that the epochs took.
-    Without it the last of the first reports that are written was made just now. All methods raise OSError.
+    A continued training writes its file again from the start. Each event keeps its length, so no event is missing or
+    doubled, and an open TensorBoard reads on at its place. All methods raise OSError.
+
+    Args:
+        folder: the training's folder.
+        began: its start in seconds since 1970, from which the wall times are counted. None takes the time of the first
+            `write`, less the seconds of its reports.
     """
 
     def __init__(self, folder: Path, began: float | None = None) -> None:
@@ -43,7 +47,12 @@ class Events:
         self._put(0, file_version="brain.Event:2")
 
     def write(self, reports: Sequence[EvalReport], *, flush: bool = True) -> None:
-        """All so far; those that are new are added, and are on disk afterwards or once the file is closed."""
+        """Add those of the reports that are new.
+
+        Args:
+            reports: all reports so far.
+            flush: write them to the disk now; else when the file is closed.
+        """
         if self._time is None:
             self._time = time.time() - sum(report.seconds + report.eval_seconds for report in reports)
         for report in reports[self._written :]:
@@ -55,7 +64,7 @@ class Events:
             self._writer.flush()
 
     def begin(self, params: Mapping[str, Any]) -> None:
-        """Its row on the HParams page."""
+        """Add the training's row to the HParams page."""
         start = SessionStartInfo(start_time_secs=self._time)
         for name, value in params.items():
             kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
@@ -63,13 +72,13 @@ class Events:
         self._put_hparams("session_start_info", start)
 
     def end(self, *, failed: bool) -> None:
-        """Whether it succeeded, there too. Closes the file."""
+        """Add its success or failure to the HParams page, and close the file."""
         status = Status.STATUS_FAILURE if failed else Status.STATUS_SUCCESS
         self._put_hparams("session_end_info", SessionEndInfo(status=status, end_time_secs=self._time))
         self.close()
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Close the file."""
         self._writer.close()
 
     def _put_hparams(self, kind: str, info: Any) -> None:
@@ -84,7 +93,7 @@ class Events:
 
 
 class TensorBoard:
-    """A listener. Trial 12 is the run 00012; the final training is the run final."""
+    """A listener that writes trial 12 to the run 00012, and the final training to the run final."""
 
     def __init__(self, record: Record) -> None:
         self._folder = record.folder / FOLDER
@@ -97,13 +106,13 @@ class TensorBoard:
             assert trial.datetime_start is not None
             self._open[run] = Events(self._folder / run, trial.datetime_start.timestamp())
             self._open[run].begin(trial.params)
-        # A continued search has a file to write for every trial that ended: 13 ms each if the disk were waited for.
+        # A continued search writes a file for every ended trial, which would take 13 ms each with a flush.
         self._open[run].write(reports_of(trial), flush=not trial.state.is_finished())
         if trial.state.is_finished():
             self._open.pop(run).end(failed=outcome_of(trial) in ("failed", *DEAD))
 
     def final(self, reports: Sequence[EvalReport]) -> None:
-        """All so far of the final training. Raises OSError."""
+        """Write all reports of the final training so far. Raises OSError."""
         if FINAL not in self._open:
             self._open[FINAL] = Events(self._folder / FINAL)
         self._open[FINAL].write(reports)
@@ -119,8 +128,7 @@ def _run(trial: FrozenTrial) -> str:
 
 
 def draw_finished(record: Record) -> None:
-    """For who asks for it after the search. Where it was drawn to the end, nothing is written. Raises OSError,
-    CheckpointError."""
+    """Write the files of a search that is over, unless they are complete. Raises OSError, CheckpointError."""
     trials, final_epochs = record.trials(), record.search.final_epochs
     if (record.folder / FOLDER / (FINAL if final_epochs else _run(trials[-1]))).exists():
         return

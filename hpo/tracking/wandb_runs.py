@@ -1,20 +1,15 @@
-"""A search as runs in W&B, drawn from its record: to files, or to a server. What is there already is left out.
+"""A search as runs in W&B, made from its record: in files, or on a server. What W&B has already is left out.
 
-A run's rows are its epochs, so that the number of rows that a server has says which is the next. Nothing here is
-fit for the thread that runs the search: calls block, and raise what W&B raises.
+A run's rows are its epochs, so the number of rows that a server has says which epoch is next. Calls block, and raise
+what W&B raises: do not make them in the thread that runs the search.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import os
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,112 +20,26 @@ from optuna.trial import FrozenTrial
 from hpo.policy import leaderboard
 from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.trial_attributes import CONFIG
-from hpo.store import search_results
 from hpo.store.layout import EXPORT, FINAL
 from hpo.store.record import Record
-from hpo.views.formatting import collapse_message
 from model.checkpoint import load_checkpoint
-from model.common.errors import ConfigError
 from model.data.image_formats import ImageError
 from model.data.image_reading import read_image
 from model.denoise import verify_files
-from model.export import STRIP_FILE
 from model.run_layout import LAST, should_log_images, strip_name
 from model.training_report import EvalReport
 
 log = logging.getLogger(__name__)
 
 PROJECT = "pix2pix-search"
-ALIASES = ("best", "candidate")  # of the exported generator
 INIT_SECONDS = 10.0  # for a server to answer
-_KEY = "WANDB_API_KEY"
-_MODES = {"run": "online", "dryrun": "offline"}  # by former names
-_OF_ONE_RUN = (
-    "WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME", "WANDB_NOTES", "WANDB_RUN_NOTES", "WANDB_TAGS", "WANDB_RUN_TAGS",
-    "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_RUN_JOB_TYPE", "WANDB_JOB_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM",
-    "WANDB_FORK_FROM", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH",
-    "WANDB_CONFIG", "WANDB_CONFIG_PATHS", "WANDB_PROGRAM",
-)  # fmt: skip
-_STRIP = "noisy | denoised | clean"  # its columns
-_PICTURED_TRIALS = 10
-_ROWS = """query SearchRunRows($entity: String!, $project: String!, $run: String!) {
+STRIP_COLUMNS = "noisy | denoised | clean"
+_ROWS_QUERY = """query SearchRunRows($entity: String!, $project: String!, $run: String!) {
   project(name: $project, entityName: $entity) { run(name: $run) { historyLineCount } } }"""
 
 
-def leave_out(wandb: str) -> None:
-    """Take out of the environment what another job has left there for its one run, and say so: W&B would have it hold
-    for every run of a search. Of WANDB_MODE it is said where it contradicts. To be called before W&B is imported.
-
-    Args:
-        wandb: offline, online or disabled, as the search has it.
-    """
-    mode = os.environ.pop("WANDB_MODE", wandb)
-    if _MODES.get(mode, mode) != wandb:
-        log.warning("W&B: WANDB_MODE=%s is not followed; --wandb is %s, and that holds", mode, wandb)
-    if wandb == "disabled":
-        return
-    found = [name for name in _OF_ONE_RUN if os.environ.pop(name, None) is not None]
-    if found:
-        log.warning("W&B: %s left out: a search has many runs, and names them itself", ", ".join(found))
-
-
-def log_in() -> tuple[str, str | None]:
-    """Find the key where W&B looks for one; the server is asked whether it knows it, if it answers at all.
-
-    Gives the server's address and the key; None where W&B knows another way in.
-
-    From then on it is in this process's memory alone: what is started later, such as Ray, does not inherit it.
-    Raises ConfigError: no key, or one that is malformed or refused; no address of a server.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb  # noqa: PLC0415 - seconds that a search without W&B need not pay
-    from wandb.sdk import wandb_setup  # noqa: PLC0415
-    from wandb.sdk.lib import wbauth  # noqa: PLC0415
-
-    try:
-        url = wandb_setup.singleton().settings.base_url
-        found = wbauth.authenticate_session(host=url, source="hpo", prompt=False)
-    except (wandb.errors.AuthenticationError, ValueError) as error:  # ValueError: of WANDB_BASE_URL and its like
-        raise ConfigError(f"W&B: {error}") from None
-    os.environ.pop(_KEY, None)
-    if found is None:
-        raise ConfigError(
-            f"W&B: there is no key for {url}. Set {_KEY}, or run `wandb login`, which keeps it in ~/.netrc; "
-            f"--wandb offline needs none, and `hpo sync` sends its runs later"
-        )
-    key = found.api_key if isinstance(found, wbauth.AuthApiKey) else None
-    if key is not None and _is_refused(url, key):
-        raise ConfigError(f"W&B: {url} refuses the key; --wandb offline needs none")
-    return url, key
-
-
-class _Straight(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: object) -> None:
-        """See HTTPRedirectHandler. Not followed: the key would go along."""
-
-
-def _is_refused(url: str, key: str) -> bool:
-    """By the server; one that is slow, away or failing has not refused anything."""
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/graphql",
-        data=json.dumps({"query": "query Viewer { viewer { id } }"}).encode(),
-        headers={
-            "Authorization": "Basic " + base64.b64encode(f"api:{key}".encode()).decode(),
-            "Content-Type": "application/json",
-        },
-    )
-    try:
-        with urllib.request.build_opener(_Straight).open(request, timeout=INIT_SECONDS / 2) as answer:
-            told = json.load(answer)
-        return told["data"]["viewer"] is None
-    except urllib.error.HTTPError as error:
-        return error.code in (401, 403)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _picture(path: Path) -> str | None:
-    """One that W&B may open, which knows more formats than we trust; None where there is none."""
+def picture_path(path: Path) -> str | None:
+    """The picture's path if W&B may open it, else None. W&B itself opens more formats than are safe."""
     try:
         read_image(path)
     except ImageError:
@@ -139,110 +48,98 @@ def _picture(path: Path) -> str | None:
 
 
 @dataclass
-class _Run:
-    """One that is open."""
-
-    run: Any
-    rows: int  # that it has
+class _OpenRun:
+    run: Any  # W&B's
+    rows: int
 
 
 @dataclass
 class WandbRuns:
-    """One run for each trial, and one for each export. One thread uses it.
+    """One run for each trial, and one for each export. Only one thread may use it.
 
-    finish_seconds: for what is left of a run to be sent when it ends.
+    Args:
+        record: the search.
+        online: log to the server instead of files.
+        finish_seconds: how long the end of a run may take to send the rest of it.
     """
 
     record: Record
     online: bool
     finish_seconds: float
-    where: str | None = None  # people look at them, once one was opened online
-    sent: int = 0  # runs that this object has brought to their end
-    _open: dict[int, _Run] = field(default_factory=dict)
-    _uncounted: list[_Run] = field(default_factory=list)  # ended, and the server had not counted all rows yet
+    url: str | None = None  # of the runs' page, once a run was opened online
+    sent: int = 0  # runs that this object has completed
+    _open: dict[int, _OpenRun] = field(default_factory=dict)
+    _unconfirmed: list[_OpenRun] = field(default_factory=list)  # ended, but the server had not counted all rows yet
 
     def __post_init__(self) -> None:
         folder = self.record.folder / "wandb"
         os.environ.update(WANDB_DATA_DIR=str(folder), WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")
 
     def log(self, trial: FrozenTrial) -> None:
-        """What the run of a trial lacks; closes it where the trial has ended."""
+        """Log what the run of a trial lacks, and close the run if the trial has ended."""
         number, ended = trial.number, trial.state.is_finished()
-        if self._is_done(self._run_id(number)):
+        if self._is_complete(self._run_id(number)):
             return
         if number not in self._open:
             config = {**trial.user_attrs[CONFIG], "search": self.record.name, "trial": number}
             self._open[number] = self._begin(self._run_id(number), f"{number:05}", "trial", config)
         opened = self._open[number]
-        self._write(opened, reports_of(trial), self.record.trial_folder(number), ended=ended)
+        self._log_epochs(opened, reports_of(trial), self.record.trial_folder(number), ended=ended)
         if ended:
             del self._open[number]
             best = best_report(trial, self.record.search.objective)
-            if best is not None:  # kept here: W&B's own summary="max" is wrong after a resumed run
+            if best is not None:  # W&B's own summary="max" is wrong after a resumed run
                 opened.run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
             outcome = leaderboard.outcome_of(trial)
             opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
             self._end(opened, failed=outcome in ("failed", *leaderboard.DEAD))  # W&B calls all others finished
 
     def log_export(self) -> None:
-        """The run of the export: the final training's curve, the leaderboard, pictures, the exported generator."""
+        """Log the run of the export: the final training's curve, the leaderboard, pictures and the generator."""
+        from hpo.tracking import wandb_export  # noqa: PLC0415 - imports wandb, which takes seconds
+
         record = self.record
-        manifest = verify_files(record.fetch(record.folder / EXPORT))  # all that lies there is uploaded
+        manifest = verify_files(record.fetch(record.folder / EXPORT))  # the whole folder is uploaded
         origin = manifest["origin"]
         run_id = f"{record.id}-export-{origin['trials']}-{origin['final_epochs']}"  # a search may be extended
-        if self._is_done(run_id):
+        if self._is_complete(run_id):
             return
-        asked = {name: value for name, value in record.search.as_dict().items() if name != "on_finish"}
-        opened = self._begin(run_id, EXPORT, EXPORT, {**asked, "export": origin})
+        config = {name: value for name, value in record.search.as_dict().items() if name != "on_finish"}
+        opened = self._begin(run_id, EXPORT, EXPORT, {**config, "export": origin})
         finals = self._final_reports()
-        self._write(opened, finals, record.folder / FINAL, ended=True)
+        self._log_epochs(opened, finals, record.folder / FINAL, ended=True)
         if opened.rows == len(finals):
-            opened.run.log({"leaderboard": self._leaderboard(), "samples": self._samples(manifest)})
+            opened.run.log(wandb_export.tables(record, manifest))
             opened.rows += 1
-        for split, table in manifest["metrics"].items():
-            rows = {what: row for what, row in (table or {}).items() if isinstance(row, Mapping)}
-            for what, row in rows.items():
-                opened.run.summary.update({f"{split}/{what}/{name}": float(value) for name, value in row.items()})
-        if collapses := search_results.collapses(record):
-            told = "\n".join(map(collapse_message, collapses))
-            opened.run.summary.update({"final/collapses": len(collapses), "final/what_happened": told})
-        self._log_generator(opened.run, manifest)
+        opened.run.summary.update(wandb_export.summary(record, manifest))
+        wandb_export.log_generator(record, manifest, opened.run, self.finish_seconds if self.online else None)
         self._end(opened)
 
     def close(self) -> None:
-        """Also the runs of unfinished trials; a continued search goes on with them, offline from their first epoch."""
+        """Close all runs, also of unfinished trials. A continued search resumes these; offline it writes them anew."""
         while self._open:
             _, opened = self._open.popitem()
             opened.run.finish()
-        self._uncounted = [ended for ended in self._uncounted if not self._is_delivered(ended)]
+        self._unconfirmed = [ended for ended in self._unconfirmed if not self._confirm(ended)]
 
     @property
     def unconfirmed(self) -> int:
-        """Runs that have ended, and of which the server does not have all rows, or had not counted them yet."""
-        return len(self._uncounted)
+        """Ended runs of which the server lacks rows, or had not counted them yet."""
+        return len(self._unconfirmed)
 
     def give_up(self) -> None:
-        """Forget the open runs, and end W&B's process, which would try for a week to deliver them."""
-        import wandb  # noqa: PLC0415
-        from wandb.sdk import wandb_setup  # noqa: PLC0415
+        """Abandon the open runs at once, without sending the rest of them."""
+        from hpo.tracking import wandb_internals  # noqa: PLC0415 - imports wandb, which takes seconds
 
-        for opened in list(self._open.values()):  # its thread would complain, too
-            if opened.run._run_status_checker is not None:
-                opened.run._run_status_checker.stop()
+        runs = [opened.run for opened in list(self._open.values())]
         self._open.clear()
-        self._uncounted.clear()
-        service = wandb_setup.singleton()._connection
-        if service is not None and service._proc is not None:
-            service._proc._process.kill()
-        with suppress(Exception, SystemExit):  # it complains of what was just done
-            wandb.teardown()
+        self._unconfirmed.clear()
+        wandb_internals.abandon(runs)
 
-    # --- one run ---------------------------------------------------------------------------------------------------
+    def _begin(self, run_id: str, name: str, job_type: str, config: Mapping[str, Any]) -> _OpenRun:
+        import wandb  # noqa: PLC0415 - takes seconds
 
-    def _begin(self, run_id: str, name: str, job_type: str, config: Mapping[str, Any]) -> _Run:
-        import wandb  # noqa: PLC0415
-
-        if not self.online:  # begun anew: W&B writes its file every 15 seconds, and a killed driver's is cut short
+        if not self.online:  # write it anew: W&B writes its file every 15 seconds, so a killed driver's is incomplete
             for fragment in self._fragments(run_id):
                 shutil.rmtree(fragment)
         run = wandb.init(
@@ -263,38 +160,38 @@ class WandbRuns:
                 console="off",
                 silent=True,
                 x_disable_stats=True,
-                x_disable_meta=True,  # command lines may have secrets in them: --on-finish
+                x_disable_meta=True,  # command lines may hold secrets: --on-finish
                 disable_git=True,
                 disable_code=True,
-                x_save_requirements=False,  # 0.1 s of CPU a run; search.json has the versions
+                x_save_requirements=False,  # takes 0.1 s of CPU per run; search.json has the versions
             ),
         )
         run.define_metric("epoch", hidden=True)
         for names in ("val/*", "train/*"):
             run.define_metric(names, step_metric="epoch")
         if not self.online:
-            return _Run(run, 0)
-        self.where = self.where or self._workspace(run)
-        return _Run(run, run.starting_step)  # `step` is 0 until the first row, resumed or not
+            return _OpenRun(run, 0)
+        self.url = self.url or self._workspace(run)
+        return _OpenRun(run, run.starting_step)  # `step` is 0 until the first row, also of a resumed run
 
     def _workspace(self, run: Any) -> str:
-        """Made once for a search; the page of the group where that fails."""
-        kept = self.record.folder / "wandb" / "workspace.url"
-        if kept.exists():
-            return kept.read_text(errors="replace")
+        """The address of the search's workspace, which is made once; or of the group's page if that fails."""
+        saved = self.record.folder / "wandb" / "workspace.url"
+        if saved.exists():
+            return saved.read_text(errors="replace")
         try:
-            from hpo.tracking import wandb_workspace  # noqa: PLC0415
+            from hpo.tracking import wandb_workspace  # noqa: PLC0415 - imports wandb, which takes seconds
 
             params = self.record.about["space"]["distributions"]
-            address = wandb_workspace.save(run.entity, run.project, self.record.name, params)
-        except Exception:  # a view of the runs is not worth more than the runs
+            url = wandb_workspace.save(run.entity, run.project, self.record.name, params)
+        except Exception:  # whatever fails, a missing page must not stop the logging
             log.debug("W&B has no workspace of this search", exc_info=True)
             return f"{run.project_url}/groups/{quote(self.record.name)}"
-        kept.write_text(address)
-        return address
+        saved.write_text(url)
+        return url
 
-    def _write(self, opened: _Run, reports: Sequence[EvalReport], folder: Path, *, ended: bool) -> None:
-        import wandb  # noqa: PLC0415
+    def _log_epochs(self, opened: _OpenRun, reports: Sequence[EvalReport], folder: Path, *, ended: bool) -> None:
+        import wandb  # noqa: PLC0415 - takes seconds
 
         for report in reports[opened.rows :]:
             row: dict[str, Any] = {
@@ -304,56 +201,11 @@ class WandbRuns:
                 **report.curves(),
             }
             if should_log_images(report.epoch, last=ended and report is reports[-1]):
-                strip = _picture(self.record.fetch(folder / strip_name(report.epoch)))
-                if strip:
-                    row["val/strip"] = wandb.Image(strip, caption=_STRIP)
+                path = picture_path(self.record.fetch(folder / strip_name(report.epoch)))
+                if path:
+                    row["val/strip"] = wandb.Image(path, caption=STRIP_COLUMNS)
             opened.run.log(row)
             opened.rows += 1
-
-    def _end(self, opened: _Run, *, failed: bool = False) -> None:
-        """Raises TimeoutError."""
-        opened.run.finish(exit_code=1 if failed else 0)
-        if not self._is_delivered(opened):
-            self._uncounted.append(opened)
-
-    def _is_delivered(self, ended: _Run) -> bool:
-        """Marks it as done if so. Online the server is asked: W&B tells nobody when it gives up on a run's rows."""
-        if self.online and self._rows_there(ended.run) < ended.rows:
-            return False
-        self._marker(ended.run.id).touch()
-        self.sent += 1
-        if self.online:
-            for fragment in self._fragments(ended.run.id):  # `wandb sync` would send them a second time
-                (fragment / f"run-{ended.run.id}.wandb.synced").touch()
-        return True
-
-    def _rows_there(self, run: Any) -> int:
-        from wandb.apis.public.service_api import ServiceApi  # noqa: PLC0415
-        from wandb.sdk import wandb_setup  # noqa: PLC0415
-
-        api = ServiceApi(wandb_setup.singleton().settings, timeout=INIT_SECONDS)
-        told: dict[str, Any] = api.execute_graphql(_ROWS, {"entity": run.entity, "project": run.project, "run": run.id})
-        found = (told.get("project") or {}).get("run") or {}
-        return found.get("historyLineCount") or 0
-
-    def _run_id(self, number: int) -> str:
-        return f"{self.record.id}-{number:05}"
-
-    def _marker(self, run_id: str, *, online: bool | None = None) -> Path:
-        """Its existence means that the run is whole, on disk or on the server."""
-        kind = "sent" if (self.online if online is None else online) else "whole"
-        return self.record.folder / "wandb" / f"{run_id}.{kind}"
-
-    def _is_done(self, run_id: str) -> bool:
-        """Or it has ended, and `close` asks once more what of it has arrived."""
-        if any(ended.run.id == run_id for ended in self._uncounted):
-            return True
-        return self._marker(run_id).exists() or self._marker(run_id, online=True).exists()
-
-    def _fragments(self, run_id: str) -> Sequence[Path]:
-        return sorted((self.record.folder / "wandb").glob(f"offline-run-*-{run_id}"))
-
-    # --- what an export run has beside curves ------------------------------------------------------------------------
 
     def _final_reports(self) -> list[EvalReport]:
         if not self.record.search.final_epochs:
@@ -361,43 +213,47 @@ class WandbRuns:
         _, state = load_checkpoint(self.record.fetch(self.record.folder / FINAL / LAST))
         return [EvalReport.from_dict(report) for report in state["reports"]]
 
-    def _leaderboard(self) -> Any:
-        import wandb  # noqa: PLC0415
+    def _end(self, opened: _OpenRun, *, failed: bool = False) -> None:
+        """Close a run. Raises TimeoutError."""
+        opened.run.finish(exit_code=1 if failed else 0)
+        if not self._confirm(opened):
+            self._unconfirmed.append(opened)
 
-        rows = leaderboard.leaderboard(self.record.trials(), self.record.search.objective)
-        names = sorted({name for row in rows for name in row["params"]})
-        told = [name for name in rows[0] if name != "params"]
-        data = [[row[name] for name in told] + [row["params"].get(name) for name in names] for row in rows]
-        return wandb.Table(columns=[*told, *names], data=data)
+    def _confirm(self, ended: _OpenRun) -> bool:
+        """Mark a run as complete if all its rows are there.
 
-    def _samples(self, manifest: Mapping[str, Any]) -> Any:
-        """The exported generator's pictures, and the last ones of the best trials."""
-        import wandb  # noqa: PLC0415
-
-        rows = leaderboard.leaderboard(self.record.trials(), self.record.search.objective)[:_PICTURED_TRIALS]
-        split = "validation" if manifest["metrics"]["test"] is None else "test"
-        measured = manifest["metrics"][split]["denoised"]
-        table = wandb.Table(columns=["what", "ssim", "psnr_db", "columns", "picture"])
-        exported = wandb.Image(str(self.record.folder / EXPORT / STRIP_FILE))
-        psnr_db = float(measured["psnr_db"])
-        table.add_data(f"exported, {split}", measured["ssim"], psnr_db, "noisy | clean | denoised", exported)
-        for row in rows:
-            strip = _picture(self.record.fetch(self.record.trial_folder(row["number"]) / strip_name(row["epochs"])))
-            if strip:
-                picture = wandb.Image(strip)
-                table.add_data(f"trial {row['number']}", row["ssim"], row["psnr_db"], _STRIP, picture)
-        return table
-
-    def _log_generator(self, run: Any, manifest: Mapping[str, Any]) -> None:
-        import wandb  # noqa: PLC0415
-
-        # Two people's `first` may share a project, and must not share versions.
-        artifact = wandb.Artifact(
-            f"{self.record.name}-{self.record.id}",
-            type="model",
-            metadata={name: manifest[name] for name in ("origin", "model", "config", "data", "metrics")},
-        )
-        artifact.add_dir(str(self.record.folder / EXPORT), skip_cache=True)
-        run.log_artifact(artifact, aliases=list(ALIASES))
+        Online the server is asked, because W&B reports no error when it gives up on a run's rows.
+        """
+        if self.online and self._rows_on_server(ended.run) < ended.rows:
+            return False
+        self._marker(ended.run.id).touch()
+        self.sent += 1
         if self.online:
-            artifact.wait(timeout=int(self.finish_seconds))
+            for fragment in self._fragments(ended.run.id):  # or `wandb sync` would send them a second time
+                (fragment / f"run-{ended.run.id}.wandb.synced").touch()
+        return True
+
+    def _rows_on_server(self, run: Any) -> int:
+        from hpo.tracking import wandb_internals  # noqa: PLC0415 - imports wandb, which takes seconds
+
+        variables = {"entity": run.entity, "project": run.project, "run": run.id}
+        answer = wandb_internals.query(_ROWS_QUERY, variables, INIT_SECONDS)
+        on_server = (answer.get("project") or {}).get("run") or {}
+        return on_server.get("historyLineCount") or 0
+
+    def _run_id(self, number: int) -> str:
+        return f"{self.record.id}-{number:05}"
+
+    def _marker(self, run_id: str, *, online: bool | None = None) -> Path:
+        """The file whose existence means that the run is complete, on disk or on the server."""
+        kind = "sent" if (self.online if online is None else online) else "whole"
+        return self.record.folder / "wandb" / f"{run_id}.{kind}"
+
+    def _is_complete(self, run_id: str) -> bool:
+        """Whether the run is complete, or has ended so that only `close` asks the server once more."""
+        if any(ended.run.id == run_id for ended in self._unconfirmed):
+            return True
+        return self._marker(run_id).exists() or self._marker(run_id, online=True).exists()
+
+    def _fragments(self, run_id: str) -> Sequence[Path]:
+        return sorted((self.record.folder / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -1,7 +1,7 @@
-"""W&B, from one thread in the driver: the search never waits for it. Trials never import wandb.
+"""Logs a search to W&B from one thread of the driver, so that the search never waits. Trials never import wandb.
 
-Whatever a call did not log, the next one does: hpo/tracking/wandb_runs.py draws runs from the record. The first failure of a
-server is the last: from then on the search is logged offline, and `hpo sync` sends what the server lacks.
+Runs are made from the record (wandb_runs.py), so each call also logs what an earlier call did not. After the first
+failure of a server the search is logged offline, and `hpo sync` sends what the server lacks.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from model.common.errors import MachineError
 log = logging.getLogger(__name__)
 
 _QUEUE_SIZE = 1_000
-_FINISH_SECONDS = 30.0  # for what is left of a trial's run when it ends
-_CLOSE_SECONDS = 60.0  # for all that is left at the end of a search
-_EXPORT_SECONDS = 120.0  # and for the exported generator: 130 MB at the slides' width
-_SYNC_SECONDS = 3_600.0  # for a run that somebody waits for
+_FINISH_SECONDS = 30.0  # to send the rest of a trial's run when it ends
+_CLOSE_SECONDS = 60.0  # to send everything at the end of a search
+_EXPORT_SECONDS = 120.0  # the same with the exported generator: 130 MB at the slides' width
+_SYNC_SECONDS = 3_600.0  # per run of `hpo sync`
 
 
 class Tracker:
-    """A listener. A full queue drops calls, and the next call makes up for them.
+    """A listener. A full queue drops a trial, and a later call logs it.
 
-    say: tells people, in a line, where to look.
+    Args:
+        record: the search.
+        print_line: prints the address of the runs' page.
     """
 
-    def __init__(self, record: Record, say: Callable[[str], None] = lambda _: None) -> None:
-        self._record, self._say = record, say
+    def __init__(self, record: Record, print_line: Callable[[str], None] = lambda _: None) -> None:
+        self._record, self._print_line = record, print_line
         self._runs = WandbRuns(record, online=record.search.wandb == "online", finish_seconds=_FINISH_SECONDS)
-        self._patience = _CLOSE_SECONDS
-        self._closing, self._over = threading.Event(), False
+        self._close_seconds = _CLOSE_SECONDS
+        self._closing, self._abandoned = threading.Event(), False
         self._exported = False
-        self._told_where = False
+        self._url_printed = False
         self._queue: queue.Queue[FrozenTrial | None] = queue.Queue(_QUEUE_SIZE)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -49,23 +51,23 @@ class Tracker:
         try:
             self._queue.put_nowait(trial)
         except queue.Full:
-            log.debug("W&B lags behind; trial %d is logged later", trial.number)
+            log.debug("W&B is behind; trial %d is logged later", trial.number)
 
     def export(self) -> None:
-        """The search has its export: `close` logs that, too."""
+        """The search has its export, which `close` logs, too."""
         self._exported = True
-        self._runs.finish_seconds = self._patience = _EXPORT_SECONDS
+        self._runs.finish_seconds = self._close_seconds = _EXPORT_SECONDS
 
     def close(self) -> None:
-        """Log what is left and close every run, in bounded time."""
+        """Log the rest and close every run, in bounded time."""
         self._closing.set()
-        with suppress(queue.Full):  # then it need not be woken
+        with suppress(queue.Full):  # a full queue wakes the thread anyway
             self._queue.put_nowait(None)
-        self._thread.join(self._patience)
+        self._thread.join(self._close_seconds)
         if self._thread.is_alive():
-            self._over = True
-            self._warn(f"it did not finish within {self._patience:.0f} s")
-            self._runs.give_up()  # else W&B would keep this process from ending
+            self._abandoned = True
+            self._warn(f"it did not finish within {self._close_seconds:.0f} s")
+            self._runs.give_up()  # or W&B would keep this process running
 
     def _work(self) -> None:
         while (trial := self._queue.get()) is not None and not self._closing.is_set():
@@ -75,29 +77,29 @@ class Tracker:
         self._attempt(self._log_the_rest)
 
     def _log_the_rest(self) -> None:
-        for trial in self._record.trials():  # what was dropped
+        for trial in self._record.trials():  # those that were dropped
             self._runs.log(trial)
         if self._exported:
             self._runs.log_export()
         self._runs.close()
         if self._runs.unconfirmed:
-            self._warn(f"{self._runs.unconfirmed} runs did not arrive whole, or were not counted yet")
+            self._warn(f"{self._runs.unconfirmed} runs are incomplete on the server, or not counted yet")
 
     def _attempt(self, action: Callable[[], None]) -> bool:
-        """Whether there is a way to go on."""
+        """Run an action, a second time offline if the server fails. Returns whether logging can continue."""
         try:
             action()
-            if self._runs.where and not self._told_where:
-                self._told_where = True
-                self._say(f"W&B: {self._runs.where}")
+            if self._runs.url and not self._url_printed:
+                self._url_printed = True
+                self._print_line(f"W&B: {self._runs.url}")
             return True
         except Exception as error:
-            if self._over:
+            if self._abandoned:
                 return False
             if not self._runs.online:
-                log.warning("W&B stopped (%s); the search goes on without it", _line(error))
+                log.warning("W&B failed (%s); the search continues without it", _first_line(error))
                 return False
-            self._warn(f"{_line(error)}; from here on the search is logged offline")
+            self._warn(f"{_first_line(error)}; from now on the search is logged offline")
             self._runs.give_up()
             self._runs.online = False
             return self._attempt(action)
@@ -107,8 +109,17 @@ class Tracker:
 
 
 def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
-    """Send what W&B lacks of a search that nobody runs now; gives how many runs, and where they are. To be logged in
-    is the caller's. Raises MachineError at the first failure, with how far it came.
+    """Send what W&B lacks of a search that no driver runs. The caller has logged in.
+
+    Args:
+        record: the search.
+        exported: send the export, too.
+
+    Returns:
+        How many runs were sent, and the address of their page.
+
+    Raises:
+        MachineError: sending failed, or runs are incomplete. It says how many were sent.
     """
     runs = WandbRuns(record, online=True, finish_seconds=_SYNC_SECONDS)
     trials = record.trials()
@@ -120,13 +131,17 @@ def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
         runs.close()
     except Exception as error:
         runs.give_up()
-        told = f"W&B took {runs.sent} runs, then: {_line(error)}"
-        raise MachineError(f"{record.name}: {told}. The same command sends the rest") from error
+        raise MachineError(
+            f"{record.name}: W&B took {runs.sent} runs, then failed ({_first_line(error)}). "
+            "The same command sends the rest"
+        ) from error
     if runs.unconfirmed:
-        told = f"W&B took {runs.sent} runs; {runs.unconfirmed} did not arrive whole, or were not counted yet"
-        raise MachineError(f"{record.name}: {told}. The same command looks again")
-    return runs.sent, runs.where
+        raise MachineError(
+            f"{record.name}: W&B took {runs.sent} runs; {runs.unconfirmed} are incomplete on the server, or not "
+            "counted yet. The same command checks again"
+        )
+    return runs.sent, runs.url
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,5 +1,7 @@
-"""A workspace in W&B for one search: which of its trials won, and what mattered. W&B's own page shows every run of a
-project."""
+"""A W&B workspace for one search, with its best trials and parameter importance.
+
+W&B's default workspace shows all runs of a project.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,20 @@ from wandb_workspaces.reports import v2 as panels
 
 
 def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
-    """Make one; gives its address. params: the searched ones. Raises what W&B raises."""
+    """Save the workspace.
+
+    Args:
+        entity: the W&B user or team.
+        project: the W&B project.
+        search: the search's name, which is the group of its runs.
+        params: the names of the searched parameters.
+
+    Returns:
+        Its address.
+    """
     columns = [panels.ParallelCoordinatesPlotColumn(metric=panels.Config(name)) for name in params]
     columns += [panels.ParallelCoordinatesPlotColumn(metric=panels.SummaryMetric("best/ssim"))]
-    compared = [
+    comparisons = [
         panels.ParallelCoordinatesPlot(title="Configurations", columns=columns),
         panels.ParameterImportancePlot(with_respect_to="best/ssim"),
         panels.ScatterPlot(
@@ -29,7 +41,7 @@ def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
         name=f"Search {search}",
         sections=[
             ws.Section(name=name, panels=members, is_open=True)
-            for name, members in (("Trials", compared), ("Curves", curves), ("Pictures", pictures))
+            for name, members in (("Trials", comparisons), ("Curves", curves), ("Pictures", pictures))
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch"),
         runset_settings=ws.RunsetSettings(

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 
+from hpo.policy.search_budget import SearchBudget
 from hpo.tune.errors import propagate_errors
 
 _CHECK_SECONDS = 1.0
 _SAVE_SECONDS = 60.0
-
-
-class RunningTrialsBudget(Protocol):
-    """The part of a budget that this stopper needs."""
-
-    def allows_running_trials(self) -> bool: ...
 
 
 class CostLimitStopper(tune.Stopper):  # type: ignore[misc]
@@ -25,7 +20,7 @@ class CostLimitStopper(tune.Stopper):  # type: ignore[misc]
 
     def __init__(
         self,
-        budget: RunningTrialsBudget,
+        budget: SearchBudget,
         stop_trials: Callable[[], None],
         save_cost: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,

@@ -1,4 +1,4 @@
-"""Our methods that Ray Tune calls."""
+"""Carries errors of the driver through Ray Tune, which takes every Exception for the trial's and continues."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ R = TypeVar("R")
 
 
 class FatalDriverError(BaseException):
-    """Carries an error of ours through Tune: that takes an Exception for the trial's, and goes on."""
+    """Wraps an error of the driver. Tune does not catch a BaseException; hpo.run unwraps it."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 def propagate_errors(method: Callable[P, R]) -> Callable[P, R]:
-    """The method, with its errors carried."""
+    """Decorate a method that Tune calls: its errors end the search."""
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

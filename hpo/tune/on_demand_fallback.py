@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
+from hpo.cluster import ray_internals
 from hpo.cluster.cluster_state import MARKET, ON_DEMAND, SPOT
 from hpo.cluster.fallback_policy import SpotShortage, node_to_release, update_shortage
 from hpo.cluster.trial_slots import Cluster
@@ -76,8 +76,7 @@ class OnDemandFallback:
             try:
                 self._send(limits.feasible_request(wanted, cpus, gpus))
                 if node is not None:
-                    gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
-                    gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, SPOT_IS_BACK, 0)
+                    ray_internals.drain_node(ray.get_runtime_context().gcs_address, node, SPOT_IS_BACK)
             except Exception:  # Ray's head is busy: the next update tries again; or gone, which its watchdog reports
                 return None
         return node

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from hpo.cluster import ray_internals
 from hpo.cluster.cluster_state import MARKET, SPOT
 from hpo.cluster.fallback_policy import describe_pending
 from hpo.cluster.trial_slots import Cluster
@@ -127,7 +128,6 @@ def _num_unplaced() -> int:
 def _node_of(trial: Any) -> str:
     """The node of the trial's actor, by a query of Ray's head; empty if it does not answer."""
     try:
-        node: str = ray._private.state.actors(trial.temporary_state.ray_actor._actor_id.hex())["Address"]["NodeID"]
+        return ray_internals.node_of_actor(trial.temporary_state.ray_actor)
     except Exception:
         return ""
-    return node

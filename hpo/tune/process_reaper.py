@@ -1,5 +1,5 @@
-"""Outlives the driver, however it ends, and then ends what is left of its search. The driver starts this file as a
-small process of its own; Ray leaves agents behind when its driver is killed, and folders whenever it ends."""
+"""A small process that outlives the driver, however it ends, and then ends what is left of its search. Ray leaves
+agents behind when its driver is killed, and folders whenever it ends. The driver starts this file as a script."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-MARK = "PIX2PIX_SEARCH"  # environment variable of everything that a driver starts
-_PATIENCE = 3.0  # seconds that Ray has to end by itself
-_GIVE_UP = 30.0  # seconds of killing: a process that waits for a dead disk cannot be ended
+TAG_VARIABLE = "PIX2PIX_SEARCH"  # environment variable of everything that a driver starts
+_GRACE_SECONDS = 3.0  # Ray may end by itself meanwhile
+_GIVE_UP_SECONDS = 30.0  # of killing: a process that waits for a dead disk cannot be ended
 
 
 class Reaper:
-    """The driver's side: a pipe whose other end is closed when the driver is gone. The folders to remove go over it."""
+    """The driver's side: a pipe, which is closed when the driver is gone. The folders to delete go through it."""
 
     def __init__(self) -> None:
-        self._mark = os.urandom(8).hex()
-        command = [sys.executable, "-I", "-S", __file__, self._mark]
-        # A session of its own: Ctrl-C in a terminal is not for it. And it must not keep the driver's output open.
+        """Starts the process."""
+        self._tag = os.urandom(8).hex()
+        # In its own session Ctrl-C in a terminal does not reach it. It must not keep the driver's output open.
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", __file__, self._tag],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -38,30 +37,30 @@ class Reaper:
         assert process.stdin is not None
         self._process, self._pipe = process, process.stdin
 
-    @contextmanager
-    def tagging_children(self) -> Iterator[None]:
-        """What is started in here belongs to the search."""
-        os.environ[MARK] = self._mark
-        try:
-            yield
-        finally:
-            del os.environ[MARK]
+    def tag_children(self) -> None:
+        """Mark every process that is started from now on as one of the search."""
+        os.environ[TAG_VARIABLE] = self._tag
 
-    def ends_all(self) -> None:
-        """What was started while marking, at once; the driver itself stays."""
-        _kill(_marked(self._mark))
+    def untag_children(self) -> None:
+        """End `tag_children`."""
+        os.environ.pop(TAG_VARIABLE, None)
+
+    def kill_children(self) -> None:
+        """Kill all marked processes at once. The driver itself is not one of them."""
+        _kill(_tagged(self._tag))
 
     def delete_at_exit(self, folder: str) -> None:
-        """Once the driver is gone."""
-        with suppress(BrokenPipeError):  # somebody killed it
+        """Delete the folder once the driver is gone."""
+        with suppress(BrokenPipeError):  # the reaper itself was killed
             self._pipe.write(f"{folder}\n")
 
 
-def _marked(mark: str) -> list[int]:
-    found, wanted = [], f"{MARK}={mark}".encode()
+def _tagged(tag: str) -> list[int]:
+    """The processes with this tag."""
+    found, wanted = [], f"{TAG_VARIABLE}={tag}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):  # ended meanwhile, or not ours
+            with suppress(OSError):  # it has ended meanwhile, or is another user's
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
@@ -73,11 +72,11 @@ def _kill(processes: list[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def _wait_for_the_end(mark: str) -> None:
-    folders = sys.stdin.read().splitlines()  # until the driver is gone
+def _reap(tag: str) -> None:
+    folders = sys.stdin.read().splitlines()  # returns when the driver is gone
     began = time.monotonic()
-    while (left := _marked(mark)) and (waited := time.monotonic() - began) < _GIVE_UP:
-        if waited > _PATIENCE:
+    while (left := _tagged(tag)) and (waited := time.monotonic() - began) < _GIVE_UP_SECONDS:
+        if waited > _GRACE_SECONDS:
             _kill(left)
         time.sleep(0.1)
     for folder in folders:
@@ -85,4 +84,4 @@ def _wait_for_the_end(mark: str) -> None:
 
 
 if __name__ == "__main__":
-    _wait_for_the_end(sys.argv[1])
+    _reap(sys.argv[1])

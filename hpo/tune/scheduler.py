@@ -1,5 +1,4 @@
-"""Ray Tune's scheduler: hands every report to the conductor and answers go on or stop; keeps the time that slots
-worked."""
+"""Ray Tune's scheduler: passes reports and failures to the controller, and measures the idle time of the slots."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from model.training_report import EvalReport
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of a trial's step, on the driver's clock."""
+    """One call of a trial's step. Times are seconds on the driver's clock."""
 
     number: int
     start: float
@@ -37,54 +36,64 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
     """Trials start in the order in which they were suggested."""
 
     def __init__(
-        self, conductor: SearchController, cluster: Cluster, watch: HangWatchdog, placement: PreemptionHandler
+        self, controller: SearchController, cluster: Cluster, watchdog: HangWatchdog, preemption: PreemptionHandler
     ) -> None:
         super().__init__()
-        self._conductor, self._cluster, self._watch, self._placement = conductor, cluster, watch, placement
+        self._controller, self._cluster, self._watchdog, self._preemption = controller, cluster, watchdog, preemption
         self._oom_kills = kernel_oom_kills()
         self.steps: list[Step] = []
 
     @propagate_errors
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Ray asks here before it tells the searcher, and not at all after a trial has ended itself: trials don't."""
+        """Record the reports; return whether the trial continues. Ray calls this before the searcher, and not after a
+        trial that ends itself: ours do not."""
         number, now = trial.config["number"], time.monotonic()
         self.steps.append(Step(number, now - result["step_seconds"], now))
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
-        decision = self._conductor.on_report(number, reports, result.get("node"))
+        decision = self._controller.on_report(number, reports, result.get("node"))
         answer: str = TrialScheduler.CONTINUE if decision.action == "continue" else TrialScheduler.STOP
         return answer
 
     @propagate_errors
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """It died; Ray itself doesn't try again. Without the head all trials die, and through no fault of theirs."""
+        """A trial has failed; Ray itself does not retry it. Without the head all trials fail.
+
+        Raises:
+            HeadGoneError: The head is gone.
+            MachineError, StorageError: Every other trial would fail in the same way.
+        """
         if not self._cluster.is_alive():
             raise HeadGoneError("Ray's head is gone")
+        failure = self._classify(trial)
+        if failure.action is FailureAction.ABORT_SEARCH:
+            storage = self._controller.record.storage
+            raise StorageError(failure.error) if storage and storage.is_away else MachineError(failure.error)
+        self._controller.on_trial_failure(trial.config["number"], failure)
+
+    def _classify(self, trial: Any) -> TrialFailure:
+        """The failure; one that the watchdog or the preemption handler has caused is theirs, whatever Ray says."""
         number = trial.config["number"]
         before, self._oom_kills = self._oom_kills, kernel_oom_kills()
-        if number in self._watch.hung:
-            death = TrialFailure(error=self._watch.hung[number], action=FailureAction.RETRY)
-        elif number in self._placement.migrated:
-            death = TrialFailure(error=self._placement.migrated[number], action=FailureAction.MIGRATE)
-        else:
-            death = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
-            if death.action is FailureAction.RETRY and self._placement.was_drained(number):
-                death = TrialFailure(error=DRAINED, action=FailureAction.MIGRATE)
-        if death.action is FailureAction.ABORT_SEARCH:
-            storage = self._conductor.record.storage
-            raise StorageError(death.error) if storage and storage.is_away else MachineError(death.error)
-        self._conductor.on_trial_failure(number, death)
+        if number in self._watchdog.hung:
+            return TrialFailure(error=self._watchdog.hung[number], action=FailureAction.RETRY)
+        if number in self._preemption.migrated:
+            return TrialFailure(error=self._preemption.migrated[number], action=FailureAction.MIGRATE)
+        failure = classify_failure(_error_of(trial), oom_kills=self._oom_kills - before)
+        if failure.action is FailureAction.RETRY and self._preemption.was_drained(number):
+            return TrialFailure(error=DRAINED, action=FailureAction.MIGRATE)
+        return failure
 
     def overhead_share(self) -> float | None:
         """The share of the slots' time that was idle so far. Called in the drawing thread of Progress."""
-        spent = overhead(list(self.steps), self._cluster.slots, began=0.0)
-        return spent.share if spent else None
+        measured = overhead(list(self.steps), self._cluster.slots, began=0.0)
+        return measured.share if measured else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the searcher's
+        return {}  # Ray pickles schedulers into its scratch folder
 
 
 def _error_of(trial: Any) -> BaseException | str:
-    """Ray has just written it into its scratch folder. Trial.get_error looks where it has not been copied to yet."""
+    """Ray has just written the error into its scratch folder. Trial.get_error reads a copy that is not there yet."""
     if trial.pickled_error_file:
         error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         return error
@@ -93,15 +102,24 @@ def _error_of(trial: Any) -> BaseException | str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overhead:
-    """Where the slots' time went, from the start of the search to its last report."""
+    """The slots' time, from the start of the search to its last report."""
 
     share: float  # idle, of the slots' time between the first trial's start and the last one's start
     setup_seconds: float  # before the first trial started
-    tail_seconds: float  # from the last trial's start to the last report: slots run empty, none is left to start
+    tail_seconds: float  # from the last trial's start to the last report: slots run empty, since no trial is left
 
 
 def overhead(steps: Sequence[Step], slots: int, began: float) -> Overhead | None:
-    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail. None without two starts."""
+    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail.
+
+    Args:
+        steps: All steps so far.
+        slots: Trials at a time.
+        began: When the search began, on the driver's clock.
+
+    Returns:
+        None before two trials have started.
+    """
     starts: dict[int, float] = {}
     for step in steps:
         starts[step.number] = min(step.start, starts.get(step.number, step.start))

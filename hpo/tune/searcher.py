@@ -1,4 +1,4 @@
-"""Ray Tune's Searcher: asks the conductor for the next trial."""
+"""Ray Tune's Searcher: asks the controller for the next trial."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from hpo.tune.errors import propagate_errors
 
 
 class ControllerSearcher(Searcher):  # type: ignore[misc]
-    """Results and deaths go to the scheduler, which Ray asks first."""
+    """Hands out trials. Reports and failures reach the controller through the scheduler, which Ray notifies first."""
 
-    def __init__(self, conductor: SearchController, to_ray: Callable[[FrozenTrial], dict[str, Any]]) -> None:
+    def __init__(self, controller: SearchController, config_of: Callable[[FrozenTrial], dict[str, Any]]) -> None:
+        """config_of: returns what the process of a trial needs."""
         super().__init__()
-        self._conductor, self._to_ray = conductor, to_ray
+        self._controller, self._config_of = controller, config_of
+        self._numbers: dict[str, int] = {}  # of trials, by Ray's id of the attempt
 
     @propagate_errors
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config that the trial is set up with; None: not now, a running one may die and come back."""
-        trial = self._conductor.next_trial()
+        """The config of the next trial; None while none is left but a running one may fail and be retried."""
+        trial = self._controller.next_trial()
         if trial is not None:
-            return self._to_ray(trial)
+            self._numbers[trial_id] = trial.number
+            return self._config_of(trial)
         finished: str = Searcher.FINISHED
-        return None if self._conductor.running else finished
+        return None if self._controller.running else finished
 
+    @propagate_errors
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the scheduler has heard of it."""
+        """Check the order that the controller relies on: the scheduler has handled a failure before."""
+        number = self._numbers.pop(trial_id, None)
+        if error and number is not None and self._controller.is_running(number):
+            raise AssertionError(f"trial {number}: Ray notified the searcher of a failure before the scheduler")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""

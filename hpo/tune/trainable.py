@@ -1,4 +1,4 @@
-"""The only seam between Ray and the training: a Trainable for trials, and an actor for the final training."""
+"""What runs on the workers: a Trainable for trials, an actor for the final training, and a task that measures."""
 
 from __future__ import annotations
 
@@ -23,40 +23,46 @@ from model.training_run import TrainingRun
 
 
 class DeviceMissingError(ConfigError):
-    """A GPU was asked for and there is none that works."""
+    """A GPU was requested, and torch finds none."""
 
 
 class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
-    """One trial, an epoch a step. The actor is used again for the next trial: a new one costs 2.5 s."""
+    """One trial; a step is an epoch. The actor is reused for the next trial: a new one costs 2.5 s."""
 
     def setup(self, config: dict[str, Any], images: Sequence[ray.ObjectRef]) -> None:
-        """images: where they lie in Ray's store, once on each node. The rest is the first step's: Ray tells what that
-        died of, and the driver notices when it hangs."""
-        self._given = images
+        """Called once per actor. The first step does the work: only then does Ray report what an error was, and the
+        driver notice that the trial hangs.
+
+        Args:
+            config: Of the first trial.
+            images: A reference to the images in Ray's object store, which has them once per node.
+        """
+        self._images_refs = images
+        self._device_images: DeviceImages | None = None
         self._run: TrainingRun | None = None
-        self._place: CheckpointSync | None = None
+        self._checkpoints = CheckpointSync(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The same actor, images and device for another trial."""
+        """Prepare the actor, its images and its device for another trial."""
         self.cleanup()
-        return True  # Ray has exchanged self.config
+        self._checkpoints = CheckpointSync(new_config)
+        return True  # Ray has replaced self.config
 
     def cleanup(self) -> None:
-        """Nothing is held for the trial any more."""
-        self._run = None  # its networks, before those of the next are made: both might not fit
-        if self._place:
-            self._place.clean_up()
+        """Release what the trial has used. Its networks must go before those of the next: both might not fit."""
+        self._run = None
+        self._checkpoints.clean_up()
 
     def step(self) -> dict[str, Any]:
-        """One epoch. After a restart, first what the checkpoint knows: the record may lack the last report."""
+        """Train one epoch. After a restart the first step only returns the reports of the checkpoint, since the record
+        may lack the last one."""
         is_first = self._run is None
         run = self._run = self._run or self._begin()
         started = time.monotonic()
         trains = not (is_first and run.reports)
         if trains:
             run.run_epoch()
-            assert self._place is not None
-            self._place.upload_epoch(len(run.reports))
+            self._checkpoints.upload_epoch(len(run.reports))
         return {
             "epoch": len(run.reports),
             "reports": [report.as_dict() for report in run.reports],
@@ -65,74 +71,78 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         }
 
     def _begin(self) -> TrainingRun:
-        """Take up what an earlier attempt, or an earlier driver, left in the trial's folder."""
-        config = self.config
-        if not hasattr(self, "_placed"):
-            self._placed = _place(ray.get(self._given[0]), config)
-        self._place, train = CheckpointSync(config), TrainConfig.from_dict(config["train"])
-        self._place.restore(train)
-        run = TrainingRun(train, self._placed, self._place.folder, config["objective"], number=config["number"])
-        self._place.promote_best()
-        return run
+        """Continue from what an earlier attempt, or an earlier driver, left in the trial's folder."""
+        if self._device_images is None:
+            self._device_images = _to_device(ray.get(self._images_refs[0]), self.config)
+        return _restore_run(self.config, self._checkpoints, self._device_images, number=self.config["number"])
 
 
 @ray.remote
 class FinalTraining:
-    """The winner's configuration trained longer: not a trial, never in the study. Every call brings the images, since
-    Ray warns of a constructor that gets them: after a death it could miss them. back_to_best: it collapsed before, and
-    goes on from its best checkpoint with lower rates."""
+    """Trains the winner's configuration for more epochs. It is not a trial and never in the study.
+
+    Every call passes the images: Ray warns of a constructor that gets them, which might miss them after a restart.
+    """
 
     def __init__(self, config: dict[str, Any], *, back_to_best: bool) -> None:
-        self._config, self._place, self._back_to_best = config, CheckpointSync(config), back_to_best
+        """back_to_best: the training collapsed before, and continues from its best checkpoint with lower rates."""
+        self._config, self._checkpoints, self._back_to_best = config, CheckpointSync(config), back_to_best
         self._run: TrainingRun | None = None
 
     def reports(self, images: Images) -> list[dict[str, Any]]:
-        """Those that an earlier run left behind."""
+        """The reports of earlier drivers."""
         return [report.as_dict() for report in self._begun(images).reports]
 
     def report(self, epoch: int, images: Images) -> dict[str, Any]:
-        """Of that epoch, trained up to it where it is not there yet: to ask twice, after a death, does no harm."""
+        """Train up to an epoch and return its report. Calling it again after a restart does no harm."""
         run = self._begun(images)
         while len(run.reports) < epoch:
             run.run_epoch()
-            self._place.upload_epoch(len(run.reports))
+            self._checkpoints.upload_epoch(len(run.reports))
         return run.reports[epoch - 1].as_dict()
 
     def measured(self, images: Images) -> dict[str, float]:
-        """As below; another process would take longer to start than to measure."""
+        """See `measure`; another process would take longer to start than to measure."""
         return _measured(self._config, images)
 
     def _begun(self, images: Images) -> TrainingRun:
         if self._run is None:
-            train = TrainConfig.from_dict(self._config["train"])
-            self._place.restore(train, back_to_best=self._back_to_best)
-            self._run = TrainingRun(
-                train,
-                _place(images, self._config),
-                self._place.folder,
-                self._config["objective"],
-                back_to_best=self._back_to_best,
-            )
-            self._place.promote_best()
+            device_images = _to_device(images, self._config)
+            self._run = _restore_run(self._config, self._checkpoints, device_images, back_to_best=self._back_to_best)
         return self._run
 
 
 @ray.remote  # type: ignore[untyped-decorator]
 def measure(config: dict[str, Any], images: Images) -> dict[str, float]:
-    """The generator of the folder's best checkpoint on all validation images."""
+    """SSIM, PSNR and losses of the folder's best checkpoint on all validation images."""
     return _measured(config, images)
 
 
 def _measured(config: dict[str, Any], images: Images) -> dict[str, float]:
-    placed = _place(images, config, num_validation=len(images.validation))
+    device_images = _to_device(images, config, num_validation=len(images.validation))
     channels, size, _ = images.shape
-    workplace = CheckpointSync(config)
-    generator, _ = load_generator(workplace.download(BEST), channels=channels, image_size=size)
-    workplace.clean_up()
-    return validate(generator.to(placed.device), placed)
+    checkpoints = CheckpointSync(config)
+    generator, _ = load_generator(checkpoints.download(BEST), channels=channels, image_size=size)
+    checkpoints.clean_up()
+    return validate(generator.to(device_images.device), device_images)
 
 
-def _place(images: Images, config: dict[str, Any], num_validation: int = SEARCH_VALIDATION_IMAGES) -> DeviceImages:
+def _restore_run(
+    config: dict[str, Any],
+    checkpoints: CheckpointSync,
+    images: DeviceImages,
+    *,
+    number: int | None = None,
+    back_to_best: bool = False,
+) -> TrainingRun:
+    train = TrainConfig.from_dict(config["train"])
+    checkpoints.restore(train, back_to_best=back_to_best)
+    run = TrainingRun(train, images, checkpoints.folder, config["objective"], number=number, back_to_best=back_to_best)
+    checkpoints.promote_best()
+    return run
+
+
+def _to_device(images: Images, config: dict[str, Any], num_validation: int = SEARCH_VALIDATION_IMAGES) -> DeviceImages:
     device = _device(config)
     if device.type == "cpu":
         torch.set_num_threads(max(1, math.floor(config["cpus"])))
@@ -140,7 +150,7 @@ def _place(images: Images, config: dict[str, Any], num_validation: int = SEARCH_
 
 
 def _device(config: dict[str, Any]) -> torch.device:
-    """What Ray assigned. Ray hides the other GPUs, so that ours is the first."""
+    """The device that Ray assigned. Ray hides the other GPUs, so it is the first."""
     if not config["gpus"]:
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -148,6 +158,6 @@ def _device(config: dict[str, Any]) -> torch.device:
     if config["allow_cpu"]:
         return torch.device("cpu")
     raise DeviceMissingError(
-        f"asked for {config['gpus']} GPUs, and torch {torch.__version__} finds none here "
-        f"(CUDA build: {torch.version.cuda or 'no'}). --allow-cpu trains on the CPU, --gpus-per-trial 0 asks for none"
+        f"the trial needs {config['gpus']} GPUs, and torch {torch.__version__} finds none "
+        f"(CUDA build: {torch.version.cuda or 'no'}). --allow-cpu trains on the CPU, --gpus-per-trial 0 requests none"
     )

@@ -85,7 +85,7 @@ def headline(record: Record) -> Text:
     ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     took = f", {duration(max(ends) - min(starts))} from the first start to the last end" if ends else ""
     lines.append(Text(f"{done} of {len(trials) * search.epochs} epochs were run{took}"))
-    if lost := search_results.lost(record.metadata()):
+    if lost := search_results.lost_trials(record.metadata()):
         numbers = ", ".join(map(str, lost))
         lines.append(Text(f"checkpoints damaged or missing, so these trials cannot win: {numbers}"))
     lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
@@ -100,7 +100,7 @@ def _winner_line(record: Record) -> Text:
     assert best is not None
     measured = f", {metrics(best)}"
     if search_results.final_wins(record):
-        final = {"ssim": math.nan, "psnr_db": math.nan, **(search_results.final_of(record) or {})}
+        final = {"ssim": math.nan, "psnr_db": math.nan, **(search_results.final_result(record) or {})}
         measured = (
             f" (the final training of its configuration), SSIM {final['ssim']:.4f}, PSNR {final['psnr_db']:.2f} dB on "
             f"all validation images; as a trial SSIM {best.ssim:.4f}, PSNR {best.psnr_db:.2f} dB on some of them"

@@ -145,7 +145,7 @@ SUGGEST = "def suggest(trial, base): return replace(base, {})"
         ),
         (
             SUGGEST.format("batch_size=2 ** trial.suggest_int('log2_batch', 2, 4)"),
-            ["log2_batch is no field", "Did you mean batch_size?", "powers of two", "'batch_size', [4, 8, 16]"],
+            ["log2_batch is not a field", "Did you mean batch_size?", "powers of two", "'batch_size', [4, 8, 16]"],
         ),
         (
             "def suggest(trial, base):\n    loss = trial.suggest_categorical('loss', ['l1', 'ssim'])\n"

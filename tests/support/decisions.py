@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.policy import sampling
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
+from hpo.policy.trial_attributes import ERROR, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
+from hpo.policy.trial_history import trial_as_of_report
 from model.training_report import objective_value
 from search_spaces import Space
 
@@ -54,3 +55,17 @@ def reported(order: list[tuple[int, float]]) -> list[FrozenTrial]:
         trial.number = number
         trials.append(trial)
     return trials
+
+
+def trials_as_of_suggestion(trials: list[FrozenTrial], number: int) -> list[FrozenTrial]:
+    """The trials as they were when trial `number` was suggested: `suggest` of these gives its configuration again."""
+    reports = trials[number].user_attrs[REPORTS_AT_SUGGESTION]
+    return [_as_of_suggestion(trial, reports, number) for trial in trials[:number]]
+
+
+def _as_of_suggestion(trial: FrozenTrial, reports: int, number: int) -> FrozenTrial:
+    earlier = [report for report in trial.user_attrs[REPORTS] if report[REPORT_INDEX] < reports]
+    had_ended = len(earlier) == len(trial.user_attrs[REPORTS]) and trial.state.is_finished()
+    if trial.state == TrialState.FAIL:
+        had_ended = trial.user_attrs[ERROR]["trials"] <= number
+    return trial if had_ended else trial_as_of_report(trial, reports - 1)

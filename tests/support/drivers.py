@@ -1,4 +1,4 @@
-"""`hpo search` as a process of its own, with everything that it starts."""
+"""Runs `hpo search` as a process of its own, and finds everything that it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import ray  # noqa: F401 - brings psutil along
 
-from hpo.store.record import Record, list_names
+from hpo.store.record import Record
+from hpo.store.search_file import list_names
 
 import psutil  # isort: skip - found once Ray is imported
 
@@ -25,21 +26,21 @@ GUARD_SECONDS = 600  # for one run, on a machine that others keep busy
 
 @dataclass
 class Driver:
-    """`hpo search`, and everything that it starts: they carry a mark in their environment."""
+    """A running `hpo search`. Its processes carry a mark in their environment."""
 
     process: subprocess.Popen[str]
     mark: str
 
     def processes(self) -> list[psutil.Process]:
-        """All that live."""
-        found = []
+        """Return all processes of the search that are alive."""
+        alive = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get("SEARCH_UNDER_TEST") == self.mark and process.status() != "zombie":
-                    found.append(process)
+                    alive.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return found
+        return alive
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + GUARD_SECONDS
@@ -49,12 +50,12 @@ class Driver:
             time.sleep(0.1)
 
     def ray_folders(self) -> set[str]:
-        """Ray's own, in use now."""
+        """Return the session folders that Ray uses now."""
         lines = [" ".join(process.cmdline()) for process in self.processes()]
-        return {found for line in lines for found in re.findall(r"[^\s=]+/\.ray/session_[\w-]+(?=/)", line)}
+        return {folder for line in lines for folder in re.findall(r"[^\s=]+/\.ray/session_[\w-]+(?=/)", line)}
 
     def left_after(self, seconds: float) -> list[psutil.Process]:
-        """Those that live so long after now."""
+        """Return the processes that are still alive after so many seconds."""
         end = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < end:
             time.sleep(0.1)
@@ -68,7 +69,7 @@ def driver(
     command: tuple[str, ...] = (HPO, "search", "first"),
     added: Mapping[str, str] | None = None,
 ) -> Iterator[Driver]:
-    """In a process group of its own, as a shell would start it. added: to the environment."""
+    """Start it in a process group of its own, as a shell does. added: environment variables."""
     # W&B's process of this one would be shared; Ray must not see the tests' GPUs or none.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= added or {}
@@ -93,7 +94,7 @@ def driver(
 
 
 def finished(folder: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
-    """A search that is left alone."""
+    """Run a search to its end."""
     with driver(folder, options) as running:
         out, err = running.process.communicate(timeout=GUARD_SECONDS)
     return subprocess.CompletedProcess(running.process.args, running.process.returncode, out, err)
@@ -106,7 +107,7 @@ def num_reports(folder: Path) -> int:
 
 
 def leaked(secrets: Mapping[str, str], *folders: Path) -> set[str]:
-    """NAME in FILE, of all files there."""
+    """Return `NAME in FILE` for each secret that a file in the folders contains."""
     found = set()
     for path in (path for folder in folders for path in folder.rglob("*")):
         if path.is_file():

@@ -102,7 +102,7 @@ def main(folder: Path) -> None:
     record = Record.create(folder, "first", asked)
     threading.Thread(target=lose_a_node, args=(nodes, record.trial_folder(NODE_LOST) / NODE), daemon=True).start()
     images = DataConfig().load()
-    with ray_session.started(asked) as cluster:
+    with ray_session.RaySession(asked) as cluster:
         context = SearchContext(
             record=record,
             replicator=StorageReplicator(record, None, lambda _: None),

@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     asked = replace(asked, address=nodes.address, gpus_per_trial=0.5, cpus_per_trial=0.5)
     for name, allowed in (("first", True), ("second", False)):
         record = Record.create(folder, name, replace(asked, allow_cpu=allowed))
-        with ray_session.started(record.search) as cluster:
+        with ray_session.RaySession(record.search) as cluster:
             context = SearchContext(
                 record=record,
                 replicator=StorageReplicator(record, None, lambda _: None),

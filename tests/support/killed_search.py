@@ -19,10 +19,10 @@ from curves import SPACE, controller
 from drivers import GUARD_SECONDS, driver
 
 from hpo.policy import leaderboard, pruning, trial_attributes
-from hpo.policy.search_config import SearchConfig
+from hpo.policy.search_config import SEARCH_FILE, SearchConfig
 from hpo.store import search_results
 from hpo.store.layout import STUDY_FILE
-from hpo.store.record import SEARCH_FILE, Record
+from hpo.store.record import Record
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
@@ -69,7 +69,7 @@ sys.meta_path.insert(0, Tracer())
 
 @dataclass(frozen=True)
 class Line:
-    """Of the trace."""
+    """A line of the trace."""
 
     attempt: int
     event: str
@@ -79,7 +79,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Killed:
-    """A search that is killed `kills` times."""
+    """A search whose driver is killed `kills` times."""
 
     folder: Path
     kills: int
@@ -109,13 +109,13 @@ class Killed:
         return [Line(int(attempt), event, int(trial), int(epoch)) for attempt, event, trial, epoch in lines]
 
     def finished(self) -> dict[int, Any]:
-        """Trials that ended, as the record has them."""
+        """Return the ended trials by number."""
         if not (self.folder / "runs" / "first" / SEARCH_FILE).exists():
             return {}
         return {t.number: t for t in self.record.trials() if t.state.is_finished()}
 
     def run(self, attempt: int, until: Callable[[], bool] | None, seconds: float = 0) -> None:
-        """Kill it so many seconds after that holds; None: let it end."""
+        """Run a driver. Kill it so many seconds after the condition `until` holds; None lets it end."""
         os.environ["ATTEMPT"] = str(attempt)
         before = self.finished()
         with driver(self.folder, self.options) as running:
@@ -137,16 +137,16 @@ class Killed:
         assert [line for line in self.trace() if line.attempt == attempt and line.trial in before] == []
 
     def start_up(self) -> bool:
-        """From the start on."""
+        """Hold from the start on."""
         return True
 
     def epochs_begin(self, number: int) -> Callable[[], bool]:
-        """From the beginning of so many more epochs on."""
+        """Hold once so many more epochs have begun."""
         number += len(self.began())
         return lambda: len(self.began()) >= number
 
     def trials_are_over(self) -> bool:
-        """From the last report on: finalists are measured, the winner is exported."""
+        """Hold from the last report on, while finalists are measured and the winner is exported."""
         study = self.folder / "runs" / "first" / STUDY_FILE
         if not study.exists():
             return False
@@ -155,7 +155,7 @@ class Killed:
         return bool(ended == self.trials)
 
     def began(self) -> list[Line]:
-        """One for each epoch that was begun."""
+        """Return the lines of epochs that began."""
         return [line for line in self.trace() if line.event == "began"]
 
 
@@ -204,7 +204,7 @@ def placed() -> DeviceImages:
 
 @pytest.fixture
 def one_thread():
-    """As trials with one CPU have: sums of other lengths round differently."""
+    """One thread, as trials with one CPU have; sums in other orders round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -223,7 +223,7 @@ def assert_the_winner_is_what_the_record_says(search: Killed, images: DeviceImag
 
 
 def undisturbed(search: SearchConfig, folder: Path, images: DeviceImages) -> Record:
-    """The same decisions and trainings in one plain loop: no Ray, no restart."""
+    """Make the same decisions and trainings in one plain loop, without Ray and restarts."""
     record = Record.create(folder, "first", search)
     loop = controller(record, space=SPACE)
     while (trial := loop.next_trial()) is not None:

@@ -45,7 +45,7 @@ def photographs(folder: Path) -> Path:
 
 
 def command(folder: Path, runs: Path, *more: str) -> list[str]:
-    """Of a search on the photographs in `folder`."""
+    """The command line of a search on the photographs in `folder`."""
     options = {"trials": str(TRIALS), "epochs": str(EPOCHS), "reduction-factor": "2", "seed": "9", "data": str(folder)}
     options |= {"crop": "16", "images-per-epoch": "8", "wandb": "disabled", "runs": str(runs)}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -53,7 +53,7 @@ def command(folder: Path, runs: Path, *more: str) -> list[str]:
 
 
 def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
-    """From here on. exports: the search ends with its export, as it should, which takes longer than all the rest."""
+    """Patch `hpo search` to run without Ray. exports: the search also exports, which takes longer than all the rest."""
 
     def search(run: SearchRun, _: object) -> int:
         record, replicator = run.record, run.replicator
@@ -80,9 +80,9 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
     patch.setattr(ray, "kill", lambda _: None)
 
 
-def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
-    """As Pix2PixTrial does, an epoch a step; the first step tells what a checkpoint has."""
-    config, number = TrainConfig.from_dict(of.user_attrs[trial_attributes.CONFIG]), of.number
+def train(loop: Any, trial: FrozenTrial, placed: DeviceImages) -> None:
+    """Train as Pix2PixTrial does, an epoch a step; the first step reports what the checkpoint has."""
+    config, number = TrainConfig.from_dict(trial.user_attrs[trial_attributes.CONFIG]), trial.number
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
@@ -92,8 +92,8 @@ def train(loop: Any, of: FrozenTrial, placed: DeviceImages) -> None:
 
 def local_context(run: SearchRun) -> SearchContext:
     """What the later phases need, without a cluster."""
-    whole = {"num_cpus": 1.0, "num_gpus": 0.0}
-    cluster: Any = SimpleNamespace(exclusive_node_options=whole, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
+    resources = {"num_cpus": 1.0, "num_gpus": 0.0}
+    cluster: Any = SimpleNamespace(exclusive_node_options=resources, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
     progress: Any = SimpleNamespace(show_finalist=lambda *_: None, show_final_training=lambda *_: None)
     return SearchContext(
         record=run.record,
@@ -108,7 +108,7 @@ def local_context(run: SearchRun) -> SearchContext:
 
 
 class _Remote:
-    """What `ray.remote` makes of a function, but that it runs here; errors come as Ray's do."""
+    """A remote function that runs in this process; errors are wrapped as Ray wraps them."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -124,26 +124,26 @@ class _Remote:
 
 
 class _RemoteClass:
-    """The same of a class."""
+    """A remote class whose actors live in this process."""
 
-    def __init__(self, made_of: type) -> None:
-        self._made_of = made_of
+    def __init__(self, actor_class: type) -> None:
+        self._actor_class = actor_class
 
     def options(self, **_: object) -> _RemoteClass:
         return self
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        actor = self._made_of(*arguments, **named)
+        actor = self._actor_class(*arguments, **named)
         return SimpleNamespace(**{name: _Remote(getattr(actor, name)) for name in ("reports", "report", "measured")})
 
 
-def place(asked: SearchConfig) -> DeviceImages:
-    data = asked.data_config()
+def place(search: SearchConfig) -> DeviceImages:
+    data = search.data_config()
     return DeviceImages.to_device(data.load(), data.noise, torch.device("cpu"), num_validation=SEARCH_VALIDATION_IMAGES)
 
 
 def assert_best_checkpoints_are_as_recorded(record: Record) -> None:
-    """Of the finalists: digest, epoch, and what is measured anew."""
+    """Check the finalists' digests and epochs, and measure them again."""
     placed = place(record.search)
     numbers = leaderboard.finalists(record.trials(), record.search.objective)
     assert numbers

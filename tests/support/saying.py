@@ -1,4 +1,4 @@
-"""What `hpo` says, in this process."""
+"""Runs `hpo` in this process and returns what it prints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hpo.cli.commands import main
 
 
 class RayStartedError(BaseException):
-    """In the place of Ray's start; nobody takes it for a Ray that does not start."""
+    """Raised instead of starting Ray. Not an Exception, so that no code mistakes it for a Ray that does not start."""
 
 
 def hpo_says(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
-    """Exit code, stdout, stderr."""
+    """Return exit code, stdout and stderr."""
     try:
         code = main(argv)
     except SystemExit as stop:  # argparse's own

@@ -1,4 +1,4 @@
-"""Exports that are made in a moment, whose networks do what can be told in a word."""
+"""Exports that are written in a moment, with networks that multiply by a constant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.denoise import MANIFEST
 
 
 def save_model(folder: Path, *, weight: float = 1.0, channels: int = 1) -> None:
-    """An export whose network multiplies by the weight."""
+    """Write an export whose network multiplies by the weight."""
     value = numpy_helper.from_array(np.full((1, channels, 1, 1), weight, np.float32), "weight")
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, "h", "w"])
@@ -29,8 +29,8 @@ def save_model(folder: Path, *, weight: float = 1.0, channels: int = 1) -> None:
 
 
 def describe(folder: Path, **model: object) -> None:
-    """A manifest whose digests are right."""
-    of = {"file": "generator.onnx", "channels": 1, "image_size": 16, "padding": 0, **model}
+    """Write a manifest with the right digests."""
+    described = {"file": "generator.onnx", "channels": 1, "image_size": 16, "padding": 0, **model}
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("generator*")}
-    told = {"data": {"data": "photos", "noise": "gaussian:30", "crop": 16}, "origin": {}, "metrics": {}}
-    (folder / MANIFEST).write_text(json.dumps({"model": of, "files": files, **told}))
+    rest = {"data": {"data": "photos", "noise": "gaussian:30", "crop": 16}, "origin": {}, "metrics": {}}
+    (folder / MANIFEST).write_text(json.dumps({"model": described, "files": files, **rest}))

@@ -155,7 +155,7 @@ def main(folder: Path) -> None:
         nodes.add_node(num_cpus=1, num_gpus=1, labels={MARKET: SPOT, PRICE: "0.8"})
     asked = SearchConfig(**SEARCH, address=nodes.address, max_cost=100.0)
     record, images, seen = Record.create(folder, RICH, asked), DataConfig().load(), {}
-    with metadata_server.serving() as ec2, ray_session.started(asked) as cluster:
+    with metadata_server.serving() as ec2, ray_session.RaySession(asked) as cluster:
         threading.Thread(target=take_nodes, args=(nodes, record, ec2), daemon=True).start()
         seen[RICH] = run(record, cluster, images)
         seen["stored"] = stored_bytes()
@@ -165,7 +165,7 @@ def main(folder: Path) -> None:
         enough = 0.9 / 3600 * (seconds_after_trials(record.trials(), asked) + MONEY_SECONDS)
         poor = Record.create(folder, POOR, replace(asked, max_cost=enough))
         seen[POOR] = run(poor, cluster, images)
-    # `python -m hpo.cluster.preemption_agent` itself: it takes all of the cluster's raylets on this host, and ends with them.
+    # `python -m hpo.cluster.preemption_agent` itself drains all of the cluster's raylets here, and ends with them.
     with metadata_server.serving() as ec2:
         ec2.take(time.time() + 110)
         environment = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": ec2.url}

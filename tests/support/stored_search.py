@@ -1,4 +1,4 @@
-"""`hpo search first`, whose lease and patience are of a test's size: python stored_search.py PATIENCE OPTION..."""
+"""`hpo search first` with a lease and a timeout that suit a test: python stored_search.py TIMEOUT_SECONDS OPTION..."""
 
 from __future__ import annotations
 

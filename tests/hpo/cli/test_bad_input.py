@@ -161,7 +161,7 @@ RATE = "lr_g=trial.suggest_float('lr_g', 1e-4, 1e-2)"
 MINE = "search new --space mine.py"
 PHOTOS = "search new --data photos --crop 16 --set batch_size=4"
 DENOISE = "denoise model a.png --to out"
-NO_FOLDER = "and not the folder that is wanted here"
+NO_FOLDER = "is a file; a folder is needed here"
 
 COMMAND_LINE = {
     "an unknown option": Row("search new --trails 3", ["--trails: no such option. Did you mean --trials?"]),
@@ -212,19 +212,21 @@ COMMAND_LINE = {
     "a name that leads outside": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
-    "a name with a line break": Row("search 'a\nb'", ["name='a\\nb': a name or path has letters alone"]),
+    "a name with a line break": Row("search 'a\nb'", ["name='a\\nb': must not contain control characters"]),
     "a path with a NUL": Row("search new --runs 'a\0b'", ["runs='a\\x00b'"]),
-    "a path that is not UTF-8": Row("search new --runs 'a\udcff'", ["a name or path has letters alone"]),
+    "a path that is not UTF-8": Row("search new --runs 'a\udcff'", ["must not contain control characters"]),
     "a path of 300 letters in a part": Row(f"search new --runs {LONG}", ["xxx: path too long"]),
-    "a folder that has no name": Row("search new --runs ''", ["runs='': is empty; it names a folder"]),
-    "a storage that has no name": Row("search new --storage ''", ["storage='': is empty; it names a folder or s3://"]),
-    "an invalid port": Row("dashboard first --port 70000", ["port=70000: cannot be listened on", "0-65535"]),
+    "a folder that has no name": Row("search new --runs ''", ["runs='': must not be empty; it names a folder"]),
+    "a storage that has no name": Row(
+        "search new --storage ''", ["storage='': must not be empty; it names a folder or s3://"]
+    ),
+    "an invalid port": Row("dashboard first --port 70000", ["port=70000: cannot listen", "0-65535"]),
     "a port that is not a number": Row("dashboard first --port 80x", ["--port", "'80x'"]),
     "a missing trial": Row("export first --trial 8", ["trial=8: first has the trials 0 to 7"]),
     "a missing search": Row("show frist", ["frist: no such search in runs. Did you mean first?"]),
     "a missing search, to be deleted": Row("rm nope --yes", ["nope: no such search in runs"]),
     "the folder itself, to be deleted": Row("rm . --yes", ["name='.'"]),
-    "an unconfirmed deletion": Row("rm first", ["runs/first: deleting it asks first", "--yes"]),
+    "an unconfirmed deletion": Row("rm first", ["runs/first: refusing to delete without", "--yes"]),
     "another search than the existing one": Row(
         "search first --trials 0 --noise gaussian:5",
         ["trials=0: must be", "noise: it has gaussian:30, asked for gaussian:5", "choose another name"],
@@ -239,11 +241,11 @@ COMMAND_LINE = {
     "a search where somebody's folder is": Row(
         "search photos --runs .", ["photos: is a folder with other things in it, such as astronaut.png"]
     ),
-    "searches in a file": Row("search new --runs file.txt", [f"file.txt: is a file, {NO_FOLDER}"]),
+    "searches in a file": Row("search new --runs file.txt", [f"file.txt: {NO_FOLDER}"]),
     "searches below a file": Row("show first --runs file.txt/x", ["file.txt/x: lies inside a file"]),
     "a list of a file": Row("list --runs file.txt", [NO_FOLDER]),
     "a report onto a folder": Row(
-        "report first --to photos", ["photos: is a folder; --to names a file, such as photos/"]
+        "report first --to photos", ["photos: is a folder; --to must name a file, such as photos/"]
     ),
     "a report below a file": Row("report first --to file.txt/x", ["file.txt/x: lies inside a file"]),
     "an export onto a file": Row("export first --to file.txt", [NO_FOLDER]),
@@ -268,9 +270,7 @@ COMMAND_LINE = {
     "an invalid address": Row("search new --address nonsense", ["address=nonsense: must be local, auto, or HOST:PORT"]),
     "an address of Ray's client": Row("search new --address ray://h:1", ["address=ray://h:1: must be"]),
     "a command for the end with a NUL": Row("search new --on-finish 'a\0b'", ["on_finish=", "a command for the shell"]),
-    "money where nothing costs": Row(
-        "search new --max-cost 5", ["max_cost=5.0", "a cluster's whose nodes say their prices"]
-    ),
+    "money where nothing costs": Row("search new --max-cost 5", ["max_cost=5.0", "of a cluster with price labels"]),
     "more GPUs than there are": Row(
         "search new --gpus-per-trial 64", ["a trial needs 1 CPUs and 64 GPUs; no node has them. The largest node has"]
     ),
@@ -423,9 +423,9 @@ IMAGES = {
     }.items()
     for use, row in zip(("searched", "denoised"), rows, strict=True)
 } | {
-    "a missing image": Row("denoise model b.png --to out", ["b.png: there is no such file"]),
-    "a file that is not an image": Row("denoise model file.txt --to out", ["file.txt: an image ends in .png"]),
-    "a folder without images": Row("denoise model empty --to out", ["empty: no images there"]),
+    "a missing image": Row("denoise model b.png --to out", ["b.png: file not found"]),
+    "a file that is not an image": Row("denoise model file.txt --to out", ["file.txt: not an image by its name"]),
+    "a folder without images": Row("denoise model empty --to out", ["empty: no images found"]),
     "several things to denoise, and no model": Row(
         "denoise nowhere b.png file.txt empty --to out", ["b.png", "file.txt", "empty", "nowhere: not an export"]
     ),
@@ -543,7 +543,7 @@ def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told_within_se
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, err = hpo_says("dashboard", "first", "--port", str(port), capsys=capsys)
-        assert (code, f"port={port}: cannot be listened on" in err) == (2, True)
+        assert (code, f"port={port}: cannot listen" in err) == (2, True)
     code, _, err = hpo_says("search", "new", "--address", f"127.0.0.1:{port}", capsys=capsys)
     assert (code, f"address=127.0.0.1:{port}: no Ray cluster answers there" in err) == (2, True)
     assert not Path("runs/new").exists()
@@ -561,7 +561,7 @@ def test_a_cluster_without_room_for_a_trial_is_refused_and_the_search_is_as_if_n
         raise ConfigError("a trial needs 1 CPUs and 8 GPUs; no node has them")
 
     monkeypatch.setattr(ray_session, "check_address", lambda search, is_new: None)
-    monkeypatch.setattr(ray_session, "started", refuse)
+    monkeypatch.setattr(ray_session, "RaySession", refuse)
     command = f"{PHOTOS} --address auto --gpus-per-trial 8"
     code, _, err = hpo_says(*shlex.split(command), capsys=capsys)
     assert (code, "no node has them" in err) == (2, True)

@@ -26,8 +26,9 @@ from tensorboard_files import curves_in
 import hpo.store.study_database
 import model.data.image_sets
 import model.training_run
-from hpo.cli import arguments, commands
+from hpo.cli import arguments
 from hpo.cli.commands import main
+from hpo.cli.search_options import read_search_options
 from hpo.policy.search_config import SearchConfig
 from hpo.store.layout import IMAGES
 from hpo.store.record import Record
@@ -128,7 +129,7 @@ def test_a_searchs_folder_in_the_place_of_its_name_or_of_its_export_is_told_as_t
     monkeypatch.chdir(runs.parent)
     for command, typed in (("show", "runs/first/"), ("search", "./runs/first"), ("export", "runs/first")):
         code, _, err = hpo_says(command, typed, capsys=capsys)
-        assert (code, "is the folder of a search; its name alone is asked for, first\n" in err) == (2, True), err
+        assert (code, "is the folder of a search; give its name alone, first\n" in err) == (2, True), err
     runs.rename(runs.with_name("others"))
     assert "first, and --runs others\n" in hpo_says("show", "others/first", capsys=capsys)[2]
     assert "not an export" in hpo_says("evaluate", "others/first", capsys=capsys)[2]
@@ -153,8 +154,8 @@ def test_a_tilde_that_no_shell_has_expanded_is_the_users_home(tmp_path, monkeypa
     words = ["search", "x", "--runs=~/runs", "--data=~", "--space=~/s.py", "--pruner=~/p.py"]
     found = arguments.parser().parse_args(words)
     assert (found.runs, found.storage) == (tmp_path / "runs", f"{tmp_path}/searches")
-    commands._resolve(found, ErrorCollector())
-    assert (found.data, found.space, found.pruner) == (str(tmp_path), f"{tmp_path}/s.py", f"{tmp_path}/p.py")
+    options = read_search_options(found, ErrorCollector())
+    assert options == {"data": str(tmp_path), "space": f"{tmp_path}/s.py", "pruner": f"{tmp_path}/p.py"}
     assert arguments.parser().parse_args(["list", "--storage", "s3://b/~"]).storage == "s3://b/~"
 
 
@@ -316,6 +317,6 @@ def images_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.data.data_config, "fashion_mnist", functools.cache(fashion_mnist))
         patch.setattr(model.training_run.TrainingRun, "__init__", begin)
-        patch.setattr(ray_session, "started", begin)
+        patch.setattr(ray_session, "RaySession", begin)
         patch.setattr(model.data.image_sets.Images, "digest", "0")
         yield

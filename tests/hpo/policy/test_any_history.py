@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from curves import SPACE, controller, learned
+from decisions import trials_as_of_suggestion
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from killed import Killed, killed_at_write
 from optuna.trial import TrialState
 
-from hpo.policy import pruning, sampling, trial_attributes, trial_history
+from hpo.policy import pruning, sampling, trial_attributes
 from hpo.policy.leaderboard import reports_of
 from hpo.policy.retry_policy import ABORT_AFTER_FAILURES, MAX_ATTEMPTS, MAX_MIGRATIONS
 from hpo.policy.search_config import SearchConfig
@@ -239,7 +240,7 @@ class AnyHistory(RuleBasedStateMachine):
             for name in ("state", "params", "values", "intermediate_values", "user_attrs", "distributions"):
                 assert getattr(mine, name) == getattr(theirs, name)
         for trial in written:
-            suggestion = sampling.suggest(trial_history.trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
+            suggestion = sampling.suggest(trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
             assert suggestion is not None
             assert suggestion.params == trial.params
             taken = pruning.replay_decisions(written, trial.number, SEARCH)

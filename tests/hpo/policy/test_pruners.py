@@ -333,4 +333,5 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
 )
 def test_rungs_are_grace_and_reduction_times_as_far_each_below_the_last_epoch(asked, rungs):
     grace_period, reduction_factor, epochs = asked
-    assert FormerPruner("asha", grace_period=grace_period, reduction_factor=reduction_factor).rungs(epochs) == rungs
+    pruner = FormerPruner("asha", grace_period=grace_period, reduction_factor=reduction_factor)
+    assert tuple(epoch for epoch in range(epochs) if pruner.compares(epoch)) == rungs

@@ -28,7 +28,9 @@ from heads import TOKEN, Head, JobServer, job_server, make_head, needs_ssh
 from PIL import Image
 
 from hpo.cli.commands import main
+from hpo.cluster import cluster_config
 from hpo.remote import launch
+from hpo.remote.ssh import connect_to_head
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
@@ -83,7 +85,7 @@ def words(job: dict[str, object]) -> list[str]:
 
 
 def test_a_search_is_submitted_with_its_options_and_goes_on_without_this_machine(head, server, capsys):
-    options = ["--trials", "3", "--set", "width=4", "--set", "depth=3", "--gpus-per-trial", "0.25", "--allow-cpu"]
+    options = ["--trials=3", "--set=width=4", "--set=depth=3", "--gpus-per-trial=0.25", "--allow-cpu"]
     code, out, err = says("launch", str(head.file), "first", *options, capsys=capsys)
     assert (code, out) == (0, "first-1\n"), err
     (job,) = server.jobs
@@ -106,7 +108,7 @@ def test_a_job_runs_in_the_heads_environment_and_home(head, server, capsys):
     assert done.returncode == 75
     told = (head.home / "told").read_text()
     storage = head.home.parent / "storage"
-    assert told == f'{head.home} token {storage} it\'s mine search first --address auto --on-finish echo "$HOME"\n'
+    assert told == f'{head.home} token {storage} it\'s mine search first --address auto --on-finish=echo "$HOME"\n'
 
 
 def test_a_second_launch_is_refused_while_the_job_runs_and_continues_it_afterwards(head, server, capsys):
@@ -137,8 +139,8 @@ def test_a_space_and_a_folder_of_images_are_shipped(head, server, tmp_path, caps
     assert code == 0, err
     given = words(server.jobs[0])
     shipped = head.home / ".hpo/shipped/first"
-    assert given[given.index("--space") + 1] == str(shipped / "space.py")
-    assert given[given.index("--data") + 1] == str(shipped / "data")
+    assert f"--space={shipped}/space.py" in given
+    assert f"--data={shipped}/data" in given
     assert (shipped / "space.py").read_text() == SPACE
     assert len(list((shipped / "data/in here").glob("*.png"))) == 30
     (pictures / "0.png").unlink()
@@ -154,7 +156,7 @@ def test_a_space_and_a_folder_of_images_are_shipped(head, server, tmp_path, caps
         (["--space", "mine.py"], "there is no such file"),
         (["--data", "photos/"], "data=photos/"),
         (["--set", "lr_g=0.1"], "searched by the space"),
-        (["--address", "auto"], "address=auto: `hpo launch` searches on the cluster of its file"),
+        (["--address", "auto"], "address=auto: `hpo launch` uses the cluster of its file"),
         (["--wandb", "online"], "W&B: there is no key"),
     ],
 )
@@ -170,11 +172,11 @@ def test_more_gpus_than_any_worker_has_are_refused(tmp_path):
     config = {"head_node_type": "head", "available_node_types": {"head": {"resources": {"CPU": 64}}, "gpu": node}}
     for asked, reason in (({"gpus_per_trial": 2}, "gpus_per_trial=2"), ({"cpus_per_trial": 8}, "cpus_per_trial=8")):
         with pytest.raises(launch.ConfigError, match=f"{reason}: no worker of the file has more than"):
-            launch._check_room(launch.SearchConfig(**asked), config)
+            launch._check_worker_size(launch.SearchConfig(**asked), config)
 
 
 def test_a_folder_too_large_to_ship_is_refused(head, server, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launch, "_MOST_SHIPPED", 10)
+    monkeypatch.setattr(launch, "_MAX_UPLOAD_BYTES", 10)
     (tmp_path / "own/photos").mkdir()
     (tmp_path / "own/photos/0.png").write_bytes(bytes(11))
     code, _, err = says("launch", str(head.file), "first", "--data", "photos", capsys=capsys)
@@ -189,7 +191,7 @@ def test_the_key_of_wandb_reaches_the_heads_netrc_and_nothing_else(head, server,
     (head.home / ".netrc").chmod(0o644)
     seen = []
     run = subprocess.run
-    monkeypatch.setattr(launch.subprocess, "run", lambda command, **how: seen.append(command) or run(command, **how))
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: seen.append(command) or run(command, **how))
     code, out, err = says("launch", str(head.file), "first", "--wandb", "online", capsys=capsys)
     assert code == 0, err
     netrc = head.home / ".netrc"
@@ -380,12 +382,12 @@ def test_a_real_search_is_launched_looked_at_pulled_while_it_runs_and_pulled_at_
         time.sleep(5)
     assert read_manifest(to)["metrics"]["test"] is None  # the search was not over
 
-    config = launch.cluster_file.read(ray_head.file)
-    with launch.head_of(ray_head.file, config) as there:
-        there.run("hpo stop first")
+    config = cluster_config.read(ray_head.file)
+    with connect_to_head(ray_head.file, config) as node:
+        node.run("hpo stop first")
         logs = f"ray job logs --address http://127.0.0.1:{ray_head.port} first-1"  # other Rays may run here
-        assert "can be continued" in there.run(logs)
-    assert launch._waited(ray_head.file, config, "first-1") == 143
+        assert "can be continued" in node.run(logs)
+    assert launch._wait_for_job(ray_head.file, config, "first-1") == 143
     code, out, _ = says("launch", str(ray_head.file), "first", "--trials", "2", "--wait", capsys=capsys)
     assert (code, out) == (0, "first-2\n")
     assert says("pull", str(ray_head.file), "first", "--to", str(to), capsys=capsys)[0] == 0

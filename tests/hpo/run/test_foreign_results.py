@@ -107,7 +107,7 @@ def verbs(runs: Path, storage: Path | None = None) -> dict[str, Callable[[], obj
         "dashboard": lambda: served(Record(runs, "first", read_only=True)),
         "evaluate": lambda: main(["evaluate", str(runs / "first" / "export")]),
         "denoise": lambda: main(["denoise", str(runs / "first/export"), str(runs / "a.png"), "--to", str(runs / "to")]),
-        "pictures for W&B": lambda: wandb_runs._picture(runs / "first/trials/00003/epoch-0001.png"),
+        "pictures for W&B": lambda: wandb_runs.picture_path(runs / "first/trials/00003/epoch-0001.png"),
     }
 
 

@@ -22,8 +22,8 @@ from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER, TensorBoard
 from hpo.tracking.wandb_tracker import Tracker
-from hpo.views.html_report import contents
 from hpo.views.live_table import render
+from hpo.views.report_contents import contents
 from hpo.views.status_file import Status
 
 OUTCOMES = ["finished", "pruned", "collapsed", "diverged", "failed", "running", "running"]
@@ -80,9 +80,9 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
     assert list(rows(shown)) == [row["number"] for row in document["trials"]]
 
     told = contents(record)
-    assert {t["number"]: t["kind"].replace("stopped", "pruned") for t in told["trials"]} == expected
+    assert {t["number"]: t["kind"] for t in told["trials"]} == expected
     assert {t["number"] for t in told["trials"] if t["candidate"]} == {0, 1, 5}
-    spent = {row["kind"].replace("stopped", "pruned"): row["trials"] for row in told["spent"]}
+    spent = {row["kind"]: row["trials"] for row in told["spent"]}
     assert spent == Counter(OUTCOMES)
 
     drawn = Console(width=100)

@@ -54,7 +54,7 @@ def test_a_search_that_does_not_end_is_told(record, runs, monkeypatch):
         acquire_lock(record.folder, "first"),
         pytest.raises(MachineError, match="did not stop within 0 s; run `hpo stop first` again"),
     ):
-        stop_search(runs, "first", timeout=0.2)
+        stop_search(runs, "first", timeout_seconds=0.2)
 
 
 @pytest.mark.parametrize(

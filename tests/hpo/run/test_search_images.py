@@ -14,7 +14,8 @@ from plain_search import command, without_ray
 from saying import hpo_says
 
 from hpo.cli.arguments import parser
-from hpo.cli.commands import _words, main
+from hpo.cli.commands import main
+from hpo.remote.launch import search_arguments
 from hpo.store.layout import IMAGES
 from hpo.store.record import Record
 from model.data.folder_layout import parse_layout
@@ -121,8 +122,7 @@ def test_a_range_that_is_none_is_told_before_anything_starts(words, told, tmp_pa
 
 def test_a_range_comes_to_the_head_of_a_cluster_as_it_was_typed():
     asked = parser().parse_args(["launch", "cluster.yaml", "first", "--range", "0", "4095"])
-    (option,) = (action for action in asked.parser._actions if action.dest == "range")
-    words = _words(option, tuple(asked.range))
+    words = search_arguments({"range": tuple(asked.range)})
     assert parser().parse_args(["search", "first", *words]).range == asked.range == [0, 4095]
 
 

@@ -125,7 +125,7 @@ def test_a_kill_between_any_two_removals_is_made_up_for_by_the_continued_search(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         disk = Disk(Path(folder), keep)
         trials = [trial(number, planned, end) for number, (planned, end) in enumerate(plan)]
-        left, remove = iter(range(removals)), checkpoint_retention._remove
+        left, remove = iter(range(removals)), checkpoint_retention._unlink
 
         def remove_or_die(path: Path) -> None:
             if next(left, None) is None:
@@ -135,7 +135,7 @@ def test_a_kill_between_any_two_removals_is_made_up_for_by_the_continued_search(
         for number in range(len(trials)):
             disk.train(number)
             (disk.trial_folder(number) / f".{LAST}.4711").write_bytes(b"half")  # its process died as well
-        patch.setattr(checkpoint_retention, "_remove", remove_or_die)
+        patch.setattr(checkpoint_retention, "_unlink", remove_or_die)
         try:
             killed = Retention(disk)
             for ended in trials:
@@ -173,14 +173,14 @@ def test_a_file_that_cannot_be_removed_stops_nothing(tmp_path, caplog):
     listener = Retention(disk)
     for number in range(3):  # the third one's folder was never made
         listener.on_trial_update(trial(number, [0.5], "diverged"))
-    stays = [message.partition(": stays on disk")[0] for message in caplog.messages]  # what is not there is no news
+    stays = [message.partition(": cannot be deleted")[0] for message in caplog.messages]  # what is not there is no news
     assert stays == [str(last), *(str(disk.trial_folder(1) / name) for name in (LAST, BEST))]
     assert on_disk(tmp_path, BEST) == set()
 
 
 def test_a_report_touches_no_file_and_an_end_a_few(tmp_path, monkeypatch):
     removed: list[Path] = []
-    monkeypatch.setattr(checkpoint_retention, "_remove", removed.append)
+    monkeypatch.setattr(checkpoint_retention, "_unlink", removed.append)
     listener = Retention(Disk(tmp_path, 3))
     for number in range(100):
         listener.on_trial_update(trial(number, [], None))
@@ -241,10 +241,10 @@ def test_a_checkpoint_that_was_let_go_is_refused_with_those_that_stayed(record):
     record.fail(0, "its node is gone")
     (record.trial_folder(0) / BEST).unlink()
     with pytest.raises(
-        ConfigError, match=r"trial=0: its checkpoint was let go. first has those of trials 1; .*--keep-checkpoints"
+        ConfigError, match=r"trial=0: its checkpoint was deleted. first has those of trials 1; .*--keep-checkpoints"
     ):
         check_kept(record, 0)
-    with pytest.raises(ConfigError, match="trial=2: its checkpoint is not there yet"):
+    with pytest.raises(ConfigError, match="trial=2: its checkpoint does not exist yet"):
         check_kept(record, 2)
 
 

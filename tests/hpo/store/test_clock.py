@@ -20,7 +20,7 @@ from hpo.store import record as record_module
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import TensorBoard
-from hpo.views import html_report
+from hpo.views import report_contents
 from hpo.views.formatting import headline
 from hpo.views.progress import Progress
 
@@ -39,7 +39,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     monkeypatch.setattr(record_module, "datetime", Jumping)
-    monkeypatch.setattr(html_report, "datetime", Jumping)
+    monkeypatch.setattr(report_contents, "datetime", Jumping)
     module = SimpleNamespace(**{**vars(datetime), "datetime": Jumping})
     monkeypatch.setattr("optuna.trial._frozen.datetime", module)
 
@@ -61,7 +61,7 @@ def test_a_clock_that_jumps_changes_no_decision_and_no_duration_is_negative(reco
     assert all(trial.duration >= datetime.timedelta(0) for trial in trials)
     study = optuna.load_study(study_name="first", storage=f"sqlite:///{record.study_file}")
     assert all(trial.duration >= datetime.timedelta(0) for trial in study.trials)
-    for row in html_report.contents(record)["trials"]:
+    for row in report_contents.contents(record)["trials"]:
         assert 0 <= row["start"] <= row["end"]
     took = r" epochs were run, \d+( days?, [\d:]+|:[\d:]+) from the first start to the last end"
     assert re.search(took, str(headline(record)))
@@ -77,7 +77,7 @@ def test_only_what_is_shown_or_agreed_with_others_asks_for_the_time_of_day():
     }
     assert asks == {
         "hpo/store/record.py",  # when a trial began and ended, for people
-        "hpo/views/html_report.py",  # when it was written
+        "hpo/views/report_contents.py",  # when it was written
         "hpo/tracking/tensorboard.py",  # wall times of events
         "hpo/cluster/cluster_state.py",  # how long ago the autoscaler was refused a node, in a message
         "hpo/cluster/preemption_agent.py",  # until when EC2 leaves the node

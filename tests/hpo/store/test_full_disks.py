@@ -18,8 +18,9 @@ from saying import hpo_says
 
 import hpo.run.search
 from hpo.cli.commands import main
+from hpo.policy.search_config import SEARCH_FILE
 from hpo.store import layout
-from hpo.store.record import SEARCH_FILE, Record
+from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.denoise import Denoiser
 from model.export import WEIGHTS_FILE

@@ -25,8 +25,9 @@ from hpo.run.context import SearchContext
 from hpo.store import layout, search_results
 from hpo.store.layout import STUDY_FILE
 from hpo.store.object_storage import Storage
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
 from hpo.store.replication import acquire
+from hpo.store.search_file import RecordError
 from model.common.errors import MachineError
 from model.data import fashion_mnist
 from model.denoise import Denoiser
@@ -136,7 +137,7 @@ def test_an_export_of_a_damaged_checkpoint_is_refused_and_the_next_best_named(
 ):
     shutil.copytree(searched_plainly, tmp_path, dirs_exist_ok=True)
     record = Record(tmp_path, "first")
-    first, second, third, *_ = search_results.ranked(record)
+    first, second, third, *_ = search_results.ranked_finalists(record)
     exported = Denoiser(record.folder / layout.EXPORT).manifest
     damage(record.trial_folder(first) / BEST)
     export = ["export", "first", "--runs", str(tmp_path)]

@@ -193,7 +193,7 @@ def test_away_for_longer_than_the_patience_is_an_error_that_names_it(storage, th
         ("s3://bucket/prefix?access_key=AKIA&secret_key=hush", "access_key: no such option"),
         ("s3://bucket/prefix?scheme=http&endpoint_override=key:hush@localhost:1", "keys belong into the environment"),
         ("s3://bucket/prefix?endpoint=x", "Did you mean endpoint_override?"),
-        ("s3://no-such-bucket/prefix", "is not there, or refused"),
+        ("s3://no-such-bucket/prefix", "not found, or access denied"),
     ],
 )
 def test_what_is_no_storage_is_bad_input_at_once(tmp_path, monkeypatch, address, words):
@@ -271,7 +271,7 @@ def test_a_beat_that_is_under_way_does_not_take_the_release_back(storage, monkey
     assert beats.wait(60)
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 5.0)
     holder.release()
-    assert not holder._beats.is_alive()
+    assert not holder._heartbeat.is_alive()
     assert lease.newest_claim(storage).released
 
 
@@ -299,7 +299,7 @@ def test_a_driver_that_was_cut_off_is_succeeded_and_stops_when_it_comes_back(sto
 def test_the_claim_of_a_driver_that_is_known_to_be_dead_is_no_obstacle(storage):
     dead = acquire_lease(storage)
     began = time.monotonic()
-    assert acquire_lease(storage, own=dead.name).previous.name == dead.name
+    assert acquire_lease(storage, dead_claim=dead.name).previous.name == dead.name
     assert time.monotonic() - began < lease.EXPIRY_SECONDS
 
 

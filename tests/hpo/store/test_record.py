@@ -44,7 +44,8 @@ from hpo.policy.trial_attributes import (
     SUGGESTED_BY,
 )
 from hpo.store.lock import acquire_lock
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from model.common.errors import ConfigError, MachineError
 from model.config import TrainConfig
 from model.training_report import EvalReport

@@ -29,8 +29,9 @@ from hpo.store.checkpoint_retention import Retention
 from hpo.store.checkpoint_sync import FENCING_TOKEN, CheckpointSync
 from hpo.store.lease import Lease, LeaseLostError
 from hpo.store.object_storage import Storage, StorageError
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator, acquire, open_read_only
+from hpo.store.search_file import RecordError
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.dashboard import PictureStore
 from hpo.views.status_file import Status
@@ -72,7 +73,7 @@ def driving(runs: Path, storage: Storage, search: SearchConfig, *, dies: bool = 
     with ExitStack() as stack:
         if dies:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._beats.join()))
+            patch.setattr(Lease, "release", lambda of: (of._over.set(), of._heartbeat.join()))
             patch.setattr(StorageReplicator, "_work", lambda _: None)
         driver = stack.enter_context(acquire(runs, "first", storage, fail))
         driver.start()
@@ -264,13 +265,13 @@ class Node:
         made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
         made.config = {**about, "storage": {**where, "generation": generation, "timeout_seconds": 5}}
         made.setup(made.config, ())
-        made._placed = self.few
+        made._device_images = self.few
         return made
 
     def begins(self, generation: int = 1, config: TrainConfig = CONFIG) -> Node:
         self.trial = self.attempt(generation, config)
         self.run = self.trial._run = self.trial._begin()
-        self.place = self.trial._place
+        self.place = self.trial._checkpoints
         return self
 
     def trains(self) -> Node:
@@ -370,7 +371,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_best(nodes, storage, monkeypatch
 def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, monkeypatch):
     monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
     nodes[0].storage.delete("first/search.json")
-    with pytest.raises(NotSharedError, match=r"first is not there on node \S+: --storage") as told:
+    with pytest.raises(NotSharedError, match=r"first is not visible from node \S+; use a shared --storage") as told:
         nodes[0].begins()
     assert classify_failure(SimpleNamespace(cause=told.value)).action is FailureAction.ABORT_SEARCH
 
@@ -378,7 +379,7 @@ def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes,
 def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
-    with pytest.raises(NotSharedError, match=rf"{tmp_path} is not there on node \S+: --storage"):
+    with pytest.raises(NotSharedError, match=rf"{tmp_path} is not visible from node \S+; use a shared --storage"):
         CheckpointSync(about).restore(CONFIG)
     (tmp_path / "search.json").write_text("{}")
     CheckpointSync(about).restore(CONFIG)

@@ -27,7 +27,8 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION
 from hpo.run import final_training
 from hpo.store import layout, search_results
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from hpo.views.formatting import collapse_message, headline
 from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
@@ -224,7 +225,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
     _, state = load_checkpoint(found.folder / layout.FINAL / LAST)
     assert state["config"].items() >= {"lr_g": rate / 2, "lr_d": event["lr_d"], "epochs": 5}.items()
     assert [report["psnr_db"] for report in state["reports"]] == [25.1, 25.2, 25.3, 25.4, 25.5]
-    assert search_results.final_of(found)["trial"] == event["trial"]
+    assert search_results.final_result(found)["trial"] == event["trial"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.run.search import SearchRun
 from hpo.store import search_results, study_database
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from hpo.views import watch
 from hpo.views.dashboard import Snapshot
 from model.common.errors import ConfigError, MachineError

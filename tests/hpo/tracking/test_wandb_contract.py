@@ -33,7 +33,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION
 from hpo.store import layout
 from hpo.store.record import Record
-from hpo.tracking import wandb_runs, wandb_tracker
+from hpo.tracking import wandb_login, wandb_runs, wandb_tracker
 from hpo.tracking.wandb_tracker import Tracker, sync
 from model.denoise import MANIFEST, DenoiseError
 from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
@@ -149,7 +149,7 @@ def test_what_a_search_logs_arrives(server, record, export_folder, monkeypatch):
         record.trial_folder(number).mkdir(parents=True)
         for epoch in range(1, record.search.epochs + 1):
             Image.new("L", (8, 8), 100 + number).save(record.trial_folder(number) / strip_name(epoch))
-    wandb_runs.log_in()
+    wandb_login.log_in()
     said = track(record, exported=True)
     state = server.state
     assert_each_epoch_once(state, record)
@@ -212,7 +212,7 @@ def test_what_a_search_logs_arrives(server, record, export_folder, monkeypatch):
 
 
 def test_two_searches_of_one_name_do_not_meet(server, record, tmp_path):
-    wandb_runs.log_in()
+    wandb_login.log_in()
     other = Record.create(tmp_path / "others", "first", SEARCH)
     for each in (record, other):
         track(each)
@@ -263,7 +263,7 @@ def recover(server: Server) -> None:
 def test_a_server_that_fails_changes_nothing_and_gets_what_it_missed_later(  # noqa: PLR0917
     fail: Callable[[Server], None], server, record, runs, impatient, caplog
 ):
-    wandb_runs.log_in()
+    wandb_login.log_in()
     fail(server)
     track(record)
     assert_untouched(record, runs)
@@ -276,7 +276,7 @@ def test_a_server_that_fails_changes_nothing_and_gets_what_it_missed_later(  # n
 
     wandb.teardown()
     recover(server)
-    wandb_runs.log_in()
+    wandb_login.log_in()
     sent, _ = sync(record, exported=False)
     assert sent > 0
     assert_each_epoch_once(server.state, record)
@@ -286,7 +286,7 @@ def test_a_server_that_fails_changes_nothing_and_gets_what_it_missed_later(  # n
 
 def test_rows_that_wandb_gives_up_on_without_a_word_are_missed_and_sent_later(server, record, caplog):
     server.state.stream_status = 403
-    wandb_runs.log_in()
+    wandb_login.log_in()
     tracker = Tracker(record)
     run_all(controller(record, tracker))
     while tracker._runs.unconfirmed < 3:  # each was logged when it ended, and not at the end once more
@@ -294,7 +294,7 @@ def test_rows_that_wandb_gives_up_on_without_a_word_are_missed_and_sent_later(se
     tracker.close()
     assert server.state.asked["RunResumeStatus"] == 3
     (warning,) = [r.getMessage() for r in caplog.records if r.name == "hpo.tracking.wandb_tracker"]
-    assert "3 runs did not arrive whole" in warning
+    assert "3 runs are incomplete on the server" in warning
     server.state.stream_status = None
     assert sync(record, exported=False)[0] == 3
     assert_each_epoch_once(server.state, record)
@@ -302,7 +302,7 @@ def test_rows_that_wandb_gives_up_on_without_a_word_are_missed_and_sent_later(se
 
 def test_a_server_that_hangs_at_the_end_holds_the_search_up_for_a_bounded_time(server, record, monkeypatch, caplog):
     monkeypatch.setattr(wandb_tracker, "_CLOSE_SECONDS", 1.0)
-    wandb_runs.log_in()
+    wandb_login.log_in()
     server.state.hang_seconds = 20
     track(record)  # whoever waits for the server itself waits for minutes
     assert [r.getMessage() for r in caplog.records if r.name == "hpo.tracking.wandb_tracker"] == [
@@ -316,10 +316,10 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from curves import controller, train
-from hpo.tracking import wandb_runs, wandb_tracker
+from hpo.tracking import wandb_login, wandb_tracker
 from hpo.store.record import Record
 record = Record(Path(sys.argv[1]), "first")
-wandb_runs.log_in()
+wandb_login.log_in()
 driver = controller(record, tracker := wandb_tracker.Tracker(record))
 train(driver, driver.next_trial().number, [])
 train(driver, driver.next_trial().number, [], epochs=2)
@@ -339,7 +339,7 @@ def test_a_driver_that_is_killed_and_continued_loses_no_epoch_and_sends_none_twi
             time.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
     again = Record(runs, "first")
-    wandb_runs.log_in()
+    wandb_login.log_in()
     track(again)
     assert_each_epoch_once(server.state, again)
 
@@ -399,7 +399,7 @@ def test_the_key_goes_to_the_server_that_was_named_and_to_no_other(server):
 
     with listening(Other, None) as port:
         address = f"http://127.0.0.1:{port}"
-        assert not wandb_runs._is_refused(address, wandb_server.KEY)  # it has not said so
+        assert not wandb_login._is_refused(address, wandb_server.KEY)  # it has not said so
     assert [path for path, _ in asked] == ["/graphql"]
     assert asked[0][1].startswith("Basic ")
 
@@ -409,12 +409,12 @@ def test_only_pictures_of_formats_that_are_trusted_are_opened_for_wandb(record, 
     made = []
     monkeypatch.setattr(wandb, "Image", lambda *given, **_: made.append(given))
     runs = wandb_runs.WandbRuns(record, online=False, finish_seconds=1)
-    opened = wandb_runs._Run(SimpleNamespace(log=lambda _: None), 0)
+    opened = wandb_runs._OpenRun(SimpleNamespace(log=lambda _: None), 0)
     folder = record.trial_folder(0)
     folder.mkdir(parents=True)
     Image.new("RGB", (24, 8)).save(folder / strip_name(1), "EPS")
     Image.new("RGB", (24, 8)).save(folder / strip_name(2), "PNG")
-    runs._write(opened, [report(1, 0.5), report(2, 0.5)], folder, ended=True)
+    runs._log_epochs(opened, [report(1, 0.5), report(2, 0.5)], folder, ended=True)
     assert made == [(str(folder / strip_name(2)),)]
     (export_folder / "id_rsa").symlink_to(record.folder / "search.json")
     with pytest.raises(DenoiseError, match="id_rsa: is not in the manifest"):
@@ -464,7 +464,7 @@ def test_the_real_server_takes_a_search(record, monkeypatch):
     """Into the project pix2pix-search-test of the key's owner, where its runs stay."""
     monkeypatch.setenv("WANDB_API_KEY", os.environ["PIX2PIX_WANDB_TEST_KEY"])
     monkeypatch.setenv("WANDB_PROJECT", "pix2pix-search-test")
-    wandb_runs.log_in()
+    wandb_login.log_in()
     (line,) = track(record)
     assert "pix2pix-search-test" in line
     assert len(list((record.folder / "wandb").glob("*.sent"))) == 3

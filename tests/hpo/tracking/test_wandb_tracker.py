@@ -20,7 +20,7 @@ from hpo.policy import leaderboard
 from hpo.policy.trial_attributes import DECISION
 from hpo.store.record import Record
 from hpo.tracking import wandb_tracker
-from hpo.tracking.wandb_runs import leave_out
+from hpo.tracking.wandb_login import remove_inherited_settings
 from hpo.tracking.wandb_tracker import Tracker
 
 
@@ -51,10 +51,10 @@ LEFT |= {"RESUME": "must", "RESUME_FROM": "abc?_step=3", "FORK_FROM": "abc?_step
 def test_what_another_job_left_for_its_one_run_is_left_out_and_told(record, monkeypatch, caplog):
     for name, value in LEFT.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    leave_out("offline")
+    remove_inherited_settings("offline")
     (told,) = caplog.messages
     assert all(f"WANDB_{name}" in told for name in LEFT)
-    leave_out("offline")
+    remove_inherited_settings("offline")
     assert len(caplog.messages) == 1
     record.update_config({"trials": 2})
     tracker = Tracker(record)
@@ -83,8 +83,8 @@ def test_a_mode_that_contradicts_is_named_and_one_that_agrees_is_not(monkeypatch
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if mode:
         monkeypatch.setenv("WANDB_MODE", mode)
-    leave_out(wandb)
-    told = [f"W&B: WANDB_MODE={mode} is not followed; --wandb is {wandb}, and that holds"]
+    remove_inherited_settings(wandb)
+    told = [f"W&B: ignoring WANDB_MODE={mode}, because --wandb is {wandb}"]
     assert caplog.messages == (told if is_named else [])
 
 
@@ -166,7 +166,7 @@ def test_a_search_does_not_notice_that_wandb_fails(record, runs, monkeypatch, ca
     untracked = Record.create(runs, "untracked", record.search)
     run_all(controller(untracked))
     assert story(record.trials()) == story(untracked.trials())
-    assert "the search goes on without it" in caplog.text
+    assert "the search continues without it" in caplog.text
     assert "the server is away" in caplog.text
     assert "Traceback" not in caplog.text
     assert fragments(record) == []
@@ -181,5 +181,5 @@ def test_a_file_of_anothers_that_wandb_reads_is_told_in_a_line(record, tmp_path,
     run_all(controller(record, tracker))
     tracker.close()
     (told,) = [line for line in caplog.messages if line.startswith("W&B")]
-    assert "the search goes on without it" in told
+    assert "the search continues without it" in told
     assert not any(line.exc_info for line in caplog.records if line.name.startswith("hpo"))

@@ -105,8 +105,7 @@ class Loop:
         patch(preemption, "_num_unplaced", lambda: sum(trial.status == "PENDING" for trial in self.trials))
         patch(on_demand_fallback, "request_resources", self.request)
         patch(on_demand_fallback.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=""))
-        gcs = SimpleNamespace(drain_node=lambda node, *_: self.drained.append(node))
-        patch(on_demand_fallback.ray._raylet, "GcsClient", lambda address: gcs)
+        patch(on_demand_fallback.ray_internals, "drain_node", lambda address, node, why: self.drained.append(node))
         self.fallback = OnDemandFallback(cluster, self.lines.append, 60.0, lambda: self.now)
         self.handler = PreemptionHandler(
             cluster, self.fallback, lambda line: setattr(self, "pending", line), lambda: self.now

@@ -24,7 +24,8 @@ from hpo.cluster.cluster_state import AutoscalerLimits, ClusterMonitor, ClusterS
 from hpo.cluster.trial_slots import Cluster, RayStartError
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
-from hpo.tune.ray_session import RayHalfStartedError, _Job, started
+from hpo.tune.ray_patches import WorkerPathJob
+from hpo.tune.ray_session import RayHalfStartedError, RaySession
 from model.common.errors import ConfigError
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
@@ -154,7 +155,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[object]]:
 @pytest.mark.parametrize("error", NOT_STARTED, ids=lambda error: f"{type(error).__name__} {error}"[:40])
 def test_whatever_rays_start_raises_it_is_tried_twice_and_told_in_a_sentence(fails, error):
     asked = fails(error)
-    with pytest.raises(RayStartError) as told, started(SearchConfig()):
+    with pytest.raises(RayStartError) as told, RaySession(SearchConfig()):
         pass
     assert len(asked) == 2
     assert f"address=local: Ray does not start, tried twice ({type(error).__name__}" in str(told.value)
@@ -164,14 +165,14 @@ def test_whatever_rays_start_raises_it_is_tried_twice_and_told_in_a_sentence(fai
 
 def test_a_disk_that_is_full_while_ray_starts_is_told_as_one(fails):
     asked = fails(OSError(errno.ENOSPC, "No space left on device", "/tmp/x"))
-    with pytest.raises(OSError, match="No space left"), started(SearchConfig()):
+    with pytest.raises(OSError, match="No space left"), RaySession(SearchConfig()):
         pass
     assert len(asked) == 1
 
 
 def test_ctrl_c_while_ray_starts_is_not_tried_again(fails):
     asked = fails(Exception("timed out"), KeyboardInterrupt())
-    with pytest.raises(RayHalfStartedError), started(SearchConfig()):
+    with pytest.raises(RayHalfStartedError), RaySession(SearchConfig()):
         pass
     assert len(asked) == 2
 
@@ -186,7 +187,7 @@ def test_what_a_first_try_left_running_is_ended_before_the_second(monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     try:
-        with pytest.raises(RayStartError), started(SearchConfig()):
+        with pytest.raises(RayStartError), RaySession(SearchConfig()):
             pass
         assert len(begun) == 2
     finally:
@@ -218,9 +219,9 @@ def test_an_address_space_in_which_rays_start_would_hang_is_told_before(pictures
 
 def test_workers_have_nothing_of_the_current_folder_on_their_path(monkeypatch):
     """Ray adds it to what the job says, just before it is sent."""
-    job = _Job()
+    job = WorkerPathJob()
     job._py_driver_sys_path.append(os.getcwd())
     sent = protobuf.JobConfig.FromString(job._serialize())
     assert list(sent.py_driver_sys_path) == [str(Path(hpo.__file__).parents[1])]
     monkeypatch.setattr(environment, "ROOT", next(entry for entry in sys.path if entry.endswith("site-packages")))
-    assert not protobuf.JobConfig.FromString(_Job()._serialize()).py_driver_sys_path  # installed: found anyway
+    assert not protobuf.JobConfig.FromString(WorkerPathJob()._serialize()).py_driver_sys_path  # installed: found anyway

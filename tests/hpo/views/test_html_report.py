@@ -31,7 +31,9 @@ from hpo.policy.trial_attributes import CONFIG
 from hpo.run.final_report import write_html_report
 from hpo.store.record import Record
 from hpo.store.replication import StorageReplicator
-from hpo.views.html_report import REPORT, contents, importance, longer, page, pareto, write_report
+from hpo.views.html_report import REPORT, page, write_report
+from hpo.views.report_analysis import importance, pareto, would_longer_help
+from hpo.views.report_contents import contents
 from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
 from model.picture_strip import draw_strip, split_strip
@@ -127,22 +129,24 @@ def test_the_leaderboard_is_that_of_hpo_show_and_sorts_by_a_click_and_by_the_add
 def test_every_kind_of_end_is_told_in_words(runs, browser):
     record = ended(runs)
     shown(browser, record)
-    assert "not finished: 5 of 7 trials ended" in text(browser, "#status")
+    assert "not finished: 5 of 7 trials had ended" in text(browser, "#status")
     why = browser.run("[...document.querySelectorAll('#why tbody tr')].map(row => row.cells[1].innerText)")
     assert why == [
         "Ran all 3 epochs",
-        "Not ended yet: 1 of 3 epochs are on record",
+        "Still running: 1 of 3 epochs are recorded",
         "Failed after epoch 1: died 3 times, at last: its node is gone",
         "Diverged in epoch 2: a loss or a metric was no longer a finite number",
         "Diverged in epoch 1: a loss or a metric was no longer a finite number",
-        "Failed before an epoch was done: out of memory",
-        "Not ended yet: 1 of 3 epochs are on record",
+        "Failed before the end of its first epoch: out of memory",
+        "Still running: 1 of 3 epochs are recorded",
     ]
     failures = browser.run("[...document.querySelectorAll('#failures tbody tr')].map(row => row.innerText)")
     assert len(failures) == 3
-    assert "its process or node died" in failures[0]
+    assert "worker failed" in failures[0]
     assert "out of memory" in failures[2]
-    assert "Too few trials to say: importance needs 10 with a result, there are 3" in text(browser, "#importance-words")
+    assert "Too few trials: importance needs 10 trials with a result, and there are 3" in text(
+        browser, "#importance-words"
+    )
     assert "on 2 nodes" in text(browser, "#timeline-words")
     by_number = dict(zip(column(browser, "number"), column(browser, "psnr_db"), strict=True))
     assert by_number["4"] == "∞"
@@ -161,12 +165,13 @@ def test_a_stopped_trial_is_told_with_its_bar_and_where_it_is_worse_than_the_inp
     shown(browser, record)
     why = browser.run("[...document.querySelectorAll('#why tbody tr')].map(row => row.cells[1].innerText)")
     assert why[3] == (
-        "Stopped after epoch 1: its 0.4000 was below the bar, 0.5100, which trial 1 had there: the lowest of the best "
-        "2 of the 4 trials by then"
+        "Pruned after epoch 1: its 0.4000 was below the cutoff of 0.5100, which trial 1 had reached by that epoch, "
+        "the lowest of the best 2 of 4 trials"
     )
     assert why[7] == (
-        "Stopped after epoch 1: its 0.4900 was below the bar, 0.5200, which trial 2 had there: the lowest of the best "
-        "4 of the 8 trials by then; at its best, 20.00 dB, worse than the noisy images (20.55 dB)"
+        "Pruned after epoch 1: its 0.4900 was below the cutoff of 0.5200, which trial 2 had reached by that epoch, "
+        "the lowest of the best 4 of 8 trials; its best PSNR of 20.00 dB is worse than that of the noisy images "
+        "(20.55 dB)"
     )
     ends = dict(zip(column(browser, "number"), column(browser, "outcome"), strict=True))
     assert [number for number, end in ends.items() if "worse than noisy" in end] == ["7"]
@@ -181,14 +186,14 @@ RISING, LEVEL = [0.5 + 0.01 * e for e in range(16)], [0.6] * 4 + [0.599, 0.6] * 
         (RISING, 16, True, r"still rising: its last 4 .* 0\.0400, .* would probably help"),
         (LEVEL, 16, True, r"levelled off: its last 4 epochs gained 0\.0000, .* would hardly help"),
         ([*LEVEL[:12], 0.595, 0.601, 0.595, 0.602], 16, True, r"levelled off: .* 0\.0020, .*fell by up to 0\.0060"),
-        (RISING, 16, False, "still rising.*only a new training, planned longer, would tell"),
+        (RISING, 16, False, "still rising.*only a new training with more epochs would tell"),
         ([*RISING[:8], *[0.1] * 8], 16, False, r"got worse: 0\.5700 at best, 0\.1000 .*would not help"),
         (RISING, 32, True, "not over"),
         (RISING[:7], 7, True, "7 epochs are too few"),
     ],
 )
 def test_whether_a_longer_training_would_help_is_said_no_surer_than_the_curve_is(values, epochs, is_constant, said):
-    assert re.search(said, longer(values, epochs, "ssim", is_constant=is_constant))
+    assert re.search(said, would_longer_help(values, epochs, "ssim", is_constant=is_constant))
 
 
 def test_a_final_training_that_collapsed_is_over(runs):
@@ -202,7 +207,7 @@ def test_a_final_training_that_collapsed_is_over(runs):
     )
     final = contents(record)["final_training"]
     assert final["trial"] == 1  # not the winner: its own had collapsed before
-    assert final["verdict"].startswith("It collapsed by epoch 3, and ended there")
+    assert final["verdict"].startswith("It collapsed by epoch 3 and ended there")
 
 
 def test_a_final_training_that_went_on_with_lower_rates_is_still_its_trials(runs):
@@ -215,18 +220,18 @@ def test_a_final_training_that_went_on_with_lower_rates_is_still_its_trials(runs
     record.set_metadata("final_collapses", [event])
     told = contents(record)
     assert told["final_training"]["trial"] == 1
-    [line] = told["final_collapses_told"]
+    [line] = told["collapse_messages"]
     assert line.startswith("The final training of trial 1's configuration collapsed in epoch 3 of 32; it went back")
 
 
 @needs_chromium
 def test_units_and_images_are_those_of_the_search(runs, browser):
     shown(browser, Record.create(runs, "first", SearchConfig(time_budget_minutes=8)))
-    assert "8 (minutes" in text(browser, "#asked-table")
-    assert set(browser.run("Object.keys({...UNITS, ...UNASKED})")) <= set(SearchConfig().as_dict())
+    assert "8 (minutes" in text(browser, "#config-table")
+    assert set(browser.run("Object.keys({...UNITS, ...DEFAULTS})")) <= set(SearchConfig().as_dict())
     assert browser.run("COMPARED") == "the first 1,000 of 5,000 validation images"
     shown(browser, Record.create(runs, "folder", SearchConfig(data="./photos", noise="gaussian:30")))
-    assert browser.run("COMPARED") == "the first 1,000 validation images, if there are so many"
+    assert browser.run("COMPARED") == "the first 1,000 validation images (fewer if the data has fewer)"
 
 
 @needs_chromium
@@ -249,7 +254,7 @@ def test_what_was_run_and_saved_is_counted(done):
         assert spent["seconds"] == pytest.approx(2.5 * spent["epochs"])  # of each epoch of these curves
         left = 0 if spent["kind"] == "finished" else 4 * len(own) - spent["epochs"]
         assert (spent["saved_epochs"], spent["saved_seconds"]) == (left, pytest.approx(2.5 * left))
-    assert {spent["kind"] for spent in told["spent"]} >= {"finished", "stopped"}
+    assert {spent["kind"] for spent in told["spent"]} >= {"finished", "pruned"}
 
 
 def test_the_front_is_that_of_optuna_with_two_objectives():
@@ -368,12 +373,12 @@ def test_hostile_texts_stay_texts(runs, browser):
     assert browser.run("document.querySelectorAll('img, iframe, object, [onerror]').length") == 0
     assert browser.run("document.querySelectorAll('script').length") == 2
     seen = browser.run("document.body.textContent")
-    for place in ("#board th", "#board td", "#failures", "#made-with", "#timeline", "#parallel", "#asked-table"):
+    for place in ("#board th", "#board td", "#failures", "#made-with", "#timeline", "#parallel", "#config-table"):
         assert browser.run(f"[...document.querySelectorAll('{place}')].some(e => e.textContent.includes('pwned'))"), (
             place
         )
     assert HOSTILE in seen
-    assert "on_finish" not in text(browser, "#asked-table")  # a command is nobody's affair
+    assert "on_finish" not in text(browser, "#config-table")  # a command is nobody's affair
 
 
 @needs_chromium

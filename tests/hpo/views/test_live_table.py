@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from curves import SPACE, controller, counted, report, run_all
+from curves import SPACE, append_report, controller, counted, report, run_all
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
@@ -146,7 +146,7 @@ def test_the_decision_table_shows_the_values_that_were_compared(record, tmp_path
     for _ in range(2):
         record.add(suggest(record.trials(), SPACE, record.search))
     for number, epoch, value in ((0, 1, 0.1), (1, 1, 0.9), (0, 2, 0.95)):
-        record.append_report(number, report(epoch, value))
+        append_report(record, number, report(epoch, value))
     table = decision_table(search_results.decisions(record)["trials"])
     _, epochs, values, cutoffs, *_, outcomes = (list(column.cells) for column in table.columns)
     rows = [tuple(map(str, row)) for row in zip(epochs, values, cutoffs, outcomes, strict=True)]

@@ -23,7 +23,8 @@ from hpo.policy import leaderboard
 from hpo.store import search_results
 from hpo.store.layout import LOCK_FILE, STATUS_FILE, STUDY_FILE
 from hpo.store.lock import acquire_lock, lock_owner
-from hpo.store.record import Record, RecordError
+from hpo.store.record import Record
+from hpo.store.search_file import RecordError
 from hpo.store.study_database import describe_error
 from hpo.views import watch
 from hpo.views.live_table import render
@@ -142,7 +143,10 @@ def test_what_a_driver_left_half_written_is_not_mended_by_who_watches(done, runs
     killed_while_writing(done.study_file)
     before = contents(done.folder)
     assert main(["watch", "first", "--runs", str(runs)]) == 4
-    assert "its driver died while it wrote; `hpo show first` mends that" in capsys.readouterr().err
+    assert (
+        "left mid-write by a crashed driver; run `hpo show first` once to roll the journal back"
+        in capsys.readouterr().err
+    )
     assert contents(done.folder) == before
     assert main(["show", "first", "--runs", str(runs)]) == 0
     assert len(Record(runs, "first", read_only=True).trials()) == 8
