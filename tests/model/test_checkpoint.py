@@ -245,5 +245,5 @@ def test_a_whole_checkpoint_with_whatever_state_is_a_generator_or_a_named_error(
     except (CheckpointError, ConfigError) as error:
         assert_readable(error)
     else:
-        assert len(found["reports"]) in (1, 2)
+        assert len(found["reports"]) in (0, 1, 2)  # both may have been removed
         assert sum(p.numel() for p in generator.parameters()) > 0
