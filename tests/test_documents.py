@@ -10,7 +10,7 @@ import pytest
 
 import search_spaces
 from hpo.cli.arguments import parser
-from hpo.cluster import cluster_config
+from hpo.cluster import cluster_config, cluster_rules
 from hpo.policy.search_config import FORMER_NAMES
 from model.config import TrainConfig
 from model.data.noise import KINDS, parse_noise
@@ -42,11 +42,11 @@ def test_the_line_on_the_page_fills_in_the_whole_cluster_file(tmp_path):
     (tmp_path / "cluster.yaml").write_text((ROOT / "cluster.yaml").read_text())
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env=values, check=True)
     config = cluster_config.read(tmp_path / "cluster.yaml")
-    assert cluster_config.mistakes(config) == []
+    assert cluster_rules.find_errors(config) == []
     images = {name: node["node_config"]["ImageId"] for name, node in config["available_node_types"].items()}
     assert images == {"head": "ami-1", "g6_spot": "ami-2", "g5_spot": "ami-2", "g6_on_demand": "ami-2"}
-    assert cluster_config.storage(config).startswith("s3://bucket/searches")
-    assert f"{cluster_config.usd_per_hour_at_most(config):.2f} USD an hour at most as shipped" in " ".join(page.split())
+    assert cluster_config.storage_address(config).startswith("s3://bucket/searches")
+    assert f"{cluster_config.max_usd_per_hour(config):.2f} USD an hour at most as shipped" in " ".join(page.split())
 
 
 def test_the_policies_on_the_page_are_json(tmp_path):

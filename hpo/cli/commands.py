@@ -314,7 +314,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _cluster(arguments: argparse.Namespace) -> int:
     from hpo.cluster import cluster_config
 
-    config = cluster_config.checked(arguments.file)
+    config = cluster_config.read_checked(arguments.file)
     for line in cluster_config.warnings(config):
         say(f"Warning: {line}")
     print(sanitize_for_terminal(cluster_config.summary(config)))

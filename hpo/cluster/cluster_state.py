@@ -16,11 +16,11 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from hpo.cluster import cluster_config, ray_internals
+from hpo.cluster import cluster_config, config_values, ray_internals
 from model.common.errors import ConfigError, MachineError
 from model.common.validation import matches_type
 
-MARKET, PRICE = cluster_config.MARKET, cluster_config.PRICE  # labels of nodes and node types
+MARKET, PRICE = config_values.MARKET, config_values.PRICE  # labels of nodes and node types
 SPOT, ON_DEMAND = "spot", "on-demand"  # values of MARKET
 CONFIG_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` writes it on the head
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head

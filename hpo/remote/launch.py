@@ -17,7 +17,7 @@ from typing import Any
 
 import search_spaces
 from hpo.cluster import cluster_config
-from hpo.cluster.cluster_config import Config
+from hpo.cluster.config_values import Config
 from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE
 from hpo.policy import sampling
 from hpo.policy.search_config import SearchConfig, check_name
@@ -77,7 +77,7 @@ def _check_request(
 ) -> tuple[Config, SearchConfig]:
     """All checks that need no images. Raises ConfigError with all mistakes."""
     errors.attempt(check_name, name)
-    config = errors.attempt(cluster_config.checked, path)
+    config = errors.attempt(cluster_config.read_checked, path)
     if "address" in options:
         errors.add(f"address={options['address']}: `hpo launch` uses the cluster of its file; leave --address out")
     search = errors.attempt(SearchConfig, **{**options, "address": "auto"})

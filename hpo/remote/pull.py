@@ -34,7 +34,7 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     """
     errors = ErrorCollector()
     errors.attempt(check_name, name)
-    config = errors.attempt(cluster_config.checked, path)
+    config = errors.attempt(cluster_config.read_checked, path)
     errors.attempt(check_target, to)
     if errors or config is None:
         raise errors.as_error()

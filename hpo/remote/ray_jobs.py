@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.cluster import cluster_config
-from hpo.cluster.cluster_config import Config
+from hpo.cluster.config_values import Config
 from hpo.remote.ssh import HeadError, HeadNode
 
 UNFINISHED = ("PENDING", "RUNNING")  # values of a job's "status"

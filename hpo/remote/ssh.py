@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo.cluster.cluster_config import Config
+from hpo.cluster.config_values import Config
 from hpo.exit_codes import EXIT_BAD_INPUT
 from model.common.errors import ConfigError, MachineError
 

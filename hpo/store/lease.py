@@ -167,14 +167,14 @@ def _wait_for_expiry(storage: Storage, claim: Claim) -> bool:
     """
     since = time.monotonic()
     while time.monotonic() - since < EXPIRY_SECONDS:
-        asked = time.monotonic()
+        polled = time.monotonic()
         time.sleep(min(HEARTBEAT_SECONDS, EXPIRY_SECONDS) / 5)
         current = newest_claim(storage)
         if current is None or current.name != claim.name or current.released:
             return False
         if current.counter != claim.counter:
             raise ConfigError(f"{storage}: is being run by {current}")
-        if time.monotonic() - asked > EXPIRY_SECONDS / 3:  # it was away: its driver could not raise the counter either
+        if time.monotonic() - polled > EXPIRY_SECONDS / 3:  # it was away: its driver could not raise the counter either
             since = time.monotonic()
     return True
 

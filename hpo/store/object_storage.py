@@ -122,7 +122,9 @@ class Storage:
             raise ConfigError(f"storage={error}") from None
         except (OSError, ValueError) as error:
             if s3.is_refusal(error):
-                raise ConfigError(f"storage={self.address}: is not there, or refused ({_first_line(error)})") from error
+                raise ConfigError(
+                    f"storage={self.address}: not found, or access denied ({_first_line(error)})"
+                ) from error
             self._with_retries(look)
 
     def names(self, name: str = "") -> dict[str, Stored]:
@@ -271,7 +273,7 @@ class Storage:
             self._connection = s3.connect(self.address, _ATTEMPTS) if self.is_s3 else (_local_system(), self.address)
         system, root = self._connection
         if self._must_exist and not os.path.isdir(search := os.path.join(root, self._prefix.partition("/")[0])):
-            raise OSError(f"{search} is not there")
+            raise OSError(f"{search}: not found")
         base = f"{root}/{self._prefix}".rstrip("/")
         return system, f"{base}/{name}" if name else base
 

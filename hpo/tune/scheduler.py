@@ -56,7 +56,7 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
 
     @propagate_errors
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A trial has failed. Ray itself does not retry it. Without the head all trials fail through no fault of theirs.
+        """A trial has failed; Ray itself does not retry it. Without the head all trials fail.
 
         Raises:
             HeadGoneError: The head is gone.

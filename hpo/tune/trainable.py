@@ -81,7 +81,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
 class FinalTraining:
     """Trains the winner's configuration for more epochs. It is not a trial and never in the study.
 
-    Every call passes the images: Ray warns of a constructor that gets them, since they might be missing after a restart.
+    Every call passes the images: Ray warns of a constructor that gets them, which might miss them after a restart.
     """
 
     def __init__(self, config: dict[str, Any], *, back_to_best: bool) -> None:

@@ -1,4 +1,4 @@
-"""s3://BUCKET/PREFIX?region=...&scheme=...&endpoint_override=..., by pyarrow; keys come from the environment."""
+"""s3://BUCKET/PREFIX?region=...&scheme=...&endpoint_override=... through pyarrow. Keys come from the environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from .errors import ConfigError
 from .text import did_you_mean
 
-_SECONDS = 10.0  # without a byte
+_SECONDS = 10.0  # without any byte from the server
 _OPTIONS = ("region", "scheme", "endpoint_override")
 _REFUSALS = (
     "NO_SUCH_BUCKET", "not found", "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ExpiredToken",
@@ -17,24 +17,29 @@ _REFUSALS = (
 
 
 def connect(address: str, attempts: int) -> tuple[Any, str]:
-    """The file system and the path of the prefix in it. Raises ConfigError for what is no address; OSError, ValueError.
+    """pyarrow's file system, and the path of the prefix in it.
 
-    attempts: of each request; a server that hangs costs ten seconds each.
+    Args:
+        attempts: for each request. A server that hangs costs ten seconds per attempt.
+
+    Raises:
+        ConfigError: the address is invalid.
+        OSError, ValueError: the server does not answer, or refuses.
     """
-    from pyarrow import fs  # noqa: PLC0415 - seconds that others need not pay
+    from pyarrow import fs  # noqa: PLC0415 - it takes seconds, which only users of S3 should wait
 
     options = options_of(address)
-    # pyarrow has it from there for an address, and not for the file system that is made below.
+    # pyarrow reads these variables for an address, but not for the file system that is made below.
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    found, root = fs.FileSystem.from_uri(address)  # finds the region; how long it tries again cannot be set
-    options = {**({"endpoint_override": endpoint} if endpoint else {}), **options, "region": found.region}
+    located, root = fs.FileSystem.from_uri(address)  # finds the region, but its retries cannot be configured
+    options = {**({"endpoint_override": endpoint} if endpoint else {}), **options, "region": located.region}
     return (
         fs.S3FileSystem(
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
             connect_timeout=_SECONDS,
             request_timeout=_SECONDS,
-            allow_delayed_open=True,  # what is small goes in one request
-            background_writes=True,  # without it pyarrow 26 completes an upload of which a part has failed
+            allow_delayed_open=True,  # a small file takes one request
+            background_writes=True,  # without it pyarrow 26 completes an upload of which a part failed
             **options,
         ),
         root,
@@ -42,21 +47,21 @@ def connect(address: str, attempts: int) -> tuple[Any, str]:
 
 
 def options_of(address: str) -> dict[str, str]:
-    """What follows the question mark. Raises ConfigError for what is no address; nobody is asked."""
+    """The options after the question mark. Connects to nothing. Raises ConfigError if the address is invalid."""
     try:
         url = urlsplit(address)
     except ValueError as error:
-        raise ConfigError(f"{address}: no address: s3://BUCKET/PREFIX ({error})") from None
+        raise ConfigError(f"{address}: invalid address; it must be s3://BUCKET/PREFIX ({error})") from None
     options = dict(parse_qsl(url.query))
-    # They would be written into search.json; a secret may have a / in it.
+    # Keys would be written into search.json. A secret may contain a slash.
     if {"@", ":"} & set(url.netloc) or any("@" in value for value in options.values()):
         raise ConfigError("s3://...@...: keys belong into the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
-    if "#" in address:  # what follows would be ignored
-        raise ConfigError(f"{address}: has a #, which no address has; what follows a ? are its options")
+    if "#" in address:  # all that follows would be ignored
+        raise ConfigError(f"{address}: must not contain a #; options follow a ?")
     if not url.netloc:
         raise ConfigError(f"{address}: names no bucket: s3://BUCKET/PREFIX")
     unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:  # without its value, which is perhaps a key
+    if unknown:  # its value may be a key, and is not shown
         where = address.partition("?")[0]
         raise ConfigError(
             "\n".join(f"{where}: {name}: no such option. {did_you_mean(name, _OPTIONS)}" for name in unknown)
@@ -65,5 +70,5 @@ def options_of(address: str) -> dict[str, str]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """What the user can mend; what else goes wrong, waiting may mend."""
+    """Whether only the user can mend an error. Any other one may pass by itself."""
     return isinstance(error, FileNotFoundError | ValueError) or any(sign in str(error) for sign in _REFUSALS)

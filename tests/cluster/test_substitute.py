@@ -10,7 +10,7 @@ import yaml
 from laptop import ROOT
 from substitute import StandIns, substituted
 
-from hpo.cluster import cluster_config
+from hpo.cluster import cluster_rules
 
 STAND_INS = StandIns(
     key=Path("/key"),
@@ -36,7 +36,7 @@ REPLACED = (
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster.onprem.yaml"])
 def test_with_the_stand_ins_a_cluster_file_is_filled_in_and_as_safe(name):
     config, _ = substituted(ROOT / name, STAND_INS)
-    assert cluster_config.mistakes(config) == []
+    assert cluster_rules.find_errors(config) == []
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster.onprem.yaml"])

@@ -112,7 +112,7 @@ def test_a_current_folder_that_was_deleted_is_told_before_torch_ends_the_process
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, *words], env=on(ROOT), check=False, capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (2, "hpo: the current folder was deleted; change to one that is there\n")
+    assert (done.returncode, done.stderr) == (2, "hpo: the current folder was deleted; change to an existing one\n")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Disks of this test's own: small, full, read-only."""
+"""Disks for a single test: small, full, read-only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def disk(folder: Path, megabytes: float) -> Iterator[Path]:
-    """A new one at `folder`. Skips the test where nobody may mount any."""
+    """Mount a new disk at `folder`. Skips the test if mounting is not permitted."""
     folder.mkdir()
     options = f"size={int(megabytes * 256) * 4}k"
     if subprocess.run(
@@ -28,11 +28,11 @@ def disk(folder: Path, megabytes: float) -> Iterator[Path]:
 
 @contextmanager
 def full(folder: Path, *, but_for: int = 0) -> Iterator[None]:
-    """But for so many bytes, rounded up to pages."""
+    """Fill the disk. but_for: bytes that stay free, rounded up to pages."""
     filler = folder / "filler"
     with filler.open("wb") as file:
-        there = os.statvfs(folder)
-        room = there.f_bavail * there.f_frsize - but_for
+        status = os.statvfs(folder)
+        room = status.f_bavail * status.f_frsize - but_for
         if room > 0:
             os.posix_fallocate(file.fileno(), 0, room)
     try:
@@ -43,7 +43,7 @@ def full(folder: Path, *, but_for: int = 0) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Root may write whatever the permissions say; not here."""
+    """Mount the disk read-only: permissions do not keep root from writing."""
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Drivers that die when they are about to write the study, and the transaction with them; or in the middle of it."""
+"""Drivers that die just before they write the study, or in the middle of a transaction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import sqlalchemy
 
 
 class Killed(BaseException):
-    """Not an Exception, so that nothing in between handles it."""
+    """Not an Exception, so that no caller handles it."""
 
 
 @contextmanager
 def killed_at_write(number: int) -> Iterator[None]:
-    """Raises Killed instead of the writing statement of that number, from 0, as SIGKILL would end it there; nothing
-    where there are fewer."""
+    """Raise Killed instead of the writing statement with this number, from 0, if there are as many."""
     writes = 0
 
     def write(_statement: str) -> None:
@@ -36,7 +35,7 @@ def killed_at_write(number: int) -> Iterator[None]:
 
 @contextmanager
 def every_write_killed_once() -> Iterator[set[str]]:
-    """Each transaction that writes is killed when it is first tried. Gives the last statement of each."""
+    """Kill each writing transaction at its first attempt. Yields the last statement of each."""
     kills: set[str] = set()
     last = ""
 
@@ -85,7 +84,7 @@ DIES_WRITING = (
 
 
 def killed_while_writing(study: Path) -> Path:
-    """A process that has half of a transaction on disk; gives the journal that it leaves."""
+    """Kill a process that has half of a transaction on disk. Returns the journal that it leaves."""
     died, journal = subprocess.run([sys.executable, "-c", DIES_WRITING, str(study)], check=False), f"{study}-journal"
     assert died.returncode == -signal.SIGKILL
     assert Path(journal).stat().st_size

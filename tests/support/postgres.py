@@ -1,5 +1,4 @@
-"""Debian's PostgreSQL, started for the tests alone: no service, on loopback, with a password; and a wire to it that
-loses what it is told to lose."""
+"""Debian's PostgreSQL, started for the tests only, on loopback with a password; and a proxy that loses messages."""
 
 from __future__ import annotations
 
@@ -39,12 +38,12 @@ class Postgres:
         self._run("pg_ctl", "--wait", f"--log={self._folder / 'log'}", f"--options={options}", "start")
 
     def stop(self) -> None:
-        """As a crash does: connections break, what is not committed is lost. Or nothing, where it does not run."""
+        """Stop it, if it runs, like a crash: connections break, and uncommitted writes are lost."""
         with suppress(subprocess.CalledProcessError):
             self._run("pg_ctl", "--wait", "--mode=immediate", "stop")
 
     def new_database(self) -> str:
-        """Its URL."""
+        """Create an empty database and return its URL."""
         self._databases += 1
         name = f"db{self._databases}"
         where = ["--host=127.0.0.1", f"--port={self.port}", "--username=hpo"]
@@ -60,7 +59,7 @@ class Postgres:
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """One that runs. Skips the test where PostgreSQL is not installed."""
+    """A running server. Skips the test if PostgreSQL is not installed."""
     found = shutil.which("initdb") or next(iter(Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if not found:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -85,8 +84,8 @@ Loss = Literal["commit", "answer"]
 
 
 class Wire:
-    """Between a client and a server. `lose`: what becomes of the next COMMIT; it or its answer is lost, and with it the
-    connection."""
+    """A proxy between a client and a server. `lose`: whether the next COMMIT or its answer is lost, and the connection
+    with it."""
 
     def __init__(self, port: int) -> None:
         self._server_port = port
@@ -106,7 +105,7 @@ class Wire:
                 threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        """Both ways; the client speaks and is answered, never both at once."""
+        """Forward in both directions; client and server never send at the same time."""
         with client, server, suppress(OSError):
             answers = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
             answers.start()

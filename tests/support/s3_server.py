@@ -31,7 +31,7 @@ _PAGE = 2  # keys in an answer: S3 has 1000, and a long listing comes in several
 
 @dataclass
 class StandIn:
-    """root/BUCKET/KEY are the objects. What it is to do wrong can be set while it runs."""
+    """The objects are root/BUCKET/KEY. Its faults can be set while it runs."""
 
     root: Path
     url: str = ""
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
     def _body(self) -> bytes:
-        """Of aws-chunked ones the content: chunks of chunks, and a checksum that is not looked at."""
+        """The content of an aws-chunked body: chunks of chunks, and a checksum, which is ignored."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         outer = b""
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._xml(f"<ListBucketResult>{''.join(lines)}</ListBucketResult>")
 
     def _refusal(self) -> str | None:
-        """The code of S3's error, where the request is not signed with KEY and SECRET."""
+        """The code of S3's error if the request is not signed with KEY and SECRET."""
         given = re.fullmatch(
             r"AWS4-HMAC-SHA256 Credential=([^/]+)/([^,]+), ?SignedHeaders=([^,]+), ?Signature=(\w+)",
             self.headers.get("Authorization", ""),
@@ -274,4 +274,4 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: tests read what was asked."""
+        """Log nothing: tests read the recorded requests."""

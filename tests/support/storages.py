@@ -1,4 +1,4 @@
-"""Storages to test with, which can go away and come back: a folder, and S3 by a stand-in server."""
+"""Storages for tests, which can go away and come back: a folder, and S3 from a stand-in server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPIRING = "s3, its keys expire"
 
 @dataclass
 class Place:
-    """address: what --storage gets."""
+    """A storage. address: the value of --storage."""
 
     address: str
     root: Path  # where its files are, on this disk
@@ -24,14 +24,14 @@ class Place:
     expires: bool = False
 
     def goes_away(self) -> None:
-        """A file server's folder is not there, S3 closes every connection, or refuses the keys."""
+        """The folder disappears, or S3 closes every connection or refuses the keys."""
         if self.server:
             self.server.is_away, self.server.has_expired = not self.expires, self.expires
         else:
             self.root.rename(self.root.with_name("unmounted"))
 
     def comes_back(self) -> None:
-        """With all that it had."""
+        """It is back with all its files."""
         if self.server:
             self.server.is_away = self.server.has_expired = False
         else:
@@ -40,7 +40,7 @@ class Place:
 
 @contextmanager
 def place(kind: str, folder: Path) -> Iterator[Place]:
-    """A new one. folder: for its files."""
+    """A new storage. folder: for its files."""
     if kind == "folder":
         (folder / "mounted").mkdir()
         yield Place(str(folder / "mounted"), folder / "mounted")

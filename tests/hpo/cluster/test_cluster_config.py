@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpo.cli.commands import main
-from hpo.cluster import cluster_config
+from hpo.cluster import cluster_config, cluster_rules
 from model.common.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -91,6 +91,8 @@ def test_a_shipped_file_is_refused_with_every_place_that_is_to_be_filled_in(name
 
 HEAD = "    resources: {CPU: 0, GPU: 0}"
 BREAKS = [
+    # commands of older files
+    (AWS, "-m hpo.cluster.preemption_agent", "-m hpo.spot", "hpo.spot is called hpo.cluster.preemption_agent now"),
     # in provider, node types and node_config: what Ray lets through, or tells one at a time
     (AWS, "  region:", "  regoin:", "provider.regoin: no such key. Did you mean region?"),
     (AWS, "  region: us-west-2\n", "", "provider.region: is missing"),
@@ -108,7 +110,7 @@ BREAKS = [
         AWS,
         "head_node_type: head",
         "head_node_type: heads",
-        "head_node_type=heads: is none of available_node_types. Did",
+        "head_node_type=heads: not found in available_node_types. Did",
     ),
     (
         AWS,
@@ -145,7 +147,7 @@ BREAKS = [
         AWS,
         "      SecurityGroupIds: [sg-filled]",
         "",
-        "node_config.SecurityGroupIds: is missing: Ray would make a group",
+        "node_config.SecurityGroupIds: is missing: Ray would create a group",
     ),
     (AWS, "provider:\n", "provider:\n  security_group: {GroupName: x}\n", "Ray opens port 22 of it to the world"),
     (
@@ -172,9 +174,9 @@ BREAKS = [
     (AWS, "?region=", "?regoin=", "regoin: no such option. Did you mean region?"),
     (LOCAL, "/mnt/filled/searches", "/home/me/searches", "is each machine's own"),
     (LOCAL, "/mnt/filled/searches", "searches", "is each machine's own"),
-    (AWS, "ray[default]==2.60.0", "ray[default]==2.9.3", "installs ray==2.9.3; here is Ray"),
-    (AWS, "ray[default]==2.60.0", "ray[default]>=2.50", "installs ray>=2.50; here is Ray"),
-    (AWS, "pip install -q -c", "pip install ray boto3 -c", "installs ray of any version; here is Ray"),
+    (AWS, "ray[default]==2.60.0", "ray[default]==2.9.3", "installs ray==2.9.3; Ray"),
+    (AWS, "ray[default]==2.60.0", "ray[default]>=2.50", "installs ray>=2.50; Ray"),
+    (AWS, "pip install -q -c", "pip install ray boto3 -c", "installs ray of any version; Ray"),
     (
         AWS,
         "ray[default]==2.60.0",
@@ -188,14 +190,14 @@ BREAKS = [
     (LOCAL, "  head_ip: 192.168.0.10\n", "", "provider.head_ip: is missing"),
     (LOCAL, "file_mounts:\n", "file_mounts:\n  /data: /no/such/folder\n", "/no/such/folder: there is no such file"),
     # money
-    (AWS, "cache_stopped_nodes: false", "cache_stopped_nodes: true", "the disks of stopped nodes go on costing"),
-    (AWS, "  cache_stopped_nodes: false", "", "the disks of stopped nodes go on costing"),
+    (AWS, "cache_stopped_nodes: false", "cache_stopped_nodes: true", "the disks of stopped nodes still cost money"),
+    (AWS, "  cache_stopped_nodes: false", "", "the disks of stopped nodes still cost money"),
     (AWS, "Type: one-time", "Type: persistent", "SpotInstanceType=persistent: must be one-time"),
     (AWS, "Behavior: terminate", "Behavior: stop", "InstanceInterruptionBehavior=stop: must be terminate"),
     (AWS, "DeleteOnTermination: true", "DeleteOnTermination: false", "Ebs.DeleteOnTermination must be true"),
     (AWS, "    min_workers: 0", "    min_workers: 5", "max_workers=8: below the 15 of all min_workers"),
     (AWS, "    min_workers: 0", "    min_workers: 3", "g6_on_demand.min_workers=3: above max_workers=2"),
-    (AWS, "priority: 20", "priority: 10", "g6_on_demand.priority=10: must be below 10, the least of spot's"),
+    (AWS, "priority: 20", "priority: 10", "g6_on_demand.priority=10: must be below 10, the lowest of spot"),
     (LOCAL, "max_workers: 2", "max_workers: 1", "min_workers=2: above max_workers=1"),
     (
         AWS,
@@ -220,7 +222,7 @@ def test_a_file_that_breaks_a_rule_is_refused_with_the_reason(row, home):
     path = home / "cluster.yaml"
     path.write_text(text.replace(old, new))
     with pytest.raises(ConfigError, match=re.escape(reason)):
-        cluster_config.checked(path)
+        cluster_config.read_checked(path)
 
 
 def test_all_reasons_come_at_once(home, capsys):
@@ -255,17 +257,17 @@ def test_a_price_that_is_missing_is_a_warning_and_the_cost_is_not_guessed(home, 
     code, out, err = told(text, home, capsys)
     assert code == 0
     assert "Warning: available_node_types.g5_spot.labels: no hpo/usd-per-hour" in err
-    assert "what they cost is not known" in out
+    assert "their cost is unknown" in out
 
 
 def test_the_dearest_nodes_that_may_run_at_once_are_the_most_that_it_can_cost(home):
     config = yaml.safe_load(filled(AWS, home))
     config["available_node_types"]["g5_spot"]["max_workers"] = 3
-    assert cluster_config.usd_per_hour_at_most(config) == pytest.approx(0.21 + 3 * 1.01 + 5 * 0.81)
+    assert cluster_config.max_usd_per_hour(config) == pytest.approx(0.21 + 3 * 1.01 + 5 * 0.81)
 
 
 def test_what_only_ray_itself_refuses_is_told_too(home, monkeypatch, capsys):
-    monkeypatch.setattr(cluster_config, "mistakes", lambda config: [])
+    monkeypatch.setattr(cluster_rules, "find_errors", lambda config: [])
     text = filled(AWS, home).replace("    min_workers: 0", "    min_workers: 9")
     code, _, err = told(text, home, capsys)
     assert code == 2
@@ -302,7 +304,7 @@ def test_any_text_is_a_mapping_or_told_as_none(tmp_path_factory, text):
     except ConfigError as error:
         assert_readable(error, str(path))
     else:
-        assert all(isinstance(line, str) for line in cluster_config.mistakes(config))
+        assert all(isinstance(line, str) for line in cluster_rules.find_errors(config))
     assert time.monotonic() - began < 20
     assert [file.name for file in path.parent.iterdir()] == ["cluster.yaml"]
 
@@ -331,5 +333,5 @@ def furnished(tmp_path_factory) -> Path:
 def without_ray() -> Iterator[None]:
     """Its validation speaks on stdout, and takes a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster_config, "_refused_by_ray", lambda config: [])
+        patch.setattr(cluster_rules, "ray_errors", lambda config: [])
         yield

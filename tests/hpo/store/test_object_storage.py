@@ -193,7 +193,7 @@ def test_away_for_longer_than_the_patience_is_an_error_that_names_it(storage, th
         ("s3://bucket/prefix?access_key=AKIA&secret_key=hush", "access_key: no such option"),
         ("s3://bucket/prefix?scheme=http&endpoint_override=key:hush@localhost:1", "keys belong into the environment"),
         ("s3://bucket/prefix?endpoint=x", "Did you mean endpoint_override?"),
-        ("s3://no-such-bucket/prefix", "is not there, or refused"),
+        ("s3://no-such-bucket/prefix", "not found, or access denied"),
     ],
 )
 def test_what_is_no_storage_is_bad_input_at_once(tmp_path, monkeypatch, address, words):

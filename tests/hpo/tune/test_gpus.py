@@ -32,7 +32,7 @@ def test_a_trial_runs_where_it_was_asked_to(config, there, device, monkeypatch):
 
 def test_a_gpu_that_does_not_work_is_never_silently_replaced_by_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceMissingError, match=r"asked for 0\.25 GPUs, and torch .* finds none here .*--allow-cpu"):
+    with pytest.raises(DeviceMissingError, match=r"needs 0\.25 GPUs, and torch .* finds none .*--allow-cpu"):
         _device(ASKED)
 
 
