@@ -81,16 +81,7 @@ def export(
         manifest = {
             "format": 1,
             "origin": {**origin, "epoch": len(state["reports"])},
-            "model": {
-                "file": ONNX_FILE,
-                "channels": channels,
-                "image_size": image_size,
-                "padding": images.padding,
-                "depth": depth.dtype,
-                "size_multiple": generator.size_multiple,
-                "value_range": [-1, 1],
-                "parameters": sum(p.numel() for p in generator.parameters()),
-            },
+            "model": _describe_model(generator, images),
             "config": state["config"],
             "data": dataclasses.asdict(data) | {"range": depth.range and [*depth.range]},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -114,6 +105,20 @@ def export(
         _write_manifest(folder, manifest)
         replace_folder(to, folder)
     return manifest
+
+
+def _describe_model(generator: Generator, images: Images) -> dict[str, Any]:
+    channels, image_size, _ = images.shape
+    return {
+        "file": ONNX_FILE,
+        "channels": channels,
+        "image_size": image_size,
+        "padding": images.padding,
+        "depth": images.pixel_format.explicit.dtype,
+        "size_multiple": generator.size_multiple,
+        "value_range": [-1, 1],
+        "parameters": sum(p.numel() for p in generator.parameters()),
+    }
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from hpo.exit_codes import EXIT_BAD_INPUT, MEANINGS
-from hpo.policy.search_config import FORMER_NAMES, OPTIONS, RESOURCES, SEARCHED, SearchConfig
+from hpo.policy.config_option import RESOURCES, SEARCHED
+from hpo.policy.search_config import FORMER_NAMES, OPTIONS, SearchConfig
 from model.common.files import folder_problem, path_problem, write_problem
 from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 from model.common.validation import field_types

@@ -1,4 +1,4 @@
-"""What a search was asked to do: a frozen, validated value, kept in its search.json."""
+"""The configuration of a search: a frozen, validated value, saved in its search.json."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
+from hpo.policy.config_option import SEARCHED, Option, option
 from model.common.errors import ConfigError
 from model.common.text import truncated_repr
 from model.common.validation import field_types, matches_type, type_rule
@@ -23,55 +24,9 @@ if TYPE_CHECKING:
 SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.policy.pruners.FormerPruner
 Wandb = Literal["offline", "online", "disabled"]
-SEARCHED, RESOURCES = "what is searched (fixed once the search exists)", "how much, and where"
-SEARCH_FILE = "search.json"  # in the folder of a search
+SEARCH_FILE = "search.json"  # in every search's folder
 _MAX_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What a field of SearchConfig means, for the command line and for error messages.
-
-    Args:
-        help: a phrase for `--help`, with the unit, without the default.
-        metavar: what stands for the value in `--help`; None: a switch without a value.
-        default: the default for people, where the field's own value does not say it.
-        group: the heading in `--help`, SEARCHED or RESOURCES.
-        changeable: whether the value may differ when a search is continued.
-        example: a valid value for error messages; None: the default is one.
-    """
-
-    help: str
-    metavar: str | tuple[str, str] | None
-    default: str
-    group: str
-    changeable: bool
-    example: Any
-
-    @property
-    def help_with_default(self) -> str:
-        """For example "maximum epochs per trial (default: 12)"."""
-        return f"{self.help} (default: {self.default})" if self.metavar else self.help
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    metavar: str | tuple[str, str] | None = None,
-    default_text: str = "",
-    group: str = RESOURCES,
-    changeable: bool | None = None,
-    example: Any = None,
-) -> Any:
-    """A field of SearchConfig with its documentation; see Option. By default, only resources are changeable."""
-    changeable = group == RESOURCES if changeable is None else changeable
-    described = Option(help, metavar, default_text or str(default), group, changeable, example)
-    metadata = {"option": described}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,40 +183,42 @@ class SearchConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.range, list):  # out of JSON
+        if isinstance(self.range, list):  # from JSON
             object.__setattr__(self, "range", tuple(self.range))
-        if wrong := self._wrong_types():  # the rules take them for granted, and get the defaults in their place
+        if wrong_types := self._wrong_types():  # the rules need right types: the others are checked with defaults
+            errors = list(wrong_types.values())
             try:
-                dataclasses.replace(self, **{name: _DEFAULTS[name] for name in wrong})
+                dataclasses.replace(self, **{name: _DEFAULTS[name] for name in wrong_types})
             except ConfigError as error:
-                raise ConfigError("\n".join([*wrong.values(), str(error)])) from None
-            raise ConfigError("\n".join(wrong.values()))
-        broken = {name: rule for name, holds, rule in self._rules() if not holds}
-        mistakes = [f"{name}={getattr(self, name)}: must be {rule}" for name, rule in broken.items()]
+                errors.append(str(error))
+            raise ConfigError("\n".join(errors))
+        errors = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
         if self.study_url is not None and not _is_study_url(self.study_url):
-            mistakes.append(_STUDY_URL_RULE)  # without its value, which has perhaps a password
+            errors.append(_STUDY_URL_RULE)  # without the value, which may contain a password
         for part in (self.data_config, self.base_config):
             try:
                 part()
             except ConfigError as error:
-                mistakes.append(str(error))
-        if mistakes:
-            raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+                errors.append(str(error))
+        if errors:
+            raise ConfigError("\n".join(dict.fromkeys(errors)))
 
     def _wrong_types(self) -> dict[str, str]:
-        """By name, what to tell. A command line hands on what is no number, and a search.json may have been edited."""
-        found = {}
+        """Error messages by field. The command line passes any text on, and a search.json may have been edited."""
+        errors = {}
         for name, kind in field_types(SearchConfig).items():
             value, example = getattr(self, name), OPTIONS[name].example or _DEFAULTS[name]
             if get_origin(kind) is Literal or matches_type(value, kind):
                 continue
             if name in _NUMBERS:
-                found[name] = f"{name}={truncated_repr(value)}: must be {type_rule(kind)}, such as {example}"
-            else:  # without its value: of study_url it has perhaps a password
-                found[name] = f"{name}: must be {type_rule(kind)}"
-        return found
+                errors[name] = f"{name}={truncated_repr(value)}: must be {type_rule(kind)}, such as {example}"
+            else:  # without the value: a study_url may contain a password
+                errors[name] = f"{name}: must be {type_rule(kind)}"
+        return errors
 
     def _rules(self) -> list[tuple[str, bool, str]]:
+        """Each field's name, whether its rule holds, and the rule."""
+
         def positive(value: float | None) -> bool:
             return value is None or (math.isfinite(value) and value > 0)
 
@@ -285,7 +242,7 @@ class SearchConfig:
             (
                 "max_cost",
                 self.max_cost is None or (positive(self.max_cost) and self.address != "local"),
-                "USD above 0, and a cluster's whose nodes say their prices (--address); inf takes it back",
+                "a positive amount in USD, with --address of a cluster with price labels; inf removes the limit",
             ),
             ("on_demand_after_minutes", positive(self.on_demand_after_minutes), "minutes above 0"),
             ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MAX_TRIALS, trials),
@@ -301,32 +258,32 @@ class SearchConfig:
 
     @property
     def grace_epochs(self) -> int:
-        """After how many epochs the pruner is asked first. A user's own has a patience of its own."""
+        """The first epoch after which the pruner is asked; by default 1 for a user's own pruner."""
         return self.grace_period or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
-        """The inverse of as_dict, also of searches that began before 2026-12. Raises ConfigError, TypeError."""
+        """The inverse of as_dict, also for searches that began before 2026-12. Raises ConfigError, TypeError."""
         return cls(**renamed(values))
 
     def data_config(self) -> DataConfig:
-        """Raises ConfigError."""
-        from model.data.data_config import DataConfig  # noqa: PLC0415 - numpy: options are read without it
+        """The images and their noise. Raises ConfigError."""
+        from model.data.data_config import DataConfig  # noqa: PLC0415 - loads NumPy, which parsing options must not
 
         return DataConfig(data=self.data, noise=self.noise, crop=self.crop, range=self.range)
 
     def base_config(self) -> TrainConfig:
-        """What holds for all trials. Raises ConfigError."""
-        own = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "seed": self.seed}
-        reject_duplicate_settings(self.set, own)
-        return TrainConfig.from_dict({**self.set, **own})
+        """The configuration that all trials share. Raises ConfigError."""
+        options = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "seed": self.seed}
+        reject_duplicate_settings(self.set, options)
+        return TrainConfig.from_dict({**self.set, **options})
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """All fields, JSON-ready."""
         return {**dataclasses.asdict(self), "set": dict(self.set)}
 
 
-# Options by the names that they had before 2026-12, in search.json and on command lines.
+# The names of options before 2026-12, in search.json and on command lines.
 FORMER_NAMES = {
     "scheduler": "pruner",
     "grace": "grace_period",
@@ -340,7 +297,7 @@ _FORMER_VALUES = {("sampler", "surrogate"): "gp", ("scheduler", "asha"): "former
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, and their values, by the names that they have now."""
+    """Replace former names of options and of their values by the present ones."""
     return {
         FORMER_NAMES.get(name, name): _FORMER_VALUES.get((name, str(value)), value) for name, value in values.items()
     }
@@ -361,7 +318,7 @@ _NUMBERS = {
 }
 
 
-# A password here would come into search.json, and from there into reports and W&B. Whatever may hide one is refused.
+# A password in the URL would get into search.json, reports and W&B. Any part that may hide one is refused.
 _STUDY_URL = re.compile(
     r"postgresql://([^\s:/?#@{}]+@)?([\w.-]*|\[[\da-f:.]+\])(:[0-9]{1,5})?/[^\s:/?#@{}]*(\?[^\s#@{}]*)?"
 )
@@ -372,25 +329,25 @@ _STUDY_URL_RULE = (
 
 
 def _is_study_url(url: str) -> bool:
-    found = _STUDY_URL.fullmatch(url)
-    return bool(found) and not any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
+    is_valid = _STUDY_URL.fullmatch(url) is not None
+    return is_valid and not any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
 
 
 def is_name(name: str) -> bool:
-    """Whether a search can be called that."""
+    """Whether a name is valid for a search."""
     return bool(_NAME.fullmatch(name))
 
 
 def check_name(name: str) -> str:
-    """A search's name is a folder's, a study's and a W&B group's. Raises ConfigError."""
+    """Return a valid name, which becomes the name of a folder, a study and a W&B group. Raises ConfigError."""
     if not is_name(name):
         path = Path(name)
         if is_name(path.name) and (path / SEARCH_FILE).is_file():
-            alone = path.name if path.parent == Path("runs") else f"{path.name}, and --runs {path.parent}"
-            raise ConfigError(f"name={name}: is the folder of a search; its name alone is asked for, {alone}")
+            correct = path.name if path.parent == Path("runs") else f"{path.name}, and --runs {path.parent}"
+            raise ConfigError(f"name={name}: is the folder of a search; give its name alone, {correct}")
         hint = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "first"
         raise ConfigError(
-            f"name={truncated_repr(name)}: a name has 1 to 64 letters, digits, '.', '_' or '-' and begins with a letter or "
-            f"digit, such as {hint}"
+            f"name={truncated_repr(name)}: must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter "
+            f"or digit, such as {hint}"
         )
     return name

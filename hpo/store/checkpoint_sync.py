@@ -12,7 +12,6 @@ from typing import Any
 
 from hpo.store.lease import generation_of, is_claim
 from hpo.store.object_storage import Storage, StorageError
-from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
 from model.run_layout import BEST, LAST, LEARNING_RATES, strip_name
@@ -126,6 +125,8 @@ class CheckpointSync:
 
 def was_trained_with(checkpoint: Path, config: TrainConfig, may_differ: Collection[str] = ()) -> bool:
     """Whether there is an intact checkpoint with this configuration. may_differ: settings that are not compared."""
+    from model.checkpoint import CheckpointError, load_checkpoint  # noqa: PLC0415 - torch
+
     try:
         _, state = load_checkpoint(checkpoint)
         trained = TrainConfig.from_dict(state.get("config", {})).as_dict()

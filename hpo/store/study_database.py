@@ -1,8 +1,8 @@
 """A search's trials in Optuna's own tables, which all of Optuna's tools read: one writer, one transaction per event.
 
-This is the only module that writes into Optuna's private tables. Optuna's public storages write each parameter and each
-attribute in a transaction of its own, so a kill in between leaves half an event, and RDBStorage takes tens of
-milliseconds per event (docs/log.md) in the loop that hands out trials.
+This is the only module that writes into Optuna's private tables. Optuna's own storages write each parameter, value and
+attribute separately, so a kill in between leaves half an event: an epoch's value without its report. JournalStorage is
+fast enough, but RDBStorage takes tens of milliseconds per event in the loop that hands out trials (docs/search.md).
 
 The database is a file, or PostgreSQL on another machine. If the server is away, operations are retried, and a commit
 whose answer was lost is looked up before it is written again.

@@ -270,9 +270,7 @@ COMMAND_LINE = {
     "an invalid address": Row("search new --address nonsense", ["address=nonsense: must be local, auto, or HOST:PORT"]),
     "an address of Ray's client": Row("search new --address ray://h:1", ["address=ray://h:1: must be"]),
     "a command for the end with a NUL": Row("search new --on-finish 'a\0b'", ["on_finish=", "a command for the shell"]),
-    "money where nothing costs": Row(
-        "search new --max-cost 5", ["max_cost=5.0", "a cluster's whose nodes say their prices"]
-    ),
+    "money where nothing costs": Row("search new --max-cost 5", ["max_cost=5.0", "of a cluster with price labels"]),
     "more GPUs than there are": Row(
         "search new --gpus-per-trial 64", ["a trial needs 1 CPUs and 64 GPUs; no node has them. The largest node has"]
     ),

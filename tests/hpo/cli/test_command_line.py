@@ -129,7 +129,7 @@ def test_a_searchs_folder_in_the_place_of_its_name_or_of_its_export_is_told_as_t
     monkeypatch.chdir(runs.parent)
     for command, typed in (("show", "runs/first/"), ("search", "./runs/first"), ("export", "runs/first")):
         code, _, err = hpo_says(command, typed, capsys=capsys)
-        assert (code, "is the folder of a search; its name alone is asked for, first\n" in err) == (2, True), err
+        assert (code, "is the folder of a search; give its name alone, first\n" in err) == (2, True), err
     runs.rename(runs.with_name("others"))
     assert "first, and --runs others\n" in hpo_says("show", "others/first", capsys=capsys)[2]
     assert "no export there" in hpo_says("evaluate", "others/first", capsys=capsys)[2]

@@ -33,10 +33,10 @@ from model.common.errors import ConfigError
         ({"final_epochs": -1}, "final_epochs=-1: must be 0"),
         ({"time_budget_minutes": 0.0}, "time_budget_minutes=0.0: must be minutes above 0"),
         ({"time_budget_minutes": float("nan")}, "time_budget_minutes=nan: must be minutes above 0"),
-        ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be USD above 0"),
+        ({"max_cost": 0.0, "address": "auto"}, "max_cost=0.0: must be a positive amount in USD"),
         (
             {"max_cost": 5.0},
-            "max_cost=5.0: must be USD above 0, and a cluster's whose nodes say their prices",
+            "max_cost=5.0: must be a positive amount in USD, with --address of a cluster with price labels",
         ),
         ({"on_demand_after_minutes": 0.0}, "on_demand_after_minutes=0.0: must be minutes above 0"),
         ({"max_concurrent": 0}, "max_concurrent=0: must be at least 1"),
