@@ -1,8 +1,8 @@
-"""An Optuna sampler: a Gaussian process over all values that trials have reported, those that were pruned included.
+"""An Optuna sampler: a Gaussian process over all reported values, those of pruned trials included.
 
-It only tells a promising part of the space from the rest; within it the choice is what differs most from all that was
-tried. With a few hundred noisy reports the very best point of a model is mostly an artefact, and suggestions that crowd
-around it learn what is known (docs/log.md has the figures).
+It only separates the promising part of the space from the rest. Within that part it suggests the point that differs
+most from all trials. With a few hundred noisy reports the very best point of a model is mostly an artefact, and
+suggestions that crowd around it learn nothing new (docs/log.md has the figures).
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ from optuna.trial import FrozenTrial, TrialState
 Array: TypeAlias = npt.NDArray[np.float64]
 
 _CANDIDATES = 128  # drawn uniformly
-_PROMISING = 0.3  # of them are
-_FARTHEST = 8  # of these in turn, drawn at random, the one farthest from all trials: not the outermost corner each time
-_POINTS = 160  # reports that the process is fitted to: its cost grows with their cube
-_WEIGHTS = (0.1, 1.0, 5.0)  # tried for each parameter, times its starting weight: not relevant ... relevant
-_NOISES = (0.01, 0.03, 0.1)  # variances, of 1
-_CATEGORY = 0.5  # squared, twice: what two categories are apart, on the scale where numbers span 1
+_PROMISING = 0.3  # share of the candidates with the best expected values
+_FINALISTS = 8  # drawn from them; the one farthest from all trials is suggested, so not the outermost corner each time
+_MAX_REPORTS = 160  # that the process is fitted to: its cost grows with their cube
+_WEIGHT_FACTORS = (0.1, 1.0, 5.0)  # tried for each parameter: not relevant ... relevant
+_NOISES = (0.01, 0.03, 0.1)  # variances; the values' variance is 1
+_CATEGORY = 0.5  # of a one-hot vector; numbers span 1
 
 
 class SurrogateSampler(BaseSampler):
-    """Suggests from the part of the space that promises the best value after the last epoch, far from what was tried.
+    """Suggests from the part of the space with the best expected value after the last epoch, far from all trials.
 
-    What it suggests is a function of the study's trials, the seed and the trial's number alone. Spaces may be
-    conditional.
+    A suggestion is a function of the study's trials, the seed and the trial's number alone. Spaces may be conditional.
 
     Args:
-        seed: of all that is drawn.
-        epochs: of a trial that is never pruned, the last step that it reports; None: the highest step in the study.
-        n_startup_trials: drawn at random before the first that is suggested.
-        random_share: of the later ones, in [0, 1], are drawn at random too: parts of the space that the process is
-            wrong about are found again.
+        seed: for all random numbers.
+        epochs: the last step of a trial that is never pruned; None: the highest step in the study.
+        n_startup_trials: trials that are drawn at random before the first suggestion.
+        random_share: the share of later trials, in [0, 1], that are drawn at random, too: they find again the parts of
+            the space that the process is wrong about.
     """
 
     def __init__(
@@ -56,97 +55,105 @@ class SurrogateSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters that any trial had. Raises ValueError for several objectives."""
         self._raise_error_if_multi_objective(study)
-        return {name: of for other in _others(study, trial) for name, of in other.distributions.items()}
+        return {
+            name: distribution for other in _others(study, trial) for name, distribution in other.distributions.items()
+        }
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Values for a structure of the space that was seen; none where the trial is drawn at random."""
-        others, rng = _others(study, trial), np.random.default_rng(_mixed(self._seed, trial.number))
+        """Values for one set of parameters that trials had; empty if the trial is drawn at random."""
+        others, rng = _others(study, trial), np.random.default_rng(_derive_seed(self._seed, trial.number))
         if trial.number < self._n_startup_trials or rng.random() < self._random_share:
             return {}
         epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
-        return propose([_maximised(other, study.direction, epochs) for other in others], epochs, rng) or {}
+        return propose([_maximized(other, study.direction, epochs) for other in others], epochs, rng) or {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """At random."""
-        sampler = RandomSampler(seed=_mixed(self._seed, trial.number, param_name))
+        """Draw a value at random."""
+        sampler = RandomSampler(seed=_derive_seed(self._seed, trial.number, param_name))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
 def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
-    """All trials but this one, without copies."""
+    """All other trials, not copied."""
     return [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
 
 
-def _mixed(*of: int | str) -> int:
-    """A seed of its own for each."""
-    return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:4], "little")
+def _derive_seed(*parts: int | str) -> int:
+    """A separate seed for each combination."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
-def _maximised(trial: FrozenTrial, direction: StudyDirection, last: int) -> FrozenTrial:
-    """As one that is to be maximised; a value without reports is that of the last epoch, and what is not finite was
-    never reported."""
+def _maximized(trial: FrozenTrial, direction: StudyDirection, last: int) -> FrozenTrial:
+    """A copy to be maximized, with finite values alone. A value without reports counts as that of the last epoch."""
     values = trial.intermediate_values
     if not values and trial.value is not None:
         values = {last: trial.value}
     sign = 1 if direction == StudyDirection.MAXIMIZE else -1
-    told = copy.copy(trial)
-    told.intermediate_values = {step: sign * value for step, value in values.items() if math.isfinite(value)}
-    return told
+    maximized = copy.copy(trial)
+    maximized.intermediate_values = {step: sign * value for step, value in values.items() if math.isfinite(value)}
+    return maximized
 
 
 def propose(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:
-    """Parameters of a new trial; None where there is nothing to learn from yet.
+    """Propose parameters of a new trial.
 
-    epochs: of a trial that is never stopped.
+    Args:
+        trials: all trials, to be maximized.
+        epochs: of a trial that is never pruned.
+        rng: for the candidates.
+
+    Returns:
+        None if fewer than three trials have reported.
     """
-    told = [trial for trial in trials if trial.intermediate_values and trial.state != TrialState.FAIL]
-    reports = _reports(told, {2**power for power in range(epochs.bit_length())})
-    if len(told) < 3:
+    reported = [trial for trial in trials if trial.intermediate_values and trial.state != TrialState.FAIL]
+    reports = _select_reports(reported, {2**power for power in range(epochs.bit_length())})
+    if len(reported) < 3:
         return None
-    encoding = _Encoding.of(trials)
-    owners = [told[report.owner].params for report in reports]
-    gain = _expected_gains(told, epochs)
+    encoding = _Encoding.from_trials(trials)
+    params = [reported[report.trial].params for report in reports]
+    gain = _expected_gains(reported, epochs)
     values = np.array([report.value + gain[min(report.epoch, epochs)] for report in reports])
     times = np.array([_time(report.epoch, epochs) for report in reports])
-    process = _Process.fitted(encoding.encode(owners), times, _standardized(values))
+    process = _Process.fitted(encoding.encode(params), times, _standardized(values))
     candidates = [encoding.draw(rng) for _ in range(_CANDIDATES)]
     encoded = encoding.encode(candidates)
-    best = np.argsort(-process.at_the_end(encoded), kind="stable")[: int(_PROMISING * _CANDIDATES)]
-    drawn = rng.permutation(best)[:_FARTHEST]
-    tried = encoding.encode([trial.params for trial in trials])
-    apart = process.apart([block[drawn] for block in encoded], tried)
-    return candidates[int(drawn[apart.min(axis=1).argmax()])]
+    best = np.argsort(-process.final_values(encoded), kind="stable")[: int(_PROMISING * _CANDIDATES)]
+    drawn = rng.permutation(best)[:_FINALISTS]
+    known = encoding.encode([trial.params for trial in trials])
+    distances = process.distances([block[drawn] for block in encoded], known)
+    return candidates[int(drawn[distances.min(axis=1).argmax()])]
 
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    owner: int
+    trial: int  # index
     epoch: int
     value: float
 
 
-def _reports(trials: Sequence[FrozenTrial], epochs: set[int]) -> list[_Report]:
-    """Those at the given epochs and each trial's last. Where they are too many, the latest and the newest trials'."""
+def _select_reports(trials: Sequence[FrozenTrial], epochs: set[int]) -> list[_Report]:
+    """The reports of the given epochs and each trial's last one. If they are too many, later epochs and newer trials
+    come first."""
     first: list[_Report] = []
     later: list[_Report] = []
-    for owner in reversed(range(len(trials))):
-        if len(later) >= _POINTS:
+    for index in reversed(range(len(trials))):
+        if len(later) >= _MAX_REPORTS:
             break
-        values = trials[owner].intermediate_values
+        values = trials[index].intermediate_values
         for epoch in (1,) if len(values) == 1 else sorted((values.keys() & epochs) | {max(values)}):
-            into = later if epoch > 1 else first
-            if len(into) < _POINTS:
-                into.append(_Report(owner, epoch, values[epoch]))
-    return [*later, *first][:_POINTS]
+            target = later if epoch > 1 else first
+            if len(target) < _MAX_REPORTS:
+                target.append(_Report(index, epoch, values[epoch]))
+    return [*later, *first][:_MAX_REPORTS]
 
 
 def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
-    """By epoch: what is still to come until the last one. From rises within trials: those that were stopped differ
-    from those that went on, so that means over trials would mislead."""
+    """By epoch, the expected rise until the last one. It comes from rises within trials: pruned trials differ from
+    those that continued, so that means over trials would mislead."""
     rises: dict[int, list[float]] = {}
     for trial in trials:
         values = trial.intermediate_values
@@ -162,32 +169,33 @@ def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
 
 
 def _standardized(values: Array) -> Array:
-    """Mean 0, deviation 1. How bad the bad ones are would drown all other differences: a diverged one has the floor."""
+    """Mean 0, deviation 1. Very bad values, as of diverged trials, are raised to a floor: they would hide all other
+    differences."""
     middle = np.median(values)
     spread = np.quantile(values, 0.9) - middle + 1e-6
-    held = np.maximum(values, middle - 2 * spread)
-    standardized: Array = (held - held.mean()) / (held.std() + 1e-9)
+    clipped = np.maximum(values, middle - 2 * spread)
+    standardized: Array = (clipped - clipped.mean()) / (clipped.std() + 1e-9)
     return standardized
 
 
 def _time(epoch: int, epochs: int) -> float:
-    """Learning goes with the logarithm; the last epoch is 1."""
-    return math.log(max(epoch, 1)) / math.log(epochs) if epochs > 1 else 1.0  # others count steps from 0
+    """Epochs on a logarithmic scale, since learning slows down; the last one is 1."""
+    return math.log(max(epoch, 1)) / math.log(epochs) if epochs > 1 else 1.0  # other studies count steps from 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoding:
-    """Parameters as points. A parameter that a configuration lacks stands in the middle."""
+    """Parameters as points. A number that a configuration lacks is in the middle of its range."""
 
     distributions: Mapping[str, BaseDistribution]
-    structures: Sequence[Mapping[str, Sequence[Any]]]  # for each set of names seen: their categories; none of a number
+    structures: Sequence[Mapping[str, Sequence[Any]]]  # for each set of names: the categories seen; empty for a number
 
     @classmethod
-    def of(cls, trials: Sequence[FrozenTrial]) -> _Encoding:
+    def from_trials(cls, trials: Sequence[FrozenTrial]) -> _Encoding:
         distributions: dict[str, BaseDistribution] = {}
         for trial in trials:
             distributions.update(trial.distributions)
-        categories = [name for name, of in distributions.items() if isinstance(of, CategoricalDistribution)]
+        categories = [name for name, each in distributions.items() if isinstance(each, CategoricalDistribution)]
         seen: dict[tuple[str, ...], dict[str, dict[Any, None]]] = {}
         for trial in trials:
             structure = seen.setdefault(tuple(trial.params), {name: {} for name in trial.params})
@@ -198,30 +206,30 @@ class _Encoding:
         return cls(dict(sorted(distributions.items())), structures)
 
     def encode(self, many: Sequence[Mapping[str, Any]]) -> list[Array]:
-        """One array (N, coordinates) for each parameter."""
+        """One array (N, coordinates) for each parameter, for N configurations."""
         blocks = []
         for name, distribution in self.distributions.items():
-            given = [params.get(name) for params in many]
+            values = [params.get(name) for params in many]
             if isinstance(distribution, CategoricalDistribution):
-                places = {choice: place for place, choice in enumerate(distribution.choices)}
-                one_hot = np.eye(len(places) + 1, len(places)) * _CATEGORY  # the last row: none of them
-                block = one_hot[[places.get(value, len(places)) for value in given]]
+                indices = {choice: index for index, choice in enumerate(distribution.choices)}
+                one_hot = np.eye(len(indices) + 1, len(indices)) * _CATEGORY  # the last row: no category
+                block = one_hot[[indices.get(value, len(indices)) for value in values]]
             else:
-                block = _to_unit(distribution, np.array([[value] for value in given], dtype=float))
+                block = _to_unit(distribution, np.array([[value] for value in values], dtype=float))
             blocks.append(block)
         return blocks
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Uniformly: one of the structures, a category each, and numbers. What one category asks for another may not: a
-        combination that the space does not have is put right by the space, which is asked before it is tried."""
+        """Draw uniformly from all structures and categories seen, with any numbers. The space itself corrects a
+        combination that it does not have."""
         sizes = [math.prod(len(choices) or 1 for choices in structure.values()) for structure in self.structures]
         ends = np.cumsum(sizes)
-        place = int(rng.integers(ends[-1]))
-        index = int(np.searchsorted(ends, place, side="right"))
-        place, drawn = place - int(ends[index]) + sizes[index], {}
+        combination = int(rng.integers(ends[-1]))
+        index = int(np.searchsorted(ends, combination, side="right"))
+        combination, drawn = combination - int(ends[index]) + sizes[index], {}
         for name, choices in self.structures[index].items():
             if choices:
-                place, choice = divmod(place, len(choices))
+                combination, choice = divmod(combination, len(choices))
                 drawn[name] = choices[choice]
             else:
                 drawn[name] = _from_unit(self.distributions[name], rng.random())
@@ -229,7 +237,7 @@ class _Encoding:
 
 
 def _range(distribution: Any) -> tuple[Any, float, float]:
-    """Scale and ends; those of whole numbers and steps reach half a step further, so that all are equally likely."""
+    """Scale, lower and upper end. With steps, they reach half a step further, so that all values are equally likely."""
     scale = math.log if distribution.log else float
     half = (distribution.step or 0) / 2
     if distribution.log and distribution.low - half <= 0:
@@ -238,7 +246,7 @@ def _range(distribution: Any) -> tuple[Any, float, float]:
 
 
 def _to_unit(distribution: BaseDistribution, values: Array) -> Array:
-    """NaN, where a configuration lacks the parameter, to the middle."""
+    """To [0, 1]. NaN, for a configuration without the parameter, becomes 0.5."""
     scale, low, high = _range(distribution)
     scaled = np.log(values) if scale is math.log else values
     return np.nan_to_num((scaled - low) / (high - low or 1.0), nan=0.5)
@@ -257,7 +265,7 @@ def _from_unit(distribution: BaseDistribution, position: float) -> float | int:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """A Gaussian process with a Matern 5/2 kernel over parameters and time, each with a weight of its own."""
+    """A Gaussian process with a Matern 5/2 kernel over parameters and time, each with its own weight."""
 
     points: list[Array]
     times: Array
@@ -266,48 +274,49 @@ class _Process:
 
     @classmethod
     def fitted(cls, points: list[Array], times: Array, values: Array) -> _Process:
-        """Weights and noise by likelihood, one after another; a weak prior holds the weights of parameters down."""
-        apart = np.stack([*(_squares(block, block) for block in points), _squares(times[:, None], times[:, None])])
+        """Fit weights and noise by likelihood, one after another. A weak prior limits the parameters' weights."""
+        squares = np.stack([*(_squares(block, block) for block in points), _squares(times[:, None], times[:, None])])
         start = np.array([2.0] * len(points) + [0.3])
         best = (-math.inf, start, _NOISES[1], np.zeros(len(values)))
-        trials = [(i, factor) for i in range(len(start)) for factor in _WEIGHTS if factor != 1]
+        trials = [(i, factor) for i in range(len(start)) for factor in _WEIGHT_FACTORS if factor != 1]
         for index, factor in [(0, 1.0), *trials]:
             weights = best[1].copy()
             weights[index] *= factor
-            best = max(best, cls._likelihood(apart, values, weights, best[2]), key=lambda fit: fit[0])
+            best = max(best, cls._likelihood(squares, values, weights, best[2]), key=lambda fit: fit[0])
         for noise in _NOISES:
-            best = max(best, cls._likelihood(apart, values, best[1], noise), key=lambda fit: fit[0])
+            best = max(best, cls._likelihood(squares, values, best[1], noise), key=lambda fit: fit[0])
         return cls(points, times, best[1], best[3])
 
     @staticmethod
-    def _likelihood(apart: Array, values: Array, weights: Array, noise: float) -> tuple[float, Array, float, Array]:
-        covariance = _kernel(weights, apart) + noise * np.eye(len(values))
+    def _likelihood(squares: Array, values: Array, weights: Array, noise: float) -> tuple[float, Array, float, Array]:
+        covariance = _kernel(weights, squares) + noise * np.eye(len(values))
         root = np.linalg.cholesky(covariance)
         solved = np.asarray(np.linalg.solve(covariance, values), dtype=np.float64)
         prior = -0.0375 * float((np.log(weights[:-1]) ** 2).sum())
         return float(-0.5 * values @ solved - np.log(np.diag(root)).sum()) + prior, weights, noise, solved
 
-    def at_the_end(self, points: list[Array]) -> Array:
+    def final_values(self, points: list[Array]) -> Array:
         """Expected values (N,) after the last epoch."""
         count = len(points[0])
-        apart = [_squares(theirs, ours) for theirs, ours in zip(points, self.points, strict=True)]
-        apart.append(_squares(np.ones((count, 1)), self.times[:, None]))
-        expected: Array = _kernel(self.weights, np.stack(apart)) @ self.solved
+        squares = [_squares(theirs, ours) for theirs, ours in zip(points, self.points, strict=True)]
+        squares.append(_squares(np.ones((count, 1)), self.times[:, None]))
+        expected: Array = _kernel(self.weights, np.stack(squares)) @ self.solved
         return expected
 
-    def apart(self, points: list[Array], others: list[Array]) -> Array:
-        """Squared distances (N, M) by what matters to the values."""
-        apart = np.stack([_squares(ours, theirs) for ours, theirs in zip(points, others, strict=True)])
-        distances: Array = np.tensordot(self.weights[:-1], apart, 1)
+    def distances(self, points: list[Array], others: list[Array]) -> Array:
+        """Squared distances (N, M), weighted by the parameters' relevance."""
+        squares = np.stack([_squares(ours, theirs) for ours, theirs in zip(points, others, strict=True)])
+        distances: Array = np.tensordot(self.weights[:-1], squares, 1)
         return distances
 
 
 def _squares(a: Array, b: Array) -> Array:
+    """Squared distances (N, M) between points (N, coordinates) and (M, coordinates)."""
     squares: Array = ((a[:, None] - b[None]) ** 2).sum(axis=-1)
     return squares
 
 
-def _kernel(weights: Array, apart: Array) -> Array:
-    distance = np.sqrt(5 * np.tensordot(weights, apart, 1))
+def _kernel(weights: Array, squares: Array) -> Array:
+    distance = np.sqrt(5 * np.tensordot(weights, squares, 1))
     kernel: Array = (1 + distance + distance**2 / 3) * np.exp(-distance)
     return kernel

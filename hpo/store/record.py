@@ -132,8 +132,8 @@ class Record:
             cause = describe_error(error)
             if "readonly database" in cause and self._read_only:  # a journal is left, which a reader must not roll back
                 raise RecordError(
-                    f"{self.study_place}: left mid-write by a crashed driver; run `hpo show {self.name}` once to roll the "
-                    "journal back"
+                    f"{self.study_place}: left mid-write by a crashed driver; run `hpo show {self.name}` once to roll "
+                    "the journal back"
                 ) from error
             if not isinstance(error, _DATABASE_ERRORS) or any(sign in cause for sign in _DAMAGE_SIGNS):
                 raise DamagedError(f"{self.study_place}: damaged ({cause}); {self._remedy}") from error

@@ -43,37 +43,40 @@ def trial_table(
         progress: by running trial, the epochs done with a fraction for the present one; adds a column of bars.
         one_line: cut parameters that do not fit, so that each row is one line.
     """
+    number: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    columns = {
+        "trial": number,
+        "epoch": number,
+        **({"": {"width": width // 10}} if progress and width >= _BAR_FROM else {}),
+        "SSIM": number,
+        "PSNR": number,
+        **({"images/s": number} if width >= _SPEED_FROM else {}),
+        "state": {"no_wrap": True},
+        **({"parameters": {"overflow": "fold"}} if width >= _BAR_FROM else {}),
+    }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("epoch", justify="right", no_wrap=True)
-    bars = bool(progress) and width >= _BAR_FROM
-    if bars:
-        table.add_column("", width=width // 10)
-    table.add_column("SSIM", justify="right", no_wrap=True)
-    table.add_column("PSNR", justify="right", no_wrap=True)
-    if width >= _SPEED_FROM:
-        table.add_column("images/s", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    if width >= _BAR_FROM:
-        table.add_column("parameters", overflow="fold")
+    for header, options in columns.items():
+        table.add_column(header, **options)
     for trial in trials:
-        r = row(trial, search.objective)
-        done = (progress or {}).get(trial.number)
-        cells: list[Any] = [str(r["number"]), f"{r['epochs']}/{search.epochs}"]
-        if bars:
-            cells.append(
-                "" if done is None else ProgressBar(total=search.epochs, completed=done, complete_style="cyan")
-            )
-        measured = best_report(trial, search.objective)
-        cells += [f"{measured.ssim:.4f}", f"{measured.psnr_db:.2f}"] if measured else ["", ""]
-        if width >= _SPEED_FROM:
-            cells.append(f"{r['images_per_second']:,.0f}" if r["images_per_second"] else "")
-        cells.append(Text(outcome(trial), style=_STYLES.get(r["state"], "cyan")))
-        if len(cells) < len(table.columns):
-            # Text, because a str would be read as markup. The column may wrap, or rich would cut other columns too.
-            cells.append(Text(parameters(trial), no_wrap=one_line, overflow="ellipsis" if one_line else "fold"))
-        table.add_row(*cells)
+        cells = _cells(trial, search, (progress or {}).get(trial.number), one_line)
+        table.add_row(*(cells[header] for header in columns))
     return table
+
+
+def _cells(trial: FrozenTrial, search: SearchConfig, done: float | None, one_line: bool) -> dict[str, Any]:
+    """The cells of a trial by the column's header. done: epochs of a running trial."""
+    r, best = row(trial, search.objective), best_report(trial, search.objective)
+    return {
+        "trial": str(r["number"]),
+        "epoch": f"{r['epochs']}/{search.epochs}",
+        "": "" if done is None else ProgressBar(total=search.epochs, completed=done, complete_style="cyan"),
+        "SSIM": f"{best.ssim:.4f}" if best else "",
+        "PSNR": f"{best.psnr_db:.2f}" if best else "",
+        "images/s": f"{r['images_per_second']:,.0f}" if r["images_per_second"] else "",
+        "state": Text(outcome(trial), style=_STYLES.get(r["state"], "cyan")),
+        # Text, because a str would be read as markup. The column may wrap, or rich would cut other columns too.
+        "parameters": Text(parameters(trial), no_wrap=one_line, overflow="ellipsis" if one_line else "fold"),
+    }
 
 
 def headline(record: Record) -> Text:
