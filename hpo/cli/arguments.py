@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,13 @@ from model.common.validation import field_types
 
 STORAGE = "HPO_STORAGE"  # environment variable: the default of --storage
 TRAIN_OPTIONS = ("epochs", "images_per_epoch", "data", "crop", "noise", "range", "set")  # as those of a search
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """argparse's own, but names such as salt-pepper are not split."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands", parser_class=_Parser)
 
     def command(name: str, about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        added = commands.add_parser(
+            name, help=about, description=about, allow_abbrev=False, formatter_class=_HelpFormatter
+        )
         added.set_defaults(command=name, parser=added, writes=_WRITES.get(name, {}))
         return added
 

@@ -295,10 +295,12 @@ SPACE_AND_SETTINGS = {
         suggesting("lr_g=trial.suggest_categorical('lr_g', [float('nan')])"),
     ),
     "a parameter that no field knows": Row(
-        MINE, ["widht is no field", "Did you mean width?"], suggesting("width=trial.suggest_int('widht', 2, 4)")
+        MINE, ["widht is not a field", "Did you mean width?"], suggesting("width=trial.suggest_int('widht', 2, 4)")
     ),
     "a parameter that is the search's own": Row(
-        MINE, ["epochs is one for all trials", "--epochs"], suggesting("epochs=trial.suggest_int('epochs', 2, 4)")
+        MINE,
+        ["epochs must be the same for all trials", "--epochs"],
+        suggesting("epochs=trial.suggest_int('epochs', 2, 4)"),
     ),
     "a space that suggests nothing": Row(MINE, ["suggests nothing"], suggesting("lr_g=0.1")),
     "a space that raises": Row(MINE, ["ZeroDivisionError"], space("def suggest(trial, base): return 1 / 0")),
@@ -463,7 +465,7 @@ MODELS = {
 
 CLUSTERS = {
     "a missing cluster file": Row("cluster check nope.yaml", ["nope.yaml: cannot be read"]),
-    "a cluster file that is not YAML": Row("cluster check a.png", ["a.png: no YAML"]),
+    "a cluster file that is not YAML": Row("cluster check a.png", ["a.png: invalid YAML"]),
     "unknown keys of a cluster file": Row(
         "cluster check c.yaml",
         ["max_wrokers", "max_workers", "provider.regoin", "region"],
