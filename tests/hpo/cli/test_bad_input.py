@@ -298,7 +298,9 @@ SPACE_AND_SETTINGS = {
         MINE, ["widht is not a field", "Did you mean width?"], suggesting("width=trial.suggest_int('widht', 2, 4)")
     ),
     "a parameter that is the search's own": Row(
-        MINE, ["epochs must be the same for all trials", "--epochs"], suggesting("epochs=trial.suggest_int('epochs', 2, 4)")
+        MINE,
+        ["epochs must be the same for all trials", "--epochs"],
+        suggesting("epochs=trial.suggest_int('epochs', 2, 4)"),
     ),
     "a space that suggests nothing": Row(MINE, ["suggests nothing"], suggesting("lr_g=0.1")),
     "a space that raises": Row(MINE, ["ZeroDivisionError"], space("def suggest(trial, base): return 1 / 0")),

@@ -10,7 +10,8 @@ from saying import hpo_says
 
 from hpo.cli.arguments import parser
 from hpo.cli.search_options import read_search_options
-from hpo.policy.search_config import FORMER_NAMES, OPTIONS, RESOURCES, SEARCHED
+from hpo.policy.config_option import RESOURCES, SEARCHED
+from hpo.policy.search_config import FORMER_NAMES, OPTIONS
 from hpo.remote.launch import search_arguments
 from model.common.errors import ErrorCollector
 

@@ -359,6 +359,18 @@ def test_the_search_is_not_over_while_a_running_trial_may_come_back(record):
     assert searcher.suggest("d") == ControllerSearcher.FINISHED
 
 
+def test_a_failure_must_reach_the_scheduler_before_the_searcher(record):
+    """The controller relies on this order of Ray's."""
+    driver = controller(record)
+    searcher = ControllerSearcher(driver, lambda trial: {"number": trial.number})
+    searcher.suggest("a")
+    with pytest.raises(FatalDriverError):
+        searcher.on_trial_complete("a", error=True)
+    searcher.suggest("b")
+    driver.on_trial_failure(1, AGAIN)
+    searcher.on_trial_complete("b", error=True)
+
+
 def test_an_error_of_the_driver_is_not_taken_for_one_of_the_trial():
     """Ray Tune handles every Exception of the methods that it calls."""
 

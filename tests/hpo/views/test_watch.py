@@ -158,7 +158,7 @@ def test_ctrl_c_ends_watching_and_nothing_else(record, runs, monkeypatch, capsys
 
     monkeypatch.setattr(watch, "watch", interrupted)
     assert main(["watch", "first", "--runs", str(runs)]) == 130
-    assert capsys.readouterr().err == "No longer watched; the search is not affected.\n"
+    assert capsys.readouterr().err == "The table has ended; the search continues.\n"
 
 
 def test_show_has_the_tables_headline(done, runs, capsys):
