@@ -176,14 +176,14 @@ def test_an_export_never_overwrites_a_folder_with_other_files(foreign, exported,
     for name, text in foreign.items():
         (tmp_path / name).write_text(text)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="exists and is not an export"):
         export(exported.checkpoint, tmp_path, **exported.arguments)
     assert contents(tmp_path) == before
 
 
 def test_an_export_with_a_file_of_someone_else_in_it_is_not_overwritten(exported, copied):
     (copied / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="exists and is not an export"):
         export(exported.checkpoint, copied, **exported.arguments)
     assert (copied / "notes.txt").read_text() == "mine"
 
@@ -249,13 +249,13 @@ def test_a_folder_with_more_in_it_than_was_exported_is_noticed(copied, tmp_path)
 def test_every_file_is_held_to_its_digest(name, copied):
     content, manifest = (copied / name).read_bytes(), read_manifest(copied)
     (copied / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 is not the manifest's"):
+    with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 differs from the manifest's"):
         verify_export(copied)
     (copied / name).write_bytes(content)
     for no_digest in ("", manifest["files"][name][:8]):
         changed = {**manifest, "files": {**manifest["files"], name: no_digest}}
         (copied / MANIFEST).write_text(json.dumps(changed))
-        with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 is not the manifest's"):
+        with pytest.raises(DenoiseError, match=f"{name}: its SHA-256 differs from the manifest's"):
             verify_export(copied)
 
 

@@ -450,7 +450,7 @@ MODELS = {
         ["generator.onnx: its output is not an image, or has values that are not finite"],
         lambda f: save_model(f / "model", weight=float("nan")),
     ),
-    "a replaced network": Row(DENOISE, ["generator.onnx: its SHA-256 is not the manifest's"], exchanged),
+    "a replaced network": Row(DENOISE, ["generator.onnx: its SHA-256 differs from the manifest's"], exchanged),
     "weights outside the ONNX file": Row(DENOISE, ["generator.onnx: onnxruntime cannot load it"], with_weights_outside),
     "a network that is gone": Row(
         DENOISE, ["generator.onnx: cannot be read"], lambda f: (f / "model" / "generator.onnx").unlink()

@@ -309,7 +309,7 @@ def add_a_file(folder: Path) -> None:
     [
         (link_a_file, "strip.png: cannot be read"),
         (add_a_file, "more.sh: is not in the manifest"),
-        (damage_a_file, "generator.safetensors: its SHA-256 is not the manifest's"),
+        (damage_a_file, "generator.safetensors: its SHA-256 differs from the manifest's"),
         (lose_a_file, "strip.png: cannot be read"),
         (improve_the_figures, "the model's figures on this machine differ from those of its export: ssim"),
         (lead_out_of_the_folder, "damaged or not ours"),
