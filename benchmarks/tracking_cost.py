@@ -23,7 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `hpo search`; NumPy rea
 import numpy as np
 from machine import processor
 from PIL import Image
-from replay import TABLE, Table
+from replay_table import TABLE, Table
 
 from hpo.policy.search_config import SearchConfig
 from hpo.search_controller import SearchController

@@ -19,13 +19,21 @@ _DIGEST, _STATE = "sha256", "state"
 
 
 class CheckpointError(MachineError):
-    """A checkpoint that is missing, damaged or of another training."""
+    """A checkpoint is missing, damaged or not of this program."""
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-ready state as one file. A reader sees the old file or the new one, never a part.
+    """Write tensors and a state as one file, atomically: a reader sees the old file or the new one.
 
-    The digest lies inside the file: two files could not be replaced in one step. Raises OSError.
+    The file includes its digest, since two files could not be replaced in one step.
+
+    Args:
+        path: of the file.
+        tensors: of any shape and device, by name.
+        state: JSON-ready.
+
+    Raises:
+        OSError: it cannot be written.
     """
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, allow_nan=False)
@@ -34,11 +42,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapp
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and state. Nothing is unpickled. Raises CheckpointError."""
+    """Return the tensors, on the CPU, and the state. Nothing is unpickled. Raises CheckpointError."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint") from None
+        raise CheckpointError(f"{path}: checkpoint not found") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -46,17 +54,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         text, digest = metadata[_STATE], metadata[_DIGEST]
         is_whole = _digest(tensors, text) == digest
         state = json.loads(text) if is_whole else {}
-    except Exception as error:  # safetensors', json's, and torch's of tensors that cannot be
+    except Exception as error:  # of safetensors, json, or torch for impossible tensors
         raise CheckpointError(f"{path}: damaged ({error})") from error
     if not is_whole:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: not ours (its state is no mapping)")
+        raise CheckpointError(f"{path}: not a checkpoint of this program (its state must be a mapping)")
     return tensors, state
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """The header's own words; the format starts with its length, 8 bytes, little endian."""
+    """The metadata of the header, whose length is in the first 8 bytes, little endian."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     metadata: dict[str, str] = header["__metadata__"]

@@ -1,4 +1,4 @@
-"""What one training is made of: a frozen, validated value that travels through the whole program."""
+"""The hyperparameters of one training, as a frozen and validated value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Output = Literal["direct", "residual"]
 Upsample = Literal["transposed", "resize"]
 Norm = Literal["batch", "instance", "none"]
 Schedule = Literal["constant", "cosine"]
-ValueRange: TypeAlias = tuple[float, float]  # black, white of images, in their own numbers
+ValueRange: TypeAlias = tuple[float, float]  # black and white, as values of the pixels
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -27,63 +27,68 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class TrainConfig:
     """All hyperparameters of one pix2pix training.
 
-    Widths, initialisation, learning rates, Adam's beta1 and the L1 weight default to the TensorFlow pix2pix
-    tutorial (Isola et al. 2017, arXiv 1611.07004). Raises ConfigError, naming all mistakes at once.
+    Widths, initialisation, learning rates, Adam's beta1 and the L1 weight default to those of the TensorFlow pix2pix
+    tutorial (Isola et al. 2017, arXiv 1611.07004).
+
+    Raises:
+        ConfigError: with all errors at once.
     """
 
-    loss: Loss = "l1"  # reconstruction beside the adversarial loss: L1, 1 - SSIM, both of them, or mean squared error
-    l1_weight: float = 100.0  # > 0; takes part when loss is l1 or both
-    ssim_weight: float = 100.0  # > 0; takes part when loss is ssim or both
-    mse_weight: float = 1000.0  # > 0; takes part when loss is mse, whose gradient at errors of 0.05 is then that of L1
-    adversarial: Adversarial = "sigmoid"  # cross entropy, least_squares, hinge; none: no discriminator runs
+    loss: Loss = "l1"  # reconstruction loss: L1, 1 - SSIM, both of them, or mean squared error
+    l1_weight: float = 100.0  # > 0; used when loss is l1 or both
+    ssim_weight: float = 100.0  # > 0; used when loss is ssim or both
+    mse_weight: float = 1000.0  # > 0; used when loss is mse; its gradient at errors of 0.05 then equals that of L1
+    adversarial: Adversarial = "sigmoid"  # sigmoid: cross entropy; none: without the discriminator
     adversarial_weight: float = 1.0  # > 0; of the generator's adversarial loss
     lr_g: float = 2e-4  # Adam's learning rate of the generator, in (0, 1]
     lr_d: float = 2e-4  # Adam's learning rate of the discriminator, in (0, 1]
     lr_schedule: Schedule = "constant"  # cosine: both rates fall to zero over all epochs
     beta1: float = 0.5  # Adam's decay of the first moment, in [0, 1)
     beta2: float = 0.999  # Adam's decay of the second moment, in [0, 1)
-    batch_size: int = 64  # images a step; 1 without BatchNorm alone, which at 1x1 needs two values
-    epochs: int = 12  # reports; a learning-rate schedule spans them all, >= 1
-    images_per_epoch: int | None = None  # training images between two reports; None: the training set once
+    batch_size: int = 64  # images in a step; at least 2 with BatchNorm, which at 1x1 needs two values
+    epochs: int = 12  # each ends with a report; >= 1. A learning-rate schedule spans them all
+    images_per_epoch: int | None = None  # training images in an epoch; None: the whole training set
     width: int = 64  # channels of the first block of both networks, >= 1
     depth: int | None = None  # levels of the generator, each half as large, in [2, 8]; None: down to 1x1
-    output: Output = "direct"  # residual: the generator predicts what is added to the noisy image
-    full_resolution_skip: bool = False  # a convolution at full resolution, whose features join before the last layer
+    output: Output = "direct"  # residual: the generator predicts the difference to the noisy image
+    full_resolution_skip: bool = False  # adds a convolution of the noisy image, joined before the last layer
     upsample: Upsample = "transposed"  # in the decoder; resize: nearest neighbours, then a convolution
-    blocks: int = 0  # residual blocks a level, of a U-Net with a level at full resolution; 0: the slides' U-Net
-    norm: Norm = "batch"  # in the generator; the discriminator's is always batch
+    blocks: int = 0  # residual blocks in each level of a DRUNet-like U-Net; 0: the slides' U-Net
+    norm: Norm = "batch"  # in the generator; the discriminator always has batch
     dropout: float = 0.5  # in the decoder's first three blocks, in [0, 1)
     patch: int = 34  # pixels that one logit of the discriminator sees: 34 or 14
-    grad_clip: float = 2.0  # each network's gradient norm is at most so many times its running mean; 0: not limited
-    average_decay: float = 0.999  # of the generator's moving average, in [0, 1); 0: no average
+    grad_clip: float = 2.0  # limit of each network's gradient norm, in multiples of its running mean; 0: none
+    average_decay: float = (
+        0.999  # of the exponential moving average (EMA) of the generator's weights, in [0, 1); 0: none
+    )
     precision: Precision = "auto"  # autocast; auto: bfloat16 where the hardware multiplies it natively
     seed: int = 0  # of initialisation, order, noise and dropout, >= 0
 
     def __post_init__(self) -> None:
-        mistakes = [*_wrong_types(self), *_wrong_values(self)]
-        if mistakes:
-            raise ConfigError("\n".join(mistakes))
+        errors = [*_wrong_types(self), *_wrong_values(self)]
+        if errors:
+            raise ConfigError("\n".join(errors))
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each reconstruction loss that takes part, by name: l1, ssim, mse."""
+        """The weights of the reconstruction losses that are used, by name: l1, ssim, mse."""
         names = ("l1", "ssim") if self.loss == "both" else (self.loss,)
         return {name: getattr(self, f"{name}_weight") for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready. What takes no part, as the weight of a loss that is not there, is None: it was never used."""
+        """JSON-ready. Fields without effect, such as the weight of an unused loss, are None."""
         unused = {f"{name}_weight" for name in ("l1", "ssim", "mse") if name not in self.weights}
         if self.adversarial == "none":
             unused |= {"adversarial_weight", "lr_d"}
-        if self.blocks:  # their first level has it
+        if self.blocks:  # the first level has full resolution anyway
             unused |= {"full_resolution_skip"}
         return {name: None if name in unused else value for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of as_dict. Raises ConfigError for a name that is no field, with the nearest one."""
+        """The inverse of as_dict. Raises ConfigError for an unknown name, with the nearest field."""
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{truncated_repr(values)}: settings are a mapping, such as {{'width': 32}}")
+            raise ConfigError(f"{truncated_repr(values)}: settings must be a mapping, such as {{'width': 32}}")
         unknown = [f"{name}: no such setting. {did_you_mean(name, FIELDS)}" for name in values if name not in FIELDS]
         if unknown:
             raise ConfigError("\n".join(unknown))
@@ -94,7 +99,7 @@ FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Train
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`width=32` as (name, value of the field's type), for a command line. Raises ConfigError."""
+    """Parse NAME=VALUE from a command line into the name and a value of the field's type. Raises ConfigError."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text}: a setting is NAME=VALUE, such as width=32")
@@ -114,16 +119,21 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         return name, number(value)
     except ValueError:
-        wanted = ("a whole number" if number is int else "a number") + " or none" * optional
-        raise ConfigError(f"{name}={value}: {name} is {wanted}, such as {name}={_example(name)}") from None
+        rule = ("a whole number" if number is int else "a number") + " or none" * optional
+        raise ConfigError(f"{name}={value}: {name} is {rule}, such as {name}={_example(name)}") from None
 
 
 def reject_duplicate_settings(settings: Mapping[str, Any], own: Iterable[str]) -> None:
-    """own: fields that have an option of a command. Raises ConfigError."""
+    """Raise ConfigError for settings that also have an option of their own.
+
+    Args:
+        settings: of `--set`.
+        own: names of fields with an option.
+    """
     twice = sorted(set(own) & set(settings))
     if twice:
         hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
-        raise ConfigError(f"set={', '.join(twice)}: has an option of its own: {hints}")
+        raise ConfigError(f"set={', '.join(twice)}: use its own option instead: {hints}")
 
 
 _BOOLS = {"true": True, "false": False}
@@ -135,23 +145,23 @@ def _example(name: str) -> Any:
 
 
 def _wrong_types(config: TrainConfig) -> list[str]:
-    mistakes = []
+    errors = []
     for name, kind in field_types(TrainConfig).items():
         value = getattr(config, name)
         if not matches_type(value, kind) or (kind is float and not math.isfinite(value)):
             rule = "a finite number" if kind is float else type_rule(kind)
-            mistakes.append(f"{name}={truncated_repr(value)}: {name} is {rule}")
-    return mistakes
+            errors.append(f"{name}={truncated_repr(value)}: {name} is {rule}")
+    return errors
 
 
-MOST_EPOCHS = 10_000  # what is still to come is estimated epoch by epoch, every second
+MOST_EPOCHS = 10_000  # a search estimates its remaining epochs one by one, every second
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (("l1_weight", "ssim_weight"), lambda v: v > 0, "above 0; to leave a loss out set loss=l1 or loss=ssim"),
-    (("mse_weight",), lambda v: v > 0, "above 0; to leave it out set another loss, such as loss=l1"),
-    (("adversarial_weight",), lambda v: v > 0, "above 0; to leave it out set adversarial=none"),
+    (("l1_weight", "ssim_weight"), lambda v: v > 0, "above 0; set loss=l1 or loss=ssim to leave a loss out"),
+    (("mse_weight",), lambda v: v > 0, "above 0; set another loss, such as loss=l1, to leave it out"),
+    (("adversarial_weight",), lambda v: v > 0, "above 0; set adversarial=none to leave it out"),
     (("lr_g", "lr_d"), lambda v: 0 < v <= 1, "above 0 and at most 1, such as 2e-4"),
     (("beta1", "beta2", "dropout", "average_decay"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    (("grad_clip",), lambda v: v == 0 or v >= 1, "at least 1; to limit nothing set grad_clip=0"),
+    (("grad_clip",), lambda v: v == 0 or v >= 1, "at least 1, or 0 for no limit"),
     (("batch_size",), lambda v: v >= 1, "at least 1"),
     (("epochs",), lambda v: 1 <= v <= MOST_EPOCHS, f"at least 1 and at most {MOST_EPOCHS}"),
     (("images_per_epoch",), lambda v: v >= 1, "at least 1"),
@@ -164,14 +174,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 def _wrong_values(config: TrainConfig) -> list[str]:
-    mistakes = []
+    errors = []
     for names, holds, rule in _RULES:
         for name in names:
             value = getattr(config, name)
             if matches_type(value, float) and math.isfinite(value) and not holds(value):
-                mistakes.append(f"{name}={value}: {name} must be {rule}")
+                errors.append(f"{name}={value}: {name} must be {rule}")
     if matches_type(config.batch_size, int) and config.batch_size == 1 and config.norm == "batch":
-        mistakes.append("batch_size=1: must be at least 2, since BatchNorm needs two values; or set norm=instance")
+        errors.append("batch_size=1: must be at least 2, because BatchNorm needs two values; or set norm=instance")
     size = config.images_per_epoch
     if (
         matches_type(size, int)
@@ -179,5 +189,5 @@ def _wrong_values(config: TrainConfig) -> list[str]:
         and size is not None
         and 1 <= size < config.batch_size
     ):
-        mistakes.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")
-    return mistakes
+        errors.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")
+    return errors

@@ -1,4 +1,4 @@
-"""A deployable folder -> arrays of any size denoised. Needs onnxruntime and numpy, nothing else."""
+"""Denoises arrays of any size with an exported folder. Of third-party packages it needs onnxruntime and numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would call home, and keep what it tells below ~/.cache
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would send usage data, and store it in ~/.cache
 
 import onnxruntime
 
@@ -23,19 +23,23 @@ from .config import ValueRange
 from .data.pixel_format import PixelFormat
 
 MANIFEST = "manifest.json"
-_OUTSIDE = "session.model_external_initializers_file_folder_path"
+_EXTERNAL_WEIGHTS = "session.model_external_initializers_file_folder_path"
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
 
 class DenoiseError(ConfigError):
-    """A model folder or an image that cannot be used; the message says which rule it breaks."""
+    """A model folder or an image cannot be used; the message names the broken rule."""
 
 
 class Denoiser:
     """The generator of an exported folder: `Denoiser(folder)(image)`.
 
-    Its files must match the manifest's digests. Raises DenoiseError.
+    Args:
+        folder: an export, whose files must match the digests of its manifest.
+
+    Raises:
+        DenoiseError: the folder is not an export, is damaged, or its network does not run.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -50,42 +54,57 @@ class Denoiser:
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
             options = onnxruntime.SessionOptions()
-            # Weights outside the file have no digest, and would be looked for in the folder that happens to be current.
-            options.add_session_config_entry(_OUTSIDE, "/dev/null/no-weights-outside-the-file")
+            # Weights in other files have no digest, and onnxruntime would search the current folder for them.
+            options.add_session_config_entry(_EXTERNAL_WEIGHTS, "/dev/null/no-weights-outside-the-file")
             providers = onnxruntime.get_available_providers()
             self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no common base but this
+        except Exception as error:  # onnxruntime's exceptions have no other common base
             raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-            raise DenoiseError(f"{path}: takes other inputs than one of float32 (N, C, H, W)")
+            raise DenoiseError(f"{path}: must take one input, float32 (N, C, H, W)")
         self._path, self._input = path, inputs[0].name
-        self._try()
+        self._run(np.zeros((1, self.channels, self.image_size, self.image_size), np.float32))  # fails early if broken
 
     def pixel_format(self, dtype: np.dtype[Any]) -> PixelFormat:
-        """What the values of such images mean: of the depth that it was trained on what they meant there."""
+        """The format of images of this type: with the range of the training, if it had the same type."""
         return self._pixel_format if dtype == self._pixel_format.dtype else PixelFormat(str(dtype))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Denoise one image of any size: (H, W) or (H, W, C), uint8, uint16 or float in [-1, 1]; gives the same shape
-        and type. Black and white of uint16 are 0 and 65535, or those that the model was trained on.
+        """Denoise one image of any size.
 
-        A model of grey images takes colour ones channel by channel; one of colour images takes a grey one three times,
-        and gives the mean. Raises DenoiseError.
+        A model of grey images denoises each channel of a colour image separately; a model of colour images denoises a
+        grey image in all channels and takes their mean.
+
+        Args:
+            image: (H, W) or (H, W, C); uint8, uint16 or float in [-1, 1]. Black and white of uint16 are 0 and 65535, or
+                those of the training.
+
+        Returns:
+            An image of the same shape and type.
+
+        Raises:
+            DenoiseError: the image has another shape or type, or the network fails.
         """
         planes = self._planes(image)
-        depth = None if np.issubdtype(image.dtype, np.floating) else self.pixel_format(image.dtype)
-        noisy = np.clip(depth.to_unit(planes), -1, 1) if depth else planes
-        denoised: np.ndarray = np.clip(self._tiled(np.ascontiguousarray(noisy, np.float32)), -1, 1)  # blending rounds
+        pixel_format = None if np.issubdtype(image.dtype, np.floating) else self.pixel_format(image.dtype)
+        noisy = np.clip(pixel_format.to_unit(planes), -1, 1) if pixel_format else planes
+        denoised: np.ndarray = np.clip(self._tiled(np.ascontiguousarray(noisy, np.float32)), -1, 1)
         if planes.size > image.size:
             denoised = denoised.mean(axis=1)
-        denoised = depth.from_unit(denoised) if depth else denoised
+        denoised = pixel_format.from_unit(denoised) if pixel_format else denoised
         pixels = denoised.reshape(-1, *image.shape[:2]).astype(image.dtype)
         return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
 
     def batch(self, noisy: np.ndarray) -> np.ndarray:
-        """The network itself: float32 (N, C, H, W) in [-1, 1], H and W multiples of the manifest's size_multiple.
-        Raises DenoiseError."""
+        """Run the network itself.
+
+        Args:
+            noisy: float32 (N, C, H, W) in [-1, 1], H and W multiples of the manifest's size_multiple.
+
+        Raises:
+            DenoiseError: the network fails.
+        """
         step = max(1, _BATCH_PIXELS // (noisy.shape[2] * noisy.shape[3]))
         parts = [self._run(noisy[i : i + step]) for i in range(0, len(noisy), step)]
         return np.concatenate(parts)
@@ -93,18 +112,14 @@ class Denoiser:
     def _run(self, noisy: np.ndarray) -> np.ndarray:
         try:
             denoised: np.ndarray = self._session.run(None, {self._input: noisy})[0]
-        except Exception as error:  # as above
+        except Exception as error:  # no other common base
             raise DenoiseError(f"{self._path}: onnxruntime cannot run it: {error}") from error
         if getattr(denoised, "shape", None) != noisy.shape or not np.isfinite(denoised).all():
-            raise DenoiseError(f"{self._path}: its output is no image, or has values that are not finite")
+            raise DenoiseError(f"{self._path}: its output is not an image, or has values that are not finite")
         return denoised
 
-    def _try(self) -> None:
-        """Once, on grey: a network of another architecture, or that is broken, is told before it denoises anything."""
-        self._run(np.zeros((1, self.channels, self.image_size, self.image_size), np.float32))
-
     def _planes(self, image: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) with C the model's channels."""
+        """Check an image, and return it as (N, C, H, W) with C the model's channels."""
         if image.ndim not in (2, 3) or 0 in image.shape:
             raise DenoiseError(f"an image has the shape (H, W) or (H, W, C), not {image.shape}")
         if image.dtype not in (np.uint8, np.uint16):
@@ -124,11 +139,11 @@ class Denoiser:
         return planes.transpose(1, 0, 2, 3)
 
     def _tiled(self, noisy: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) of any size by tiles of the training size, half overlapping, blended by a raised cosine.
+        """Denoise (N, C, H, W) by tiles of the training size that overlap by half, blended by a raised cosine.
 
-        Larger tiles would be worse than slower: at full depth the innermost layers see one pixel of the training size,
-        and the weights for its neighbours have never learned anything. A network of fewer levels could take them, but
-        the training size is what its quality was measured at.
+        Larger tiles would be wrong: at full depth the innermost layers see one pixel at the training size, and the
+        weights for its neighbours are untrained. A network of fewer levels could take them, but its quality was
+        measured at the training size.
         """
         size, half = self.image_size, self.image_size // 2
         height, width = noisy.shape[2:]
@@ -138,19 +153,21 @@ class Denoiser:
         down, right = rows * half - height, columns * half - width
         padded = np.pad(noisy, ((0, 0), (0, 0), (half, down), (half, right)), mode="reflect")
         blended = np.zeros_like(padded)
-        ramp = np.sin(np.pi * (np.arange(size, dtype=np.float32) + 0.5) / size) ** 2  # two of them add up to 1
+        ramp = np.sin(np.pi * (np.arange(size, dtype=np.float32) + 0.5) / size) ** 2  # two overlapping ones add up to 1
         window = ramp[:, None] * ramp
-        for corners in _chunks(rows * columns, max(1, _BATCH_PIXELS // size**2)):
-            places = [(i // columns * half, i % columns * half) for i in corners]
-            tiles = np.stack([padded[:, :, y : y + size, x : x + size] for y, x in places])
+        for indices in _chunks(rows * columns, max(1, _BATCH_PIXELS // size**2)):
+            corners = [(i // columns * half, i % columns * half) for i in indices]
+            tiles = np.stack([padded[:, :, y : y + size, x : x + size] for y, x in corners])
             denoised = self.batch(tiles.reshape(-1, *tiles.shape[2:])).reshape(tiles.shape) * window
-            for (y, x), tile in zip(places, denoised, strict=True):
+            for (y, x), tile in zip(corners, denoised, strict=True):
                 blended[:, :, y : y + size, x : x + size] += tile
         return blended[:, :, half : half + height, half : half + width]
 
     def _has_black_frame(self, noisy: np.ndarray) -> bool:
-        """Whether images of the training size have the frame that all training images had. Where they have, the network
-        by itself is 0.3 dB better than tiles; where not, it blackens their edges and is 7 dB worse."""
+        """Whether images of the training size have the black frame of the training images.
+
+        With it the network alone is 0.3 dB better than tiles; without it, it blackens edges and is 7 dB worse.
+        """
         frame = self.padding
         if frame == 0:
             return True
@@ -159,25 +176,25 @@ class Denoiser:
 
 
 def _pixel_format_of(manifest: Mapping[str, Any]) -> PixelFormat:
-    """Of a manifest, which may come from anywhere, or from before there was any but 8 bits. Raises DenoiseError."""
+    """Parse it from an untrusted manifest; old ones have 8 bits only. Raises DenoiseError."""
     dtype, value_range = manifest["model"].get("depth", "uint8"), manifest["data"].get("range")
     try:
         if not (isinstance(dtype, str) and matches_type(value_range, ValueRange | None)):
-            raise ConfigError(f"depth={truncated_repr(dtype)}, range={truncated_repr(value_range)}: are none")
+            raise ConfigError(f"depth={truncated_repr(dtype)}, range={truncated_repr(value_range)}: not valid")
         return PixelFormat(dtype, value_range and tuple(value_range))
     except ConfigError as error:
         raise DenoiseError(f"{MANIFEST}: damaged or not ours ({error})") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises DenoiseError where the folder is no export."""
+    """Read and check a folder's manifest. Raises DenoiseError."""
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(_read(path))
     except FileNotFoundError:
-        inside = folder / "export"  # where searches and trainings have theirs
+        inside = folder / "export"  # of a search or a training
         hint = f"did you mean {inside}?" if (inside / MANIFEST).is_file() else "`hpo export` writes one"
-        raise DenoiseError(f"{folder}: no export there (it has no {MANIFEST}); {hint}") from None
+        raise DenoiseError(f"{folder}: not an export (it has no {MANIFEST}); {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DenoiseError(f"{path}: damaged or not ours ({type(error).__name__}: {error})") from error
     if wrong := _wrong_parts(manifest):
@@ -186,9 +203,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _wrong_parts(manifest: Any) -> list[str]:
-    """Of a manifest, which may come from anywhere."""
+    """The names of invalid parts of an untrusted manifest."""
     if not isinstance(manifest, dict):
-        return ["top: no mapping"]
+        return ["top level must be a mapping"]
     files: Any = manifest.get("files")
     model, strip = manifest.get("model"), manifest.get("strip")
     parts = {
@@ -218,7 +235,7 @@ def _is_model(file: Any, channels: Any, image_size: Any, padding: Any) -> bool:
 
 
 def _is_table(rows: Any) -> bool:
-    """See model.export_quality; None: not measured."""
+    """Whether it is a table of model.export_quality, or None for not measured."""
     if rows is None:
         return True
     names = ("noisy", "denoised", "ground_truth")
@@ -230,26 +247,26 @@ def _is_table(rows: Any) -> bool:
 
 
 def _is_row(row: Any) -> bool:
-    """PSNR can be the word inf."""
+    """Whether it is a row of such a table, whose PSNR may be the string inf."""
     if not isinstance(row, dict) or not all(matches_type(row.get(name), float) for name in ("l1", "ssim")):
         return False
     return matches_type(row.get("psnr_db"), float) or row.get("psnr_db") in ("inf", "nan")
 
 
 def verify_files(folder: Path) -> dict[str, Any]:
-    """The manifest, if all that it names is there and undamaged, and nothing else. Raises DenoiseError."""
+    """Return the manifest of a folder with exactly the files that it names, undamaged. Raises DenoiseError."""
     manifest = read_manifest(folder)
     for name, digest in manifest["files"].items():
         _verified(folder / name, digest)
     for path in sorted(folder.iterdir()):
         if path.name not in {MANIFEST, *manifest["files"]}:
-            raise DenoiseError(f"{path}: is not in the manifest: this folder is not as it was exported")
+            raise DenoiseError(f"{path}: is not in the manifest; the folder was changed after the export")
     return manifest
 
 
 def _read(path: Path) -> bytes:
     if path.exists() and not path.is_file():
-        raise OSError("no file")  # a pipe would be waited for
+        raise OSError("not a file")  # reading a pipe would wait
     return path.read_bytes()
 
 
@@ -259,7 +276,7 @@ def _verified(path: Path, digest: str) -> bytes:
     except OSError as error:
         raise DenoiseError(f"{path}: cannot be read ({error})") from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise DenoiseError(f"{path}: its SHA-256 is not the manifest's: it was damaged or exchanged")
+        raise DenoiseError(f"{path}: its SHA-256 differs from the manifest's; it was damaged or replaced")
     return content
 
 

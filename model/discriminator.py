@@ -1,4 +1,4 @@
-"""The discriminator of the slides: a PatchGAN that judges overlapping patches of an image pair."""
+"""The discriminator of the slides: a PatchGAN, which classifies overlapping patches of an image pair."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import nn
 
 from model.generator import initialise
 
-# The slides give a grid of 6x6 logits for 32x32 images and patches of 14x14 pixels. The tutorial's stack less one
-# block has the grid and sees 34x34; a smaller stack has both numbers. (kernel, stride, padding) of each layer.
+# The slides state a grid of 6x6 logits for 32x32 images, and patches of 14x14 pixels. The tutorial's stack without one
+# block has that grid and patches of 34x34; a smaller stack has both numbers. (kernel, stride, padding) of each layer.
 _STACKS: dict[int, tuple[tuple[int, int, int], ...]] = {
     34: ((4, 2, 1), (4, 2, 1), (4, 1, 1), (4, 1, 1)),
     14: ((4, 2, 1), (4, 2, 0), (2, 1, 0)),
@@ -16,9 +16,9 @@ _STACKS: dict[int, tuple[tuple[int, int, int], ...]] = {
 
 
 class Discriminator(nn.Module):
-    """Noisy image and candidate, (N, C, H, W) each, to logits (N, 1, h, w): one for each patch.
+    """Maps a noisy image and a candidate, (N, C, H, W) each, to one logit for each patch, (N, 1, h, w).
 
-    Blocks Conv, BatchNorm (not on the first and last), LeakyReLU. Each logit sees `patch` x `patch` pixels.
+    Blocks of Conv, BatchNorm (not on the first and last) and LeakyReLU. A logit depends on `patch` x `patch` pixels.
     """
 
     def __init__(self, *, channels: int, width: int, patch: int) -> None:
@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
 
 
 def grid_size(image_size: int, patch: int) -> int:
-    """Logits along one side for a square image of image_size pixels a side."""
+    """Number of logits along one side, for a square image of image_size pixels a side."""
     size = image_size
     for kernel, stride, padding in _STACKS[patch]:
         size = (size + 2 * padding - kernel) // stride + 1
@@ -51,7 +51,7 @@ def grid_size(image_size: int, patch: int) -> int:
 
 
 def receptive_field(patch: int) -> int:
-    """Pixels along one side that one logit depends on."""
+    """Number of pixels along one side that one logit depends on."""
     field = 1
     for kernel, stride, _ in reversed(_STACKS[patch]):
         field = field * stride + kernel - stride

@@ -1,4 +1,4 @@
-"""An exported folder -> the slides' table, by scikit-image: noisy, denoised, ground truth; L1, SSIM, PSNR."""
+"""Measures an exported folder by scikit-image: L1, SSIM and PSNR of noisy, denoised and clean images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .picture_strip import SCALE, split_strip
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 _STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
-_TOLERANCES = {"l1": 1e-3, "ssim": 1e-3, "psnr_db": 0.02}  # another machine's onnxruntime; it rounds otherwise
-SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # the best of the slides' two networks, each for itself
+_TOLERANCES = {"l1": 1e-3, "ssim": 1e-3, "psnr_db": 0.02}  # onnxruntime rounds differently on another machine
+SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # each the better one of the slides' two networks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """Means over images, each measured by itself."""
+    """Means over images."""
 
     l1: float  # on [-1, 1]
     ssim: float
@@ -44,21 +44,21 @@ class Quality:
 
 
 def quality(
-    images: np.ndarray, clean: np.ndarray, depth: PixelFormat = EIGHT_BITS, has_noise: np.ndarray | None = None
+    images: np.ndarray, clean: np.ndarray, pixel_format: PixelFormat = EIGHT_BITS, has_noise: np.ndarray | None = None
 ) -> Quality:
-    """Of images (N, C, H, W) float32 in [-1, 1] against the clean ones.
+    """Measure images against clean ones.
 
     Args:
-        images: what is measured.
-        clean: what they should be.
-        depth: of 16-bit and float32 images PSNR and SSIM are scikit-image's of the values that their files would have;
-            of 8-bit ones, as in the slides, those on [-1, 1].
-        has_noise: (N,) bool, those that PSNR is the mean of, as in model.metrics; None: all.
+        images: (N, C, H, W) float32 in [-1, 1].
+        clean: the same shape.
+        pixel_format: PSNR and SSIM of 16-bit and float32 images are of the values that their files would have; those of
+            8-bit images, as in the slides, are on [-1, 1].
+        has_noise: (N,) bool, the images that count for PSNR, as in model.metrics; None: all.
     """
     l1, width = float(np.abs(images - clean).mean()), 2.0
-    if depth.dtype != "uint8":
-        images, clean = (depth.from_unit(column).astype(np.float64) for column in (images, clean))
-        width = depth.high - depth.low
+    if pixel_format.dtype != "uint8":
+        images, clean = (pixel_format.from_unit(column).astype(np.float64) for column in (images, clean))
+        width = pixel_format.high - pixel_format.low
     counted = slice(None) if has_noise is None or not has_noise.any() else has_noise
     pairs = zip(images[counted], clean[counted], strict=True)
     with np.errstate(divide="ignore"):
@@ -69,8 +69,11 @@ def quality(
 
 
 def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
-    """scikit-image's, of each channel of each image (N, C). All of them are one tall image to it, which takes a fifth
-    of the time: where the window lies within one of them, and nowhere else does its mean look, nothing changes."""
+    """SSIM of each channel of each image, (N, C).
+
+    scikit-image measures all channels as one tall image, in a fifth of the time. The means use only positions whose
+    window lies within one channel, so the values are the same.
+    """
     _, similarity = structural_similarity(
         images.reshape(-1, images.shape[-1]),
         clean.reshape(-1, clean.shape[-1]),
@@ -86,7 +89,7 @@ def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
 
 
 def evaluate(denoiser: Denoiser, images: ImagePairs, noise: str, split: str) -> dict[str, Any]:
-    """The table of one split; the noise, where it is not real, is drawn from the split's own fixed seed."""
+    """The table of one split. Noise, unless it is real, is drawn from the split's fixed seed."""
     noisy, clean = images.with_noise(noise, split)
     columns = {"noisy": noisy, "denoised": denoiser.batch(noisy), "ground_truth": clean}
     has_noise = (noisy != clean).any(axis=(1, 2, 3))
@@ -95,8 +98,7 @@ def evaluate(denoiser: Denoiser, images: ImagePairs, noise: str, split: str) -> 
 
 
 def measure_strip(denoiser: Denoiser, path: Path) -> dict[str, Any]:
-    """What the model makes of the noisy images of an export's picture: a few, which travel with it. Raises ImageError,
-    ValueError."""
+    """Measure the model on the noisy images of its export's picture strip. Raises ImageError, ValueError."""
     pixels = read_image(path).pixels[::SCALE, ::SCALE]
     noisy, clean = (_as_floats(column) for column in split_strip(pixels)[:2])
     return {"file": path.name, "images": len(noisy), **quality(denoiser.batch(noisy), clean).as_dict()}
@@ -109,19 +111,29 @@ def _as_floats(pictures: np.ndarray) -> np.ndarray:
 
 
 def verify_export(folder: Path) -> dict[str, Any]:
-    """The manifest of an export that came from elsewhere, if every file has its digest, and the model does here what it
-    did there. Raises DenoiseError."""
+    """Check an export from another machine: every file's digest, and the model's figures on its picture strip.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DenoiseError: a file differs, or the model computes something else on this machine.
+    """
     manifest = verify_files(folder)
-    there = manifest.get("strip")
-    if there is None:
-        raise DenoiseError(f"{folder}: its manifest has no figures of a few images; export it anew with this version")
+    expected = manifest.get("strip")
+    if expected is None:
+        raise DenoiseError(
+            f"{folder}: its manifest has no figures of its picture strip; export it again with this version"
+        )
     try:
-        here = measure_strip(Denoiser(folder), folder / there["file"])
+        measured = measure_strip(Denoiser(folder), folder / expected["file"])
     except ConfigError:
         raise
     except ValueError as error:
-        raise DenoiseError(f"{folder / there['file']}: is not the picture of an export ({error})") from error
-    figures = {name: (float(here[name]), float(there[name])) for name in _TOLERANCES}  # "inf" and "nan" are strings
+        raise DenoiseError(f"{folder / expected['file']}: is not the picture strip of an export ({error})") from error
+    figures = {
+        name: (float(measured[name]), float(expected[name])) for name in _TOLERANCES
+    }  # "inf" and "nan" are strings
     wrong = [
         f"{name} {mine:.4f} instead of {theirs:.4f}"
         for name, (mine, theirs) in figures.items()
@@ -129,13 +141,13 @@ def verify_export(folder: Path) -> dict[str, Any]:
     ]
     if wrong:
         raise DenoiseError(
-            f"{folder}: the model does not do here what it did where it was exported: {', '.join(wrong)}"
+            f"{folder}: the model's figures on this machine differ from those of its export: {', '.join(wrong)}"
         )
     return manifest
 
 
 def quality_table(splits: Mapping[str, dict[str, Any] | None]) -> str:
-    """As Markdown, in the slides' order of rows and columns; and a line where denoising makes images worse."""
+    """Markdown in the slides' order of rows and columns, with a warning where denoising makes images worse."""
     lines = []
     for split, rows in splits.items():
         if rows is None:
@@ -146,13 +158,13 @@ def quality_table(splits: Mapping[str, dict[str, Any] | None]) -> str:
             lines.append(f"| {title} | {row['l1']:.4f} | {row['ssim']:.4f} | {float(row['psnr_db']):.2f} |")
         noisy, denoised = (float(rows[name]["psnr_db"]) for name in ("noisy", "denoised"))
         if denoised < noisy:
-            lines += ["", f"WORSE than the noisy images, by {noisy - denoised:.2f} dB on {split}: not to be used."]
+            lines += ["", f"WORSE than the noisy images, by {noisy - denoised:.2f} dB on {split}: do not use it."]
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
 def compare_with_slides(test: dict[str, Any]) -> str:
-    """One plain sentence: does the test row beat both of the slides' best numbers?"""
+    """A sentence that says whether the test row beats both of the slides' best numbers."""
     row = test["denoised"]
     won = row["psnr_db"] > SLIDES_TEST["psnr_db"] and row["ssim"] > SLIDES_TEST["ssim"]
     verdict = "beats" if won else "DOES NOT BEAT"

@@ -12,7 +12,6 @@ from model.config import Precision, TrainConfig
 from model.discriminator import Discriminator
 from model.generator import Generator
 
-LOSS_NAMES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 MEAN_NORMS = ("mean_norm_g", "mean_norm_d")
 _MEAN_NORM_DECAY = 0.98  # a memory of 50 steps; no other was tried
 
@@ -24,7 +23,7 @@ class Gan:
         config: of the training.
         channels: of an image.
         image_size: its side, pixels.
-        device: where everything lies.
+        device: of all tensors.
         capturable: whether a CUDA graph may capture the optimisers' steps.
     """
 
@@ -34,10 +33,10 @@ class Gan:
         self.config, self.device = config, device
         self._autocast_dtype = autocast_dtype(config.precision, device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)  # networks are made on the CPU: the same weights for every device
+            torch.manual_seed(config.seed)  # on the CPU, so that every device starts with the same weights
             generator = Generator.from_config(config, channels=channels, image_size=image_size)
             discriminator = Discriminator(channels=channels, width=config.width, patch=config.patch)
-        # channels_last: 1.3 times faster on CPUs. torch's own types leave memory_format out.
+        # channels_last is 1.3 times faster on CPUs. torch's type stubs lack memory_format.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False).eval()
@@ -59,7 +58,7 @@ class Gan:
             clean: the same images without noise.
 
         Returns:
-            The means that LOSS_NAMES names, (5,), on the device.
+            The losses in the order of training_report.LOSS_NAMES, (5,), on the device.
         """
         kind = self.config.adversarial
         if kind == "none":
@@ -68,10 +67,8 @@ class Gan:
             fake = self.generator(noisy)
             logits_real = self.discriminator(noisy, clean)
             logits_fake = self.discriminator(noisy, fake)
-        disc_real, disc_generated = (
-            losses.discriminator_real(logits_real, kind),
-            losses.discriminator_fake(logits_fake, kind),
-        )
+        disc_real = losses.discriminator_real(logits_real, kind)
+        disc_generated = losses.discriminator_fake(logits_fake, kind)
         gen_adversarial = self.config.adversarial_weight * losses.generator_adversarial(logits_fake, kind)
         gen_reconstruction = losses.reconstruction(fake, clean, self.config)
         gen_total = gen_adversarial + gen_reconstruction
@@ -83,20 +80,19 @@ class Gan:
         return torch.stack([gen_total, gen_adversarial, gen_reconstruction, disc_real, disc_generated]).detach()
 
     def _step_without_discriminator(self, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """It stays as it began, in checkpoints too (3 % of their bytes), so that they have one form."""
+        """Update the generator only. Checkpoints contain the unchanged discriminator (3 % of their bytes)."""
         with self.autocast():
             fake = self.generator(noisy)
         loss = losses.reconstruction(fake, clean, self.config)
         self._set_gradients(self.generator, loss, self.mean_norm_g, retain_graph=False)
         self.adam_g.step()
-        none = torch.zeros_like(loss)
-        return torch.stack([loss, none, loss, none, none]).detach()
+        zero = torch.zeros_like(loss)
+        return torch.stack([loss, zero, loss, zero, zero]).detach()
 
     def _set_gradients(
         self, network: torch.nn.Module, loss: torch.Tensor, mean_norm: torch.Tensor, *, retain_graph: bool
     ) -> None:
-        """The loss's gradients, clipped. autograd.grad walks only towards the weights it is asked for: no gradients of
-        D's weights in G's pass."""
+        """Set and clip the loss's gradients. autograd.grad computes no gradients of D's weights in G's pass."""
         parameters = list(network.parameters())
         gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
         if self.config.grad_clip:
@@ -105,32 +101,32 @@ class Gan:
             parameter.grad = gradient
 
     def autocast(self) -> torch.autocast:
-        """In which both networks run while they are trained."""
+        """The context in which both networks run while they train."""
         return torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
     def set_learning_rates(self, factor: float) -> None:
-        """To this share of the configuration's."""
+        """Set both rates to a share of the configuration's."""
         self.adam_g.param_groups[0]["lr"] = self.config.lr_g * factor
         self.adam_d.param_groups[0]["lr"] = self.config.lr_d * factor
 
     def update_ema(self, step: int) -> None:
-        """Of the generator, after a step.
+        """Update the EMA of the generator's weights after a step.
 
         Args:
-            step: steps before it.
+            step: number of earlier steps.
         """
-        decay = min(self.config.average_decay, (1 + step) / (10 + step))  # early on, a short memory
+        decay = min(self.config.average_decay, (1 + step) / (10 + step))  # a shorter memory in the first steps
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema_generator.parameters()), list(self.generator.parameters()), 1 - decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors themselves, by name; the optimisers' are made where no step has made them yet."""
+        """All tensors by name, not copied. Creates the optimisers' state where no step has done so yet."""
         networks = {"generator": self.generator, "discriminator": self.discriminator, "average": self.ema_generator}
         named = {f"{n}.{name}": t for n, net in networks.items() for name, t in net.state_dict().items()}
         for n, adam in (("adam_g", self.adam_g), ("adam_d", self.adam_d)):
             for i, parameter in enumerate(adam.param_groups[0]["params"]):
                 state: dict[str, torch.Tensor] = adam.state[parameter]
-                if not state:  # as Adam itself begins; its memory layout must be the weight's
+                if not state:  # as Adam initialises it; the memory layout must be the weight's
                     state["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
                     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -139,7 +135,7 @@ class Gan:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """bfloat16, or None for float32. `auto` asks the hardware: emulated bfloat16 took 100 times as long as float32."""
+    """bfloat16, or None for float32. `auto` checks the hardware: emulated bfloat16 is 100 times slower than float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -152,13 +148,12 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 def clip_gradients(gradients: Sequence[torch.Tensor], mean_norm: torch.Tensor, factor: float) -> None:
     """Limit the norm of all gradients together to `factor` times its running mean, both in place.
 
-    One bad step at a high learning rate can otherwise throw every pixel out of [-1, 1] (docs/log.md). The norm enters
-    the mean as clipped, so that one outlier does not lift the limit for the next. No value is read: the device is not
-    waited for.
+    Without it, one bad step at a high learning rate can push every pixel out of [-1, 1] (docs/log.md). The clipped norm
+    enters the mean, so that an outlier does not raise the next limit. It does not synchronise with the device.
 
     Args:
         gradients: of one network, any shapes.
-        mean_norm: scalar; 0 before the first step, whose norm it then takes.
+        mean_norm: scalar; 0 before the first step, which sets it to its norm.
         factor: at least 1.
     """
     norm = torch.nn.utils.get_total_norm(gradients)

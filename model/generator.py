@@ -1,4 +1,4 @@
-"""The generator: by default the slides' U-Net from noisy to clean images, of the TensorFlow pix2pix tutorial."""
+"""The generator: by default the slides' U-Net, which is that of the TensorFlow pix2pix tutorial."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from torch.nn.functional import interpolate, linear, pad
 from .common.errors import ConfigError
 from .config import Norm, Output, TrainConfig, Upsample
 
-_LEAD_BACK = 0.1
+_RETURN_FACTOR = 0.1
 
 
 class Generator(nn.Module):
-    """Noisy (N, C, H, W) in [-1, 1] to clean of the same shape and range.
+    """Maps noisy images (N, C, H, W) in [-1, 1] to clean ones of the same shape and range.
 
     Encoder blocks Conv 4x4 stride 2, BatchNorm (not on the first), LeakyReLU, down to 1x1; decoder blocks
     TransposedConv 4x4 stride 2, BatchNorm, Dropout (first three), ReLU, then the skip connection; a last
     TransposedConv and tanh. Depth is log2(image_size), at most 8 (arXiv 1611.07004, appendix 6.1.1).
-    H and W must be multiples of `size_multiple`, 2**depth. What differs where the settings differ from these stands
-    beside their fields in TrainConfig. With `blocks` it is a U-Net of residual blocks in the manner of DRUNet (Zhang et
-    al. 2021, arXiv 2008.13751): its first level stays at full resolution, each further one is half as large and twice
-    as wide, up to eight times. Raises ConfigError for a size that cannot be halved that often.
+    H and W must be multiples of `size_multiple`, 2**depth. TrainConfig describes the other arguments. With `blocks` it
+    is a U-Net of residual blocks like DRUNet (Zhang et al. 2021, arXiv 2008.13751): the first level has full
+    resolution, each further one is half as large and twice as wide, up to eight times.
+
+    Raises:
+        ConfigError: the image size is not a multiple of 2**depth.
     """
 
     def __init__(
@@ -51,17 +53,17 @@ class Generator(nn.Module):
         self.size_multiple = 2**depth
         self.output = output
         self.detail: nn.Module | None = None
-        # One value has no variance: where the innermost image is one pixel, instance normalisation would erase it.
+        # One value has no variance: instance normalisation would erase an innermost image of one pixel.
         inner_norm: Norm = "none" if norm == "instance" and image_size == 2**depth else norm
         norms = [*[norm] * (depth - 1), inner_norm]
         drops = [dropout if i < 3 else 0.0 for i in range(depth)]
         widths = [width * min(2**i, 8) for i in range(depth)]
         if blocks:
-            self._make_of_blocks([channels, *widths, width * min(2**depth, 8)], [norm, *norms], drops, upsample, blocks)
+            self._build_residual([channels, *widths, width * min(2**depth, 8)], [norm, *norms], drops, upsample, blocks)
         else:
-            self._make_as_the_slides([channels, *widths], norms, drops, upsample, full_resolution_skip)
+            self._build_unet([channels, *widths], norms, drops, upsample, full_resolution_skip)
 
-    def _make_as_the_slides(
+    def _build_unet(
         self, widths: list[int], norms: list[Norm], drops: list[float], upsample: Upsample, full_resolution_skip: bool
     ) -> None:
         self.down = nn.ModuleList(
@@ -82,10 +84,10 @@ class Generator(nn.Module):
             self.last = _larger(inputs[-1], channels, upsample=upsample, bias=True)
         self.apply(initialise)
 
-    def _make_of_blocks(
+    def _build_residual(
         self, widths: list[int], norms: list[Norm], drops: list[float], upsample: Upsample, blocks: int
     ) -> None:
-        """Layers between the blocks start as torch starts them; the blocks themselves begin as the identity."""
+        """Layers between the blocks have torch's initialisation; each block begins as the identity."""
 
         def level(first: nn.Module, width: int, norm: Norm) -> nn.Sequential:
             return nn.Sequential(first, *(_Residual(width, norm) for _ in range(blocks)))
@@ -96,7 +98,7 @@ class Generator(nn.Module):
             self.down.append(level(nn.Conv2d(w_in, w_out, 2, stride=2), w_out, norm))
 
         self.up = nn.ModuleList()
-        joined: list[nn.Module] = []  # what was upsampled last, with its skip, brought back to one width
+        joined: list[nn.Module] = []  # merges the last upsampled image with its skip connection
         for (w_in, w_out), drop in zip(pairwise(widths[::-1]), drops, strict=True):
             larger = (
                 _ResizeConv(w_in, w_out, 3, padding=1)
@@ -111,7 +113,7 @@ class Generator(nn.Module):
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, channels: int, image_size: int) -> Generator:
-        """The one that a configuration asks for. Raises ConfigError where the images do not suit its depth."""
+        """Build the generator of a configuration. Raises ConfigError where the image size does not suit its depth."""
         return cls(
             channels=channels,
             image_size=image_size,
@@ -133,11 +135,11 @@ class Generator(nn.Module):
         skips = skips[-2::-1] if self.detail is None else [*skips[-2::-1], self.detail(noisy)]
         for up, skip in zip(self.up, skips, strict=True):
             x = torch.cat([up(x), skip], dim=1)
-        # The image itself in float32: bfloat16 near -1 and 1 has steps of 1/256, coarser than 8-bit pixels.
+        # float32: bfloat16 near -1 and 1 has steps of 1/256, coarser than 8-bit pixels.
         image: torch.Tensor = self.last(x).float()
         if self.output == "direct":
             return torch.tanh(image)
-        # In training too, or the network spends itself on black pixels: 25.5 dB instead of 26.8 (docs/log.md).
+        # Clamped in training too: otherwise black pixels dominate, with 25.5 dB instead of 26.8 (docs/log.md).
         return clamped(noisy + image) if self.training else (noisy + image).clamp(-1, 1)
 
 
@@ -152,22 +154,23 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (image,), (gradient,) = context.saved_tensors, gradients
-        leads_back = image * gradient > 0  # a step goes against the gradient
-        return torch.where(image.abs() <= 1, gradient, _LEAD_BACK * leads_back * gradient)
+        returns = image * gradient > 0  # a step goes against the gradient
+        return torch.where(image.abs() <= 1, gradient, _RETURN_FACTOR * returns * gradient)
 
 
 def clamped(image: torch.Tensor) -> torch.Tensor:
-    """To [-1, 1]; a gradient that leads a pixel outside back in is a tenth as large, one that leads it out is 0.
+    """Clamp to [-1, 1], with a gradient that leads pixels back into the range.
 
-    Of a plain clamp both are 0, and a training that one bad step has thrown out with all its pixels never comes back.
-    A tenth, since a whole one costs 0.5 dB where the loss looks at neighbourhoods (docs/log.md).
+    Outside the range, a gradient that leads back is a tenth as large, and one that leads further out is 0. With a plain
+    clamp both are 0, and a training does not recover from one bad step that pushes all pixels out of the range. A full
+    gradient costs 0.5 dB with losses on neighbourhoods, such as SSIM (docs/log.md).
     """
     result: torch.Tensor = _Clamp.apply(image)  # type: ignore[no-untyped-call]
     return result
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), as the paper does; BatchNorm starts as the identity."""
+    """Initialise weights from N(0, 0.02), as in the paper; BatchNorm keeps torch's identity."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
@@ -175,8 +178,11 @@ def initialise(module: nn.Module) -> None:
 
 
 class _Halved(nn.Conv2d):
-    """4x4, stride 2, padding 1. Of 2x2 and 4x4 pixels, in training, a matrix product, several times faster than
-    convolutions at this size (docs/log.md). Exports take any multiple of a size, so not there."""
+    """4x4, stride 2, padding 1.
+
+    In training, 2x2 and 4x4 pixels go through a matrix product, several times faster than a convolution of this size
+    (docs/log.md). Exports have dynamic sizes and use the convolution.
+    """
 
     def __init__(self, w_in: int, w_out: int, *, bias: bool) -> None:
         super().__init__(w_in, w_out, 4, stride=2, padding=1, bias=bias)
@@ -192,7 +198,7 @@ class _Halved(nn.Conv2d):
 
 
 class _Doubled(nn.ConvTranspose2d):
-    """4x4, stride 2, padding 1. Of 1x1 and 2x2 pixels, in training, a matrix product, as above."""
+    """4x4, stride 2, padding 1. In training, 1x1 and 2x2 pixels go through a matrix product, as in _Halved."""
 
     def __init__(self, w_in: int, w_out: int, *, bias: bool) -> None:
         super().__init__(w_in, w_out, 4, stride=2, padding=1, bias=bias)
@@ -215,15 +221,17 @@ class _Doubled(nn.ConvTranspose2d):
 
 
 class _ResizeConv(nn.Conv2d):
-    """Nearest neighbours, twice as large, then a convolution (Odena et al. 2016): no checkerboard to unlearn."""
+    """Nearest-neighbour upsampling, then a convolution: no checkerboard pattern (Odena et al. 2016)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Residual(nn.Module):
-    """x + Conv(ReLU(Conv(Norm(x)))), 3x3; begins as the identity. Normalised once: with a second one, after the block's
-    convolutions as He et al. have it, 26.5 dB instead of 27.9 (docs/log.md)."""
+    """x + Conv(ReLU(Conv(Norm(x)))), 3x3; begins as the identity.
+
+    One normalisation: a second one after the convolutions, as in He et al., gave 26.5 dB instead of 27.9 (docs/log.md).
+    """
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__()
@@ -255,7 +263,7 @@ def _up(w_in: int, w_out: int, *, upsample: Upsample, norm: Norm, dropout: float
 
 
 def _norm(width: int, norm: Norm | None) -> list[nn.Module]:
-    """None is the slides' first block, which has no bias either; `none` has one in place of the normalisation's."""
+    """Normalisation layers. None: the slides' first block, without bias; "none": convolutions with bias."""
     if norm == "batch":
         return [nn.BatchNorm2d(width)]
     return [nn.InstanceNorm2d(width, affine=True)] if norm == "instance" else []

@@ -1,4 +1,7 @@
-"""The losses: adversarial ones of G and D (the slides' is sigmoid cross entropy), L1, SSIM, MSE, their weighted sum."""
+"""Adversarial losses of G and D (the slides' is sigmoid cross entropy), and the weighted sum of L1, SSIM and MSE.
+
+All take logits of any shape, or images (N, C, H, W) float32 in [-1, 1], and return a scalar.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,17 @@ from . import metrics
 
 
 def generator_adversarial(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
-    """The generator's: generated images and ones; hinge (Lim and Ye 2017, arXiv 1705.02894): the higher the better."""
+    """The generator's loss: label 1 for generated images; hinge (Lim and Ye 2017, arXiv 1705.02894): minus the mean."""
     return -logits_fake.mean() if kind == "hinge" else _distance(logits_fake, 1.0, kind)
 
 
 def discriminator_real(logits_real: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
-    """The discriminator's, first half: real images and ones; hinge: at least one."""
+    """The discriminator's loss on real images, label 1; hinge: no loss from 1 on."""
     return relu(1 - logits_real).mean() if kind == "hinge" else _distance(logits_real, 1.0, kind)
 
 
 def discriminator_fake(logits_fake: torch.Tensor, kind: Adversarial = "sigmoid") -> torch.Tensor:
-    """The discriminator's, second half: generated images and zeros; hinge: at most minus one.
-
-    The two halves are summed, not averaged.
-    """
+    """The discriminator's loss on generated images, label 0; hinge: no loss up to -1. The two losses add up."""
     return relu(1 + logits_fake).mean() if kind == "hinge" else _distance(logits_fake, 0.0, kind)
 
 
@@ -35,10 +35,7 @@ def _distance(logits: torch.Tensor, label: float, kind: Adversarial) -> torch.Te
 
 
 def reconstruction(denoised: torch.Tensor, clean: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    """Weighted sum of mean absolute error, 1 - SSIM and mean squared error, as far as config.loss has them; a scalar.
-
-    Both images (N, C, H, W) float32 in [-1, 1].
-    """
+    """Weighted sum of mean absolute error, 1 - SSIM and mean squared error, as far as config.loss includes them."""
     distances = {"l1": _l1, "ssim": _one_minus_ssim, "mse": _mse}
     return torch.stack([w * distances[name](denoised, clean) for name, w in config.weights.items()]).sum()
 

@@ -1,4 +1,4 @@
-"""Strips of pictures side by side: input, prediction, ground truth."""
+"""Strips of pictures side by side, such as input, ground truth and prediction."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-SCALE = 3  # of a strip's pixels, for the eye
+SCALE = 3  # enlarges the pixels of small pictures
 _GAP = 2  # white pixels between pictures
 
 
 def draw_strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
-    """One row for each image, one column for each array (N, C, H, W) float in [-1, 1]; C is 1 or 3."""
+    """Draw a row for each image and a column for each array.
+
+    Args:
+        columns: (N, C, H, W) float in [-1, 1] each; C is 1 or 3.
+        scale: enlarges every pixel.
+    """
     num_images, channels, height, width = columns[0].shape
     rows = num_images * (height + _GAP) - _GAP
     sheet = np.full((rows, len(columns) * (width + _GAP) - _GAP, channels), 255, np.uint8)
@@ -25,17 +30,27 @@ def draw_strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Im
 
 
 def split_strip(pixels: np.ndarray, columns: int = 3) -> list[np.ndarray]:
-    """The columns of a strip of scale 1 whose pictures are square: uint8 (N, S, S), or (N, S, S, 3). pixels: the
-    strip's, (H, W) or (H, W, 3). Raises ValueError where its size is that of none."""
+    """Cut a strip of scale 1 with square pictures into its columns.
+
+    Args:
+        pixels: of the strip, (H, W) or (H, W, 3).
+        columns: their number.
+
+    Returns:
+        For each column (N, S, S) or (N, S, S, 3).
+
+    Raises:
+        ValueError: no such strip has this size.
+    """
     side, rest = divmod(pixels.shape[1] + _GAP, columns)
     count, left = divmod(pixels.shape[0] + _GAP, side)
     if rest or left or not count:
-        raise ValueError(f"{pixels.shape[1]}x{pixels.shape[0]} pixels are no {columns} columns of square pictures")
+        raise ValueError(f"{pixels.shape[1]}x{pixels.shape[0]} pixels are not {columns} columns of square pictures")
     starts = range(0, columns * side, side)
     return [np.stack([pixels[y * side :, x:][: side - _GAP, : side - _GAP] for y in range(count)]) for x in starts]
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] to 0 ... 255, rounded to the nearest."""
+    """Convert [-1, 1] to 0 ... 255, rounded to the nearest."""
     pixels: np.ndarray = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
     return pixels

@@ -1,4 +1,4 @@
-"""The names of the files in a training's folder. Without torch."""
+"""The names of the files in a training's folder. Does not load torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ LEARNING_RATES = ("lr_g", "lr_d")
 
 
 def strip_name(epoch: int) -> str:
-    """Of the pictures after an epoch: noisy | denoised | clean."""
+    """The file of the picture strip after an epoch: noisy | denoised | clean."""
     return f"epoch-{epoch:04}.png"
 
 
 def should_log_images(epoch: int, *, last: bool) -> bool:
-    """Whether its strip goes where every picture costs: of epochs 1, 2, 4, ... and the last."""
+    """Whether an epoch's strip is logged where pictures are expensive: epochs 1, 2, 4, ... and the last."""
     return last or epoch.bit_count() == 1

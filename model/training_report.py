@@ -1,4 +1,4 @@
-"""What one epoch of a training reports; what a search maximises; when a training has failed. Without torch."""
+"""The report of an epoch, the objective of a search, and when a training has failed. Does not load torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _DEAD_STD = 0.01  # Fashion-MNIST itself has 0.5
-_LOSSES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
+LOSS_NAMES = ("gen_total", "gen_adversarial", "gen_reconstruction", "disc_real", "disc_generated")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
-    """What one epoch tells. Metrics are means over the validation images, losses over the epoch's steps."""
+    """The report of one epoch. Metrics are means over the validation images, losses over the epoch's steps."""
 
     epoch: int  # from 1
     images: int  # training images seen since the start
@@ -22,7 +22,7 @@ class EvalReport:
     psnr_db: float
     l1: float  # mean absolute error on [-1, 1]
     noisy_psnr_db: float  # of the validation images before denoising
-    output_std: float  # of the output over images, mean over pixels; about 0: it ignores its input
+    output_std: float  # over images, mean over pixels; about 0: the output ignores the input
     gen_total: float
     gen_adversarial: float
     gen_reconstruction: float  # weighted sum of the reconstruction losses
@@ -33,23 +33,23 @@ class EvalReport:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the output hardly varies between images, or is further from the clean ones than the noisy input."""
+        """Whether the output hardly varies between images, or is worse than the noisy input."""
         return self.output_std < _DEAD_STD or self.psnr_db < self.noisy_psnr_db
 
     @property
     def images_per_second(self) -> float:
-        """Training speed of this epoch; all epochs have as many images."""
+        """Training speed of this epoch; all epochs have the same number of images."""
         return self.images / self.epoch / self.seconds if self.seconds > 0 else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: what is not finite becomes the string "nan", "inf" or "-inf"."""
+        """JSON-ready: values that are not finite become the string "nan", "inf" or "-inf"."""
         values = dataclasses.asdict(self)
         return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
 
     def curves(self) -> dict[str, float]:
-        """What is drawn over the epochs, by the names that W&B and TensorBoard show."""
+        """The curves over epochs, by their names in W&B and TensorBoard."""
         validation = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
-        return validation | {f"train/{name}": getattr(self, name) for name in _LOSSES}
+        return validation | {f"train/{name}": getattr(self, name) for name in LOSS_NAMES}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:
@@ -59,32 +59,33 @@ class EvalReport:
 
 
 Objective = Literal["balanced", "ssim", "psnr"]
-SMALL: dict[Objective, float] = {"balanced": 0.001, "ssim": 0.001, "psnr": 0.04}  # differences that nobody sees
-_FLOORS: dict[str, float] = {"balanced": -1.0, "ssim": -1.0, "psnr": 0.0}  # the worst that images can have
+SMALL: dict[Objective, float] = {"balanced": 0.001, "ssim": 0.001, "psnr": 0.04}  # imperceptible differences
+_FLOORS: dict[str, float] = {"balanced": -1.0, "ssim": -1.0, "psnr": 0.0}  # the worst possible values
 
 
 def objective_value(ssim: float, psnr_db: float, objective: Objective) -> float:
-    """What a search maximises: never a loss, since searched weights rescale losses; always finite.
+    """The value that a search maximises; always finite.
 
-    balanced is SSIM + PSNR/40: 0.01 of SSIM weighs as much as 0.4 dB, about their exchange rate near the best.
+    It is never a loss, because searched weights rescale losses. balanced is SSIM + PSNR/40: 0.01 of SSIM equals 0.4 dB,
+    about their exchange rate near the best configurations.
     """
     value = {"balanced": ssim + psnr_db / 40, "ssim": ssim, "psnr": psnr_db}[objective]
     return value if math.isfinite(value) else _FLOORS[objective]
 
 
-_ALIVE_DB = 1.0  # above the noisy input: a residual output begins there, and may cross it by hundredths of a dB
+_ALIVE_DB = 1.0  # above the noisy input: a residual output starts there, and varies by hundredths of a dB
 _GRACE_IMAGES = 30_000  # the slides' own settings are still below the noisy input after 8,000 images at width 8
 
 
 def failure_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> Literal["diverged", "collapsed"] | None:
-    """Why a training is not worth going on: `diverged`, `collapsed` or None.
+    """Why a training should end early: `diverged`, `collapsed` or None.
 
-    Diverged: the last report has a value that is not finite. Collapsed: two dead epochs in a row, after one that was
-    1 dB better than the noisy input or after 30,000 training images.
+    Diverged: the last report has a value that is not finite. Collapsed: two dead epochs in a row, after an epoch that
+    was 1 dB better than the noisy input, or after 30,000 training images.
 
     Args:
         reports: of the epochs 1, 2, 3, ... so far.
-        is_last: no epoch follows, so that one dead epoch after such a good one is enough.
+        is_last: whether no epoch follows; then one dead epoch after a good one is enough.
     """
     if not reports:
         return None
@@ -93,9 +94,9 @@ def failure_reason(reports: Sequence[EvalReport], *, is_last: bool = False) -> L
     if not all(math.isfinite(value) for value in losses_and_metrics):
         return "diverged"
     dead = [report.is_dead for report in reports]
-    lived = any(not report.is_dead and report.psnr_db >= report.noisy_psnr_db + _ALIVE_DB for report in reports)
-    ripe = len(reports) > 1 and reports[-2].images > _GRACE_IMAGES
-    enough = 1 if lived and is_last else 2
-    if all(dead[-enough:]) and (lived or ripe):
+    was_alive = any(not report.is_dead and report.psnr_db >= report.noisy_psnr_db + _ALIVE_DB for report in reports)
+    past_grace = len(reports) > 1 and reports[-2].images > _GRACE_IMAGES
+    num_needed = 1 if was_alive and is_last else 2
+    if all(dead[-num_needed:]) and (was_alive or past_grace):
         return "collapsed"
     return None

@@ -1,5 +1,4 @@
-"""A training in a folder: the last and the best checkpoint, a strip of pictures for each epoch; continues what is
-there."""
+"""A training in a folder: the last and the best checkpoint, and a picture strip for each epoch. It resumes."""
 
 from __future__ import annotations
 
@@ -26,15 +25,15 @@ _STRIP_IMAGES = 6
 
 
 class TrainingRun:
-    """Trainer and folder. What an earlier run left in the folder is taken up at its last whole checkpoint.
+    """A trainer with a folder; resumes from the last undamaged checkpoint in it.
 
     Args:
         config: of the training.
-        images: on the device where it trains.
-        folder: of its checkpoints and strips.
-        objective: which checkpoint is the best.
-        back_to_best: where the earlier run had other learning rates, go on from its best checkpoint with these.
-        notes: JSON-ready, kept in the checkpoints.
+        images: on the device that trains.
+        folder: of the checkpoints and strips.
+        objective: decides which checkpoint is the best.
+        back_to_best: if the earlier run had other learning rates, continue from its best checkpoint with these.
+        notes: JSON-ready, stored in the checkpoints.
 
     Raises:
         ConfigError: the earlier run had another configuration.
@@ -52,7 +51,11 @@ class TrainingRun:
     ) -> None:
         self.folder, self.objective, self.notes = folder, objective, notes
         self.trainer = Trainer(config, images)
-        for path in (folder / LAST, folder / BEST):
+        self._resume(back_to_best)
+
+    def _resume(self, back_to_best: bool) -> None:
+        """Load the first usable checkpoint, if there is one."""
+        for path in (self.folder / LAST, self.folder / BEST):
             if not path.exists():
                 continue
             try:
@@ -64,21 +67,21 @@ class TrainingRun:
                 if not back_to_best or path.name == BEST:
                     raise
                 continue
-            if path.name == LAST and self._is_best():  # and whoever wrote it was killed before he said so
-                self._last_is_best()
+            if path.name == LAST and self._is_best():  # the earlier run was killed before it linked it
+                self._link_best()
             break
 
     @property
     def reports(self) -> list[EvalReport]:
-        """All so far, those of earlier runs included."""
+        """All reports so far, including those of earlier runs."""
         return self.trainer.reports
 
     def run_epoch(self) -> EvalReport:
-        """Train, and have it all on disk before the report is given. Raises OSError."""
+        """Train one epoch, write checkpoint and strip, and return the report. Raises OSError."""
         report = self.trainer.run_epoch()
         self.trainer.save(self.folder / LAST, **self.notes)
         if self._is_best():
-            self._last_is_best()
+            self._link_best()
         with atomic_replace(self.folder / strip_name(report.epoch)) as part:
             self._strip().save(part)
         return report
@@ -87,13 +90,13 @@ class TrainingRun:
         values = [objective_value(r.ssim, r.psnr_db, self.objective) for r in self.reports]
         return values[-1] == max(values)
 
-    def _last_is_best(self) -> None:
-        """A second name for the same file: the next epoch writes a new one."""
+    def _link_best(self) -> None:
+        """Hard-link the last checkpoint as the best one; the next epoch replaces only the name of the last one."""
         part = self.folder / f".{BEST}.{os.getpid()}"
         part.unlink(missing_ok=True)
         os.link(self.folder / LAST, part)
         part.replace(self.folder / BEST)
-        part.unlink(missing_ok=True)  # it stays where it is a name of the same file already
+        part.unlink(missing_ok=True)  # rename does nothing between two links of one file
 
     @torch.inference_mode()
     def _strip(self) -> Any:

@@ -16,27 +16,32 @@ from .pixel_format import EIGHT_BITS, PixelFormat
 
 
 def to_unit(images: np.ndarray) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [-1, 1]."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1]."""
     return EIGHT_BITS.to_unit(images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceImages:
-    """What trainings read, on their device; made once and shared by the trainings that run there one after another."""
+    """Images on a device; several trainings can share them, one after another."""
 
-    train: (
-        torch.Tensor | DeviceVariableSizeImages
-    )  # uint8 (N, C, H, W), or of any depth: noise is drawn afresh each time
+    train: torch.Tensor | DeviceVariableSizeImages  # uint8 (N, C, H, W), or crops of any pixel format, without noise
     validation: torch.Tensor  # float32 (M, C, H, W) in [-1, 1]
     validation_noisy: torch.Tensor  # the same for every training
     noise: Noise | None  # None: real
 
     @classmethod
     def to_device(cls, images: Images, noise: str, device: torch.device, *, num_validation: int) -> DeviceImages:
-        """Without a copy of the training images on the CPU. noise: a spec such as gaussian:30, or real."""
+        """Move images to a device, without a copy of the training images on the CPU.
+
+        Args:
+            images: of a data set.
+            noise: a spec such as gaussian:30, or real.
+            device: that trains.
+            num_validation: number of validation images to use.
+        """
         noisy, clean = images.validation[:num_validation].with_noise(noise, "validation")
         return cls(
-            train=_train_on(images.train, images.pixel_format, device),
+            train=_train_images_on(images.train, images.pixel_format, device),
             validation=_on(clean, device),
             validation_noisy=_on(noisy, device),
             noise=None if noise == REAL else parse_noise(noise),
@@ -44,32 +49,40 @@ class DeviceImages:
 
     @property
     def device(self) -> torch.device:
-        """Where everything is."""
+        """The device of all tensors."""
         return self.validation.device
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what is trained on."""
+        """(C, H, W) of a training image or crop."""
         channels, height, width = self.validation.shape[1:]
         return channels, height, width
 
-    def batch(self, rows: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy and clean, float32 (B, C, H, W) in [-1, 1], of these training images. Doesn't wait for the device."""
+    def batch(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make a batch without synchronising with the device.
+
+        Args:
+            rows: indices of training images, (B,).
+            generator: for crops and noise.
+
+        Returns:
+            Noisy and clean images, float32 (B, C, H, W) in [-1, 1].
+        """
         if isinstance(self.train, DeviceVariableSizeImages):
-            clean, noisy = self.train.crops(rows, draw)
+            clean, noisy = self.train.crops(rows, generator)
         else:
             clean, noisy = _unit(self.train[rows], EIGHT_BITS), None
         if noisy is None:
             assert self.noise is not None
-            noisy = self.noise(clean, draw)
+            noisy = self.noise(clean, generator)
         return noisy, clean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceVariableSizeImages:
-    """As VariableSizeImages, on a device; but pixels in a file stay there, and each batch's crops are fetched by the host."""
+    """VariableSizeImages on a device. Pixels in a file stay there; the host reads the crops of each batch."""
 
-    pixels: torch.Tensor  # 16-bit ones as int16: torch has not all that it does for uint16 on every device
+    pixels: torch.Tensor  # 16-bit ones as int16: torch lacks operations on uint16 on some devices
     noisy: torch.Tensor | None
     tiles: torch.Tensor
     channels: int
@@ -79,29 +92,29 @@ class DeviceVariableSizeImages:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def crops(self, rows: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Clean, and noisy where there are pairs: one crop at random out of the image of each row; as batch."""
+    def crops(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cut a random crop from the image of each row: clean, and noisy where there are pairs."""
         begin, height, width = self.tiles[rows].T[:, :, None, None, None]
-        corner = torch.rand(2, len(rows), 1, 1, 1, generator=draw, device=rows.device)
+        corner = torch.rand(2, len(rows), 1, 1, 1, generator=generator, device=rows.device)
         top, left = (corner[0] * (height - self.crop + 1)).long(), (corner[1] * (width - self.crop + 1)).long()
         side = torch.arange(self.crop, device=rows.device)
         channel = torch.arange(self.channels, device=rows.device)[:, None, None]
-        places = begin + channel * height * width + (top + side[:, None]) * width + left + side
-        return self._cut(self.pixels, places), None if self.noisy is None else self._cut(self.noisy, places)
+        indices = begin + channel * height * width + (top + side[:, None]) * width + left + side
+        return self._cut(self.pixels, indices), None if self.noisy is None else self._cut(self.noisy, indices)
 
-    def _cut(self, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return _unit(pixels[places.to(pixels.device)].to(places.device), self.pixel_format)
+    def _cut(self, pixels: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        return _unit(pixels[indices.to(pixels.device)].to(indices.device), self.pixel_format)
 
 
-def _train_on(
-    train: np.ndarray | VariableSizeImages, depth: PixelFormat, device: torch.device
+def _train_images_on(
+    train: np.ndarray | VariableSizeImages, pixel_format: PixelFormat, device: torch.device
 ) -> torch.Tensor | DeviceVariableSizeImages:
     if not isinstance(train, VariableSizeImages):
         return _on(train, device)
     noisy = None if train.noisy is None else _pixels_on(train.noisy, device)
     pixels, tiles = _pixels_on(train.pixels, device), _on(train.tiles, device)
     return DeviceVariableSizeImages(
-        pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, pixel_format=depth
+        pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, pixel_format=pixel_format
     )
 
 
@@ -112,14 +125,14 @@ def _pixels_on(pixels: np.ndarray | PixelFile, device: torch.device) -> torch.Te
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    with warnings.catch_warnings():  # arrays out of Ray's object store are read-only; nothing here writes to them
+    with warnings.catch_warnings():  # arrays in Ray's object store are read-only, and nothing here writes to them
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array).to(device)
 
 
-def _unit(pixels: torch.Tensor, depth: PixelFormat) -> torch.Tensor:
-    """What Depth.to_unit gives, of pixels that nobody else has; see DeviceVariableSizeImages."""
+def _unit(pixels: torch.Tensor, pixel_format: PixelFormat) -> torch.Tensor:
+    """Like PixelFormat.to_unit, in torch; 16-bit pixels come as int16."""
     values = (pixels.int().bitwise_and_(0xFFFF) if pixels.dtype == torch.int16 else pixels).float()
-    if depth.low:
-        values.sub_(depth.low)
-    return values.div_(depth.half).sub_(1)
+    if pixel_format.low:
+        values.sub_(pixel_format.low)
+    return values.div_(pixel_format.half).sub_(1)

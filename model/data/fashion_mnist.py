@@ -25,14 +25,11 @@ log = logging.getLogger(__name__)
 PADDING = 2  # pixels of black on each side, 28x28 to 32x32, before the noise
 
 
-# --- Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) -------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _IdxFile:
     name: str
     count: int
-    sha256: str  # of the unpacked content: distributions pack it anew
+    sha256: str  # of the unpacked content: distributions repack it
 
 
 _FILES = {
@@ -55,6 +52,7 @@ def _cache() -> Path:
 
 
 def fashion_mnist(split: str) -> np.ndarray:
+    """Load the images of `train` or `test`, uint8 (N, 1, 32, 32). Raises DataError."""
     file = _FILES[split]
     path = next((folder / file.name for folder in (_cache(), _DEBIAN) if (folder / file.name).is_file()), None)
     if path is None:
@@ -69,7 +67,7 @@ def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
     size = _IDX_HEADER_BYTES + file.count * _SIDE**2
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-            content = stream.read(size + 1)  # 40 MB can unpack to 40 GB
+            content = stream.read(size + 1)  # 40 MB could unpack to 40 GB
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{where}: damaged ({error}). Delete it and run again.") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -82,9 +80,9 @@ def _unpack(where: object, packed: bytes, file: _IdxFile) -> bytes:
 
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *given: Any) -> urllib.request.Request | None:
-        """See HTTPRedirectHandler; the last argument is where it leads."""
+        """Follow a redirect, whose address is the last argument, only to https."""
         if not given[-1].startswith("https://"):
-            raise urllib.error.URLError(f"it leads to {given[-1]}, which is not https")
+            raise urllib.error.URLError(f"it redirects to {given[-1]}, which is not https")
         return super().redirect_request(*given)
 
 
@@ -92,9 +90,9 @@ _HTTPS = urllib.request.build_opener(_OnlyHttps)
 
 
 def _download(file: _IdxFile) -> Path:
-    """Fetch from upstream into the cache; written only after its checksum matched."""
+    """Download into the cache; the file is written only after its checksum matched."""
     url = _UPSTREAM + file.name
-    log.warning("Fetching %s", url)
+    log.warning("Downloading %s", url)
     try:
         with _HTTPS.open(url, timeout=60) as response:
             packed = response.read(_MAX_DOWNLOAD_BYTES + 1)
@@ -118,6 +116,6 @@ def _download(file: _IdxFile) -> Path:
     return target
 
 
-if __name__ == "__main__":  # `make data`: have the files, or say how to get them
+if __name__ == "__main__":  # `make data`: download the files, or explain how to get them
     for _split, _file in _FILES.items():
         print(f"Fashion-MNIST {_split}: {len(fashion_mnist(_split)):,} images, checksum matches")

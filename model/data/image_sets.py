@@ -1,4 +1,4 @@
-"""Image sets, split -> batches on the device: Fashion-MNIST, padded to 32x32, found here or fetched; your folders."""
+"""Image sets in memory: images of one size with their noise, images of several sizes, and all that a search uses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .pixel_format import EIGHT_BITS, PixelFormat
 
 log = logging.getLogger(__name__)
 
-# Where each split's noise starts: the same noisy images for every trial, report and export.
+# The seed of each split's noise: the same noisy images for every trial, report and export.
 NOISE_SEEDS = {"train": 3, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePairs:
-    """Images to measure on, (N, C, H, W), height and width equal; with noisy ones where the noise is real."""
+    """Square images to measure on, (N, C, H, W), with their noisy copies where the noise is real."""
 
     clean: np.ndarray
     noisy: np.ndarray | None = None
@@ -36,7 +36,12 @@ class ImagePairs:
         return ImagePairs(self.clean[which], None if self.noisy is None else self.noisy[which], self.pixel_format)
 
     def with_noise(self, noise: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Noisy and clean, float32 (N, C, H, W) in [-1, 1]: the same for every trial, report and export."""
+        """Return noisy and clean images, float32 (N, C, H, W) in [-1, 1].
+
+        Args:
+            noise: a spec such as gaussian:30; ignored where the noise is real.
+            split: train, validation or test; decides the fixed seed of the noise.
+        """
         clean = self.pixel_format.to_unit(self.clean)
         if self.noisy is not None:
             return self.pixel_format.to_unit(self.noisy), clean
@@ -45,16 +50,14 @@ class ImagePairs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariableSizeImages:
-    """Images of any sizes as one flat array, which trials share without a copy; random crops are cut from it.
+    """Images of any sizes as one flat array, which trials share without a copy, for random crops.
 
-    An epoch shows as many crops as would tile the images; each image is cut as often as it has tiles.
+    An epoch has as many crops as would tile the images, and each image gives as many crops as it has tiles.
     """
 
-    pixels: (
-        np.ndarray | PixelFile
-    )  # of a depth's type: each image (C, H, W), one after another; a file has other splits', too
+    pixels: np.ndarray | PixelFile  # each image (C, H, W), one after another; a file includes other splits
     noisy: np.ndarray | PixelFile | None  # as pixels
-    tiles: np.ndarray  # int64 (M, 3), a row for each tile: where its image begins, and its height and width
+    tiles: np.ndarray  # int64 (M, 3), for each tile: where its image begins, and the image's height and width
     channels: int
     crop: int
 
@@ -62,7 +65,13 @@ class VariableSizeImages:
     def from_pictures(
         cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None
     ) -> VariableSizeImages:
-        """Raises nothing: read_pictures has checked them. store: where it put them, if they are too many for memory."""
+        """Join pictures that read_pictures has checked.
+
+        Args:
+            pictures: of one split.
+            crop: side of a crop, pixels.
+            store: has their pixels, if they do not fit in memory.
+        """
         rows, end = [], 0
         for picture in pictures:
             _, height, width = picture.clean.shape
@@ -85,7 +94,7 @@ class VariableSizeImages:
         )
 
     def in_order(self) -> Iterator[np.ndarray]:
-        """All pixels, image by image, then the tiles as they are in memory: the same wherever the pixels lie."""
+        """Yield all pixels, image by image, then the tiles; the same for pixels in memory and in a file."""
         begins, heights, widths = self.tiles.T
         first = np.flatnonzero(np.diff(begins, prepend=-1))
         sizes = (self.channels * heights * widths)[first]
@@ -93,8 +102,8 @@ class VariableSizeImages:
             if pixels is not None:
                 flat = pixels.open() if isinstance(pixels, PixelFile) else pixels
                 yield from (flat[begin : begin + size] for begin, size in zip(begins[first], sizes, strict=True))
-        canonical = np.repeat(np.cumsum(sizes) - sizes, np.diff(first, append=len(begins)))
-        yield np.stack([canonical, heights, widths], axis=1)
+        begins_in_memory = np.repeat(np.cumsum(sizes) - sizes, np.diff(first, append=len(begins)))
+        yield np.stack([begins_in_memory, heights, widths], axis=1)
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -102,27 +111,27 @@ class VariableSizeImages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """What a search may look at. train: (N, C, H, W) of the validation images' size, or larger ones to crop."""
+    """The images that a search uses."""
 
-    train: np.ndarray | VariableSizeImages
+    train: np.ndarray | VariableSizeImages  # (N, C, H, W) of the validation images' size, or larger ones to crop
     validation: ImagePairs
-    padding: int = 0  # pixels of black around each image: a denoiser must know
-    messages: tuple[str, ...] = ()  # of a folder: how many images of what kind, and what was left out; lines for people
+    padding: int = 0  # black pixels on each side of every image
+    messages: tuple[str, ...] = ()  # for people, on a folder: which images it has, and what was left out
 
     @property
     def pixel_format(self) -> PixelFormat:
-        """Of all of them."""
+        """The format of all images."""
         return self.validation.pixel_format
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what is trained on."""
+        """(C, H, W) of a training image or crop."""
         channels, height, width = self.validation.clean.shape[1:]
         return channels, height, width
 
     @property
     def digest(self) -> str:
-        """Of all pixels, so that a search is not continued on other images."""
+        """SHA-256 of all pixels: a search does not continue on other images."""
         digest = hashlib.sha256(repr(self.shape).encode())
         train = self.train.in_order() if isinstance(self.train, VariableSizeImages) else [self.train]
         for array in (*train, self.validation.clean, self.validation.noisy):

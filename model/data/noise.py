@@ -1,5 +1,7 @@
-"""Noise models, named by a short spec: `gaussian:30`, `gaussian:12%`, `poisson:10-60`, `poisson:30+gaussian:10`;
-docs/data.md. A spec is checked without loading torch; what adds the noise imports it."""
+"""Noise models, named by a short spec: `gaussian:30`, `gaussian:12%`, `poisson:10-60`, `poisson:30+gaussian:10`.
+
+docs/data.md describes them. Parsing a spec does not load torch; adding the noise does.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from .noise_draws import Draw
 
-REAL = "real"  # in place of a noise: it is in the files
+REAL = "real"  # instead of a spec: the noise is in the files
 _MAX_SPEC = 200  # characters: ten noises in a row
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _RANGE = re.compile(f"({_NUMBER})(%?)(?:-({_NUMBER})(%?))?")
@@ -31,7 +33,7 @@ _RANGE = re.compile(f"({_NUMBER})(%?)(?:-({_NUMBER})(%?))?")
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Of one parameter: drawn uniformly for each image; one value where low equals high."""
+    """The range of a parameter, drawn uniformly for each image; one value where low equals high."""
 
     low: float
     high: float
@@ -43,17 +45,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """What one number of a spec may be. Its name is the field's."""
+    """The rules of one number of a spec. It has the name of a field."""
 
     name: str
-    least: float  # 0: above it
+    least: float  # 0: exclusive
     most: float
     unit: str
     whole: bool = False
     takes_per_cent: bool = False  # of the images' range
 
-    def mistake(self, value: Range) -> str | None:
-        """The broken rule and the value, or None."""
+    def problem(self, value: Range) -> str | None:
+        """The error message for a value, or None if it is valid."""
         bounds = (value.low, value.high)
         rule = f"above 0 and at most {self.most}" if self.least == 0 else f"from {self.least} to {self.most}"
         within = all(bound > 0 and self.least <= bound <= self.most for bound in bounds)
@@ -73,31 +75,39 @@ _STD = Parameter("std", 0, 255, "on the scale of 8-bit images", takes_per_cent=T
 
 @dataclass(frozen=True, slots=True)
 class Noise(ABC):
-    """What makes a clean image noisy. The physics is written once, in add_to; the two ways of drawing share it.
-    Raises ConfigError, naming all parameters that are out of range."""
+    """A noise model. The physics is in add_to, which both kinds of random numbers share.
 
-    PARAMETERS: ClassVar[tuple[Parameter, ...]] = ()  # as they follow one another in a spec
+    Raises:
+        ConfigError: with all parameters that are out of range.
+    """
+
+    PARAMETERS: ClassVar[tuple[Parameter, ...]] = ()  # in the order of a spec
     EXAMPLE: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        found = [parameter.mistake(getattr(self, parameter.name)) for parameter in self.PARAMETERS]
-        if mistakes := [f"{mistake}, as in {self.EXAMPLE}" for mistake in found if mistake]:
-            raise ConfigError("\n".join(mistakes))
+        problems = [parameter.problem(getattr(self, parameter.name)) for parameter in self.PARAMETERS]
+        if errors := [f"{problem}, as in {self.EXAMPLE}" for problem in problems if problem]:
+            raise ConfigError("\n".join(errors))
 
     @abstractmethod
     def add_to(self, image: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The images (N, C, H, W), which may reach beyond [-1, 1], with the noise, which may too."""
+        """Add the noise to images (N, C, H, W); input and result may exceed [-1, 1]."""
 
     def __call__(self, clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Noisy copies of clean (N, C, H, W) in [-1, 1], drawn afresh on clean's device; only jpeg waits for it."""
+        """Return noisy copies of clean images (N, C, H, W) in [-1, 1], with random numbers on their device."""
         from .noise_draws import TorchDraw
 
         return self.add_to(clean, TorchDraw(generator, len(clean), clean.device)).clamp(-1, 1)
 
     def fixed(self, clean: np.ndarray, *, seed: int) -> np.ndarray:
-        """The same noise for the same (seed, index) on any machine and device: for validation and test.
+        """Return noisy copies with the same noise for the same (seed, index) on any machine, for validation and test.
 
-        clean: (N, C, H, W) float32 in [-1, 1]; gives the same shape and type.
+        Args:
+            clean: (N, C, H, W) float32 in [-1, 1].
+            seed: of the split.
+
+        Returns:
+            The same shape and type.
         """
         import torch
 
@@ -110,13 +120,13 @@ class Noise(ABC):
         return noisy
 
     def units(self) -> str:
-        """What the numbers of its spec mean."""
+        """The meaning of the numbers in its spec."""
         return "; ".join(f"{parameter.name.upper()}: {parameter.unit}" for parameter in self.PARAMETERS)
 
 
 @dataclass(frozen=True, slots=True)
 class GaussianNoise(Noise):
-    """White noise, the same for every grey: L + N."""
+    """White noise, independent of the intensity L: L + N."""
 
     std: Range
 
@@ -143,7 +153,7 @@ class PoissonNoise(Noise):
 
 @dataclass(frozen=True, slots=True)
 class SpeckleNoise(Noise):
-    """Noise in proportion to the intensity L in [0, 1]: L + L * N."""
+    """Noise proportional to the intensity L in [0, 1]: L + L * N."""
 
     ratio: Range
 
@@ -169,14 +179,13 @@ class SaltPepperNoise(Noise):
         import torch
 
         num_images, _, height, width = image.shape
-        lot, share = draw.uniform((num_images, 1, height, width)), draw.each(self.share)
-        return torch.where(lot < share, torch.where(lot * 2 < share, -1.0, 1.0), image)
+        drawn, share = draw.uniform((num_images, 1, height, width)), draw.each(self.share)
+        return torch.where(drawn < share, torch.where(drawn * 2 < share, -1.0, 1.0), image)
 
 
 @dataclass(frozen=True, slots=True)
 class JpegNoise(Noise):
-    """What 8-bit JPEG leaves of the image, by Pillow with its own defaults; grey (C = 1) or RGB (C = 3). Goes through
-    the host: the device is waited for."""
+    """Artefacts of 8-bit JPEG by Pillow's defaults; grey (C = 1) or RGB (C = 3). It synchronises with the device."""
 
     quality: Range
 
@@ -187,7 +196,7 @@ class JpegNoise(Noise):
         import torch
 
         drawn = torch.as_tensor(draw.each(Range(self.quality.low, self.quality.high + 1)))
-        qualities = drawn.floor().clamp(max=self.quality.high).flatten().tolist()  # rounding may reach the bound
+        qualities = drawn.floor().clamp(max=self.quality.high).flatten().tolist()  # rounding may reach the upper bound
         pixels = to_uint8(image.cpu().numpy())
         decoded = np.stack([_through_jpeg(p, int(q)) for p, q in zip(pixels, qualities, strict=True)])
         return torch.from_numpy(decoded).to(image.device).float() / 127.5 - 1
@@ -195,8 +204,10 @@ class JpegNoise(Noise):
 
 @dataclass(frozen=True, slots=True)
 class CorrelatedNoise(Noise):
-    """Gaussian noise of a grain: white noise after a Gaussian blur, then brought to its standard deviation. Two pixels
-    at a distance d correlate by exp(-d^2 / (4 size^2)), for sizes from 1 on. Every channel has its own."""
+    """Grainy Gaussian noise: white noise after a Gaussian blur, scaled to its standard deviation.
+
+    Two pixels at a distance d correlate by exp(-d^2 / (4 size^2)), for sizes from 1 on. Channels are independent.
+    """
 
     std: Range
     size: Range
@@ -212,7 +223,9 @@ class CorrelatedNoise(Noise):
 
         num_images, channels, height, width = image.shape
         std, size = draw.each(self.std), draw.each(self.size)
-        reach = math.ceil(_BLUR_REACH * self.size.high)  # white noise beyond the edges too, so that no pixel is special
+        reach = math.ceil(
+            _BLUR_REACH * self.size.high
+        )  # white noise beyond the edges too, so that edge pixels are not special
         white = draw.normal((num_images, channels, height + 2 * reach, width + 2 * reach))
         rows, columns = (_blur(side, reach, size, image.device) for side in (height, width))
         return image + rows @ white @ columns.mT * (std * STD_SCALE)
@@ -233,17 +246,19 @@ class NoiseSum(Noise):
         return "; ".join(dict.fromkeys(stage.units() for stage in self.stages))
 
 
-_BLUR_REACH = 4.0  # standard deviations; SciPy's gaussian_filter cuts there too
+_BLUR_REACH = 4.0  # standard deviations, as in SciPy's gaussian_filter
 
 
 def _intensity(image: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] to [0, 1]: there is no light below black, and none is counted above white."""
+    """Convert [-1, 1] to [0, 1]: light is not negative, and saturates at white."""
     return (image.clamp(-1, 1) + 1) / 2
 
 
 def _blur(length: int, reach: int, size: float | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The matrix that blurs one axis, (..., length, length + 2 * reach). The squares of a row sum to 1: white noise
-    keeps its variance."""
+    """The matrix that blurs one axis, (..., length, length + 2 * reach).
+
+    The squares of a row sum to 1, so that white noise keeps its variance.
+    """
     import torch
 
     distance = torch.arange(length + 2 * reach, device=device) - torch.arange(length, device=device)[:, None] - reach
@@ -252,7 +267,7 @@ def _blur(length: int, reach: int, size: float | torch.Tensor, device: torch.dev
 
 
 def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """(C, H, W) uint8, and gives the same."""
+    """Encode and decode (C, H, W) uint8."""
     file = io.BytesIO()
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
     with Image.open(file, formats=("JPEG",)) as image:
@@ -274,21 +289,24 @@ _SUM_EXAMPLE = "poisson:30+gaussian:10"
 
 
 def parse_noise(spec: str) -> Noise:
-    """From `KIND:NUMBER`, where a number may be a range LOW-HIGH, and from sums of such. Raises ConfigError, naming
-    all mistakes at once."""
+    """Parse `KIND:NUMBER`, where a number may be a range LOW-HIGH, or a sum of such noises.
+
+    Raises:
+        ConfigError: with all errors at once.
+    """
     if len(spec) > _MAX_SPEC:
         raise ConfigError(
             f"noise={_shown(spec[:40])}...: {len(spec)} characters; a noise has at most {_MAX_SPEC}, "
             f"such as {_SUM_EXAMPLE}"
         )
-    stages, mistakes = [], []
+    stages, errors = [], []
     for stage in spec.split("+"):
         try:
             stages.append(_parse_stage(stage))
         except ConfigError as error:
-            mistakes += [f"noise={_shown(stage or spec)}: {line}" for line in str(error).splitlines()]
-    if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+            errors += [f"noise={_shown(stage or spec)}: {line}" for line in str(error).splitlines()]
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
     return stages[0] if len(stages) == 1 else NoiseSum(tuple(stages))
 
 
@@ -296,7 +314,7 @@ def _parse_stage(stage: str) -> Noise:
     name, *numbers = stage.split(":")
     kind = KINDS.get(name)
     if kind is None:
-        rule = f"no such noise. {did_you_mean(name, KINDS)}" if stage else "a noise is missing there."
+        rule = f"no such noise. {did_you_mean(name, KINDS)}" if stage else "a noise is missing."
         raise ConfigError(f"{rule} Examples: {', '.join(each.EXAMPLE for each in KINDS.values())}, {_SUM_EXAMPLE}")
     matches = [match for number in numbers if (match := _RANGE.fullmatch(number))]
     if not len(matches) == len(numbers) == len(kind.PARAMETERS):
@@ -308,12 +326,12 @@ def _parse_stage(stage: str) -> Noise:
 
 
 def _range_of(match: re.Match[str], parameter: Parameter) -> Range:
-    """Raises ConfigError for a % where there is none."""
+    """Parse a number or range. Raises ConfigError for a % that is not allowed."""
     low, low_sign, high, high_sign = match.groups()
     if high is not None and low_sign != high_sign:
-        raise ConfigError(f"{match[0]}: both bounds have a %, or none has, such as {low}%-{high}%")
+        raise ConfigError(f"{match[0]}: both bounds must have a %, or neither, such as {low}%-{high}%")
     if low_sign and not parameter.takes_per_cent:
-        raise ConfigError(f"{parameter.name.upper()}={match[0]}: has no %; it counts {parameter.unit}")
+        raise ConfigError(f"{parameter.name.upper()}={match[0]}: must not have a %; its unit is {parameter.unit}")
     low, high = float(low), float(high or low)
     return Range(255 * low / 100, 255 * high / 100) if low_sign else Range(low, high)
 

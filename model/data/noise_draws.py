@@ -1,4 +1,4 @@
-"""Where the random numbers of a noise come from: torch's generator for training, NumPy's for validation and test."""
+"""The random numbers of a noise: from torch's generator in training, from NumPy's for validation and test."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Draw(ABC):
 
     @abstractmethod
     def each(self, value: Range) -> float | torch.Tensor:
-        """A parameter's value for each image."""
+        """Draw a parameter's value for each image."""
 
     @abstractmethod
     def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """In [0, 1)."""
+        """Uniform numbers in [0, 1)."""
 
     @abstractmethod
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor: ...
@@ -34,13 +34,16 @@ class Draw(ABC):
 
     @abstractmethod
     def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
-        """image + white noise. Each draw has its own arithmetic for it: recorded figures depend on every bit, and a
-        fused multiply-add gives other ones than a product and a sum."""
+        """Return image + white noise.
+
+        Each draw has its own arithmetic: recorded figures depend on every bit, and a fused multiply-add rounds
+        differently from a product and a sum.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class TorchDraw(Draw):
-    """From torch's generator, on its device, never waiting for it."""
+    """Draws from torch's generator on its device, without synchronising."""
 
     generator: torch.Generator
     num_images: int
@@ -70,7 +73,7 @@ class TorchDraw(Draw):
 
 @dataclass(frozen=True, slots=True)
 class NumpyDraw(Draw):
-    """From NumPy's generator, for one image: torch's numbers differ between processors."""
+    """Draws from NumPy's generator for one image: torch's numbers differ between processors."""
 
     generator: np.random.Generator
 

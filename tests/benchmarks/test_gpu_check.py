@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import gpu_check
+import gpu_step
 import psutil
 import pytest
 import torch
-from gpu_check import CPU, ON_CPU, Check, Row, blobs, exit_code
+from gpu_table import Row, exit_code, markdown
+from gpu_training import CPU, ON_CPU, Check, blobs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-CHECK = Check(device=CPU, sizes=ON_CPU, seconds=0.1, tolerance=1.0, words=("--cpu",))
+CHECK = Check(device=CPU, sizes=ON_CPU, seconds=0.1, tolerance=1.0, arguments=("--cpu",))
 PATIENT = ("--minutes", "20")  # with each part: other tests keep the machine busy
 FIGURES = {
     *("generator's image", "discriminator's logits", "losses", "SSIM", "PSNR"),
@@ -98,7 +100,7 @@ def test_speeds_are_measured_for_every_size_and_beside_something(done):
 
 
 def test_the_table_has_every_row_and_the_machine_before_it(done):
-    head, table = gpu_check.markdown(done).split("\n\n")
+    head, table = markdown(done).split("\n\n")
     assert [line.split(":")[0] for line in head.splitlines()[:2]] == ["- machine", "- device"]
     assert f"torch {torch.__version__}" in head
     lines = table.splitlines()
@@ -113,8 +115,8 @@ def test_a_tolerance_that_nothing_meets_ends_with_differs_and_exit_code_1():
 
 
 def test_a_network_that_computes_something_else_differs(monkeypatch):
-    assert exit_code(list(gpu_check.agreement(CHECK))) == 0
-    as_it_should = gpu_check.on_device
+    assert exit_code(list(gpu_step.agreement(CHECK))) == 0
+    as_it_should = gpu_step.on_device
 
     def perturbed(*given):
         training = as_it_should(*given)
@@ -122,15 +124,15 @@ def test_a_network_that_computes_something_else_differs(monkeypatch):
             next(training.gan.generator.parameters()).mul_(1.02)
         return training
 
-    monkeypatch.setattr(gpu_check, "on_device", perturbed)
-    rows = list(gpu_check.agreement(CHECK))
+    monkeypatch.setattr(gpu_step, "on_device", perturbed)
+    rows = list(gpu_step.agreement(CHECK))
     assert {"float32, generator's image", "float32, SSIM"} <= {row.what for row in rows if row.verdict == "differs"}
     assert exit_code(rows) == 1
 
 
 def test_what_is_not_a_number_differs():
     nan, one = torch.tensor([math.nan]), torch.ones(1)
-    assert [gpu_check.compared("losses", value, one, 1e9).verdict for value in (nan, one)] == ["differs", "ok"]
+    assert [gpu_step.compare("losses", value, one, 1e9).verdict for value in (nan, one)] == ["differs", "ok"]
 
 
 def test_the_images_are_smooth_of_the_right_shape_and_always_the_same():
@@ -151,14 +153,14 @@ def test_a_part_that_fails_says_why_and_counts_unless_the_product_does_without_i
         raise RuntimeError("no | kernel\nfor this")
 
     monkeypatch.setitem(gpu_check.PARTS, name, fails)
-    rows = list(gpu_check.rows_of(name, CHECK))
+    rows = list(gpu_check.part_rows(name, CHECK))
     assert [row.verdict for row in rows] == ["ok", "not available"]
     assert rows[1].why == "RuntimeError: no / kernel for this"
     assert exit_code(rows) == code
 
 
 def test_a_part_that_takes_longer_than_its_share_is_ended():
-    (row,) = gpu_check.in_its_process("agreement", CHECK, limit=0.2)
+    (row,) = gpu_check.run_in_process("agreement", CHECK, limit=0.2)
     assert (row.verdict, row.why) == ("not available", "not done after 0 s")
     assert exit_code([row]) == 1
 

@@ -137,7 +137,7 @@ def test_a_pickle_is_refused_and_its_code_never_runs(tmp_path, write):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint not found"):
         load_checkpoint(tmp_path / "checkpoint.safetensors")
 
 
@@ -245,5 +245,5 @@ def test_a_whole_checkpoint_with_whatever_state_is_a_generator_or_a_named_error(
     except (CheckpointError, ConfigError) as error:
         assert_readable(error)
     else:
-        assert len(found["reports"]) in (1, 2)
+        assert len(found["reports"]) in (0, 1, 2)  # both may have been removed
         assert sum(p.numel() for p in generator.parameters()) > 0

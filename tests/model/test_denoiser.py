@@ -74,9 +74,9 @@ def test_a_missing_network_is_named(folder):
 
 
 def test_a_folder_without_a_manifest_is_no_export(tmp_path):
-    with pytest.raises(DenoiseError, match="no export there"):
+    with pytest.raises(DenoiseError, match="not an export"):
         Denoiser(tmp_path)
-    with pytest.raises(DenoiseError, match="no export there"):
+    with pytest.raises(DenoiseError, match="not an export"):
         Denoiser(tmp_path / "nowhere")
 
 
@@ -311,11 +311,11 @@ NETWORKS = {
     "external data": (network([_node("Add", "c")], [_external()]), "cannot load it"),
     "an opset to come": (network([_node("Identity")], opset=9_999), "cannot load it"),
     "no such operator": (network([_node("Denoise")]), "cannot load it"),
-    "three axes": (network([_node("Identity")], shape=("n", "h", "w")), "other inputs"),
-    "whole numbers": (network([_node("Identity")], kind=onnx.TensorProto.INT64), "other inputs"),
+    "three axes": (network([_node("Identity")], shape=("n", "h", "w")), "must take one input"),
+    "whole numbers": (network([_node("Identity")], kind=onnx.TensorProto.INT64), "must take one input"),
     "three channels": (network([_node("Identity")], shape=("n", 3, "h", "w")), "cannot run it"),
-    "another size": (network([_node("Transpose", perm=[1, 0, 2, 3])]), "no image"),
-    "a shape": (network([_node("Shape")], gives=onnx.TensorProto.INT64), "no image"),
+    "another size": (network([_node("Transpose", perm=[1, 0, 2, 3])]), "not an image"),
+    "a shape": (network([_node("Shape")], gives=onnx.TensorProto.INT64), "not an image"),
 }
 
 

@@ -120,7 +120,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     assert "noise `gaussian:30` (STD: on the scale of 8-bit images) from" in card
     assert "DOES NOT BEAT" in card  # of a model this small it must say so
     assert "![Input, ground truth, predicted](strip.png)" in card
-    assert "It takes grey images; of a colour image each channel is denoised by itself." in card
+    assert "It takes grey images. Each channel of a colour image is denoised separately." in card
     clean = to_unit(test_images[:6])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     expected = draw_strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])
@@ -316,7 +316,7 @@ def test_figures_that_are_no_numbers_are_not_borne_out(copied):
     manifest = read_manifest(copied)
     manifest["strip"]["psnr_db"] = "nan"
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DenoiseError, match="does not do here what it did where it was exported: psnr_db"):
+    with pytest.raises(DenoiseError, match="figures on this machine differ from those of its export: psnr_db"):
         verify_export(copied)
 
 
@@ -328,7 +328,7 @@ def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_di
     manifest = read_manifest(copied)
     manifest["files"]["generator.onnx"] = hashlib.sha256((copied / "generator.onnx").read_bytes()).hexdigest()
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DenoiseError, match="does not do here what it did where it was exported"):
+    with pytest.raises(DenoiseError, match="figures on this machine differ from those of its export"):
         verify_export(copied)
 
 
@@ -339,7 +339,7 @@ def test_a_picture_that_is_no_exports_is_named_though_its_digest_is_right(size, 
     manifest = read_manifest(copied)
     manifest["files"]["strip.png"] = hashlib.sha256((copied / "strip.png").read_bytes()).hexdigest()
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DenoiseError, match=r"strip\.png: is not the picture of an export"):
+    with pytest.raises(DenoiseError, match=r"strip\.png: is not the picture strip of an export"):
         verify_export(copied)
 
 

@@ -45,7 +45,7 @@ class Watched(TorchDispatchMode):
 @pytest.fixture
 def watched(monkeypatch) -> Watched:
     # What this device lacks beside values: random numbers, autocast, a fused Adam. A GPU has them.
-    monkeypatch.setattr(Trainer, "_random_state_of_epoch", lambda _: nullcontext())
+    monkeypatch.setattr(Trainer, "_seeded_epoch", lambda _: nullcontext())
     monkeypatch.setattr(Gan, "autocast", lambda _: nullcontext())
     optimizer = import_module("torch.optim.optimizer")
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cuda", "meta"])

@@ -137,7 +137,7 @@ def test_a_model_that_makes_images_worse_is_told_as_that_below_its_table():
     test = {"images": 10, "noisy": row(0.68, 20.5), "denoised": row(0.7, 18.25), "ground_truth": row(1.0, "inf")}
     assert quality_table({"test": test}).splitlines()[-2:] == [
         "",
-        "WORSE than the noisy images, by 2.25 dB on test: not to be used.",
+        "WORSE than the noisy images, by 2.25 dB on test: do not use it.",
     ]
     clean = {**test, "noisy": row(1.0, "inf"), "denoised": row(1.0, "inf")}
     assert "WORSE" not in quality_table({"test": clean})

@@ -250,7 +250,7 @@ COMMAND_LINE = {
     "a report below a file": Row("report first --to file.txt/x", ["file.txt/x: lies inside a file"]),
     "an export onto a file": Row("export first --to file.txt", [NO_FOLDER]),
     "an export among other files": Row(
-        "export first --to photos", ["photos: there is something else; name another folder"]
+        "export first --to photos", ["photos: exists and is not an export; choose another folder"]
     ),
     "a training onto a file": Row("train --to file.txt", [NO_FOLDER]),
     "denoised images onto a file": Row("denoise model a.png --to file.txt", [NO_FOLDER]),
@@ -344,8 +344,8 @@ SPACE_AND_SETTINGS = {
     "a setting without a value": Row("search new --set width", ["width: a setting is NAME=VALUE"]),
     "a setting twice": Row("search new --set width=4 --set width=8", ["width: set twice, to 4 and 8"]),
     "a setting that is searched": Row("search new --set lr_g=0.01", ["lr_g: searched by the space losses_and_rates"]),
-    "a setting that has an option": Row("search new --set epochs=3", ["has an option of its own: --epochs"]),
-    "the same of a training by hand": Row("train --to out --set epochs=3", ["has an option of its own: --epochs"]),
+    "a setting that has an option": Row("search new --set epochs=3", ["use its own option instead: --epochs"]),
+    "the same of a training by hand": Row("train --to out --set epochs=3", ["use its own option instead: --epochs"]),
     "a setting out of range": Row("train --to out --set lr_g=5", ["lr_g=5.0: lr_g must be above 0 and at most 1"]),
     "a setting that would take hours to build": Row(
         "search new --set width=1000000 --set blocks=9999", ["width=1000000", "at most 1024", "blocks=9999"]
@@ -429,12 +429,12 @@ IMAGES = {
     "a file that is not an image": Row("denoise model file.txt --to out", ["file.txt: not an image by its name"]),
     "a folder without images": Row("denoise model empty --to out", ["empty: no images found"]),
     "several things to denoise, and no model": Row(
-        "denoise nowhere b.png file.txt empty --to out", ["b.png", "file.txt", "empty", "nowhere: no export there"]
+        "denoise nowhere b.png file.txt empty --to out", ["b.png", "file.txt", "empty", "nowhere: not an export"]
     ),
 }
 
 MODELS = {
-    "no model": Row("evaluate nowhere", ["nowhere: no export there", "manifest.json"]),
+    "no model": Row("evaluate nowhere", ["nowhere: not an export", "manifest.json"]),
     "a file in the place of a model": Row("evaluate file.txt", ["file.txt"]),
     "a pickle with code in it": Row(DENOISE, ["generator.onnx: onnxruntime cannot load it"], with_code),
     "a pickle with code in it, evaluated": Row(
@@ -447,7 +447,7 @@ MODELS = {
     ),
     "weights that are NaN": Row(
         DENOISE,
-        ["generator.onnx: its output is no image, or has values that are not finite"],
+        ["generator.onnx: its output is not an image, or has values that are not finite"],
         lambda f: save_model(f / "model", weight=float("nan")),
     ),
     "a replaced network": Row(DENOISE, ["generator.onnx: its SHA-256 is not the manifest's"], exchanged),

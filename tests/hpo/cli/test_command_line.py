@@ -132,7 +132,7 @@ def test_a_searchs_folder_in_the_place_of_its_name_or_of_its_export_is_told_as_t
         assert (code, "is the folder of a search; give its name alone, first\n" in err) == (2, True), err
     runs.rename(runs.with_name("others"))
     assert "first, and --runs others\n" in hpo_says("show", "others/first", capsys=capsys)[2]
-    assert "no export there" in hpo_says("evaluate", "others/first", capsys=capsys)[2]
+    assert "not an export" in hpo_says("evaluate", "others/first", capsys=capsys)[2]
     (runs.with_name("others") / "first" / "export").mkdir()
     (runs.with_name("others") / "first" / "export" / "manifest.json").touch()
     code, _, err = hpo_says("evaluate", "others/first", capsys=capsys)

@@ -52,8 +52,8 @@ from model.common.errors import ConfigError
         ({"images_per_epoch": 10}, "images_per_epoch=10: must be at least the batch size, 64"),
         ({"set": {"widht": 4}}, "widht: no such setting. Did you mean width?"),
         ({"set": {"width": 0}}, "width=0: width must be at least 1"),
-        ({"set": {"epochs": 3}}, "epochs: has an option of its own: --epochs"),
-        ({"set": {"images_per_epoch": 3}}, "has an option of its own: --images-per-epoch"),
+        ({"set": {"epochs": 3}}, "epochs: use its own option instead: --epochs"),
+        ({"set": {"images_per_epoch": 3}}, "use its own option instead: --images-per-epoch"),
     ],
 )
 def test_a_broken_rule_is_told_with_its_value(wrong, message):

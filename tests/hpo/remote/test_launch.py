@@ -271,7 +271,7 @@ def test_an_earlier_pull_is_replaced_and_anything_else_is_not(exporting, tmp_pat
     (to / "mine.txt").write_text("mine")
     code, _, err = says("pull", str(exporting.file), "first", "--to", str(to), capsys=capsys)
     assert code == 2
-    assert "there is something else" in err
+    assert "exists and is not an export" in err
 
 
 def damage_a_file(folder: Path) -> None:
@@ -311,7 +311,7 @@ def add_a_file(folder: Path) -> None:
         (add_a_file, "more.sh: is not in the manifest"),
         (damage_a_file, "generator.safetensors: its SHA-256 is not the manifest's"),
         (lose_a_file, "strip.png: cannot be read"),
-        (improve_the_figures, "the model does not do here what it did where it was exported: ssim"),
+        (improve_the_figures, "the model's figures on this machine differ from those of its export: ssim"),
         (lead_out_of_the_folder, "damaged or not ours"),
     ],
 )

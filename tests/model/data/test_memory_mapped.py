@@ -105,9 +105,9 @@ def test_pixels_that_are_gone_or_cut_short_are_a_clear_error(data, tmp_path):
         images = data.load(store)
         path = images.train.pixels.path
         os.truncate(path, 100)
-        with pytest.raises(MachineError, match=r"100 bytes instead of .*all nodes must see this folder"):
+        with pytest.raises(MachineError, match=r"100 bytes instead of .*all nodes need access to this folder"):
             placed(images, data.noise)
-    with pytest.raises(MachineError, match=r"No such file.*all nodes must see this folder"):
+    with pytest.raises(MachineError, match=r"No such file.*all nodes need access to this folder"):
         placed(images, data.noise)
 
 
