@@ -461,7 +461,7 @@ def test_the_command_writes_the_file_and_says_where(done, tmp_path, capsys):
     capsys.readouterr()
     code, _, told = hpo_says("report", "first", "--runs", runs, "--to", str(tmp_path), capsys=capsys)
     assert code == 2
-    assert "is a folder; --to names a file" in told
+    assert "is a folder; --to must name a file" in told
 
 
 def test_a_report_that_cannot_be_written_fails_no_search(done, monkeypatch, capsys):
