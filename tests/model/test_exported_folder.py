@@ -308,7 +308,7 @@ def test_a_manifest_that_names_a_file_without_a_digest_is_damaged(part, copied):
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, copied):
     (copied / name).unlink()
     os.mkfifo(copied / name)
-    with pytest.raises(DenoiseError, match=f"{name}: .*no file"):
+    with pytest.raises(DenoiseError, match=f"{name}: .*not a file"):
         verify_export(copied)
 
 
