@@ -127,7 +127,7 @@ BREAKS = [
     ),
     (AWS, "MarketType: spot", "MarketTyp: spot", "InstanceMarketOptions.MarketTyp: EC2 knows no such member"),
     (AWS, "  ssh_user", "  ssh_usr", "ssh_usr"),
-    (AWS, "setup_commands:\n  # What", "setup_command:\n  # What", "setup_command: no such key"),
+    (AWS, "setup_commands:\n  # The env", "setup_command:\n  # The env", "setup_command: no such key"),
     # doors
     (AWS, "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "is open to the world"),
     (AWS, "--dashboard-host=127.0.0.1", "", "wants --dashboard-host=127.0.0.1"),
