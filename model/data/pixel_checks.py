@@ -1,4 +1,4 @@
-"""Whether the pixels of a set's images have one format, and values within its range."""
+"""Checks that the images of a set have one pixel format, and values within its range."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DARK = 4  # white is so many times the brightest pixel: 14 bits in 16, or fewer
 
 
 class PixelChecker:
-    """Checks images one by one, and keeps what is to be reported of all of them.
+    """Checks images one by one, and collects messages on all of them.
 
     Args:
         value_range: black and white, as the user gave them; None: the pixel type's own.
@@ -81,11 +81,7 @@ class PixelChecker:
 
 
 def mixed_kinds(kinds: Iterable[tuple[str, str]]) -> list[str]:
-    """An error message for images that are not all of one kind, with names of the rarest kind; else no message.
-
-    Args:
-        kinds: name and kind of each image.
-    """
+    """A message if the images, (name, kind) each, are not all of one kind, with names of the rarest; else none."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, kind in kinds:
         names[kind].append(name)

@@ -90,7 +90,7 @@ def test_a_search_with_trials_is_listed_and_shown_and_its_json_is_all_of_stdout(
     ("option", "difference"),
     [
         (["--seed", "4"], "seed: it has 9, asked for 4"),
-        (["--space", "optimizers"], "space: beta1: was not there, is FloatDistribution(high=0.95"),
+        (["--space", "optimizers"], "space: beta1: was missing, is FloatDistribution(high=0.95"),
         (["--set", "width=8"], "set: it has {'width': 4}, asked for {'width': 8}"),
         (["--images-per-epoch", "512"], "images_per_epoch: it has None, asked for 512"),
     ],
