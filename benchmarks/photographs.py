@@ -32,9 +32,9 @@ from skimage.metrics import structural_similarity
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 from model.data.data_config import DataConfig
-from model.data.device_images import to_unit
 from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
+from model.data.pixel_format import EIGHT_BITS
 from model.denoise import Denoiser
 from model.export_quality import quality
 from model.picture_strip import draw_strip, to_uint8
@@ -119,7 +119,7 @@ def prepare(to: Path) -> None:
 
 def noised(image: np.ndarray, split: str) -> np.ndarray:
     """Add noise to an image, (H, W, 3) uint8."""
-    unit = to_unit(image.transpose(2, 0, 1))[None]
+    unit = EIGHT_BITS.to_unit(image.transpose(2, 0, 1))[None]
     noisy = parse_noise(f"gaussian:{SIGMA}").fixed(unit, seed=NOISE_SEEDS[split])
     return to_uint8(noisy)[0].transpose(1, 2, 0)
 
@@ -162,7 +162,7 @@ def row(name: str, images: dict[str, np.ndarray], clean: dict[str, np.ndarray], 
     """A line of the table: means over the photographs, each measured whole."""
     measured = []
     for stem, image in images.items():
-        ours, truth = (to_unit(x.transpose(2, 0, 1))[None] for x in (image, clean[stem]))
+        ours, truth = (EIGHT_BITS.to_unit(x.transpose(2, 0, 1))[None] for x in (image, clean[stem]))
         on_unit = quality(ours, truth)
         ssim = structural_similarity(
             image / 255,
@@ -191,7 +191,7 @@ def seams(denoiser: Denoiser, noisy: dict[str, np.ndarray], clean: dict[str, np.
         height, width = (size // side * side for size in image.shape[:2])
         truth = clean[stem][:height, :width].astype(float)
         crops = _cut(image[:height, :width], side)
-        alone = to_uint8(denoiser.batch(to_unit(crops.transpose(0, 3, 1, 2)))).transpose(0, 2, 3, 1)
+        alone = to_uint8(denoiser.batch(EIGHT_BITS.to_unit(crops.transpose(0, 3, 1, 2)))).transpose(0, 2, 3, 1)
         for name, result in (
             ("noisy", image[:height, :width]),
             ("whole", denoiser(image)[:height, :width]),
@@ -333,7 +333,7 @@ def picture(path: Path, columns: list[dict[str, np.ndarray]]) -> None:
 
     def part(images: dict[str, np.ndarray]) -> np.ndarray:
         cut = [images[stem][t : t + SHOWN_SIDE, le : le + SHOWN_SIDE] for stem, (t, le) in SHOWN.items()]
-        return to_unit(np.stack(cut).transpose(0, 3, 1, 2))
+        return EIGHT_BITS.to_unit(np.stack(cut).transpose(0, 3, 1, 2))
 
     draw_strip([part(images) for images in columns], scale=1).save(path, quality=92)
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from model.data.data_config import DataConfig
-from model.data.device_images import to_unit
+from model.data.pixel_format import EIGHT_BITS
 from model.denoise import Denoiser
 
 LABELS = {"train": "train-labels-idx1-ubyte.gz", "test": "t10k-labels-idx1-ubyte.gz"}
@@ -85,7 +85,7 @@ def main() -> None:
     accuracies: dict[str, list[float]] = {name: [] for name in shown}
     began = time.perf_counter()
     for seed in range(given.seeds):
-        network = train(torch.from_numpy(to_unit(train_images)), targets, given.epochs, seed)
+        network = train(torch.from_numpy(EIGHT_BITS.to_unit(train_images)), targets, given.epochs, seed)
         for name, images in shown.items():
             accuracies[name].append(accuracy(network, images, test_labels))
     means = {name: float(np.mean(values)) for name, values in accuracies.items()}

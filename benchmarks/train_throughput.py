@@ -32,8 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.device_images import DeviceImages, to_unit
+from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
+from model.data.pixel_format import EIGHT_BITS
 from model.gan import autocast_dtype
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 
@@ -114,7 +115,7 @@ def measure(
     few = replace(placed, train=placed.train[: config.images_per_epoch])
     ours = Trainer(config, few)
     plain = PlainPix2Pix(config, channels=1, image_size=32, device=device)
-    batches = loader(to_unit(images.train[: config.images_per_epoch]), config.batch_size)
+    batches = loader(EIGHT_BITS.to_unit(images.train[: config.images_per_epoch]), config.batch_size)
     flop = flop_per_image(Trainer(config, few))
     runs: dict[str, Callable[[], float]] = {
         "ours": lambda: ours.run_epoch().psnr_db,

@@ -14,11 +14,6 @@ from .noise import REAL, Noise, parse_noise
 from .pixel_format import EIGHT_BITS, PixelFormat
 
 
-def to_unit(images: np.ndarray) -> np.ndarray:
-    """Convert uint8 in [0, 255] to float32 in [-1, 1]."""
-    return EIGHT_BITS.to_unit(images)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceImages:
     """Images on a device; several trainings can share them, one after another."""

@@ -12,7 +12,7 @@ from ..common.errors import ConfigError
 from ..config import ValueRange
 from .folder_layout import list_some
 from .image_formats import ImageError
-from .pixel_format import PixelFormat, format_range
+from .pixel_format import DTYPE_NAMES, PixelFormat, format_range
 
 _DARK = 4  # white is so many times the brightest pixel: 14 bits in 16, or fewer
 
@@ -61,8 +61,7 @@ class PixelChecker:
 
     def problems(self) -> list[str]:
         """Error messages for images of several pixel types."""
-        names = {dtype: PixelFormat.dtype_name(dtype) for dtype in self._paths}
-        return mixed_kinds((path, names[dtype]) for dtype, paths in self._paths.items() for path in paths)
+        return mixed_kinds((path, DTYPE_NAMES[dtype]) for dtype, paths in self._paths.items() for path in paths)
 
     def warnings(self) -> list[str]:
         """Messages on clipped values, and on a range far above all values."""

@@ -12,7 +12,7 @@ from ..common.text import truncated_repr
 from ..config import ValueRange
 
 _DEFAULT_RANGES: dict[str, ValueRange] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
-_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float32"}
+DTYPE_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float32"}  # in messages
 _LARGEST = 1e30  # limit of float32
 _CLOSEST = 1e-4  # smallest distance of LOW and HIGH, as a share of the larger one
 
@@ -69,13 +69,8 @@ class PixelFormat:
         pixels: np.ndarray = (values if self.dtype == "float32" else np.rint(values)).astype(self.dtype)
         return pixels
 
-    @staticmethod
-    def dtype_name(dtype: str) -> str:
-        """The name of a type in messages."""
-        return _NAMES[dtype]
-
     def __str__(self) -> str:
-        return _NAMES[self.dtype] + ("" if self.dtype == "uint8" else f", {self.low:.9g} ... {self.high:.9g}")
+        return DTYPE_NAMES[self.dtype] + ("" if self.dtype == "uint8" else f", {self.low:.9g} ... {self.high:.9g}")
 
 
 def range_problem(value: ValueRange | None) -> str | None:
