@@ -30,7 +30,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that reports all mistakes at once, each with the nearest option."""
+    """argparse that reports all errors at once, each with the nearest option."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, sanitize_for_terminal(f"{self.prog}: {message}") + "\n")
@@ -253,10 +253,9 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
 
 
 def _add_option(group: argparse._ActionsContainer, name: str, former: str = "") -> None:
-    """A field of SearchConfig as an option. It has no default: the configuration has, or the search that is continued.
+    """Add a field of SearchConfig as an option, perhaps by its former name, which is not in the help.
 
-    Args:
-        former: the name that the option had once. Options of such names work, but are not in the help.
+    The option has no default: the configuration has, or the search that is continued.
     """
     option, types = OPTIONS[name], {field_types(SearchConfig)[name], *get_args(field_types(SearchConfig)[name])}
     how: dict[str, Any] = {"metavar": option.metavar, "type": str}
@@ -288,7 +287,7 @@ def _expanded(text: str) -> str:
     return os.path.expanduser(text)
 
 
-# Text that is not a number passes: SearchConfig and TrainConfig report it together with all other mistakes.
+# Text that is not a number passes: SearchConfig and TrainConfig report it together with all other errors.
 
 
 def _whole(text: str) -> int | str:

@@ -45,16 +45,11 @@ _NO_IMAGES = f"no images found ({', '.join(IMAGE_SUFFIXES)})"
 def denoise_files(
     model: Path, images: Sequence[Path], to: Path, options: DenoiseOptions, errors: ErrorCollector
 ) -> int:
-    """Denoise images into a folder.
+    """Denoise image files, and the images in folders and their subfolders, into a folder; return the exit code.
 
     Args:
         model: an exported folder.
-        images: files, and folders, whose subfolders are searched too.
-        to: the output folder.
         errors: those of the command line; they are reported together with those of the images.
-
-    Returns:
-        The exit code.
 
     Raises:
         ConfigError: something is wrong, and nothing was written. With options.skip_bad, images that cannot be denoised
@@ -73,8 +68,7 @@ def denoise_files(
     if errors or denoiser is None:
         raise errors.as_error()
     job.print_notes()
-    written = job.write(denoiser)
-    return job.print_summary(written)
+    return job.print_summary(written=job.write(denoiser))
 
 
 # --- find the images -------------------------------------------------------------------------------------------------
@@ -128,7 +122,7 @@ def _is_system_file(name: str) -> bool:
 # --- plan, check and write the outputs -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Output:
     source: Path
     path: Path  # below the output folder
@@ -164,8 +158,7 @@ class _Job:
         except ImageError as error:
             self.bad.append(str(error))
         else:
-            output = _Output(source=source, path=path.with_suffix(suffix), form=form, fingerprint=fingerprint)
-            self.outputs.append(output)
+            self.outputs.append(_Output(source, path.with_suffix(suffix), form, fingerprint))
 
     def _pixel_format(self, source: Path, page: ImageFile, denoiser: Denoiser | None) -> PixelFormat:
         try:

@@ -22,11 +22,7 @@ _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # usual maximum values: 1.0, and 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenoiseOptions:
-    """The options of the command.
-
-    Raises:
-        ConfigError: with a line for each invalid option.
-    """
+    """The options of the command. Raises ConfigError with a line for each invalid one."""
 
     format: str | None = None  # one of FORMATS; None: as the input
     quality: int | None = None  # 1 to 100, of JPEG and WebP
@@ -54,25 +50,18 @@ class DenoiseOptions:
 
 
 def denoise_image(denoiser: Denoiser, image: ImageFile, value_range: Sequence[float] | None = None) -> ImageFile:
-    """The same file with denoised pixels of the same type. Alpha is not changed. Raises DenoiseError.
-
-    Args:
-        value_range: see pixel_format_of.
-    """
+    """The same file with denoised pixels of the same type. Alpha is not changed. Raises DenoiseError."""
     pixel_format = pixel_format_of(image, value_range, denoiser)
     noisy = np.clip(pixel_format.to_unit(image.pixels), -1, 1)  # it rounds
     return replace(image, pixels=pixel_format.from_unit(denoiser(noisy)))
 
 
 def pixel_format_of(image: ImageFile, value_range: Sequence[float] | None, denoiser: Denoiser | None) -> PixelFormat:
-    """What the pixel values mean.
+    """What the pixel values mean. Raises ConfigError if 16-bit images cannot have this range.
 
     Args:
         value_range: black and white of 16-bit and float32 images. None: those of the model's training images, if they
             had the same type, else the whole range of the type.
-
-    Raises:
-        ConfigError: 16-bit images cannot have this range.
     """
     dtype = image.pixels.dtype
     if value_range and dtype != np.uint8:

@@ -50,7 +50,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _read_options(arguments: argparse.Namespace) -> tuple[TrainConfig, DataConfig]:
-    """Raises ConfigError with all mistakes."""
+    """Raises ConfigError with all errors."""
     errors = ErrorCollector()
     options = {k: v for k, v in read_search_options(arguments, errors).items() if k in TRAIN_OPTIONS}
     settings = options.pop("set", {})

@@ -28,22 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchContext:
-    """What every phase of a search works with.
-
-    Attributes:
-        images_ref: The images in Ray's object store.
-        tracker: None if the search does not log to W&B.
-    """
+    """What every phase of a search works with."""
 
     record: Record
     replicator: StorageReplicator
     images: Images
-    images_ref: ray.ObjectRef
+    images_ref: ray.ObjectRef  # the same in Ray's object store
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress
     budget: TimeAndCostBudget
-    tracker: Tracker | None = None
+    tracker: Tracker | None = None  # None: the search does not log to W&B
 
     def say(self, line: str) -> None:
         """Print a plain line, unwrapped."""
@@ -53,10 +48,8 @@ class SearchContext:
         """Return the configuration that a process of a trial, a measurement or the final training is created with.
 
         Args:
-            number: Number of the trial.
-            train: Its TrainConfig as a dictionary; empty for a measurement.
-            folder: Where its checkpoints are, below the folder of the search.
-            cpus: Threads that the process may use.
+            train: The TrainConfig as a dictionary; empty for a measurement.
+            folder: Where the checkpoints are, below the folder of the search.
         """
         search, inside = self.record.search, folder.relative_to(self.record.folder)
         storage = self.replicator.worker_config(inside.as_posix())

@@ -11,7 +11,6 @@ import ray
 
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.retry_policy import MAX_ATTEMPTS
-from hpo.policy.search_config import SearchConfig
 from hpo.run.context import SearchContext
 from hpo.store import layout, search_results
 from hpo.store.checkpoint_sync import was_trained_with
@@ -38,7 +37,8 @@ def train_final(context: SearchContext) -> None:
     record.set_metadata(layout.FINAL, None)  # the checkpoint of an earlier one is about to be overwritten
     for number in search_results.ranked_finalists(record):
         while True:
-            collapses = [event for event in search_results.collapses(record) if _is_of(event, number, record.search)]
+            key = (number, record.search.final_epochs)  # a final training of another length is another training
+            collapses = [e for e in search_results.collapses(record) if (e["trial"], e["epochs"]) == key]
             if collapses and collapses[-1]["back_to"] is None:
                 break
             event = train_longer(context, number, collapses)
@@ -52,13 +52,8 @@ def train_final(context: SearchContext) -> None:
 def train_longer(context: SearchContext, number: int, collapses: Sequence[Collapse]) -> dict[str, Any] | None:
     """Train the configuration of a trial for the epochs of a final training, and measure the best checkpoint.
 
-    Args:
-        context: Of the search.
-        number: Number of the trial.
-        collapses: Earlier collapses of the same final training, oldest first.
-
-    Returns:
-        The collapse that ended it, as search_results.collapses has them; None if there was none.
+    The earlier collapses of the same final training are given oldest first. Returns the collapse that ended it, in the
+    form of search_results.collapses, or None.
     """
     record = context.record
     config = final_config(record, number, collapses)
@@ -88,13 +83,7 @@ def final_config(record: Record, number: int, collapses: Sequence[Collapse]) -> 
 def plan_restore(
     reports: Sequence[EvalReport], config: TrainConfig, restores: int, objective: Objective
 ) -> dict[str, Any]:
-    """Decide how a training that collapsed continues. Pure.
-
-    Args:
-        reports: All epochs of the training.
-        config: What it was trained with.
-        restores: How often it has returned to its best epoch before.
-        objective: What makes an epoch the best.
+    """Decide how a training that collapsed, and has returned to its best epoch `restores` times, continues.
 
     Returns:
         `back_to`, the best epoch, and half the learning rates. `back_to` is None if the training is given up: it has no
@@ -104,11 +93,6 @@ def plan_restore(
     if restores == MAX_RESTORES or best is None or best.is_dead or best is reports[-1]:
         return {"back_to": None}
     return {"back_to": best.epoch, **{name: getattr(config, name) / 2 for name in LEARNING_RATES}}
-
-
-def _is_of(event: Collapse, number: int, search: SearchConfig) -> bool:
-    """Return whether a collapse is of this trial's final training; one of another length is another training."""
-    return bool(event["trial"] == number and event["epochs"] == search.final_epochs)
 
 
 def _delete_other_training(record: Record, config: TrainConfig, *, is_restore: bool) -> None:

@@ -62,16 +62,13 @@ def run_search(
     errors: ErrorCollector | None = None,
     quiet: bool = False,
 ) -> int:
-    """Begin a search, or continue it.
+    """Begin a search, or continue it; return the exit code.
 
     Args:
         options: Fields of SearchConfig that differ from the defaults or from search.json.
         address: Address of its storage, if it has one.
-        errors: Those that the command line has found in the request.
+        errors: Those of the command line.
         quiet: Print only the result.
-
-    Returns:
-        The exit code (hpo.exit_codes).
 
     Raises:
         ConfigError: The request has errors; nothing was started, and nothing is left of a new search.
@@ -82,14 +79,9 @@ def run_search(
 
 
 class SearchRun:
-    """One run of a search by one driver.
+    """One run of a search by one driver."""
 
-    Attributes:
-        replicator, record: Known once the search is acquired.
-        space, images: Known once they are loaded.
-    """
-
-    replicator: StorageReplicator
+    replicator: StorageReplicator  # these four are known once the search is acquired
     record: Record
     space: Space
     images: Images
@@ -106,7 +98,7 @@ class SearchRun:
 
         | exception                                        | exit code                                              |
         |--------------------------------------------------|--------------------------------------------------------|
-        | KeyboardInterrupt, after a signal                | 130, 143, or 75 if another thread asked for the stop   |
+        | KeyboardInterrupt, after a signal                | 130, 143, or 75 if another thread requested it         |
         | HeadGoneError, StorageError, StudyAwayError      | 75: the same command continues the search              |
         | RayError, TuneError, MachineError, OSError       | 4, after --on-finish                                   |
         | ConfigError                                      | 2; a new search without trials is deleted              |
@@ -211,23 +203,19 @@ class SearchRun:
         resources.callback(self.replicator.stop)
 
     def _acquire(self, resources: ExitStack) -> None:
-        request = self.request
-        self.replicator = resources.enter_context(
-            acquire(request.runs, request.name, request.storage, self._request_stop)
-        )
-        self.record = self.replicator.record
+        def request_stop(error: StorageError) -> None:  # called from the threads of the lease and of the replication
+            self.shutdown.request(_unavailable(error))
 
-    def _request_stop(self, error: StorageError) -> None:
-        """Called from the threads of the lease and of the replication."""
-        self.shutdown.request(_unavailable(error))
+        runs, name, storage = self.request.runs, self.request.name, self.request.storage
+        self.replicator = resources.enter_context(acquire(runs, name, storage, request_stop))
+        self.record = self.replicator.record
 
     def _create_context(self, cluster: Cluster, tracker: Tracker | None, display: ExitStack) -> SearchContext:
         """Put the images into Ray's object store, open the live table and start to count the cost."""
-        record = self.record
-        budget = open_budget(record, cluster)
-        progress = Progress(record.search, record.name, cluster.slots, self.console, folder=record.folder)
+        record, budget = self.record, open_budget(self.record, cluster)
+        search, name, slots = record.search, record.name, cluster.slots
+        progress = Progress(search, name, slots, self.console, folder=record.folder, budget=budget)
         display.callback(progress.close)
-        progress.set_cost_source(budget)
         context = SearchContext(
             record=record,
             replicator=self.replicator,
@@ -260,6 +248,5 @@ def _unavailable(error: Exception) -> StopReason:
 def _machine_error(error: Exception) -> MachineError:
     """Return an error of Ray in one sentence."""
     failure = classify_failure(error)
-    return MachineError(
-        failure.error if failure.action is FailureAction.ABORT_SEARCH else f"Ray failed: {failure.error}"
-    )
+    prefix = "" if failure.action is FailureAction.ABORT_SEARCH else "Ray failed: "
+    return MachineError(f"{prefix}{failure.error}")

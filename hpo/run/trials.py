@@ -30,20 +30,19 @@ def run_trials(context: SearchContext, space: Space) -> None:
         RayError, TuneError: Ray failed.
     """
     record, began, fallback = context.record, time.monotonic(), context.on_demand_fallback()
-    listeners = _listeners_of_trials(context)
+    # These listeners end with the trials; the live table and the tracker also serve the later phases.
+    listeners = list[Listener](filter(None, (Retention(record, context.replicator.remove), context.tensorboard())))
     try:
         # The replicator is first: the storage has a trial before it is handed out.
-        observers: list[Listener] = [context.replicator, context.progress, *listeners]
-        if context.tracker:
-            observers.append(context.tracker)
-        controller = SearchController(record, space, observers, context.budget)
+        observers = (context.replicator, context.progress, *listeners, context.tracker)
+        controller = SearchController(record, space, list(filter(None, observers)), context.budget)
         controller.replay_history()
         if controller.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watchdog = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
         preemption = PreemptionHandler(context.cluster, fallback, context.progress.set_pending_message)
         scheduler = ControllerScheduler(controller, context.cluster, watchdog, preemption)
-        context.progress.set_overhead_source(scheduler)
+        context.progress.set_overhead_source(scheduler.overhead_share)
         _create_tuner(context, controller, scheduler, watchdog, preemption).fit()
     except FatalDriverError as carrier:
         raise carrier.error from None
@@ -52,12 +51,6 @@ def run_trials(context: SearchContext, space: Space) -> None:
         for listener in listeners:
             listener.close()
     _print_overhead(context, overhead(scheduler.steps, context.cluster.slots, began))
-
-
-def _listeners_of_trials(context: SearchContext) -> list[Listener]:
-    """Return the listeners that end with the trials; the live table and the tracker also serve the later phases."""
-    tensorboard = context.tensorboard()
-    return [Retention(context.record, context.replicator.remove), *([tensorboard] if tensorboard else [])]
 
 
 def _create_tuner(

@@ -7,9 +7,9 @@ import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
 from hpo.store import layout, search_results
 from hpo.store.record import Record
-from hpo.views.formatting import collapse_message, outcome
+from hpo.views.formatting import collapse_message, outcome, place_options
 from hpo.views.report_analysis import importance, pareto, time_spent, would_longer_help
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import TrainConfig
@@ -48,6 +48,7 @@ _PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still 
 def contents(record: Record) -> dict[str, Any]:
     """The report's data, JSON-ready: search_results.document with more about each trial, and what the folder has."""
     trials, search = record.trials(), record.search
+    storage = record.storage.address if record.storage else None
     document = search_results.document(record)
     by_number = {trial.number: trial for trial in trials}
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
@@ -78,20 +79,13 @@ def contents(record: Record) -> dict[str, Any]:
         "importance": importance(trials),
         "spent": time_spent(rows, search.epochs),
         "export": export,
-        "options": _place_options(record),
+        "options": "".join(f" {shlex.quote(word)}" for word in place_options(record.user_folder.parent, storage)),
         "export_path": str(record.user_folder / layout.EXPORT),
         "export_folder": shlex.quote(str(record.user_folder / layout.EXPORT)),
         "pictures": _pictures(record, rows, starts, final),
     }
     plain: dict[str, Any] = _plain(data)
     return plain
-
-
-def _place_options(record: Record) -> str:
-    """The options with which a command finds this search."""
-    runs = record.user_folder.parent
-    options = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
-    return options + (f" --storage {shlex.quote(record.storage.address)}" if record.storage else "")
 
 
 def _details(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -> dict[str, Any]:
@@ -127,18 +121,17 @@ def _seconds_between(began: datetime | None, then: datetime | None) -> float | N
 def why_it_ended(trial: FrozenTrial, search: SearchConfig) -> str:
     """Why a trial ended, in a sentence."""
     kind, epochs = leaderboard.outcome_of(trial), len(trial.intermediate_values)
+    if kind == "pruned":
+        return _why_pruned(trial, search)
     if kind == "failed":
         when = f"after epoch {epochs}" if epochs else "before the end of its first epoch"
         return f"Failed {when}: {trial.user_attrs.get(trial_attributes.ERROR, {}).get('text')}"
-    if kind == "running":
-        return f"Still running: {epochs} of {search.epochs} epochs are recorded"
-    if kind == "finished":
-        return f"Ran all {epochs} epochs"
-    if kind == "diverged":
-        return f"Diverged in epoch {epochs}: a loss or a metric was no longer a finite number"
-    if kind == "collapsed":
-        return f"Collapsed by epoch {epochs}: worse than the noisy images, or the same output for every image"
-    return _why_pruned(trial, search)
+    return {
+        "running": f"Still running: {epochs} of {search.epochs} epochs are recorded",
+        "finished": f"Ran all {epochs} epochs",
+        "diverged": f"Diverged in epoch {epochs}: a loss or a metric was no longer a finite number",
+        "collapsed": f"Collapsed by epoch {epochs}: worse than the noisy images, or the same output for every image",
+    }[kind]
 
 
 def _why_pruned(trial: FrozenTrial, search: SearchConfig) -> str:
@@ -162,9 +155,7 @@ def _parameters(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     by_name: dict[str, list[BaseDistribution]] = {}
     for trial in trials:
         for name, distribution in trial.distributions.items():
-            known = by_name.setdefault(name, [])
-            if distribution not in known:
-                known.append(distribution)
+            by_name.setdefault(name, []).append(distribution)
     return [{"name": name, **_range(distributions)} for name, distributions in by_name.items()]
 
 
@@ -263,10 +254,8 @@ def _pictures(
     denoised: dict[str, np.ndarray] = {}
     noisy = clean = None
     for name, path in files.items():
-        try:
+        with suppress(ImageError, OSError, ValueError):  # leave out a picture that is missing or half written
             noisy, denoised[name], clean = split_strip(read_image(record.fetch(path)).pixels)
-        except (ImageError, OSError, ValueError):  # leave out a picture that is missing or half written
-            continue
     if noisy is None or clean is None:
         return None
     shown = max(1, min(len(clean), _PICTURE_BYTES // ((len(denoised) + 2) * clean[0].nbytes)))

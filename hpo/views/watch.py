@@ -1,7 +1,4 @@
-"""`hpo watch`: the live table of a search that another process runs, here or on another machine.
-
-It only reads: it writes nothing and does not take the lock.
-"""
+"""`hpo watch`: the live table of a search that another process or another machine runs. It writes nothing."""
 
 from __future__ import annotations
 
@@ -34,19 +31,11 @@ def watch(
     wait: Callable[[float], None] = time.sleep,
     storage: Storage | None = None,
 ) -> None:
-    """Show a search until it is over.
-
-    Args:
-        runs: the folder of searches on this machine.
-        name: the search's name.
-        console: where it is shown.
-        wait: called with the seconds until the next look.
-        storage: where the search is, if it is in a storage.
+    """Show a search until it is over; `wait` gets the seconds until the next reading.
 
     Raises:
         ConfigError: there is no such search.
-        RecordError: its record cannot be read.
-        StorageError: the storage cannot be read.
+        RecordError, StorageError: its record or its storage cannot be read.
     """
     with open_read_only(runs, name, storage, read_only=True, waits=True) as record:
         _watch(record, console, wait)

@@ -126,8 +126,7 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     budget = open_budget(record, cluster)
     assert budget.usd is not None
     console = Console(stderr=True)
-    progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.set_cost_source(budget)
+    progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder, budget=budget)
     context = SearchContext(
         record=record,
         replicator=StorageReplicator(record, None, lambda _: None),
