@@ -218,7 +218,6 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
         context = SearchContext(
             record=record,
             replicator=StorageReplicator(record, None, lambda _: None),
-            images=None,
             images_ref=None,
             cluster=cluster,
             budget=TimeAndCostBudget(asked, record.trials, None),

@@ -8,6 +8,7 @@ import os
 import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -138,7 +139,7 @@ def _add_place(added: argparse.ArgumentParser, *, named: bool = True) -> None:
     )
     added.add_argument(
         "--storage",
-        type=_expanded,
+        type=os.path.expanduser,
         default=os.environ.get(STORAGE) or None,
         metavar="FOLDER|s3://...",
         help="folder or s3:// prefix that holds the searches; --runs then contains local copies only "
@@ -212,7 +213,7 @@ def _add_commands_on_an_export(command: _Command) -> None:
 
 
 def _add_cluster_commands(command: _Command) -> None:
-    cluster = command("cluster", "Check a cluster file before `ray up`: reject one that is incomplete or unsafe.")
+    cluster = command("cluster", "Check a cluster file before `ray up`.")
     cluster.add_argument("action", choices=["check"], help="report all problems of the file at once")
     cluster.add_argument("file", type=_path, metavar="FILE", help="cluster.yaml, or your own")
     launch = command("launch", "Submit a search as a job to a cluster's head. The same command continues it.")
@@ -279,29 +280,21 @@ def option_name(field: str) -> str:
 
 
 def _path(text: str) -> Path | str:
-    return Path(_expanded(text)) if text else text  # Path("") would be the current folder
-
-
-def _expanded(text: str) -> str:
     """Expand ~, which the shell leaves alone in quotes, after `=` and in variables."""
-    return os.path.expanduser(text)
+    return Path(os.path.expanduser(text)) if text else text  # Path("") would be the current folder
 
 
 # Text that is not a number passes: SearchConfig and TrainConfig report it together with all other errors.
 
 
-def _whole(text: str) -> int | str:
+def _number(text: str, kind: Callable[[str], float] = float) -> float | str:
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
         return text
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+_whole = partial(_number, kind=int)
 
 
 def _money(text: str) -> float | str | None:

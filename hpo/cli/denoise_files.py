@@ -8,8 +8,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,14 +18,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hpo.cli.denoise_image import (
+    FORMATS,
     DenoiseOptions,
     check_page,
     denoise_image,
     describe_conversion,
-    output_format_of,
     pixel_format_of,
     read_image_pages,
-    strip_metadata,
 )
 from hpo.cli.messages import say
 from hpo.exit_codes import EXIT_DONE, EXIT_LEFT_OUT
@@ -33,7 +32,7 @@ from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import atomic_replace, write_problem
 from model.data.folder_layout import SYSTEM_FILES, list_some
 from model.data.image_formats import IMAGE_SUFFIXES, SUFFIXES, ImageError, ImageFile
-from model.data.image_writing import write_image
+from model.data.image_writing import output_format, write_image
 from model.data.pixel_format import PixelFormat, format_range
 from model.data.tiff import write_tiff
 from model.denoise import Denoiser
@@ -148,7 +147,7 @@ class _Job:
         form = ""
         try:
             for number, page in enumerate(read_image_pages(source, self.options)):
-                form = form or output_format_of(page, self.options)
+                form = form or (FORMATS[self.options.format] if self.options.format else output_format(page))
                 check_page(source, page, form, number, self._pixel_format(source, page, denoiser))
                 self.uses_range |= page.pixels.dtype != np.uint8
                 for note in describe_conversion(source, page, form, self.options, denoiser):
@@ -225,17 +224,24 @@ class _Job:
         options, target = self.options, self.to / output.path
         target.parent.mkdir(parents=True, exist_ok=True)
         pages = read_image_pages(output.source, options)
-        if options.strip_metadata:
-            pages = map(strip_metadata, pages)
+        if options.strip_metadata:  # the profile stays, since the colours depend on it
+            pages = (replace(page, exif=None, resolution=None) for page in pages)
         denoised = (denoise_image(denoiser, page, options.range) for page in pages)
-        with _encoding(output), atomic_replace(target) as part:
-            if output.form == "TIFF":
-                write_tiff(denoised, part)
-            else:
-                write_image(next(denoised), part, output.form, quality=options.quality)
-            # Before the file takes its place, so that a file there is recorded whenever the command ends.
-            line = {"output": str(output.path), "made_from": output.fingerprint, "sha256": _digest(part)}
-            _append_record(self.to / RECORD, line)
+        try:
+            with atomic_replace(target) as part:
+                if output.form == "TIFF":
+                    write_tiff(denoised, part)
+                else:
+                    write_image(next(denoised), part, output.form, quality=options.quality)
+                # Before the file takes its place, so that each output is recorded whenever the command ends.
+                line = {"output": str(output.path), "made_from": output.fingerprint, "sha256": _digest(part)}
+                _append_record(self.to / RECORD, line)
+        except (OSError, ConfigError):
+            raise
+        except MemoryError as error:
+            raise MachineError(f"{output.source}: does not fit in this machine's memory") from error
+        except Exception as error:  # the encoders' errors have no other common base
+            raise ImageError(f"{output.source}: cannot be written as {output.form} ({error})") from error
 
     def print_notes(self) -> None:
         """What a user should know before the first image is written."""
@@ -254,18 +260,6 @@ class _Job:
         return EXIT_LEFT_OUT if self.bad else EXIT_DONE
 
 
-@contextmanager
-def _encoding(output: _Output) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ConfigError):
-        raise
-    except MemoryError as error:
-        raise MachineError(f"{output.source}: does not fit in this machine's memory") from error
-    except Exception as error:  # the encoders' errors have no other common base
-        raise ImageError(f"{output.source}: cannot be written as {output.form} ({error})") from error
-
-
 # --- the record of earlier runs --------------------------------------------------------------------------------------
 
 _Record: TypeAlias = dict[tuple[str, str], str]  # fingerprints by (path below the output folder, SHA-256)
@@ -280,13 +274,10 @@ def _fingerprint(source: Path, form: str, options: DenoiseOptions, denoiser: Den
 
 def _read_record(to: Path) -> _Record:
     path, recorded = to / RECORD, {}
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError, TypeError, KeyError, RecursionError):  # a partial line, or another program's
             entry = json.loads(line)
             recorded[entry["output"], entry["sha256"]] = str(entry["made_from"])
-        except (ValueError, TypeError, KeyError, RecursionError):  # a partial line, or another program's
-            continue
     return recorded
 
 

@@ -12,7 +12,7 @@ from model.common.errors import ConfigError
 from model.common.text import did_you_mean, truncated_repr
 from model.data.image_formats import SUFFIXES, ImageError, ImageFile, SeveralPagesError
 from model.data.image_reading import read_image, read_pages
-from model.data.image_writing import format_problem, output_format
+from model.data.image_writing import format_problem
 from model.data.pixel_format import PixelFormat, range_problem
 from model.denoise import Denoiser
 
@@ -98,11 +98,6 @@ def check_page(source: Path, page: ImageFile, form: str, number: int, pixel_form
         )
 
 
-def output_format_of(page: ImageFile, options: DenoiseOptions) -> str:
-    """A value of FORMATS."""
-    return FORMATS[options.format] if options.format else output_format(page)
-
-
 def describe_conversion(
     source: Path, page: ImageFile, form: str, options: DenoiseOptions, denoiser: Denoiser | None
 ) -> Iterator[str]:
@@ -125,8 +120,3 @@ def describe_conversion(
             yield "grey, and the model is for colour: it gets the plane three times, and the mean is written"
         else:
             yield "colour, and the model is for grey: each channel is denoised separately"
-
-
-def strip_metadata(page: ImageFile) -> ImageFile:
-    """Without EXIF and resolution. The profile stays, since the colours depend on it."""
-    return replace(page, exif=None, resolution=None)

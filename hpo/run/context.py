@@ -18,7 +18,6 @@ from hpo.store.replication import StorageReplicator
 from hpo.tune.on_demand_fallback import OnDemandFallback
 from hpo.views.progress import Progress
 from model.common.errors import ConfigError
-from model.data.image_sets import Images
 from model.training_report import objective_value
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ class SearchContext:
 
     record: Record
     replicator: StorageReplicator
-    images: Images
-    images_ref: ray.ObjectRef  # the same in Ray's object store
+    images_ref: ray.ObjectRef  # the images in Ray's object store
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress

@@ -219,7 +219,6 @@ class SearchRun:
         context = SearchContext(
             record=record,
             replicator=self.replicator,
-            images=self.images,
             images_ref=ray.put(self.images),
             cluster=cluster,
             console=self.console,

@@ -60,7 +60,6 @@ def main(folder: Path) -> None:
             context = SearchContext(
                 record=record,
                 replicator=StorageReplicator(record, None, lambda _: None),
-                images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,
                 budget=TimeAndCostBudget(asked, record.trials, None),

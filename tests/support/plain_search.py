@@ -98,7 +98,6 @@ def local_context(run: SearchRun) -> SearchContext:
     return SearchContext(
         record=run.record,
         replicator=run.replicator,
-        images=run.images,
         images_ref=run.images,
         console=run.console,
         cluster=cluster,

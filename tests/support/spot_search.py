@@ -130,7 +130,6 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     context = SearchContext(
         record=record,
         replicator=StorageReplicator(record, None, lambda _: None),
-        images=images,
         images_ref=ray.put(images),
         cluster=cluster,
         console=console,
