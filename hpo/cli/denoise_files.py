@@ -31,9 +31,9 @@ from hpo.exit_codes import EXIT_DONE, EXIT_LEFT_OUT
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import atomic_replace, write_problem
 from model.data.folder_layout import SYSTEM_FILES, list_some
-from model.data.image_formats import IMAGE_SUFFIXES, SUFFIXES, ImageError, ImageFile
+from model.data.image_formats import IMAGE_SUFFIXES, SUFFIXES, ImageError
 from model.data.image_writing import output_format, write_image
-from model.data.pixel_format import PixelFormat, format_range
+from model.data.pixel_format import format_range
 from model.data.tiff import write_tiff
 from model.denoise import Denoiser
 
@@ -148,22 +148,16 @@ class _Job:
         try:
             for number, page in enumerate(read_image_pages(source, self.options)):
                 form = form or (FORMATS[self.options.format] if self.options.format else output_format(page))
-                check_page(source, page, form, number, self._pixel_format(source, page, denoiser))
+                check_page(source, page, form, number, pixel_format_of(page, self.options.range, denoiser))
                 self.uses_range |= page.pixels.dtype != np.uint8
                 for note in describe_conversion(source, page, form, self.options, denoiser):
                     self._add_note(note, source)
             suffix = path.suffix if path.suffix.lower() in SUFFIXES[form] else SUFFIXES[form][0]
             fingerprint = _fingerprint(source, form, self.options, denoiser) if denoiser else ""
-        except ImageError as error:
-            self.bad.append(str(error))
+        except ConfigError as error:
+            self.bad.append(str(error) if isinstance(error, ImageError) else f"{source}: {error}")
         else:
             self.outputs.append(_Output(source, path.with_suffix(suffix), form, fingerprint))
-
-    def _pixel_format(self, source: Path, page: ImageFile, denoiser: Denoiser | None) -> PixelFormat:
-        try:
-            return pixel_format_of(page, self.options.range, denoiser)
-        except ConfigError as error:
-            raise ImageError(f"{source}: {error}") from error
 
     def _add_note(self, note: str, source: Path) -> None:
         if source not in self.notes[note]:

@@ -56,7 +56,9 @@ def train_longer(context: SearchContext, number: int, collapses: Sequence[Collap
     form of search_results.collapses, or None.
     """
     record = context.record
-    config = final_config(record, number, collapses)
+    config = TrainConfig.from_dict(record.trial(number).user_attrs[trial_attributes.CONFIG])
+    rates = {name: collapses[-1][name] for name in LEARNING_RATES} if collapses else {}
+    config = replace(config, epochs=record.search.final_epochs, **rates)
     _delete_other_training(record, config, is_restore=bool(collapses))
     context.progress.show_final_training(number, [], config.epochs)
     training = _start_process(context, number, config, is_restore=bool(collapses))
@@ -71,13 +73,6 @@ def train_longer(context: SearchContext, number: int, collapses: Sequence[Collap
         return None
     event = {"trial": number, "epochs": config.epochs, "reason": reason, "epoch": len(reports)}
     return {**event, **plan_restore(reports, config, len(collapses), record.search.objective)}
-
-
-def final_config(record: Record, number: int, collapses: Sequence[Collapse]) -> TrainConfig:
-    """Return the configuration of a trial's final training, with the learning rates of the last collapse."""
-    config = TrainConfig.from_dict(record.trial(number).user_attrs[trial_attributes.CONFIG])
-    rates = {name: collapses[-1][name] for name in LEARNING_RATES} if collapses else {}
-    return replace(config, epochs=record.search.final_epochs, **rates)
 
 
 def plan_restore(

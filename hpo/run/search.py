@@ -1,8 +1,4 @@
-"""Runs a search: check, acquire, trials, finalists, final training, export, report.
-
-`run_search` checks the request; `SearchRun.run` has the one table from exceptions to exit codes; `run_phases` and
-`search` have the phases in their order.
-"""
+"""Runs a search: check, acquire, trials, finalists, final training, export, report."""
 
 from __future__ import annotations
 

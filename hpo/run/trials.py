@@ -16,7 +16,7 @@ from hpo.tune.budget_stopper import CostLimitStopper
 from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.preemption import PreemptionHandler
-from hpo.tune.scheduler import ControllerScheduler, Overhead, overhead
+from hpo.tune.scheduler import ControllerScheduler, overhead
 from hpo.tune.searcher import ControllerSearcher
 from hpo.tune.trainable import Pix2PixTrial
 from search_spaces import Space
@@ -50,7 +50,11 @@ def run_trials(context: SearchContext, space: Space) -> None:
         fallback.close()
         for listener in listeners:
             listener.close()
-    _print_overhead(context, overhead(scheduler.steps, context.cluster.slots, began))
+    if measured := overhead(scheduler.steps, context.cluster.slots, began):
+        context.say(
+            f"Overhead: {100 * measured.share:.1f} % of the slots' time between the first trial's start and the last "
+            f"one's; before it {measured.setup_seconds:.0f} s of set-up, after it {measured.tail_seconds:.0f} s of tail"
+        )
 
 
 def _create_tuner(
@@ -87,11 +91,3 @@ def _create_tuner(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trials save their own
         ),
     )
-
-
-def _print_overhead(context: SearchContext, measured: Overhead | None) -> None:
-    if measured:
-        context.say(
-            f"Overhead: {100 * measured.share:.1f} % of the slots' time between the first trial's start and the last "
-            f"one's; before it {measured.setup_seconds:.0f} s of set-up, after it {measured.tail_seconds:.0f} s of tail"
-        )

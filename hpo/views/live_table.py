@@ -42,9 +42,12 @@ class Display:
         """
         before = self.trials.get(trial.number)
         self.trials[trial.number] = trial
-        for line in _failure_lines(before, trial):
+        action = "giving up" if trial.state == TrialState.FAIL else "retrying from there"
+        for event in _new_events(before, trial, trial_attributes.FAILURES):
+            line = f"trial {trial.number}: failed after epoch {event['epoch']}, {action}: {event['error']}"
             self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-        for line in _migration_lines(before, trial):
+        for event in _new_events(before, trial, trial_attributes.MIGRATIONS):
+            line = f"trial {trial.number} migrates: {event['why']}"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if is_new or before is not None or not trial.state.is_finished():
             for line in _lines(before, trial, self.search.epochs):
@@ -146,19 +149,6 @@ def phase_message(status: Status) -> str:
 def cost(usd: float, search: SearchConfig) -> str:
     """`3.21 of 5.00 USD`, or `3.21 USD` where there is no limit."""
     return f"{usd:.2f} of {search.max_cost:.2f} USD" if search.max_cost is not None else f"{usd:.2f} USD"
-
-
-def _failure_lines(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-    action = "giving up" if trial.state == TrialState.FAIL else "retrying from there"
-    return [
-        f"trial {trial.number}: failed after epoch {failure['epoch']}, {action}: {failure['error']}"
-        for failure in _new_events(before, trial, trial_attributes.FAILURES)
-    ]
-
-
-def _migration_lines(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-    events = _new_events(before, trial, trial_attributes.MIGRATIONS)
-    return [f"trial {trial.number} migrates: {event['why']}" for event in events]
 
 
 def _new_events(before: FrozenTrial | None, trial: FrozenTrial, key: str) -> list[dict[str, Any]]:

@@ -44,13 +44,14 @@ def watch(
 def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> None:
     name = record.name
     display, first_look, printed = Display(name, record.search, console), True, ""
-    study_file, driver = _FileChanges(record.study_file), _DriverMonitor(record)
+    version, driver = None, _DriverMonitor(record)
     command = command_to_continue(name, record.user_folder.parent, record.storage.address if record.storage else None)
     try:
         while True:
             began = time.monotonic()
             record.sync()
-            if study_file.has_changed():
+            before, version = version, _file_version(record.study_file)
+            if version != before:
                 record.refresh()
                 display.search = record.search
                 for trial in record.trials():
@@ -86,18 +87,12 @@ def _end_message(record: Record) -> str:
     return ""
 
 
-class _FileChanges:
-    """Whether a file was written since the last look. Without a path, for a database, it may always have changed."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._seen = path, (0, 0)
-
-    def has_changed(self) -> bool:
-        if self._path is None:
-            return True
-        stat = self._path.stat()
-        before, self._seen = self._seen, (stat.st_mtime_ns, stat.st_size)
-        return self._seen != before
+def _file_version(path: Path | None) -> object:
+    """A value that changes when the file is written; without a path, for a database, it always changes."""
+    if path is None:
+        return object()
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 class _DriverMonitor:

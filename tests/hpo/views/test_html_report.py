@@ -315,7 +315,7 @@ def test_cells_are_what_a_strip_was_made_of(channels):
     for found, made in zip(split_strip(np.asarray(draw_strip(columns, scale=1))), columns, strict=True):
         expected = np.rint((made + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
         assert np.array_equal(found.reshape(expected.shape), expected)
-    with pytest.raises(ValueError, match="no 3 columns"):
+    with pytest.raises(ValueError, match="not 3 columns"):
         split_strip(np.asarray(draw_strip(columns[:2, :3], scale=1)))
 
 
