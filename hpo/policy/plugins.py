@@ -22,7 +22,7 @@ from model.common.errors import ConfigError
 from model.training_report import SMALL
 
 
-def sampler(search: SearchConfig, seed: int) -> BaseSampler:
+def create_sampler(search: SearchConfig, seed: int) -> BaseSampler:
     """Make a new sampler, so that a suggestion depends on the study and the seed alone.
 
     Raises:
@@ -40,11 +40,11 @@ def sampler(search: SearchConfig, seed: int) -> BaseSampler:
             group=True,
             constant_liar=True,  # keeps suggestions away from running trials
         )
-    from_file: BaseSampler = _from_file("sampler", search.sampler, BaseSampler, "sampler(seed)", seed)
+    from_file: BaseSampler = load_from_file("sampler", search.sampler, BaseSampler, "sampler(seed)", seed)
     return from_file
 
 
-def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> BasePruner | None:
+def create_pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> BasePruner | None:
     """Make the pruner; None: the search has none.
 
     Args:
@@ -67,7 +67,7 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
     if search.pruner in FORMER_PRUNERS:
         rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
         return FormerPruner(rule, grace_period=search.grace_epochs, reduction_factor=search.reduction_factor)
-    from_file: BasePruner = _from_file("pruner", search.pruner, BasePruner, "pruner()")
+    from_file: BasePruner = load_from_file("pruner", search.pruner, BasePruner, "pruner()")
     return from_file
 
 
@@ -85,7 +85,7 @@ def digest(path: str) -> str | None:
         return None
 
 
-def _from_file(option: str, path: str, kind: type, signature: str, *arguments: Any) -> Any:
+def load_from_file(option: str, path: str, kind: type, signature: str, *arguments: Any) -> Any:
     function = getattr(_module(option, path), option, None)
     if not callable(function):
         raise ConfigError(f"{option}={path}: the file must define {signature}, which returns an optuna {kind.__name__}")

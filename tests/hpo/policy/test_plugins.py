@@ -126,7 +126,7 @@ def test_what_a_sampler_keeps_with_the_trials_is_there_for_its_next_suggestion(t
 
     record = Record.create(tmp_path, "first", SEARCH)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plugins, "sampler", lambda search, seed: Counting(seed=seed))
+        patched.setattr(plugins, "create_sampler", lambda search, seed: Counting(seed=seed))
         run_all(controller(record))
     kept = [trial.user_attrs[KEPT] for trial in Record(tmp_path, "first").trials()]
     assert kept == [{"count": number} for number in range(1, 17)]

@@ -128,7 +128,7 @@ def test_what_the_server_has_not_settled_is_waited_for(runs, url, caplog):
     """A commit under way, or a transaction whose client is gone."""
     record = create(runs, url)
     with record._study._storage.engine.connect() as other:
-        other.execute(study_database._CLAIM, {"study": record._study._id})
+        other.execute(study_database._ROW_LOCK, {"study": record._study._id})
         timer = threading.Timer(0.5, other.rollback)
         timer.start()
         record.add(suggest([], SPACE, SEARCH))
