@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store.layout import EXPORT, FINAL, STUDY_FILE
+from hpo.store.file_names import EXPORT, FINAL, STUDY_FILE
 from hpo.store.lease import Lease, generation_of, is_claim
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpo.store.reconciliation import LocalState, Resolution, RemoteState, plan_reconciliation
+from hpo.store.reconciliation import LocalState, RemoteState, Resolution, plan_reconciliation
 
 OLD, LAST = "000001-aaaaaaaa", "000002-bbbbbbbb"
 
@@ -20,7 +20,9 @@ OLD, LAST = "000001-aaaaaaaa", "000002-bbbbbbbb"
         pytest.param(("a", OLD), ("a", LAST), Resolution.PULL, id="another driver came after the folder's"),
         pytest.param(("a", OLD), ("a", None), Resolution.PULL, id="the storage has no claim"),
         pytest.param(("b", None), ("a", LAST), Resolution.REFUSE_OTHER, id="another search of this name"),
-        pytest.param(("b", LAST), ("a", LAST), Resolution.REFUSE_OTHER, id="another search, whoever was the last driver"),
+        pytest.param(
+            ("b", LAST), ("a", LAST), Resolution.REFUSE_OTHER, id="another search, whoever was the last driver"
+        ),
         pytest.param(("a", LAST), ("a", LAST), Resolution.KEEP_LOCAL, id="the folder's driver was the last"),
         pytest.param((None, LAST), ("a", LAST), Resolution.KEEP_LOCAL, id="the same, and opening the record will fail"),
         pytest.param(("a", LAST, "damaged"), ("a", LAST), Resolution.REPAIR, id="its study is damaged"),

@@ -24,8 +24,8 @@ from postgres import PASSWORD, Loss, Postgres, Wire, postgres
 from rich.console import Console
 
 from hpo.cli.commands import main
-from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.run.search import SearchRun
 from hpo.store import search_results, study_database
 from hpo.store.record import Record
