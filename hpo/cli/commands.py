@@ -65,21 +65,21 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _open_storage(arguments: argparse.Namespace) -> Storage | None:
-    from hpo.store.replication import open_storage
+    from hpo.store.study_replication import open_storage
 
     return open_storage(arguments.storage, arguments.runs, interactive=True)
 
 
 def _open_record(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
     """The record of the search that a command is about."""
-    from hpo.store.replication import open_read_only
+    from hpo.store.study_replication import open_read_only
 
     return open_read_only(arguments.runs, arguments.name, _open_storage(arguments), read_only=read_only)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from hpo.store.replication import open_read_only, search_names
     from hpo.store.search_file import list_names
+    from hpo.store.study_replication import open_read_only, search_names
 
     rows, storage = [], _open_storage(arguments)
     for name in search_names(storage) if storage else list_names(arguments.runs):
@@ -210,13 +210,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from hpo.run import export
-    from hpo.store import layout, search_results
+    from hpo.store import file_names, search_results
     from model.data.memory_mapped import PixelFiles
     from model.export import check_target
     from model.export_quality import quality_table
 
     with _open_record(arguments) as record:
-        check_target(arguments.to or record.user_folder / layout.EXPORT)
+        check_target(arguments.to or record.user_folder / file_names.EXPORT)
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=absolute_data(arguments.data))
@@ -235,13 +235,13 @@ def _export(arguments: argparse.Namespace) -> int:
         print(quality_table(manifest["metrics"]))
         if manifest["metrics"]["test"] is None:
             say("The search has not ended, so it was not measured on the test images.")
-        say(f"Exported to {arguments.to or record.user_folder / layout.EXPORT}")
+        say(f"Exported to {arguments.to or record.user_folder / file_names.EXPORT}")
     return EXIT_DONE
 
 
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo.store import search_results
-    from hpo.store.replication import acquire
+    from hpo.store.study_replication import acquire
     from hpo.tracking.wandb_login import log_in, remove_inherited_settings
     from hpo.tracking.wandb_tracker import sync
 

@@ -21,8 +21,8 @@ from model.data.image_folder import check_layout
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
-from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES
+from model.training_files import BEST
 from model.training_report import failure_reason
 from model.training_run import TrainingRun
 

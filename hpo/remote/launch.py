@@ -19,7 +19,7 @@ import search_spaces
 from hpo.cluster import cluster_config
 from hpo.cluster.config_values import Config
 from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE
-from hpo.policy import sampling
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig, check_name
 from hpo.remote.ray_jobs import UNFINISHED, connect_to_jobs
 from hpo.remote.ssh import ENVIRONMENT, HeadError, HeadNode, connect_to_head
@@ -78,7 +78,7 @@ def _check_request(
     errors.attempt(_check_space, search, options)
     errors.attempt(_check_data, options.get("data", _DEFAULTS.data))
     if search:
-        errors.attempt(sampling.check_plugins, search)
+        errors.attempt(suggestions.check_plugins, search)
     if search and config:
         errors.attempt(_check_worker_size, search, config)
     if errors or config is None or search is None:

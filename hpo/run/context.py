@@ -14,7 +14,7 @@ from hpo.cluster.budget import COST, TimeAndCostBudget, create_budget
 from hpo.policy.search_config import SEARCH_FILE
 from hpo.store import search_results
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune.on_demand_fallback import OnDemandFallback
 from hpo.views.progress import Progress
 from model.common.errors import ConfigError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.policy.leaderboard import candidates
-from hpo.store.layout import EXPORT, FINAL
+from hpo.store.file_names import EXPORT, FINAL
 from hpo.store.record import Record
 from hpo.store.search_results import extent, final_wins, ranked_finalists, winner
 from model.checkpoint import CheckpointError, load_checkpoint
@@ -15,7 +15,7 @@ from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
-from model.run_layout import BEST
+from model.training_files import BEST
 
 
 def export_winner(

@@ -12,13 +12,13 @@ import ray
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.retry_policy import MAX_ATTEMPTS
 from hpo.run.context import SearchContext
-from hpo.store import layout, search_results
-from hpo.store.checkpoint_sync import was_trained_with
+from hpo.store import file_names, search_results
+from hpo.store.checkpoint_upload import was_trained_with
 from hpo.store.record import Record
 from hpo.tune.trainable import FinalTraining
 from hpo.views.formatting import collapse_message
 from model.config import TrainConfig
-from model.run_layout import BEST, LAST, LEARNING_RATES
+from model.training_files import BEST, LAST, LEARNING_RATES
 from model.training_report import EvalReport, Objective, failure_reason
 
 MAX_RESTORES = 2  # times that a final training returns to its best epoch, each time with half the learning rates
@@ -34,7 +34,7 @@ def train_final(context: SearchContext) -> None:
     epoch with half the rates, MAX_RESTORES times; after that the next finalist's configuration is trained.
     """
     record = context.record
-    record.set_metadata(layout.FINAL, None)  # the checkpoint of an earlier one is about to be overwritten
+    record.set_metadata(file_names.FINAL, None)  # the checkpoint of an earlier one is about to be overwritten
     for number in search_results.ranked_finalists(record):
         while True:
             key = (number, record.search.final_epochs)  # a final training of another length is another training
@@ -44,7 +44,7 @@ def train_final(context: SearchContext) -> None:
             event = train_longer(context, number, collapses)
             if event is None:
                 return
-            record.set_metadata(layout.COLLAPSES, [*search_results.collapses(record), event])
+            record.set_metadata(file_names.COLLAPSES, [*search_results.collapses(record), event])
             context.replicator.flush()
             context.say(collapse_message(event))
 
@@ -66,7 +66,7 @@ def train_longer(context: SearchContext, number: int, collapses: Sequence[Collap
     reason = _failure(reports, config)
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
-        record.set_metadata(layout.FINAL, {"trial": number, **context.with_value(metrics)})
+        record.set_metadata(file_names.FINAL, {"trial": number, **context.with_value(metrics)})
         context.replicator.flush()
     ray.kill(training)
     if reason is None:
@@ -92,7 +92,7 @@ def plan_restore(
 
 def _delete_other_training(record: Record, config: TrainConfig, *, is_restore: bool) -> None:
     """Delete the checkpoints of a final training with another configuration."""
-    folder = record.folder / layout.FINAL
+    folder = record.folder / file_names.FINAL
     if record.storage is not None:
         return  # the process of the training looks for itself
     other_rates = LEARNING_RATES if is_restore else ()
@@ -105,7 +105,7 @@ def _start_process(context: SearchContext, number: int, config: TrainConfig, *, 
     # A narrow network has as many threads as a trial, although it has the node to itself: at width 16 a second thread
     # costs more than it gains, and beside other work ten times as much (docs/log.md).
     threads = context.cluster.cpus_per_trial if config.width < _WIDE else resources["num_cpus"]
-    setup = context.training_config(number, config.as_dict(), context.record.folder / layout.FINAL, threads)
+    setup = context.training_config(number, config.as_dict(), context.record.folder / file_names.FINAL, threads)
     # Ray restarts a process that died, from its last checkpoint, as often as the search restarts a trial.
     options = {**resources, "max_restarts": MAX_ATTEMPTS - 1, "max_task_retries": MAX_ATTEMPTS - 1}
     return FinalTraining.options(**options).remote(setup, back_to_best=is_restore)  # type: ignore[attr-defined]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import search_spaces
-from hpo.policy import sampling
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig, check_name
 from hpo.store.object_storage import Storage
-from hpo.store.replication import find_search, open_storage, similar_name
 from hpo.store.search_file import check_compatible, check_free
+from hpo.store.study_replication import find_search, open_storage, similar_name
 from hpo.tune import ray_session
 from model.common.errors import ConfigError, ErrorCollector
 from model.config import TrainConfig
@@ -67,7 +67,7 @@ def check_request(
         errors.attempt(check_compatible, name, *existing, options)
     errors.attempt(_check_space, search, current, options)
     if search:
-        errors.attempt(sampling.check_plugins, search)
+        errors.attempt(suggestions.check_plugins, search)
     errors.attempt(check_layout, options.get("data", current.data))
     if search:
         errors.attempt(ray_session.check_address, search, is_new=existing is None)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store.layout import LOCK_FILE
+from hpo.store.file_names import LOCK_FILE
 from hpo.store.lease import acquire_lease
 from hpo.store.lock import acquire_lock, has_open, lease_owner, lock_owner
 from hpo.store.object_storage import Storage

@@ -29,11 +29,11 @@ from hpo.run.preflight import SearchRequest, check_request, load_inputs
 from hpo.run.process_control import delete_search
 from hpo.run.shutdown import HEAD_GONE, ShutdownHandler, StopReason
 from hpo.run.trials import run_trials
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.object_storage import StorageError
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator, acquire
 from hpo.store.study_database import StudyAwayError
+from hpo.store.study_replication import StorageReplicator, acquire
 from hpo.tune import ray_session
 from hpo.views.progress import Progress
 from hpo.views.terminal import Terminal
@@ -166,7 +166,7 @@ class SearchRun:
                         train_final(context)
             context.progress.show_export()
             test = export.export_winner(record, self.images, is_over=True)["metrics"]["test"]
-            self.replicator.upload(record.folder / layout.EXPORT)
+            self.replicator.upload(record.folder / file_names.EXPORT)
         print_result(context, test)
         if tracker:
             tracker.export()
@@ -194,7 +194,7 @@ class SearchRun:
             self._acquire(resources)
             self._is_new = True
         pixel_files.delete_leftovers()
-        self.record.set_metadata(layout.IMAGES, self.images.digest)
+        self.record.set_metadata(file_names.IMAGES, self.images.digest)
         self.replicator.start()
         resources.callback(self.replicator.stop)
 

@@ -12,7 +12,7 @@ from hpo.policy import trial_attributes
 from hpo.run.context import SearchContext
 from hpo.search_controller import Listener, SearchController
 from hpo.store.checkpoint_retention import Retention
-from hpo.tune.budget_stopper import CostLimitStopper
+from hpo.tune.cost_limit_stopper import CostLimitStopper
 from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.preemption import PreemptionHandler

@@ -19,10 +19,10 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndI
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 
 from hpo.policy.leaderboard import DEAD, outcome_of, reports_of
-from hpo.store.layout import FINAL
+from hpo.store.file_names import FINAL
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
-from model.run_layout import LAST
+from model.training_files import LAST
 from model.training_report import EvalReport
 
 FOLDER = "tensorboard"

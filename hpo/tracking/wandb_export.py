@@ -9,12 +9,12 @@ import wandb
 
 from hpo.policy import leaderboard
 from hpo.store import search_results
-from hpo.store.layout import EXPORT
+from hpo.store.file_names import EXPORT
 from hpo.store.record import Record
 from hpo.tracking.wandb_runs import STRIP_COLUMNS, picture_path
 from hpo.views.formatting import collapse_message
 from model.export import STRIP_FILE
-from model.run_layout import strip_name
+from model.training_files import strip_name
 
 ALIASES = ("best", "candidate")  # of the exported generator
 _PICTURED_TRIALS = 10

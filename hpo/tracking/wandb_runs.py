@@ -20,13 +20,13 @@ from optuna.trial import FrozenTrial
 from hpo.policy import leaderboard
 from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.trial_attributes import CONFIG
-from hpo.store.layout import EXPORT, FINAL
+from hpo.store.file_names import EXPORT, FINAL
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.data.image_formats import ImageError
 from model.data.image_reading import read_image
 from model.denoise import verify_files
-from model.run_layout import LAST, should_log_images, strip_name
+from model.training_files import LAST, should_log_images, strip_name
 from model.training_report import EvalReport
 
 log = logging.getLogger(__name__)

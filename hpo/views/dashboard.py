@@ -30,7 +30,7 @@ from hpo.policy.trial_attributes import REPORTS, SUGGESTED_BY
 from hpo.store.record import Record
 from hpo.views.formatting import counts, outcome
 from model.common.errors import ConfigError, MachineError
-from model.run_layout import should_log_images, strip_name
+from model.training_files import should_log_images, strip_name
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from hpo.views.formatting import collapse_message, outcome, place_options
 from hpo.views.report_analysis import importance, pareto, time_spent, would_longer_help
@@ -31,8 +31,8 @@ from model.data.image_reading import read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
 from model.picture_strip import split_strip
-from model.run_layout import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
+from model.training_files import LAST, strip_name
 from model.training_report import EvalReport, failure_reason, objective_value
 
 # By search space: how many of its first starting points come from the slides, and a name for what they share.
@@ -68,7 +68,7 @@ def contents(record: Record) -> dict[str, Any]:
         "final_wins": search_results.final_wins(record),
         "final_training": final,
         "grace_epochs": search.grace_epochs,
-        "collapse_messages": [collapse_message(event) for event in document[layout.COLLAPSES]],
+        "collapse_messages": [collapse_message(event) for event in document[file_names.COLLAPSES]],
         "slides": slides,
         "starts": starts,
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
@@ -80,8 +80,8 @@ def contents(record: Record) -> dict[str, Any]:
         "spent": time_spent(rows, search.epochs),
         "export": export,
         "options": "".join(f" {shlex.quote(word)}" for word in place_options(record.user_folder.parent, storage)),
-        "export_path": str(record.user_folder / layout.EXPORT),
-        "export_folder": shlex.quote(str(record.user_folder / layout.EXPORT)),
+        "export_path": str(record.user_folder / file_names.EXPORT),
+        "export_folder": shlex.quote(str(record.user_folder / file_names.EXPORT)),
         "pictures": _pictures(record, rows, starts, final),
     }
     plain: dict[str, Any] = _plain(data)
@@ -173,7 +173,7 @@ def _range(distributions: Sequence[Any]) -> dict[str, Any]:
 def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     """What the manifest of this search's export says; None if there is no export."""
     try:
-        manifest = read_manifest(record.fetch(record.folder / layout.EXPORT / MANIFEST).parent)
+        manifest = read_manifest(record.fetch(record.folder / file_names.EXPORT / MANIFEST).parent)
     except DenoiseError:
         return None
     origin = manifest["origin"]
@@ -198,7 +198,7 @@ def _validation(search: SearchConfig, export: Mapping[str, Any] | None) -> dict[
 
 def _final_training(record: Record) -> dict[str, Any] | None:
     """The learning curve of the final training, over or not, and its best epoch; None if it has not begun."""
-    path = record.folder / layout.FINAL / LAST
+    path = record.folder / file_names.FINAL / LAST
     if not record.search.final_epochs or not record.fetch(path).exists():
         return None
     try:
@@ -250,7 +250,7 @@ def _pictures(
         for row in [*best, *others]
     }
     if final:
-        files[layout.FINAL] = record.folder / layout.FINAL / strip_name(final["best_epoch"])
+        files[file_names.FINAL] = record.folder / file_names.FINAL / strip_name(final["best_epoch"])
     denoised: dict[str, np.ndarray] = {}
     noisy = clean = None
     for name, path in files.items():

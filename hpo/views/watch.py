@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.store import layout, search_results
-from hpo.store.layout import STATUS_FILE
+from hpo.store import file_names, search_results
+from hpo.store.file_names import STATUS_FILE
 from hpo.store.lock import lease_owner, lock_owner
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
-from hpo.store.replication import open_read_only
+from hpo.store.study_replication import open_read_only
 from hpo.views.formatting import command_to_continue
 from hpo.views.live_table import Display, phase_message
 from hpo.views.status_file import Status
@@ -81,7 +81,7 @@ def _end_message(record: Record) -> str:
     if not search_results.is_over(record):
         return ""
     if search_results.is_exported(record):
-        return f"{record.name} is finished; its winner is in {record.user_folder / layout.EXPORT}"
+        return f"{record.name} is finished; its winner is in {record.user_folder / file_names.EXPORT}"
     if search_results.winner(record) is None:
         return f"{record.name} is finished: no trial produced a valid result"
     return ""

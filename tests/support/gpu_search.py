@@ -23,7 +23,7 @@ from hpo.run import trials
 from hpo.run.context import SearchContext
 from hpo.run.plan import describe_plan
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.progress import Progress

@@ -30,8 +30,8 @@ from hpo.store.record import Record
 from hpo.tune import trainable
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
-from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.training_files import BEST
 from model.training_run import TrainingRun
 
 TRIALS, EPOCHS = 5, 3

@@ -33,7 +33,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.run import trials
 from hpo.run.context import SearchContext, open_budget
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.progress import Progress

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from hpo.policy.search_budget import SearchBudget
+from hpo.policy.budget_protocol import SearchBudget
 from hpo.tune.errors import propagate_errors
 
 _CHECK_SECONDS = 1.0
