@@ -36,8 +36,8 @@ from model.denoise import Denoiser
 from model.export import export
 from model.export_quality import evaluate
 from model.picture_strip import draw_strip
-from model.run_layout import LAST
 from model.trainer import load_generator
+from model.training_files import LAST
 from model.training_run import TrainingRun
 
 # Settings that the slides do not state, once for all eight trainings; docs/slides.md gives the reasons.

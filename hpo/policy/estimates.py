@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
-from hpo.policy import pruning, trial_attributes
+from hpo.policy import report_decision, trial_attributes
 from hpo.policy.search_config import SearchConfig
 
 
@@ -19,7 +19,7 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
     """
     reached = [len(trial.user_attrs[trial_attributes.REPORTS]) for trial in trials]
     ended = [epochs for epochs, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
-    left, shares = [0.0] * (search.epochs + 1), [*pruning.survival_shares(search), 0.0]
+    left, shares = [0.0] * (search.epochs + 1), [*report_decision.survival_shares(search), 0.0]
     for epoch in range(search.epochs, 0, -1):
         predicted = 1 - shares[epoch] / shares[epoch - 1]
         share = (predicted + ended.count(epoch)) / (1 + sum(epochs >= epoch for epochs in reached))
@@ -29,4 +29,4 @@ def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[flo
 
 def expected_epochs(search: SearchConfig) -> float:
     """The mean number of epochs of a trial, by the pruner's rule alone."""
-    return sum(pruning.survival_shares(search))
+    return sum(report_decision.survival_shares(search))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.policy.trial_attributes import FAILURES, MIGRATIONS
 from model.common.errors import ConfigError, MachineError, NotSharedError
 from model.common.files import DISK_FULL_ERRNOS, describe_os_error
 
@@ -75,15 +76,16 @@ def classify_failure(error: BaseException | str, *, oom_kills: int = 0) -> Trial
     return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL if is_bad_input else FailureAction.RETRY)
 
 
-def final_error(failure: TrialFailure, count: int) -> str | None:
+def final_error(failure: TrialFailure, trial: FrozenTrial) -> str | None:
     """The error of a trial that is not retried; None: it is retried.
 
     Args:
-        failure: the latest one.
-        count: failures of the trial on record, or its migrations where this is one; the latest included.
+        failure: the latest one, which is on record.
+        trial: its failures are counted over all drivers, and so are its migrations.
     """
     is_migration = failure.action is FailureAction.MIGRATE
-    limit = MAX_MIGRATIONS if is_migration else MAX_ATTEMPTS
+    key, limit = (MIGRATIONS, MAX_MIGRATIONS) if is_migration else (FAILURES, MAX_ATTEMPTS)
+    count = len(trial.user_attrs[key])
     if failure.action in (FailureAction.RETRY, FailureAction.MIGRATE) and count < limit:
         return None
     verb = "moved" if is_migration else "died"

@@ -77,8 +77,8 @@ class SearchConfig:
     seed: int = option(0, "random seed", metavar="N", group=SEARCHED)
     data: str = option(
         "fashion-mnist",
-        "images: fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images. To continue "
-        "a search whose images have moved, give their new place",
+        "images: fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images. To "
+        "continue a search whose images have moved, give their new place",
         metavar="NAME|FOLDER",
         group=SEARCHED,
         changeable=True,  # the images themselves are compared: hpo.store.search_results

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store.layout import EXPORT, FINAL, STUDY_FILE
+from hpo.store.file_names import EXPORT, FINAL, STUDY_FILE
 from hpo.store.lease import Lease, generation_of, is_claim
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
@@ -34,7 +34,7 @@ _STUDY_PREFIX = "study/"
 # --- the decision ---------------------------------------------------------------------------------------------------
 
 
-class Plan(Enum):
+class Resolution(Enum):
     """How a folder and its storage are brought together."""
 
     IMPORT = auto()  # the storage lacks the search: upload the folder
@@ -64,17 +64,17 @@ class RemoteState:
     has_study: bool = True
 
 
-def plan_reconciliation(local: LocalState, remote: RemoteState) -> Plan:
+def plan_reconciliation(local: LocalState, remote: RemoteState) -> Resolution:
     """Decide which side counts. Pure."""
     if remote.search_id is None:
-        return Plan.REFUSE_DELETED if local.claim else Plan.IMPORT
+        return Resolution.REFUSE_DELETED if local.claim else Resolution.IMPORT
     if local.search_id not in (None, remote.search_id):
-        return Plan.REFUSE_OTHER
+        return Resolution.REFUSE_OTHER
     if local.claim is None or local.claim != remote.last_claim:
-        return Plan.PULL
+        return Resolution.PULL
     if not local.damage:
-        return Plan.KEEP_LOCAL
-    return Plan.REPAIR if remote.has_study else Plan.REFUSE_DAMAGED
+        return Resolution.KEEP_LOCAL
+    return Resolution.REPAIR if remote.has_study else Resolution.REFUSE_DAMAGED
 
 
 # --- its execution --------------------------------------------------------------------------------------------------
@@ -103,17 +103,17 @@ def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -
         has_study=not local.damage or bool(list_studies(storage)),
     )
     match plan_reconciliation(local, remote):
-        case Plan.IMPORT:
+        case Resolution.IMPORT:
             _import(storage, folder, lease.name)
-        case Plan.PULL:
+        case Resolution.PULL:
             download(storage, folder)
-        case Plan.REPAIR:
+        case Resolution.REPAIR:
             _repair(storage, folder, local.damage)
-        case Plan.REFUSE_DAMAGED:
+        case Resolution.REFUSE_DAMAGED:
             raise DamagedError(local.damage)
-        case Plan.REFUSE_DELETED:
+        case Resolution.REFUSE_DELETED:
             raise ConfigError(f"{storage}: the search was deleted from the storage; {folder} is only a copy of it")
-        case Plan.REFUSE_OTHER:
+        case Resolution.REFUSE_OTHER:
             raise ConfigError(f"{folder}: is another search than {storage}; choose another name, or another --runs")
 
 

@@ -30,7 +30,7 @@ from hpo.cli import arguments
 from hpo.cli.commands import main
 from hpo.cli.search_options import read_search_options
 from hpo.policy.search_config import SearchConfig
-from hpo.store.layout import IMAGES
+from hpo.store.file_names import IMAGES
 from hpo.store.record import Record
 from hpo.tune import ray_session
 from model.common.errors import ErrorCollector

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from hpo.policy.estimates import epochs_left, expected_epochs
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.pruning import next_comparison
-from hpo.policy.sampling import suggest
+from hpo.policy.report_decision import next_comparison
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
 from hpo.store import search_results
 from hpo.store.record import Record

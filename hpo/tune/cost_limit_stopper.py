@@ -1,4 +1,7 @@
-"""Ray Tune's stopper: ends the trials when the money is used up, and saves what was spent."""
+"""Ray Tune's stopper: ends the trials when the money is used up, and saves what was spent.
+
+The rule is in hpo.cluster.budget.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from hpo.policy.search_budget import SearchBudget
+from hpo.policy.budget_protocol import SearchBudget
 from hpo.tune.errors import propagate_errors
 
 _CHECK_SECONDS = 1.0
