@@ -176,7 +176,7 @@ def test_a_bad_space_is_refused_with_the_rule_and_the_value(tmp_path, source, ru
     ("name", "rule"),
     [
         ("losses_and_rate", ["losses_and_rate:", "Did you mean losses_and_rates?", "my_space.py"]),
-        ("nowhere/space.py", ["nowhere/space.py", "no such file"]),
+        ("nowhere/space.py", ["nowhere/space.py", "file not found"]),
         ("", ["no such space"]),
     ],
 )

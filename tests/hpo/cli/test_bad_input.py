@@ -208,7 +208,7 @@ COMMAND_LINE = {
         "launch file.txt ../x --trials 0 --noise gauss:3 --space optimisers --set widht=3",
         ["file.txt: a cluster file is a mapping", "name='../x'", "trials=0", "gauss:3", "space=optimisers", "widht"],
     ),
-    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "something"]),
+    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "not an export"]),
     "a name that leads outside": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
