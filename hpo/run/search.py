@@ -86,8 +86,8 @@ class SearchRun:
         self.request, self.console = request, console
         storage = request.storage.address if request.storage else None
         self.shutdown = ShutdownHandler(request.name, request.runs, storage)
-        self._is_new = False  # this driver has begun the search, and no other has acquired it
-        self._is_searching = False  # signals are handled, and --on-finish is due
+        self._is_new = False  # this driver created the search, so that it may delete it
+        self._is_searching = False  # from here on signals end it cleanly, and --on-finish runs at its end
 
     def run(self) -> int:
         """Run all phases.
@@ -95,8 +95,9 @@ class SearchRun:
         | exception                                        | exit code                                              |
         |--------------------------------------------------|--------------------------------------------------------|
         | KeyboardInterrupt, after a signal                | 130, 143, or 75 if another thread requested it         |
+        | RayHalfStartedError                              | 130 or 143, without an orderly end of Python           |
         | HeadGoneError, StorageError, StudyAwayError      | 75: the same command continues the search              |
-        | RayError, TuneError, MachineError, OSError       | 4, after --on-finish                                   |
+        | RayError, TuneError, MachineError, OSError       | 4, after --on-finish; 75 if a StorageError caused it   |
         | ConfigError                                      | 2; a new search without trials is deleted              |
 
         `hpo.cli` returns the codes 2 and 4 for the exceptions that pass through here.
@@ -177,7 +178,7 @@ class SearchRun:
     def _begin_or_continue(self, resources: ExitStack) -> None:
         """Load the images and the search space, and acquire the search: its lock, its lease, its newest record."""
         request = self.request
-        # They lie beside the folder of the search, which exists only once the images are known to be good.
+        # Beside the search's folder, which is created only after the images were checked.
         pixel_files = resources.enter_context(PixelFiles(request.runs, request.name))
         if request.exists:
             self._acquire(resources)
@@ -188,7 +189,7 @@ class SearchRun:
         else:
             search = SearchConfig(**request.options)
             self.space, self.images = load_inputs(search, pixel_files)
-            # The black and white points in numbers: they outlive a change of the default.
+            # The black and white points as numbers: a later change of the default must not affect this search.
             explicit = replace(search, range=self.images.pixel_format.explicit.range)
             Record.create(request.runs, request.name, explicit)
             self._acquire(resources)
@@ -229,7 +230,7 @@ class SearchRun:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def _run_on_finish(self, code: int, reason: str) -> None:
-        """Run --on-finish for a search that has ended by itself; one that was stopped continues some day."""
+        """Run --on-finish for a search that has ended by itself; one that was stopped can be continued."""
         if self._is_searching:
             run_on_finish(self.record, code, reason)
 
