@@ -328,7 +328,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     print(quality_table(manifest["metrics"]))
     say(
         f"{arguments.to}: trial {trial} of {arguments.name}; every file has its digest, and the model gives the same "
-        f"results here as there.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n  hpo evaluate {arguments.to}"
+        f"results as on the head.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n  hpo evaluate {arguments.to}"
     )
     return EXIT_DONE
 

@@ -6,6 +6,7 @@ browser can send such requests to a port of this machine. So the server refuses 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import threading
@@ -22,7 +23,7 @@ import optuna
 import optuna_dashboard
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.policy import leaderboard
@@ -110,16 +111,8 @@ class Snapshot:
         for trial in self._record.trials():
             before = self._seen.get(trial.number)
             if before is None:
-                template = create_trial(
-                    state=trial.state,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    values=trial.values,
-                    intermediate_values=trial.intermediate_values,
-                    user_attrs=self._facts(trial),
-                    system_attrs=self.pictures.attributes(trial),
-                )
-                template.datetime_start, template.datetime_complete = trial.datetime_start, trial.datetime_complete
+                template = copy.copy(trial)
+                template.user_attrs, template.system_attrs = self._facts(trial), self.pictures.attributes(trial)
                 self.storage.create_new_trial(self._study._study_id, template)  # its id is its number
             elif trial != before:
                 self._change(trial, before)
