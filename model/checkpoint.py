@@ -22,16 +22,9 @@ class CheckpointError(MachineError):
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a state as one file, atomically: a reader sees the old file or the new one.
+    """Write tensors and a JSON-ready state as one file, atomically: a reader sees the old file or the new one.
 
-    The file includes its digest, since two files could not be replaced in one step.
-
-    Args:
-        tensors: of any shape and device, by name.
-        state: JSON-ready.
-
-    Raises:
-        OSError: it cannot be written.
+    The file includes its digest, since two files could not be replaced in one step. Raises OSError.
     """
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, allow_nan=False)

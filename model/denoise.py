@@ -91,13 +91,9 @@ class Denoiser:
         return pixels[0] if image.ndim == 2 else pixels.transpose(1, 2, 0)
 
     def batch(self, noisy: np.ndarray) -> np.ndarray:
-        """Run the network itself.
+        """Run the network on float32 (N, C, H, W) in [-1, 1]. Raises DenoiseError.
 
-        Args:
-            noisy: float32 (N, C, H, W) in [-1, 1], H and W multiples of the manifest's size_multiple.
-
-        Raises:
-            DenoiseError: the network fails.
+        H and W must be multiples of the manifest's size_multiple.
         """
         step = max(1, _BATCH_PIXELS // (noisy.shape[2] * noisy.shape[3]))
         parts = [self._run(noisy[i : i + step]) for i in range(0, len(noisy), step)]

@@ -24,14 +24,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Space:
-    """Load a space.
+    """Load a space from a module of this package or a Python file, by its name or path. Raises SpaceError.
 
-    Args:
-        name: a module of this package, or the path of a Python file; it defines suggest(trial, base) and perhaps
-            STARTING_POINTS.
-
-    Raises:
-        SpaceError: there is no such space, or the file fails or lacks something.
+    It defines suggest(trial, base) and perhaps STARTING_POINTS.
     """
     if name.endswith(".py"):
         module = run_file(Path(name))
@@ -56,15 +51,7 @@ def _is_point(point: Any) -> bool:
 
 
 def run_file(path: Path, option: str = "space") -> types.ModuleType:
-    """Run a user's Python file. It can import the modules beside it; no bytecode is written there.
-
-    Args:
-        path: of the file.
-        option: the option that names it, for error messages.
-
-    Raises:
-        SpaceError: the file does not exist, or raises something.
-    """
+    """Run a user's Python file, which `option` names. It can import the modules beside it. Raises SpaceError."""
     if not os.path.isfile(path):
         raise SpaceError(f"{option}={path}: file not found")
     module = types.ModuleType(f"user_{option}_{path.stem}")

@@ -78,7 +78,7 @@ class Space:
             raise SpaceError(str(error)) from error
 
     def check(self, base: TrainConfig, fixed: Mapping[str, Any]) -> dict[str, Any]:
-        """Sample the space, starting points first, before a search is started.
+        """Sample the space, starting points first, before a search is started. Raises SpaceError.
 
         Args:
             base: the configuration that all trials share.
@@ -86,9 +86,6 @@ class Space:
 
         Returns:
             A description for `differences`, JSON-ready: the distributions, and the configurations of samples.
-
-        Raises:
-            SpaceError: the space cannot be searched.
         """
         distributions: dict[str, set[str]] = {}
         samples: list[dict[str, Any]] = []

@@ -25,12 +25,7 @@ class DeviceImages:
 
     @classmethod
     def to_device(cls, images: Images, noise: str, device: torch.device, *, num_validation: int) -> DeviceImages:
-        """Move images to a device, without a copy of the training images on the CPU.
-
-        Args:
-            noise: a spec such as gaussian:30, or real.
-            num_validation: number of validation images to use.
-        """
+        """Move images, with noise such as gaussian:30 or real, without a copy of the training images on the CPU."""
         noisy, clean = images.validation[:num_validation].with_noise(noise, "validation")
         return cls(
             train=_train_images_on(images.train, images.pixel_format, device),
@@ -51,14 +46,11 @@ class DeviceImages:
         return channels, height, width
 
     def batch(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make a batch without synchronising with the device.
+        """Return noisy and clean images, float32 (B, C, H, W) in [-1, 1], without synchronising with the device.
 
         Args:
             rows: indices of training images, (B,).
             generator: for crops and noise.
-
-        Returns:
-            Noisy and clean images, float32 (B, C, H, W) in [-1, 1].
         """
         if isinstance(self.train, DeviceVariableSizeImages):
             clean, noisy = self.train.crops(rows, generator)

@@ -54,11 +54,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 def read_image(path: Path, content: bytes | None = None) -> ImageFile:
     """Read the one image of a file, by its content whatever its name.
 
-    Palettes and CMYK become RGB, bilevel becomes grey. Of a phone's JPEG with several pictures the first is read.
-
-    Args:
-        path: of the file, for error messages if `content` is given.
-        content: of a file that is not on this machine; None: read it.
+    Palettes and CMYK become RGB, bilevel becomes grey. Of a phone's JPEG with several pictures the first is read. With
+    `content`, of a file on another machine, `path` is for error messages only.
 
     Raises:
         ImageError: several frames (for a TIFF SeveralPagesError), too many pixels, another pixel format than 8 bits,
@@ -213,12 +210,7 @@ def _read_deep(path: Path, content: bytes, form: str) -> np.ndarray | None:
 
 
 def _upright(pixels: np.ndarray, read_exif: Callable[[], Image.Exif], **fields: Any) -> ImageFile:
-    """Turn pixels, (H, W) or (H, W, 1 to 4), as EXIF says, and separate colours and alpha.
-
-    Args:
-        read_exif: may raise anything where EXIF is damaged.
-        fields: other fields of ImageFile.
-    """
+    """Turn pixels, (H, W) or (H, W, 1 to 4), as EXIF says, and separate colours and alpha."""
     planes = np.atleast_3d(pixels)
     orientation, resolution, exif = 1, fields.pop("resolution", None), None
     try:

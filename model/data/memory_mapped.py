@@ -45,9 +45,7 @@ class PixelFile:
 class PixelFiles:
     """Files for pixels that do not fit in memory, one for each kind, deleted at the end of the `with`.
 
-    Args:
-        folder: of the files; None: the system's folder for temporary files.
-        name: the files are named .NAME~*; names of searches contain no ~.
+    The files are named .NAME~*; names of searches contain no ~. The default folder is the system's for temporary files.
 
     Raises:
         ConfigError: the environment variable is not a number.

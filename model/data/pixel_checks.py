@@ -18,11 +18,7 @@ _DARK = 4  # white is so many times the brightest pixel: 14 bits in 16, or fewer
 
 
 class PixelChecker:
-    """Checks images one by one, and collects messages on all of them.
-
-    Args:
-        value_range: black and white, as the user gave them; None: the pixel type's own.
-    """
+    """Checks images one by one against the user's range, or the pixel type's; collects messages on all of them."""
 
     def __init__(self, value_range: ValueRange | None) -> None:
         self._range = value_range
