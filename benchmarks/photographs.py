@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ SETTINGS = (
     "blocks=1 depth=3 width=16 output=residual dropout=0 loss=mse adversarial=none batch_size=16 "
     "lr_schedule=cosine beta1=0.9 lr_g=0.002"
 )
+SET_OPTIONS = [word for pair in SETTINGS.split() for word in ("--set", pair)]
 
 Method = Callable[..., np.ndarray]  # a noisy photograph, (H, W, 3) in [0, 1], and the method's parameters
 
@@ -145,7 +146,8 @@ def tuned(name: str, folder: Path) -> dict[str, Any]:
     def mean_psnr_db(parameters: dict[str, Any]) -> float:
         return float(np.mean([psnr_db(applied(method, noisy, parameters), clean) for noisy, clean in pairs]))
 
-    return max(_combinations(grid), key=mean_psnr_db)
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return max(combinations, key=mean_psnr_db)
 
 
 def applied(method: Method, noisy: np.ndarray, parameters: dict[str, Any]) -> np.ndarray:
@@ -266,8 +268,7 @@ def depths(to: Path, much: list[str]) -> None:
         for bits, folder in folders.items():
             export = to / f"trained-{light}-{bits}-bits"
             data = ["--data", str(folder), "--crop", str(CROP), "--noise", noises[bits], *ranges[bits]]
-            settings = [word for pair in SETTINGS.split() for word in ("--set", pair)]
-            hpo("train", "--to", str(export), "--export", *data, *much, *settings)
+            hpo("train", "--to", str(export), "--export", *data, *much, *SET_OPTIONS)
             # White is 1 for the model of 16 bits; for that of 8 bits 1 is the end of the range.
             factor = light if bits == 16 else 1
             made = Denoiser(export / "export").batch(np.clip(np.float32(factor) * (noisy + 1) - 1, -1, 1))
@@ -301,9 +302,8 @@ def main() -> None:
         return
     export, train_seconds = given.export, 0.0
     if export is None:
-        settings = [word for pair in SETTINGS.split() for word in ("--set", pair)]
         data = ["--data", str(to / "photographs"), "--crop", str(CROP), "--noise", f"gaussian:{SIGMA}"]
-        train_seconds = hpo("train", "--to", str(to / "training"), "--export", *data, *much, *settings)
+        train_seconds = hpo("train", "--to", str(to / "training"), "--export", *data, *much, *SET_OPTIONS)
         export = to / "training" / "export"
     clean = {path.stem: _read(path) for path in sorted((to / "photographs" / "test").iterdir())}
     noisy = {stem: _read(to / "noisy" / f"{stem}.png") for stem in clean}
@@ -340,11 +340,6 @@ def picture(path: Path, columns: list[dict[str, np.ndarray]]) -> None:
 
 def _read(path: Path) -> np.ndarray:
     return np.array(Image.open(path))
-
-
-def _combinations(grid: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
 
 
 if __name__ == "__main__":
