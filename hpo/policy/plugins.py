@@ -23,11 +23,8 @@ from model.training_report import SMALL
 
 
 def sampler(search: SearchConfig, seed: int) -> BaseSampler:
-    """Make a new sampler, so that a suggestion depends on the study and the seed alone.
-
-    Raises:
-        ConfigError: the user's file fails, or returns something else.
-    """
+    """Make a new sampler, so that a suggestion depends on the study and the seed alone. Raises ConfigError if the
+    user's file fails, or returns something else."""
     if search.sampler == "gp":
         return SurrogateSampler(seed=seed, epochs=search.epochs)
     if search.sampler == "random":
@@ -45,15 +42,8 @@ def sampler(search: SearchConfig, seed: int) -> BaseSampler:
 
 
 def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> BasePruner | None:
-    """Make the pruner; None: the search has none.
-
-    Args:
-        search: names it, with its settings.
-        is_dead: whether a trial no longer counts as a rival, such as one that diverged.
-
-    Raises:
-        ConfigError: the user's file fails, or returns something else.
-    """
+    """Make the pruner; None: the search has none. is_dead: whether a trial no longer counts as a rival. Raises
+    ConfigError as `sampler` does."""
     if search.pruner == "none":
         return None
     if search.pruner == "asha":

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from optuna import Study
 from optuna.pruners import BasePruner
@@ -29,8 +29,16 @@ class Comparison:
     step: int  # after which the values were reported
 
 
+class _Rivals(NamedTuple):
+    trials: Sequence[FrozenTrial]
+    step: int  # after which their values are compared
+    places: int  # how many of them continue
+
+
 class ComparingPruner(BasePruner):
-    """A pruner that explains its decisions."""
+    """A pruner that compares a trial's value with those of other trials, and explains its decisions."""
+
+    min_delta = 0.0  # a value that is less than this below the cutoff counts as equal
 
     @abstractmethod
     def compares(self, step: int) -> bool:
@@ -41,19 +49,33 @@ class ComparingPruner(BasePruner):
         """The expected share of all trials that continue after a step at which it compares."""
 
     @abstractmethod
+    def rivals(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, step: int) -> _Rivals:
+        """The trials with which a trial is compared after a step."""
+
     def compare(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
     ) -> Comparison | None:
-        """Compare a trial's last value with those of other trials.
+        """Compare a trial's last value with those of other trials; None: it continues without a comparison. Equal
+        values all pass, and NaN is the worst. trials: all trials of the study, by number."""
+        if trial.last_step is None or not self.compares(trial.last_step):
+            return None
+        rivals = self.rivals(trials, trial, trial.last_step)
+        sign = 1 if direction == StudyDirection.MINIMIZE else -1
 
-        Args:
-            trials: all trials of the study, by number.
-            trial: one of them.
-            direction: the study's.
+        def key(rival: FrozenTrial) -> float:
+            value = rival.intermediate_values[rivals.step]
+            return math.inf if math.isnan(value) else sign * value
 
-        Returns:
-            None if the trial continues without a comparison.
-        """
+        order = sorted((key(rival), rival.number) for rival in rivals.trials)
+        cutoff, set_by = order[min(rivals.places, len(order)) - 1]
+        return Comparison(
+            passed=key(trial) <= cutoff + self.min_delta and not math.isnan(trial.intermediate_values[rivals.step]),
+            cutoff=sign * cutoff,
+            set_by=set_by,
+            rivals=len(order),
+            places=rivals.places,
+            step=rivals.step,
+        )
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Optuna's interface."""
@@ -92,31 +114,22 @@ class AshaPruner(ComparingPruner):
                 f"grace_period={grace_period}, reduction_factor={reduction_factor}: both must be at least 1"
             )
         self._grace, self._reduction, self._epochs = grace_period, reduction_factor, epochs
-        self._min_delta, self._is_dead = min_delta, is_dead
+        self.min_delta, self._is_dead = min_delta, is_dead
 
     def compares(self, step: int) -> bool:
-        """See ComparingPruner."""
         return step >= self._grace and not (self._epochs and 8 * (self._epochs - step) <= self._epochs)
 
     def share(self, step: int) -> float:
-        """See ComparingPruner."""
         return 1.0 if step < self._grace else 1 / (self._reduction * (step / self._grace) ** _POWER)
 
-    def compare(
-        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
-    ) -> Comparison | None:
-        """See ComparingPruner."""
-        step = trial.last_step
-        if step is None or not self.compares(step):
-            return None
+    def rivals(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, step: int) -> _Rivals:
         alive = [
             other
             for other in trials
             if other.intermediate_values and (other.number == trial.number or not self._is_dead(other))
         ]
-        rivals = [other for other in alive if step in other.intermediate_values]
         places = max(1, int(len(alive) * self.share(step)))
-        return _compare_values(direction, trial, rivals, step, places, min_delta=self._min_delta)
+        return _Rivals([other for other in alive if step in other.intermediate_values], step, places)
 
 
 class FormerPruner(ComparingPruner):
@@ -139,52 +152,15 @@ class FormerPruner(ComparingPruner):
         return rungs[:-1]
 
     def compares(self, step: int) -> bool:
-        """See ComparingPruner."""
         return step >= self._grace and (self._is_leaders or step in self._rungs(step))
 
     def share(self, step: int) -> float:
-        """See ComparingPruner."""
         return float(self._reduction) ** -(1 if self._is_leaders else len(self._rungs(step)))
 
-    def compare(
-        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
-    ) -> Comparison | None:
-        """See ComparingPruner."""
-        step = trial.last_step
-        if step is None or not self.compares(step):
-            return None
+    def rivals(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, step: int) -> _Rivals:
         complete = sorted((-t.values[0], t.number) for t in trials if t.state == TrialState.COMPLETE)
         if self._is_leaders and len(complete) >= _NUM_LEADERS:
-            leaders = [trials[number] for _, number in complete[:_NUM_LEADERS]]
-            return _compare_values(direction, trial, leaders, step, _NUM_LEADERS)
+            return _Rivals([trials[number] for _, number in complete[:_NUM_LEADERS]], step, _NUM_LEADERS)
         compared_step = self._grace if self._is_leaders else step
-        rivals = [other for other in trials if compared_step in other.intermediate_values]
-        return _compare_values(direction, trial, rivals, compared_step, max(1, len(rivals) // self._reduction))
-
-
-def _compare_values(
-    direction: StudyDirection,
-    trial: FrozenTrial,
-    rivals: Sequence[FrozenTrial],
-    step: int,
-    places: int,
-    *,
-    min_delta: float = 0.0,
-) -> Comparison:
-    """Compare by the values after a step. Equal values all pass, and NaN is the worst."""
-    sign = 1 if direction == StudyDirection.MINIMIZE else -1
-
-    def key(rival: FrozenTrial) -> float:
-        value = rival.intermediate_values[step]
-        return math.inf if math.isnan(value) else sign * value
-
-    order = sorted((key(rival), rival.number) for rival in rivals)
-    cutoff, set_by = order[min(places, len(order)) - 1]
-    return Comparison(
-        passed=key(trial) <= cutoff + min_delta and not math.isnan(trial.intermediate_values[step]),
-        cutoff=sign * cutoff,
-        set_by=set_by,
-        rivals=len(order),
-        places=places,
-        step=step,
-    )
+        reported = [other for other in trials if compared_step in other.intermediate_values]
+        return _Rivals(reported, compared_step, max(1, len(reported) // self._reduction))

@@ -74,7 +74,7 @@ def export_winner(
 
 def _by_rank(record: Record) -> list[int]:
     """Return all candidates, the finalists first."""
-    return list(dict.fromkeys([*ranked_finalists(record), *candidates(record.trials(), record.search.objective)]))
+    return list(dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())]))
 
 
 def _is_intact(record: Record, number: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpo.cluster.trial_slots import Cluster
 from hpo.policy import pruning
-from hpo.policy.estimates import expected_epochs
+from hpo.policy.pruning import expected_epochs
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
 from hpo.store.replication import similar_name

@@ -24,7 +24,7 @@ class Retention:
     """
 
     def __init__(self, record: Record, also_delete: Callable[[Path], None] = lambda _: None) -> None:
-        """also_delete: deletes the same file elsewhere."""
+        """also_delete: deletes the same file from the storage."""
         self._record, self._also_delete = record, also_delete
         self._ended: set[int] = set()
         self._kept: list[tuple[float, int]] = []  # rank and number of the best trials, best first

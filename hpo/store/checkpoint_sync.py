@@ -41,14 +41,12 @@ class CheckpointSync:
             self._token = f"{remote['generation']:06}-{secrets.token_hex(4)}"
 
     def restore(self, config: TrainConfig, *, back_to_best: bool = False) -> None:
-        """Download the last intact checkpoint of an earlier attempt, and keep all other attempts from writing.
+        """Download the last intact checkpoint of an earlier attempt, and keep all other attempts from writing. Raises
+        NotSharedError, StorageError, OSError.
 
         Args:
             config: the training's. A checkpoint of another one is deleted: its suggestion was lost with the driver.
             back_to_best: the best checkpoint may have other learning rates (model.training_run).
-
-        Raises:
-            NotSharedError, StorageError, OSError.
         """
         self._check_shared()
         if self._storage is None:

@@ -1,8 +1,6 @@
-"""Brings a search's folder and its storage together before a driver continues the search.
-
-The storage has search.json, the trials' files (hpo/store/checkpoint_sync.py) and a copy of the study for each
-generation of drivers (hpo/store/lease.py), of which the newest counts. The folder of a driver can be lost.
-"""
+"""Brings a search's folder, which can be lost, and its storage together before a driver continues the search. The
+storage has search.json, the trials' files (hpo/store/checkpoint_sync.py) and a copy of the study for each generation of
+drivers (hpo/store/lease.py), of which the newest counts."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import json
 import logging
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -46,71 +43,68 @@ class Plan(Enum):
     REFUSE_OTHER = auto()  # the folder holds another search of the same name
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalState:
-    """What the folder holds."""
+def plan_reconciliation(
+    *,
+    local_id: str | None,
+    local_claim: str | None,
+    is_damaged: bool,
+    stored_id: str | None,
+    last_claim: str | None,
+    has_copy: bool,
+) -> Plan:
+    """Decide which side counts. Pure.
 
-    search_id: str | None  # None: no readable search.json
-    claim: str | None  # of the last driver that used the folder with this storage
-    damage: str = ""  # why the study cannot be read
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RemoteState:
-    """What the storage holds."""
-
-    search_id: str | None  # None: the storage lacks the search
-    last_claim: str | None  # of the storage's last driver
-    has_study: bool = True
-
-
-def plan_reconciliation(local: LocalState, remote: RemoteState) -> Plan:
-    """Decide which side counts. Pure."""
-    if remote.search_id is None:
-        return Plan.REFUSE_DELETED if local.claim else Plan.IMPORT
-    if local.search_id not in (None, remote.search_id):
+    Args:
+        local_id: the id of the search in the folder; None: no readable search.json.
+        local_claim: that of the last driver that used the folder with this storage.
+        is_damaged: whether the folder's study cannot be read.
+        stored_id: the id of the search in the storage; None: the storage lacks the search.
+        last_claim: that of the storage's last driver.
+        has_copy: whether the storage has the study.
+    """
+    if stored_id is None:
+        return Plan.REFUSE_DELETED if local_claim else Plan.IMPORT
+    if local_id not in (None, stored_id):
         return Plan.REFUSE_OTHER
-    if local.claim is None or local.claim != remote.last_claim:
+    if local_claim is None or local_claim != last_claim:
         return Plan.PULL
-    if not local.damage:
+    if not is_damaged:
         return Plan.KEEP_LOCAL
-    return Plan.REPAIR if remote.has_study else Plan.REFUSE_DAMAGED
+    return Plan.REPAIR if has_copy else Plan.REFUSE_DAMAGED
 
 
 # --- its execution --------------------------------------------------------------------------------------------------
 
 
 def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -> None:
-    """Bring a driver's folder and its storage together.
+    """Bring a driver's folder and its storage together. Raises ConfigError, RecordError, StorageError.
 
-    Args:
-        storage: the search's part of it, guarded by the lease.
-        claim: `local_claim` of the folder.
-
-    Raises:
-        ConfigError, RecordError, StorageError.
+    storage: the search's part of it, guarded by the lease. claim: `local_claim` of the folder.
     """
     is_stored = storage.exists(SEARCH_FILE)
     last_claim = lease.previous.name if lease.previous else None
-    local = LocalState(
-        search_id=_search_id(folder),
-        claim=claim,
-        damage=_damage(folder) if is_stored and claim is not None and claim == last_claim else "",
-    )
-    remote = RemoteState(
-        search_id=read_about(storage.get(SEARCH_FILE), f"{storage}/{SEARCH_FILE}")["id"] if is_stored else None,
+    damage = _damage(folder) if is_stored and claim is not None and claim == last_claim else ""
+    plan = plan_reconciliation(
+        local_id=_search_id(folder),
+        local_claim=claim,
+        is_damaged=bool(damage),
+        stored_id=read_about(storage.get(SEARCH_FILE), f"{storage}/{SEARCH_FILE}")["id"] if is_stored else None,
         last_claim=last_claim,
-        has_study=not local.damage or bool(list_studies(storage)),
+        has_copy=not damage or bool(list_studies(storage)),
     )
-    match plan_reconciliation(local, remote):
+    match plan:
         case Plan.IMPORT:
             _import(storage, folder, lease.name)
         case Plan.PULL:
             download(storage, folder)
         case Plan.REPAIR:
-            _repair(storage, folder, local.damage)
+            study = folder / STUDY_FILE  # newer than the copy by seconds; the trials' checkpoints have what was lost
+            log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", damage, study, storage)
+            if study.exists():
+                study.replace(f"{study}.damaged")
+            download(storage, folder)
         case Plan.REFUSE_DAMAGED:
-            raise DamagedError(local.damage)
+            raise DamagedError(damage)
         case Plan.REFUSE_DELETED:
             raise ConfigError(f"{storage}: the search was deleted from the storage; {folder} is only a copy of it")
         case Plan.REFUSE_OTHER:
@@ -118,12 +112,8 @@ def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -
 
 
 def local_claim(folder: Path, address: str | None) -> str | None:
-    """The claim of the last driver that used this folder with a storage; None if there was none.
-
-    Raises:
-        ConfigError: the folder belongs to another storage than `address`.
-        RecordError: the note about it is damaged.
-    """
+    """The claim of the last driver that used this folder with a storage; None without one. Raises RecordError;
+    ConfigError if the folder belongs to another storage than `address`."""
     path = folder / _OWNER_FILE
     try:
         content = json.loads(path.read_bytes())
@@ -166,15 +156,6 @@ def _import(storage: Storage, folder: Path, claim: str) -> None:
     storage.put(SEARCH_FILE, folder / SEARCH_FILE)
 
 
-def _repair(storage: Storage, folder: Path, damage: str) -> None:
-    """The storage's copy is seconds older than the damaged study. The trials' checkpoints have what is newer."""
-    study = folder / STUDY_FILE
-    log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", damage, study, storage)
-    if study.exists():
-        study.replace(f"{study}.damaged")
-    download(storage, folder)
-
-
 def _damage(folder: Path) -> str:
     try:
         Record(folder.parent, folder.name)
@@ -197,7 +178,7 @@ def _about(folder: Path) -> dict[str, Any]:
     return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
 
 
-# --- copies of the study --------------------------------------------------------------------------------------------
+# --- the studies in a storage -----------------------------------------------------------------------------------------
 
 
 def study_name(claim: str) -> str:
@@ -206,7 +187,7 @@ def study_name(claim: str) -> str:
 
 
 def list_studies(storage: Storage) -> list[str]:
-    """The names of all copies of the study, oldest first."""
+    """The names of all studies in the storage, oldest first."""
     claims = [name.removeprefix(_STUDY_PREFIX).removesuffix(".db") for name in storage.names(_STUDY_PREFIX)]
     return [study_name(claim) for claim in sorted(filter(is_claim, claims), key=generation_of)]
 

@@ -49,16 +49,14 @@ class Record:
     """An existing search; `create` makes one. Its trials are Optuna's FrozenTrial, by number.
 
     Args:
-        runs: the folder of searches.
-        name: the search's.
         read_only: write nothing, not even what SQLite would repair; for a reader while a driver writes.
         waits: retry while a database server is unreachable; for drivers and `hpo watch`.
         storage: the search's part of the storage, if it has one; the folder is a local copy of it.
-        sync: downloads from the storage what is newer there than in the folder.
+        sync: downloads what is newer in the storage than in the folder.
         user_folder: where the user looks for the search; None: in `runs`. It differs if `runs` is temporary.
 
     Raises:
-        ConfigError: there is no such search.
+        ConfigError: the search does not exist.
         RecordError: the search is damaged, or its database cannot be read.
     """
 
@@ -155,17 +153,8 @@ class Record:
 
     @classmethod
     def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
-        """Create a search.
-
-        Args:
-            runs: the folder of searches; made if it is missing.
-            name: the search's.
-            search: its configuration.
-
-        Raises:
-            ConfigError: the space cannot be searched, or the folder cannot be made.
-            RecordError: the study cannot be written.
-        """
+        """Create a search in the folder of searches, which is made if it is missing. Raises ConfigError if the space
+        cannot be searched or the folder cannot be made, RecordError if the study cannot be written."""
         folder = runs / check_name(name)
         check_writable(folder, "--runs")
         about = {
@@ -244,7 +233,7 @@ class Record:
         return path
 
     def has_file(self, path: Path) -> bool:
-        """Whether the search has a file, here or in the storage."""
+        """Whether the search has a file, in its folder or in the storage."""
         return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 
     def queued(self) -> FrozenTrial | None:
@@ -269,16 +258,8 @@ class Record:
         return trial
 
     def trials_with_report(self, number: int, report: EvalReport, node: str | None = None) -> list[FrozenTrial]:
-        """All trials as they would be with another report of trial `number`; nothing is written.
-
-        Args:
-            number: the trial's.
-            report: of its next epoch.
-            node: the host that trained the epoch; None: not known.
-
-        Raises:
-            RecordError: a report of an earlier epoch is missing.
-        """
+        """All trials as they would be with the next report of trial `number`; nothing is written. node: the host that
+        trained the epoch. Raises RecordError if a report of an earlier epoch is missing."""
         trials = self.trials()
         recorded = len(trials[number].user_attrs[REPORTS])
         if report.epoch != recorded + 1:
@@ -287,17 +268,8 @@ class Record:
         return trials
 
     def append_report(self, number: int, report: EvalReport, decision: Decision, node: str | None = None) -> None:
-        """Write a report and the decision on it, in one transaction.
-
-        Args:
-            number: the trial's.
-            report: of its next epoch.
-            decision: if it ends the trial, the trial is COMPLETE or PRUNED with the value of this epoch.
-            node: the host that trained the epoch; None: not known.
-
-        Raises:
-            RecordError: a report of an earlier epoch is missing, or the database cannot be written.
-        """
+        """Write a report and the decision on it, in one transaction. If the decision ends the trial, it is COMPLETE or
+        PRUNED with the value of this epoch. Raises RecordError, also if a report of an earlier epoch is missing."""
         trial = self.trials_with_report(number, report, node)[number]
         if decision.kept:
             trial.user_attrs[REPORTS][-1][KEPT] = decision.kept

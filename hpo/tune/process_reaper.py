@@ -57,13 +57,13 @@ class Reaper:
 
 def _tagged(tag: str) -> list[int]:
     """The processes with this tag."""
-    found, wanted = [], f"{TAG_VARIABLE}={tag}".encode()
+    processes, wanted = [], f"{TAG_VARIABLE}={tag}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):  # it has ended meanwhile, or is another user's
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+                    processes.append(int(entry.name))
+    return processes
 
 
 def _kill(processes: list[int]) -> None:

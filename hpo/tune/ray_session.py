@@ -63,14 +63,8 @@ class HeadGoneError(MachineError):
 def check_address(search: SearchConfig, *, is_new: bool) -> None:
     """Check before Ray starts that a trial fits on this machine, or that the cluster answers.
 
-    Args:
-        search: Its `address` is `local`, or names a cluster.
-        is_new: Whether the search has not begun yet.
-
-    Raises:
-        ConfigError: No trial fits, or no cluster answers a new search.
-        RayStartError: The cluster of a search that has begun does not answer, or the address space is too small for
-            Ray, which would wait for minutes or for ever.
+    Raises ConfigError if no trial fits, or no cluster answers a new search; RayStartError if the cluster of a search
+    that has begun does not answer, or the address space is too small for Ray, which would wait for ever.
     """
     if search.address == "local":
         _check_this_machine(search)
@@ -78,7 +72,7 @@ def check_address(search: SearchConfig, *, is_new: bool) -> None:
     try:
         socket.create_connection(ray_internals.head_address(search.address), timeout=_ANSWER_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        message = f"address={search.address}: no Ray cluster answers there ({error})"
+        message = f"address={search.address}: no Ray cluster answers ({error})"
         if is_new:
             raise ConfigError(f"{message}; leave --address out to start Ray on this machine") from error
         raise RayStartError(message) from error
@@ -255,7 +249,6 @@ class Head:
         threading.Thread(target=self._watch, args=(on_gone,), name="head watchdog", daemon=True).start()
 
     def stop_watching(self) -> None:
-        """Stop the thread."""
         self._stopping.set()
 
     def _watch(self, on_gone: Callable[[], None]) -> None:

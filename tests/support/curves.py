@@ -11,9 +11,8 @@ from optuna.trial import FrozenTrial
 
 from hpo.policy import trial_attributes
 from hpo.policy.pruning import Decision, decide_pruning
-from hpo.policy.search_budget import SearchBudget
 from hpo.policy.search_config import SearchConfig
-from hpo.search_controller import Listener, SearchController
+from hpo.search_controller import Listener, SearchBudget, SearchController
 from hpo.store.record import Record
 from model.config import TrainConfig
 from model.training_report import EvalReport

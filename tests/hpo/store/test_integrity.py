@@ -94,7 +94,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     damage, pictures, searched_plainly, tmp_path, monkeypatch, capsys
 ):
     """At the search's end; `hpo show` tells why the best on the leaderboard has not won."""
-    by_rank = leaderboard.candidates(Record(searched_plainly, "first").trials(), "balanced")
+    by_rank = leaderboard.candidates(Record(searched_plainly, "first").trials())
     measure = finalists.measure_finalists
 
     def damaged_before(context: SearchContext) -> None:
@@ -105,7 +105,9 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert main(command(pictures, tmp_path)) == 0
     record = Record(tmp_path, "first")
     path = record.trial_folder(by_rank[0]) / BEST
-    assert re.search(rf"^Trial {by_rank[0]} cannot win: {path}: (damaged|checkpoint not found)", capsys.readouterr().err, re.M)
+    assert re.search(
+        rf"^Trial {by_rank[0]} cannot win: {path}: (damaged|checkpoint not found)", capsys.readouterr().err, re.M
+    )
     assert record.metadata()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0

@@ -12,9 +12,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from hpo.policy.estimates import epochs_left, expected_epochs
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.pruning import next_comparison
+from hpo.policy.pruning import epochs_left, expected_epochs, next_comparison
 from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
