@@ -77,8 +77,7 @@ def find_errors(config: Config) -> list[str]:
         for word in dict.fromkeys(re.findall(rf"[\w./:-]*{UNFILLED}[\w./-]*", text))
     ]
     errors += _unknown_keys(config)
-    shape = _wrong_shape(config)
-    if shape:  # the other rules rely on the shape
+    if shape := _wrong_shape(config):  # the other rules rely on the shape
         return [*errors, *shape]
     provider_rules = {"aws": _aws, "local": _local}[config["provider"]["type"]]
     rules = (_everywhere, _environment, _versions, _moved_modules, _start, provider_rules)
@@ -337,17 +336,15 @@ def ray_errors(config: Config) -> list[str]:
 def missing_files(config: Config) -> list[str]:
     """Files on this machine that the cluster file names and that are missing, or readable by others. A line each."""
     errors = []
-    mounts = config.get("file_mounts")
-    for remote, local in mounts.items() if isinstance(mounts, dict) else ():
+    for remote, local in mapping_at(config, "file_mounts").items():
         source = os.path.expanduser(str(local))
-        if UNFILLED in str(local):
+        if UNFILLED in source:
             continue
         if not os.path.exists(source):
             errors.append(f"file_mounts.{remote}={local}: there is no such file or folder")
         elif is_token_mount(remote):
             errors += _wrong_token(Path(source) / TOKEN_FILE)
-    auth = config.get("auth")
-    key = auth.get("ssh_private_key") if isinstance(auth, dict) else None
+    key = mapping_at(config, "auth").get("ssh_private_key")
     if isinstance(key, str) and UNFILLED not in key:
         path = os.path.expanduser(key)
         if not os.path.isfile(path):

@@ -34,7 +34,8 @@ def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport |
 
 
 def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
-    """One line of the leaderboard, JSON-ready. The metrics are those of the best epoch."""
+    """One line of the leaderboard, JSON-ready. The metrics are those of the best epoch. stop_reason: the reason of the
+    Decision that ended the trial, or "error"."""
     best = best_report(trial, objective)
     reports = reports_of(trial)
     metrics = best.as_dict() if best else {"ssim": None, "psnr_db": None, "l1": None, "epoch": None}
@@ -49,7 +50,7 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "psnr_db": metrics["psnr_db"],
         "l1": metrics["l1"],
         "params": trial.params,
-        "stop_reason": _stop_reason(trial),
+        "stop_reason": "error" if trial.state == TrialState.FAIL else trial.user_attrs.get(DECISION, {}).get("reason"),
         "images": reports[-1].images if reports else 0,
         "images_per_second": reports[-1].images / seconds if seconds else None,
     }
@@ -92,14 +93,6 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
     reason = trial.user_attrs.get(DECISION, {}).get("reason", "running")
     outcome: Outcome = "pruned" if reason in pruning.PRUNED else reason
     return outcome
-
-
-def _stop_reason(trial: FrozenTrial) -> str | None:
-    """The reason of the Decision that ended a trial; "error": it failed; None: it has not ended."""
-    if trial.state == TrialState.FAIL:
-        return "error"
-    reason: str | None = trial.user_attrs.get(DECISION, {}).get("reason")
-    return reason
 
 
 def rank(trial: FrozenTrial) -> tuple[float, int] | None:

@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
@@ -55,8 +55,11 @@ def pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> Base
             is_dead=is_dead,
         )
     if search.pruner in FORMER_PRUNERS:
-        rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
-        return FormerPruner(rule, grace_period=search.grace_epochs, reduction_factor=search.reduction_factor)
+        return FormerPruner(
+            "leaders" if search.pruner == "leaders" else "asha",
+            grace_period=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
     from_file: BasePruner = _from_file("pruner", search.pruner, BasePruner, "pruner()")
     return from_file
 

@@ -39,6 +39,7 @@ class ComparingPruner(BasePruner):
     """A pruner that compares a trial's value with those of other trials, and explains its decisions."""
 
     min_delta = 0.0  # a value that is less than this below the cutoff counts as equal
+    rule: Literal["asha", "leaders"] = "asha"  # the reason of a Decision
 
     @abstractmethod
     def compares(self, step: int) -> bool:
@@ -142,7 +143,8 @@ class FormerPruner(ComparingPruner):
     """
 
     def __init__(self, rule: Literal["leaders", "asha"], *, grace_period: int, reduction_factor: int) -> None:
-        self._is_leaders, self._grace, self._reduction = rule == "leaders", grace_period, reduction_factor
+        self.rule, self._is_leaders = rule, rule == "leaders"
+        self._grace, self._reduction = grace_period, reduction_factor
 
     def _rungs(self, step: int) -> list[int]:
         """The rungs up to a step."""

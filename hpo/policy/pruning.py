@@ -131,10 +131,9 @@ def _ask_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search: 
     comparison = pruner.compare(earlier, earlier[number])
     if comparison is None:
         return make(action="continue", reason="not compared")
-    rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
     return make(
         action="continue" if comparison.passed else "prune",
-        reason="passed" if comparison.passed else rule,
+        reason="passed" if comparison.passed else pruner.rule,
         cutoff=comparison.cutoff,
         set_by=comparison.set_by,
         rivals=comparison.rivals,

@@ -153,8 +153,7 @@ def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
     for epoch in range(1, epochs):
         rise = max(float(np.median(rises[epoch])), 0.0) if epoch in rises else 0.7 * rise
         expected[epoch] = rise
-    gains: Array = expected[::-1].cumsum()[::-1]
-    return gains
+    return np.asarray(expected[::-1].cumsum()[::-1])
 
 
 def _standardized(values: Array) -> Array:
@@ -289,8 +288,7 @@ class _Process:
         count = len(points[0])
         squares = [_squares(theirs, ours) for theirs, ours in zip(points, self.points, strict=True)]
         squares.append(_squares(np.ones((count, 1)), self.times[:, None]))
-        expected: Array = _kernel(self.weights, np.stack(squares)) @ self.solved
-        return expected
+        return np.asarray(_kernel(self.weights, np.stack(squares)) @ self.solved)
 
     def distances(self, points: list[Array], others: list[Array]) -> Array:
         """Squared distances (N, M), weighted by the parameters' relevance."""

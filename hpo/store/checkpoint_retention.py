@@ -44,10 +44,9 @@ class Retention:
             self._delete(folder / BEST)
             return
         bisect.insort(self._kept, place)
-        limit = self._record.search.keep_checkpoints
-        for _, number in self._kept[limit:]:
+        if len(self._kept) > self._record.search.keep_checkpoints:
+            _, number = self._kept.pop()
             self._delete(self._record.trial_folder(number) / BEST)
-        del self._kept[limit:]
 
     def close(self) -> None:
         """See Listener."""

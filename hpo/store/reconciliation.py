@@ -77,13 +77,19 @@ def plan_reconciliation(
 
 
 def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -> None:
-    """Bring a driver's folder and its storage together. Raises ConfigError, RecordError, StorageError.
+    """Bring a driver's folder and its storage together, and note in the folder that it is used with the storage.
 
-    storage: the search's part of it, guarded by the lease. claim: `local_claim` of the folder.
+    storage: the search's part of it, guarded by the lease. claim: `local_claim` of the folder. Raises ConfigError,
+    RecordError, StorageError.
     """
     is_stored = storage.exists(SEARCH_FILE)
     last_claim = lease.previous.name if lease.previous else None
-    damage = _damage(folder) if is_stored and claim is not None and claim == last_claim else ""
+    damage = ""
+    if is_stored and claim is not None and claim == last_claim:
+        try:
+            Record(folder.parent, folder.name)
+        except DamagedError as error:
+            damage = str(error)
     plan = plan_reconciliation(
         local_id=_search_id(folder),
         local_claim=claim,
@@ -109,6 +115,8 @@ def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -
             raise ConfigError(f"{storage}: the search was deleted from the storage; {folder} is only a copy of it")
         case Plan.REFUSE_OTHER:
             raise ConfigError(f"{folder}: is another search than {storage}; choose another name, or another --runs")
+    owner = {"address": storage.address, "claim": lease.name}
+    write_atomically(folder / _OWNER_FILE, json.dumps(owner).encode())
 
 
 def local_claim(folder: Path, address: str | None) -> str | None:
@@ -125,11 +133,6 @@ def local_claim(folder: Path, address: str | None) -> str | None:
     if address != own_address:
         raise ConfigError(f"{folder}: this search lives in a storage: --storage {own_address}")
     return claim
-
-
-def write_local_claim(folder: Path, address: str, claim: str) -> None:
-    """Note that a driver uses the folder with a storage."""
-    write_atomically(folder / _OWNER_FILE, json.dumps({"address": address, "claim": claim}).encode())
 
 
 def download(storage: Storage, folder: Path) -> None:
@@ -154,14 +157,6 @@ def _import(storage: Storage, folder: Path, claim: str) -> None:
     if not _has_database(folder):
         storage.put(study_name(claim), snapshot_study(folder))
     storage.put(SEARCH_FILE, folder / SEARCH_FILE)
-
-
-def _damage(folder: Path) -> str:
-    try:
-        Record(folder.parent, folder.name)
-    except DamagedError as error:
-        return str(error)
-    return ""
 
 
 def _search_id(folder: Path) -> str | None:

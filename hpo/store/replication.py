@@ -25,7 +25,6 @@ from hpo.store.reconciliation import (
     reconcile,
     snapshot_study,
     study_name,
-    write_local_claim,
 )
 from hpo.store.record import Record
 from hpo.store.search_file import list_names, not_found, not_found_in, parse_search_file
@@ -130,7 +129,6 @@ def acquire(
         lease.start_heartbeat(on_lost)
         guarded = remote.subdirectory("", lease.check)
         reconcile(folder, guarded, claim, lease)
-        write_local_claim(folder, storage.address, lease.name)
         yield StorageReplicator(Record(runs, name, waits=True, storage=guarded), lease, on_lost)
 
 

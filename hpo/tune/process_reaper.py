@@ -21,7 +21,6 @@ class Reaper:
     """The driver's side: a pipe, which is closed when the driver is gone. The folders to delete go through it."""
 
     def __init__(self) -> None:
-        """Starts the process."""
         self._tag = os.urandom(8).hex()
         # In its own session Ctrl-C in a terminal does not reach it. It must not keep the driver's output open.
         process = subprocess.Popen(
@@ -42,7 +41,6 @@ class Reaper:
         os.environ[TAG_VARIABLE] = self._tag
 
     def untag_children(self) -> None:
-        """End `tag_children`."""
         os.environ.pop(TAG_VARIABLE, None)
 
     def kill_children(self) -> None:
@@ -50,7 +48,6 @@ class Reaper:
         _kill(_tagged(self._tag))
 
     def delete_at_exit(self, folder: str) -> None:
-        """Delete the folder once the driver is gone."""
         with suppress(BrokenPipeError):  # the reaper itself was killed
             self._pipe.write(f"{folder}\n")
 
