@@ -19,7 +19,7 @@ from slides import PATCHES, RECIPE
 from torch import nn
 
 from model.data.data_config import DataConfig
-from model.discriminator import Discriminator, receptive_field
+from model.discriminator import Discriminator
 from model.generator import Generator
 
 
@@ -178,14 +178,13 @@ def draw_discriminators(discriminators: dict[int, Discriminator], noisy: torch.T
     for column, (patch, discriminator) in enumerate(discriminators.items()):
         blocks, x = walk(discriminator, noisy, clean), 20 + column * (WIDTH + 60)
         weights = sum(block.weights for block in blocks)
-        sees = receptive_field(patch)
         parts.append(f'<text x="{x + WIDTH / 2}" y="64">patch {patch}: {weights:,} weights</text>')
         parts.append(
             box(x, top, "image", f"{size(blocks[0].given)}", "noisy image and clean or generated one, concatenated")
         )
         for i, block in enumerate(blocks, start=1):
             y, is_last = top + ROW * i, i == len(blocks)
-            title = f"{block.size} logits, each sees {sees}x{sees} pixels" if is_last else block.size
+            title = f"{block.size} logits, each patch {patch}x{patch} pixels" if is_last else block.size
             parts.append(box(x, y, "image" if is_last else "down", title, _text(block)))
             parts.append(arrow((x + WIDTH / 2, y - ROW + HEIGHT), (x + WIDTH / 2, y)))
             bottom = max(bottom, y + HEIGHT)
@@ -200,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     noisy, clean = (torch.from_numpy(part) for part in DataConfig().load_test()[:2].with_noise("gaussian:30", "test"))
     channels, side = clean.shape[1:3]
     given.to.mkdir(parents=True, exist_ok=True)
-    generator = Generator.from_config(RECIPE, channels=channels, image_size=side)
+    generator = Generator(RECIPE, channels=channels, image_size=side)
     (given.to / "generator.svg").write_text(draw_generator(generator, noisy))
     discriminators = {patch: Discriminator(channels=channels, width=RECIPE.width, patch=patch) for patch in PATCHES}
     (given.to / "discriminators.svg").write_text(draw_discriminators(discriminators, noisy, clean))

@@ -53,7 +53,7 @@ class PlainPix2Pix:
     def __init__(self, config: TrainConfig, *, channels: int, image_size: int, device: torch.device) -> None:
         self._config, self._device = config, device
         torch.manual_seed(config.seed)
-        self.generator = Generator.from_config(config, channels=channels, image_size=image_size)
+        self.generator = Generator(config, channels=channels, image_size=image_size)
         with_plain_layers(self.generator)
         self.generator.to(device)
         self.discriminator = Discriminator(channels=channels, width=config.width, patch=config.patch).to(device)

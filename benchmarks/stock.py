@@ -113,7 +113,7 @@ def load(file: Path) -> dict[str, torch.Tensor]:
 def best_again(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """What is recorded of the best trial's checkpoint, and what is measured on it now."""
     found = best(folder)
-    generator = Generator.from_config(TrainConfig.from_dict(found.config["train"]), channels=1, image_size=32)
+    generator = Generator(TrainConfig.from_dict(found.config["train"]), channels=1, image_size=32)
     with found.checkpoint.as_directory() as at:
         tensors = load(Path(at) / FILE)
     weights = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}

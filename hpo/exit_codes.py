@@ -12,7 +12,7 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM
 MEANINGS = {
     EXIT_DONE: "success",
     EXIT_BAD_INPUT: "bad input; nothing was started",
-    EXIT_NOTHING_VALID: "no trial, or training, produced a valid result",
+    EXIT_NOTHING_VALID: "no trial and no training gave a valid result",
     EXIT_MACHINE: "environment failure: machine, disk, database or cluster",
     EXIT_LEFT_OUT: "`hpo denoise --skip-bad` left images out",
     EXIT_RESUMABLE: "stopped by a failure of Ray's head, the database or the storage; the same command continues",

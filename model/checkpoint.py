@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapp
     The file includes its digest, since two files could not be replaced in one step.
 
     Args:
-        path: of the file.
         tensors: of any shape and device, by name.
         state: JSON-ready.
 
@@ -50,7 +48,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        tensors, metadata = load(content), _metadata(content)
+        tensors = load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         text, digest = metadata[_STATE], metadata[_DIGEST]
         is_whole = _digest(tensors, text) == digest
         state = json.loads(text) if is_whole else {}
@@ -61,14 +60,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a checkpoint of this program (its state must be a mapping)")
     return tensors, state
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of the header, whose length is in the first 8 bytes, little endian."""
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    metadata: dict[str, str] = header["__metadata__"]
-    return metadata
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:

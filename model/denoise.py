@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,8 @@ class DenoiseError(ConfigError):
 class Denoiser:
     """The generator of an exported folder: `Denoiser(folder)(image)`.
 
-    Args:
-        folder: an export, whose files must match the digests of its manifest.
-
     Raises:
-        DenoiseError: the folder is not an export, is damaged, or its network does not run.
+        DenoiseError: the folder is not an export, differs from its manifest's digests, or its network does not run.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -71,7 +68,7 @@ class Denoiser:
         return self._pixel_format if dtype == self._pixel_format.dtype else PixelFormat(str(dtype))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Denoise one image of any size.
+        """Denoise one image of any size, and return one of the same shape and type.
 
         A model of grey images denoises each channel of a colour image separately; a model of colour images denoises a
         grey image in all channels and takes their mean.
@@ -79,9 +76,6 @@ class Denoiser:
         Args:
             image: (H, W) or (H, W, C); uint8, uint16 or float in [-1, 1]. Black and white of uint16 are 0 and 65535, or
                 those of the training.
-
-        Returns:
-            An image of the same shape and type.
 
         Raises:
             DenoiseError: the image has another shape or type, or the network fails.
@@ -155,8 +149,10 @@ class Denoiser:
         blended = np.zeros_like(padded)
         ramp = np.sin(np.pi * (np.arange(size, dtype=np.float32) + 0.5) / size) ** 2  # two overlapping ones add up to 1
         window = ramp[:, None] * ramp
-        for indices in _chunks(rows * columns, max(1, _BATCH_PIXELS // size**2)):
-            corners = [(i // columns * half, i % columns * half) for i in indices]
+        all_corners = [(row * half, column * half) for row in range(rows) for column in range(columns)]
+        step = max(1, _BATCH_PIXELS // size**2)
+        for start in range(0, len(all_corners), step):
+            corners = all_corners[start : start + step]
             tiles = np.stack([padded[:, :, y : y + size, x : x + size] for y, x in corners])
             denoised = self.batch(tiles.reshape(-1, *tiles.shape[2:])).reshape(tiles.shape) * window
             for (y, x), tile in zip(corners, denoised, strict=True):
@@ -210,7 +206,7 @@ def _wrong_parts(manifest: Any) -> list[str]:
     model, strip = manifest.get("model"), manifest.get("strip")
     parts = {
         "files": isinstance(files, dict) and all(_is_name(n) and isinstance(d, str) for n, d in files.items()),
-        "model": isinstance(model, dict) and _is_model(**{name: model.get(name) for name in _MODEL}),
+        "model": isinstance(model, dict) and _is_model(model),
         "origin": isinstance(manifest.get("origin"), dict),
         "data": isinstance(manifest.get("data"), dict),
         "metrics": isinstance(metrics := manifest.get("metrics"), dict) and all(map(_is_table, metrics.values())),
@@ -225,12 +221,13 @@ def _is_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", "..", MANIFEST)
 
 
-_MODEL = ("file", "channels", "image_size", "padding")
 _LARGEST = 4096  # pixels a side of a tile
 
 
-def _is_model(file: Any, channels: Any, image_size: Any, padding: Any) -> bool:
-    are_numbers = all(matches_type(number, int) for number in (channels, image_size, padding))
+def _is_model(model: Mapping[str, Any]) -> bool:
+    numbers: list[Any] = [model.get(name) for name in ("channels", "image_size", "padding")]
+    channels, image_size, padding = numbers
+    are_numbers = all(matches_type(number, int) for number in numbers)
     return are_numbers and channels in (1, 3) and 2 <= image_size <= _LARGEST and 0 <= 2 * padding < image_size
 
 
@@ -278,8 +275,3 @@ def _verified(path: Path, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise DenoiseError(f"{path}: its SHA-256 differs from the manifest's; it was damaged or replaced")
     return content
-
-
-def _chunks(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))

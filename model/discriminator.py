@@ -40,19 +40,3 @@ class Discriminator(nn.Module):
     def forward(self, noisy: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.layers(torch.cat([noisy, candidate], dim=1))
         return logits.float()  # sigmoid cross entropy in bfloat16 loses the small gradients
-
-
-def grid_size(image_size: int, patch: int) -> int:
-    """Number of logits along one side, for a square image of image_size pixels a side."""
-    size = image_size
-    for kernel, stride, padding in _STACKS[patch]:
-        size = (size + 2 * padding - kernel) // stride + 1
-    return size
-
-
-def receptive_field(patch: int) -> int:
-    """Number of pixels along one side that one logit depends on."""
-    field = 1
-    for kernel, stride, _ in reversed(_STACKS[patch]):
-        field = field * stride + kernel - stride
-    return field

@@ -56,19 +56,14 @@ def export(
     origin: Mapping[str, Any],
     trainable: bool = False,
 ) -> dict[str, Any]:
-    """Export a checkpoint, and measure the ONNX file itself. The folder appears whole or not at all.
+    """Export a checkpoint, measure the ONNX file itself, and return the manifest.
 
     Args:
-        checkpoint: of a training.
-        to: the folder; an earlier export there is replaced.
-        data: which images, and their noise.
+        to: the folder, which appears whole or not at all; an earlier export is replaced.
         images: what was trained on, and the validation images.
         test: the test images; None while nothing may use them.
         origin: where the checkpoint comes from (search, trial), for the manifest.
         trainable: whether the folder includes the checkpoint, to train further.
-
-    Returns:
-        The manifest.
 
     Raises:
         ConfigError: something other than an export is at `to`.
@@ -85,9 +80,8 @@ def export(
         _write_onnx(generator, folder / ONNX_FILE, images.shape)
         if trainable:
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
-        manifest = _manifest(folder, generator, state, data, images) | {
-            "origin": {**origin, "epoch": len(state["reports"])}
-        }
+        manifest = _manifest(folder, generator, state, data, images)
+        manifest["origin"] = {**origin, "epoch": len(state["reports"])}
         _write_manifest(folder, manifest)  # for the Denoiser that measures; the final one has the figures
         denoiser = Denoiser(folder)
         _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
@@ -96,7 +90,8 @@ def export(
             "test": None if test is None else evaluate(denoiser, test, data.noise, "test"),
         }
         split, shown = ("validation", images.validation) if test is None else ("test", test)
-        _write_strip(denoiser, shown, data.noise, split, folder / STRIP_FILE)
+        noisy, clean = shown[:_STRIP_IMAGES].with_noise(data.noise, split)
+        draw_strip([noisy, clean, denoiser.batch(noisy)]).save(folder / STRIP_FILE)
         manifest["strip"] = measure_strip(denoiser, folder / STRIP_FILE)
         (folder / CARD_FILE).write_text(model_card(manifest, onnx_file=ONNX_FILE, strip_file=STRIP_FILE))
         manifest["files"] = _digests(folder)
@@ -199,11 +194,6 @@ def _compare(denoiser: Denoiser, generator: Generator, images: ImagePairs, noise
     distance = float(np.abs(denoiser.batch(noisy) - expected).max())
     if not distance <= _TOLERANCE:
         raise ExportError(f"onnxruntime's output differs from torch's by {distance:.2g}, above {_TOLERANCE}")
-
-
-def _write_strip(denoiser: Denoiser, images: ImagePairs, noise: str, split: str, path: Path) -> None:
-    noisy, clean = images[:_STRIP_IMAGES].with_noise(noise, split)
-    draw_strip([noisy, clean, denoiser.batch(noisy)]).save(path)
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -36,21 +36,17 @@ class Quality:
 
     def as_dict(self) -> dict[str, float | str]:
         """JSON-ready: infinity is the string "inf"."""
-        return {
-            "l1": self.l1,
-            "ssim": self.ssim,
-            "psnr_db": self.psnr_db if math.isfinite(self.psnr_db) else str(self.psnr_db),
-        }
+        psnr_db = self.psnr_db if math.isfinite(self.psnr_db) else str(self.psnr_db)
+        return {"l1": self.l1, "ssim": self.ssim, "psnr_db": psnr_db}
 
 
 def quality(
     images: np.ndarray, clean: np.ndarray, pixel_format: PixelFormat = EIGHT_BITS, has_noise: np.ndarray | None = None
 ) -> Quality:
-    """Measure images against clean ones.
+    """Measure images against clean ones of the same shape.
 
     Args:
         images: (N, C, H, W) float32 in [-1, 1].
-        clean: the same shape.
         pixel_format: PSNR and SSIM of 16-bit and float32 images are of the values that their files would have; those of
             8-bit images, as in the slides, are on [-1, 1].
         has_noise: (N,) bool, the images that count for PSNR, as in model.metrics; None: all.
@@ -111,10 +107,7 @@ def _as_floats(pictures: np.ndarray) -> np.ndarray:
 
 
 def verify_export(folder: Path) -> dict[str, Any]:
-    """Check an export from another machine: every file's digest, and the model's figures on its picture strip.
-
-    Returns:
-        The manifest.
+    """Check every file's digest and the model's figures on its picture strip, and return the manifest.
 
     Raises:
         DenoiseError: a file differs, or the model computes something else on this machine.
@@ -131,14 +124,11 @@ def verify_export(folder: Path) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise DenoiseError(f"{folder / expected['file']}: is not the picture strip of an export ({error})") from error
-    figures = {
-        name: (float(measured[name]), float(expected[name])) for name in _TOLERANCES
-    }  # "inf" and "nan" are strings
-    wrong = [
-        f"{name} {mine:.4f} instead of {theirs:.4f}"
-        for name, (mine, theirs) in figures.items()
-        if not abs(mine - theirs) <= _TOLERANCES[name]
-    ]
+    wrong = []
+    for name, tolerance in _TOLERANCES.items():
+        mine, theirs = float(measured[name]), float(expected[name])  # "inf" and "nan" are strings
+        if not abs(mine - theirs) <= tolerance:
+            wrong.append(f"{name} {mine:.4f} instead of {theirs:.4f}")
     if wrong:
         raise DenoiseError(
             f"{folder}: the model's figures on this machine differ from those of its export: {', '.join(wrong)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -17,15 +18,7 @@ _MEAN_NORM_DECAY = 0.98  # a memory of 50 steps; no other was tried
 
 
 class Gan:
-    """Everything that one step changes.
-
-    Args:
-        config: of the training.
-        channels: of an image.
-        image_size: its side, pixels.
-        device: of all tensors.
-        capturable: whether a CUDA graph may capture the optimisers' steps.
-    """
+    """Everything that one step changes; `capturable`: whether a CUDA graph may capture the optimisers' steps."""
 
     def __init__(
         self, config: TrainConfig, *, channels: int, image_size: int, device: torch.device, capturable: bool = False
@@ -34,19 +27,15 @@ class Gan:
         self._autocast_dtype = autocast_dtype(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # on the CPU, so that every device starts with the same weights
-            generator = Generator.from_config(config, channels=channels, image_size=image_size)
+            generator = Generator(config, channels=channels, image_size=image_size)
             discriminator = Discriminator(channels=channels, width=config.width, patch=config.patch)
         # channels_last is 1.3 times faster on CPUs. torch's type stubs lack memory_format.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        betas = (config.beta1, config.beta2)
-        self.adam_g = torch.optim.Adam(
-            self.generator.parameters(), config.lr_g, betas, fused=True, capturable=capturable
-        )
-        self.adam_d = torch.optim.Adam(
-            self.discriminator.parameters(), config.lr_d, betas, fused=True, capturable=capturable
-        )
+        adam = partial(torch.optim.Adam, betas=(config.beta1, config.beta2), fused=True, capturable=capturable)
+        self.adam_g = adam(self.generator.parameters(), config.lr_g)
+        self.adam_d = adam(self.discriminator.parameters(), config.lr_d)
         self.mean_norm_g = torch.zeros((), device=device)  # of the clipped gradients; 0 before the first step
         self.mean_norm_d = torch.zeros((), device=device)
 
@@ -110,11 +99,7 @@ class Gan:
         self.adam_d.param_groups[0]["lr"] = self.config.lr_d * factor
 
     def update_ema(self, step: int) -> None:
-        """Update the EMA of the generator's weights after a step.
-
-        Args:
-            step: number of earlier steps.
-        """
+        """Update the EMA of the generator's weights after a step, counted from 0."""
         decay = min(self.config.average_decay, (1 + step) / (10 + step))  # a shorter memory in the first steps
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema_generator.parameters()), list(self.generator.parameters()), 1 - decay)
@@ -152,7 +137,6 @@ def clip_gradients(gradients: Sequence[torch.Tensor], mean_norm: torch.Tensor, f
     enters the mean, so that an outlier does not raise the next limit. It does not synchronise with the device.
 
     Args:
-        gradients: of one network, any shapes.
         mean_norm: scalar; 0 before the first step, which sets it to its norm.
         factor: at least 1.
     """

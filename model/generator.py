@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import interpolate, linear, pad
 
 from .common.errors import ConfigError
-from .config import Norm, Output, TrainConfig, Upsample
+from .config import Norm, TrainConfig, Upsample
 
 _RETURN_FACTOR = 0.1
 
@@ -22,7 +22,7 @@ class Generator(nn.Module):
     Encoder blocks Conv 4x4 stride 2, BatchNorm (not on the first), LeakyReLU, down to 1x1; decoder blocks
     TransposedConv 4x4 stride 2, BatchNorm, Dropout (first three), ReLU, then the skip connection; a last
     TransposedConv and tanh. Depth is log2(image_size), at most 8 (arXiv 1611.07004, appendix 6.1.1).
-    H and W must be multiples of `size_multiple`, 2**depth. TrainConfig describes the other arguments. With `blocks` it
+    H and W must be multiples of `size_multiple`, 2**depth. With `config.blocks` it
     is a U-Net of residual blocks like DRUNet (Zhang et al. 2021, arXiv 2008.13751): the first level has full
     resolution, each further one is half as large and twice as wide, up to eight times.
 
@@ -30,67 +30,50 @@ class Generator(nn.Module):
         ConfigError: the image size is not a multiple of 2**depth.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        image_size: int,
-        width: int,
-        dropout: float,
-        depth: int | None = None,
-        output: Output = "direct",
-        full_resolution_skip: bool = False,
-        upsample: Upsample = "transposed",
-        norm: Norm = "batch",
-        blocks: int = 0,
-    ) -> None:
+    def __init__(self, config: TrainConfig, *, channels: int, image_size: int) -> None:
         super().__init__()
         if image_size < 4:
             raise ConfigError(f"image_size={image_size}: must be at least 4")
-        depth = min(int(math.log2(image_size)), 8) if depth is None else depth
+        depth = min(int(math.log2(image_size)), 8) if config.depth is None else config.depth
         if image_size % 2**depth:
             raise ConfigError(f"image_size={image_size}: must be a multiple of {2**depth}, for a depth of {depth}")
         self.size_multiple = 2**depth
-        self.output = output
+        self.output = config.output
         self.detail: nn.Module | None = None
         # One value has no variance: instance normalisation would erase an innermost image of one pixel.
-        inner_norm: Norm = "none" if norm == "instance" and image_size == 2**depth else norm
-        norms = [*[norm] * (depth - 1), inner_norm]
-        drops = [dropout if i < 3 else 0.0 for i in range(depth)]
-        widths = [width * min(2**i, 8) for i in range(depth)]
-        if blocks:
-            self._build_residual([channels, *widths, width * min(2**depth, 8)], [norm, *norms], drops, upsample, blocks)
+        inner_norm: Norm = "none" if config.norm == "instance" and image_size == 2**depth else config.norm
+        norms = [*[config.norm] * (depth - 1), inner_norm]
+        drops = [config.dropout if i < 3 else 0.0 for i in range(depth)]
+        widths = [channels, *(config.width * min(2**i, 8) for i in range(depth + bool(config.blocks)))]
+        if config.blocks:
+            self._build_residual(widths, [config.norm, *norms], drops, config)
         else:
-            self._build_unet([channels, *widths], norms, drops, upsample, full_resolution_skip)
+            self._build_unet(widths, norms, drops, config)
 
-    def _build_unet(
-        self, widths: list[int], norms: list[Norm], drops: list[float], upsample: Upsample, full_resolution_skip: bool
-    ) -> None:
+    def _build_unet(self, widths: list[int], norms: list[Norm], drops: list[float], config: TrainConfig) -> None:
         self.down = nn.ModuleList(
             _down(w_in, w_out, norm=norm if i else None)
             for i, ((w_in, w_out), norm) in enumerate(zip(pairwise(widths), norms, strict=True))
         )
         channels, width = widths[:2]
-        skips = widths[-2:0:-1] + [width] * full_resolution_skip
+        skips = widths[-2:0:-1] + [width] * config.full_resolution_skip
         inputs = [widths[-1], *(2 * skip for skip in skips)]
         self.up = nn.ModuleList(
-            _up(w_in, w_out, upsample=upsample, norm=norms[0], dropout=drop)
+            _up(w_in, w_out, upsample=config.upsample, norm=norms[0], dropout=drop)
             for w_in, w_out, drop in zip(inputs, skips, drops, strict=False)
         )
-        if full_resolution_skip:
+        if config.full_resolution_skip:
             self.detail = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2))
             self.last: nn.Module = nn.Conv2d(inputs[-1], channels, 3, padding=1)
         else:
-            self.last = _larger(inputs[-1], channels, upsample=upsample, bias=True)
+            self.last = _larger(inputs[-1], channels, upsample=config.upsample, bias=True)
         self.apply(initialise)
 
-    def _build_residual(
-        self, widths: list[int], norms: list[Norm], drops: list[float], upsample: Upsample, blocks: int
-    ) -> None:
+    def _build_residual(self, widths: list[int], norms: list[Norm], drops: list[float], config: TrainConfig) -> None:
         """Layers between the blocks have torch's initialisation; each block begins as the identity."""
 
         def level(first: nn.Module, width: int, norm: Norm) -> nn.Sequential:
-            return nn.Sequential(first, *(_Residual(width, norm) for _ in range(blocks)))
+            return nn.Sequential(first, *(_Residual(width, norm) for _ in range(config.blocks)))
 
         channels, *widths = widths
         self.down = nn.ModuleList([level(nn.Conv2d(channels, widths[0], 3, padding=1), widths[0], norms[0])])
@@ -100,32 +83,13 @@ class Generator(nn.Module):
         self.up = nn.ModuleList()
         joined: list[nn.Module] = []  # merges the last upsampled image with its skip connection
         for (w_in, w_out), drop in zip(pairwise(widths[::-1]), drops, strict=True):
-            larger = (
-                _ResizeConv(w_in, w_out, 3, padding=1)
-                if upsample == "resize"
-                else nn.ConvTranspose2d(w_in, w_out, 2, 2)
-            )
+            resizes = config.upsample == "resize"
+            larger = _ResizeConv(w_in, w_out, 3, padding=1) if resizes else nn.ConvTranspose2d(w_in, w_out, 2, 2)
             self.up.append(nn.Sequential(*joined, larger, nn.Dropout(drop)))
             joined = [level(nn.Conv2d(2 * w_out, w_out, 1), w_out, norms[0])]
         last = nn.Conv2d(widths[0], channels, 3, padding=1)
         initialise(last)
         self.last = nn.Sequential(*joined, last)
-
-    @classmethod
-    def from_config(cls, config: TrainConfig, *, channels: int, image_size: int) -> Generator:
-        """Build the generator of a configuration. Raises ConfigError where the image size does not suit its depth."""
-        return cls(
-            channels=channels,
-            image_size=image_size,
-            width=config.width,
-            dropout=config.dropout,
-            depth=config.depth,
-            output=config.output,
-            full_resolution_skip=config.full_resolution_skip,
-            upsample=config.upsample,
-            norm=config.norm,
-            blocks=config.blocks,
-        )
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         x, skips = noisy, []
@@ -144,8 +108,6 @@ class Generator(nn.Module):
 
 
 class _Clamp(torch.autograd.Function):
-    """See clamped."""
-
     @staticmethod
     def forward(context: Any, image: torch.Tensor) -> torch.Tensor:
         context.save_for_backward(image)

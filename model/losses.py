@@ -36,17 +36,9 @@ def _distance(logits: torch.Tensor, label: float, kind: Adversarial) -> torch.Te
 
 def reconstruction(denoised: torch.Tensor, clean: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     """Weighted sum of mean absolute error, 1 - SSIM and mean squared error, as far as config.loss includes them."""
-    distances = {"l1": _l1, "ssim": _one_minus_ssim, "mse": _mse}
-    return torch.stack([w * distances[name](denoised, clean) for name, w in config.weights.items()]).sum()
-
-
-def _l1(denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    return (denoised - clean).abs().mean()
-
-
-def _mse(denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    return (denoised - clean).square().mean()
-
-
-def _one_minus_ssim(denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    return 1 - metrics.ssim(denoised, clean).mean()
+    distances = {
+        "l1": lambda: (denoised - clean).abs().mean(),
+        "ssim": lambda: 1 - metrics.ssim(denoised, clean).mean(),
+        "mse": lambda: (denoised - clean).square().mean(),
+    }
+    return torch.stack([weight * distances[name]() for name, weight in config.weights.items()]).sum()

@@ -32,10 +32,6 @@ class Trainer:
     An epoch e is a function of the state before it and of (config.seed, e) only. A training that continues from a
     checkpoint is therefore identical to an uninterrupted one, bit for bit on a CPU with the same number of threads.
 
-    Args:
-        config: all hyperparameters.
-        images: training and validation images, on the device that trains.
-
     Raises:
         ConfigError: a batch is larger than the training set.
     """
@@ -111,12 +107,9 @@ class Trainer:
 
     def _set_learning_rates(self, step: int) -> None:
         """Apply the schedule; step: counted from the start of the training."""
-        if self.config.lr_schedule == "cosine":
-            progress = step / (self.config.epochs * self._steps_per_epoch)
-            factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        else:
-            factor = 1.0
-        self.gan.set_learning_rates(factor)
+        progress = step / (self.config.epochs * self._steps_per_epoch)
+        is_cosine = self.config.lr_schedule == "cosine"
+        self.gan.set_learning_rates(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))) if is_cosine else 1.0)
 
     @contextmanager
     def _seeded_epoch(self) -> Iterator[torch.Generator]:
@@ -141,11 +134,7 @@ class Trainer:
         save_checkpoint(path, self.gan.tensors(), state)
 
     def load(self, path: Path, *, may_differ: Collection[str] = ()) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            path: of the checkpoint.
-            may_differ: names of settings that may differ from the checkpoint's configuration.
+        """Restore the state of a checkpoint, whose configuration may have other values of the settings `may_differ`.
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged.
@@ -203,22 +192,12 @@ def parse_state(path: Path, state: Mapping[str, Any]) -> tuple[TrainConfig, list
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this program (its reports: {error!r})") from error
     if [report.epoch for report in reports] != [*range(1, len(reports) + 1)]:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of this program (its reports are not of the epochs 1, 2, 3, ...)"
-        )
+        raise CheckpointError(f"{path}: not a checkpoint of this program (its reports must have epochs 1, 2, 3, ...)")
     return TrainConfig.from_dict(state.get("config", {})), reports
 
 
 def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Generator, dict[str, Any]]:
-    """Load the EMA generator of a checkpoint.
-
-    Args:
-        path: of the checkpoint.
-        channels: of an image.
-        image_size: its side, pixels.
-
-    Returns:
-        The generator in eval mode on the CPU, and the checkpoint's state.
+    """Return the EMA generator of a checkpoint, in eval mode on the CPU, and the checkpoint's state.
 
     Raises:
         CheckpointError: it is missing, damaged or inconsistent.
@@ -228,10 +207,10 @@ def load_generator(path: Path, *, channels: int, image_size: int) -> tuple[Gener
     prefix = "average."
     weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     with torch.device("meta"):  # needs no memory, whatever size the checkpoint claims
-        planned = Generator.from_config(config, channels=channels, image_size=image_size).state_dict()
+        planned = Generator(config, channels=channels, image_size=image_size).state_dict()
     if _shapes(planned) != _shapes(weights):
         raise CheckpointError(f"{path}: its generator does not fit its own configuration (other tensors, or shapes)")
-    generator = Generator.from_config(config, channels=channels, image_size=image_size)
+    generator = Generator(config, channels=channels, image_size=image_size)
     try:
         generator.load_state_dict(weights)
     except RuntimeError as error:

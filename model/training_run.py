@@ -28,8 +28,6 @@ class TrainingRun:
     """A trainer with a folder; resumes from the last undamaged checkpoint in it.
 
     Args:
-        config: of the training.
-        images: on the device that trains.
         folder: of the checkpoints and strips.
         objective: decides which checkpoint is the best.
         back_to_best: if the earlier run had other learning rates, continue from its best checkpoint with these.

@@ -212,7 +212,7 @@ def _add_commands_on_an_export(command: _Command) -> None:
 
 
 def _add_cluster_commands(command: _Command) -> None:
-    cluster = command("cluster", "Check a cluster file before `ray up`: reject one that is incomplete or unsafe.")
+    cluster = command("cluster", "Check a cluster file before `ray up`.")
     cluster.add_argument("action", choices=["check"], help="report all problems of the file at once")
     cluster.add_argument("file", type=_path, metavar="FILE", help="cluster.yaml, or your own")
     launch = command("launch", "Submit a search as a job to a cluster's head. The same command continues it.")

@@ -41,7 +41,7 @@ class SearchConfig:
         group=SEARCHED,
         changeable=True,  # check_compatible compares what the spaces yield
     )
-    epochs: int = option(12, "maximum number of epochs", metavar="N", group=SEARCHED)
+    epochs: int = option(12, "maximum epochs per trial", metavar="N", group=SEARCHED)
     sampler: str = option(
         "gp",
         "sampler that proposes configurations, or a Python file with one (docs/search.md)",
@@ -52,12 +52,12 @@ class SearchConfig:
         None,
         "epochs of each trial before the pruner compares it with others",
         metavar="N",
-        default_text="a thirteenth of --epochs",
+        default_text="a thirteenth of --epochs; 1 for a pruner other than asha",
         group=SEARCHED,
         example=1,
     )
     reduction_factor: int = option(
-        4, "one trial in N continues after --grace-period epochs, later fewer", metavar="N", group=SEARCHED
+        4, "after the grace period one trial in N continues, and fewer later", metavar="N", group=SEARCHED
     )
     pruner: str = option(
         "asha",
@@ -74,8 +74,8 @@ class SearchConfig:
     seed: int = option(0, "random seed", metavar="N", group=SEARCHED)
     data: str = option(
         "fashion-mnist",
-        "images: fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images; when a "
-        "search is continued: where its images are now",
+        "images: fashion-mnist, or a folder or s3://BUCKET/PREFIX of images, or of noisy/ and clean/ images. To "
+        "continue a search whose images have moved, give their new place",
         metavar="NAME|FOLDER",
         group=SEARCHED,
         changeable=True,  # the images are compared: hpo.store.search_results
@@ -91,8 +91,8 @@ class SearchConfig:
     noise: str = option(
         "gaussian:30",
         "noise to add: gaussian:STD (of 255, or N% of the range), poisson:PEAK, speckle:RATIO, salt-pepper:SHARE, "
-        "jpeg:QUALITY or correlated:STD:SIZE, each number also LOW-HIGH; sums such as poisson:30+gaussian:10; real: "
-        "none, for noisy/ and clean/ images",
+        "jpeg:QUALITY or correlated:STD:SIZE. Any number may be a range LOW-HIGH. Sums such as "
+        "poisson:30+gaussian:10 are allowed. `real` adds none and needs noisy/ and clean/ images",
         metavar="SPEC",
         group=SEARCHED,
     )
@@ -122,8 +122,7 @@ class SearchConfig:
     trials: int = option(24, "number of trials in total", metavar="N")
     time_budget_minutes: float | None = option(
         None,
-        "start no new trial after so many minutes; running trials finish. It counts anew in each driver, so a search "
-        "that is continued gets it again",
+        "start no new trial after so many minutes; running trials finish. Each start of the command counts anew",
         metavar="MINUTES",
         default_text="no limit",
         example=60,
@@ -161,13 +160,13 @@ class SearchConfig:
     )
     allow_cpu: bool = option(False, "train on the CPU where --gpus-per-trial asks for a GPU and there is none")
     address: str = option(
-        "local", "HOST:PORT of a Ray cluster's head, auto, or local: start Ray here, on loopback", metavar="ADDRESS"
+        "local", "HOST:PORT joins a Ray cluster, auto finds one, local starts Ray here, on loopback", metavar="ADDRESS"
     )
     wandb: Wandb = option("offline", "W&B logging; online needs an API key", metavar=f"{{{','.join(get_args(Wandb))}}}")
     tensorboard: bool = option(False, "write TensorBoard events of every training to the search's folder")
     on_finish: str | None = option(
         None,
-        "shell command that gets the result as JSON on stdin when the search has ended without an interruption",
+        "shell command that runs when the search has ended by itself; its stdin gets the result as JSON",
         metavar="COMMAND",
         default_text="none",
     )

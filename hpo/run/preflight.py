@@ -134,7 +134,7 @@ def _check_fit(config: TrainConfig, images: Images) -> None:
         raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train):,} training images")
     channels, size, _ = images.shape
     with torch.device("meta"):  # allocates nothing
-        Generator.from_config(replace(config, width=1), channels=channels, image_size=size)
+        Generator(replace(config, width=1), channels=channels, image_size=size)
 
 
 def _check_wandb(search: SearchConfig) -> None:

@@ -16,6 +16,7 @@ import slides
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
+from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.image_sets import ImagePairs
 from model.denoise import Denoiser
@@ -133,7 +134,7 @@ def test_the_drawing_of_the_generator_has_the_numbers_of_the_slides_network():
         drawings.torch.from_numpy(p)
         for p in ImagePairs(DataConfig().load_test().clean[:2]).with_noise("gaussian:30", "test")
     )
-    generator = Generator(channels=1, image_size=32, width=64, dropout=0.5)
+    generator = Generator(TrainConfig(width=64), channels=1, image_size=32)
     shown = texts(drawings.draw_generator(generator, noisy))
     assert re.sub(r"\D", "", shown[0]) == str(sum(p.numel() for p in generator.parameters()))
     sizes = [text for text in shown if re.fullmatch(r"\d+x\d+x\d+", text)]

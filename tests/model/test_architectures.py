@@ -58,7 +58,7 @@ def placed(few) -> DeviceImages:
 
 def generator(**settings: object) -> Generator:
     torch.manual_seed(0)
-    return Generator.from_config(replace(SMALL, **settings), channels=1, image_size=32)
+    return Generator(replace(SMALL, **settings), channels=1, image_size=32)
 
 
 def kinds(network: torch.nn.Module) -> set[str]:
@@ -211,7 +211,7 @@ def test_instance_normalisation_is_left_out_where_one_pixel_is_left(depth, norme
 
 @pytest.mark.parametrize(("image_size", "depth"), [(48, 4), (28, 2), (512, 8)])
 def test_fewer_levels_suit_sizes_that_are_no_powers_of_two(image_size, depth):
-    network = Generator(channels=3, image_size=image_size, width=1, dropout=0.0, depth=depth)
+    network = Generator(TrainConfig(width=1, dropout=0.0, depth=depth), channels=3, image_size=image_size)
     assert len(network.down) == depth
     assert network.size_multiple == 2**depth
 

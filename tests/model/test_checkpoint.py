@@ -90,7 +90,7 @@ def test_every_single_flipped_bit_is_noticed(tmp_path):
 @pytest.fixture(scope="module")
 def network_file(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("network") / "checkpoint.safetensors"
-    save_checkpoint(path, Generator(channels=1, image_size=32, width=4, dropout=0.5).state_dict(), STATE)
+    save_checkpoint(path, Generator(TrainConfig(width=4), channels=1, image_size=32).state_dict(), STATE)
     return path.read_bytes()
 
 
@@ -228,7 +228,7 @@ REPORT = {field.name: 1.0 for field in dataclasses.fields(EvalReport)} | {"epoch
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    network = Generator.from_config(TrainConfig(width=4), channels=1, image_size=32).state_dict()
+    network = Generator(TrainConfig(width=4), channels=1, image_size=32).state_dict()
     return {f"average.{name}": tensor for name, tensor in network.items()}
 
 

@@ -46,7 +46,7 @@ def copied(exported, tmp_path):
 @pytest.fixture(scope="module")
 def torch_generator(exported) -> Generator:
     config = TrainConfig.from_dict(exported.manifest["config"])
-    generator = Generator(channels=1, image_size=32, width=config.width, dropout=config.dropout)
+    generator = Generator(config, channels=1, image_size=32)
     generator.load_state_dict(load_file(exported.folder / "generator.safetensors"))
     return generator.eval()
 

@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from model.config import TrainConfig
 from model.data.device_images import to_unit
 from model.generator import Generator, _Doubled, _Halved
 
 
 def make(*, channels: int = 1, image_size: int = 32, width: int = 4, dropout: float = 0.5) -> Generator:
     torch.manual_seed(0)
-    return Generator(channels=channels, image_size=image_size, width=width, dropout=dropout)
+    return Generator(TrainConfig(width=width, dropout=dropout), channels=channels, image_size=image_size)
 
 
 def has(block: nn.Module, kind: type[nn.Module]) -> bool:
@@ -99,7 +100,7 @@ def test_skips_carry_the_input_around_each_inner_part(cut):
 def test_small_images_by_matrix_products_are_the_convolutions(image_size, norm, monkeypatch):
     """Outputs and all gradients, against torch's own convolutions."""
     torch.manual_seed(0)
-    generator = Generator(channels=2, image_size=image_size, width=4, dropout=0.0, norm=norm).train()
+    generator = Generator(TrainConfig(width=4, dropout=0.0, norm=norm), channels=2, image_size=image_size).train()
     noisy = torch.randn(5, 2, image_size, image_size, requires_grad=True)
 
     def run() -> list[torch.Tensor]:

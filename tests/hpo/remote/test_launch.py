@@ -157,7 +157,7 @@ def test_a_space_and_a_folder_of_images_are_shipped(head, server, tmp_path, caps
         (["--data", "photos/"], "data=photos/"),
         (["--set", "lr_g=0.1"], "searched by the space"),
         (["--address", "auto"], "address=auto: `hpo launch` uses the cluster of its file"),
-        (["--wandb", "online"], "W&B: there is no key"),
+        (["--wandb", "online"], "W&B: there is no API key"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_contacted(options, reason, head, capsys):

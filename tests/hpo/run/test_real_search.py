@@ -214,7 +214,7 @@ def test_it_leaves_a_report_that_shows_what_was_measured_and_where_it_ran(search
         assert "finished, 5 trials" in browser.run("document.querySelector('#status').innerText")
         assert "2 of 2 epochs" in browser.run("document.querySelector('#final-words').innerText")
         shown = browser.run("[...document.querySelectorAll('#wall b')].map(b => b.innerText)")
-        assert {"Clean", "Noisy", "Trial 0", "Trial 1", f"Trial {number}", f"Trial {number}, trained anew"} <= set(
+        assert {"Clean", "Noisy", "Trial 0", "Trial 1", f"Trial {number}", f"Trial {number}, trained again"} <= set(
             shown
         )
         assert browser.run("document.querySelector('#timeline-words').innerText").count(platform.node()) == 1
