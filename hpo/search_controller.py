@@ -143,10 +143,9 @@ class SearchController:
         if not new:  # an earlier driver recorded the last one, and the trial continued, or it would have ended
             return decide_pruning(self.record.trials(), number, len(reports), self.record.search)
         for report in new:
-            host = node if report is new[-1] else None
-            trials = self.record.trials_with_report(number, report, host)
+            trials = self.record.trials_with_report(number, report, node if report is new[-1] else None)
             decision = decide_pruning(trials, number, report.epoch, self.record.search)
-            self.record.append_report(number, report, decision, host)
+            self.record.append_report(trials[number], decision)
             if decision.action != "continue":
                 self._running.discard(number)
             self._notify(self.record.trial(number))

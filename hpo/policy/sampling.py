@@ -63,7 +63,9 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
             by = "starting point"
             study.enqueue_trial(dict(space.starting_points[number]))
         trial, config = _ask(study, space, base, search.sampler)
-        if by != "starting point" and (attempt >= _SAMPLER_TRIES or _is_random(trial, search.sampler)):
+        # Our samplers draw the first trials, and some later ones, at random.
+        is_random = attempt >= _SAMPLER_TRIES or (search.sampler in SAMPLERS and not trial.relative_params)
+        if by != "starting point" and is_random:
             by = "random"
         if trial.params not in known_params:
             return _suggestion(study, trial, config, by)
@@ -116,7 +118,7 @@ def _ask(study: optuna.Study, space: Space, base: TrainConfig, sampler: str) -> 
     try:
         trial = study.ask()
         config = space.sample(trial, base)
-    except ConfigError as error:  # from the space, or from a sampler that it asked for a value
+    except ConfigError as error:  # from the space, or from a sampler that suggests a value for it
         raise ConfigError(f"sampler={sampler}: {error}" if sampler.endswith(".py") else str(error)) from error
     except Exception as error:  # a user's code may raise anything
         raise ConfigError(f"sampler={sampler}: {type(error).__name__}: {error}") from error
@@ -127,11 +129,6 @@ def _ask(study: optuna.Study, space: Space, base: TrainConfig, sampler: str) -> 
             "persist. Choose another sampler"
         )
     return trial, config
-
-
-def _is_random(trial: optuna.Trial, sampler: str) -> bool:
-    """Whether one of our samplers drew the trial at random, as it does with the first ones."""
-    return sampler in SAMPLERS and not trial.relative_params
 
 
 def _seed(search: SearchConfig, number: int, attempt: int) -> int:

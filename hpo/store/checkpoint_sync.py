@@ -91,7 +91,8 @@ class CheckpointSync:
 
     def _check_shared(self) -> None:
         end = time.monotonic() + _GRACE_SECONDS
-        while not self._sees_driver_file():
+        name = self._driver_file.name
+        while not (self._search.exists(name) if self._storage else self._driver_file.exists()):
             if time.monotonic() > end:
                 place = self._search if self._storage else self._driver_file.parent
                 raise NotSharedError(f"{place} is not visible from node {platform.node()}; use a shared --storage")
@@ -104,9 +105,6 @@ class CheckpointSync:
     def _guarded(self) -> Storage:
         assert self._storage is not None
         return self._storage.subdirectory("", self._check_token)
-
-    def _sees_driver_file(self) -> bool:
-        return self._search.exists(self._driver_file.name) if self._storage else self._driver_file.exists()
 
     def _newest_token(self) -> str:
         assert self._storage is not None

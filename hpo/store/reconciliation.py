@@ -28,9 +28,6 @@ _OWNER_FILE = "storage.json"  # in a driver's folder: its storage, and the last 
 _STUDY_PREFIX = "study/"
 
 
-# --- the decision ---------------------------------------------------------------------------------------------------
-
-
 class Plan(Enum):
     """How a folder and its storage are brought together."""
 
@@ -71,9 +68,6 @@ def plan_reconciliation(
     if not is_damaged:
         return Plan.KEEP_LOCAL
     return Plan.REPAIR if has_copy else Plan.REFUSE_DAMAGED
-
-
-# --- its execution --------------------------------------------------------------------------------------------------
 
 
 def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -> None:
@@ -171,9 +165,6 @@ def _has_database(folder: Path) -> bool:
 
 def _about(folder: Path) -> dict[str, Any]:
     return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
-
-
-# --- the studies in a storage -----------------------------------------------------------------------------------------
 
 
 def study_name(claim: str) -> str:

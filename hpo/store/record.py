@@ -261,10 +261,9 @@ class Record:
         trials[number] = with_report(trials[number], report, self._num_reports(), self.search.objective, node)
         return trials
 
-    def append_report(self, number: int, report: EvalReport, decision: Decision, node: str | None = None) -> None:
-        """Write a report and the decision on it, in one transaction. If the decision ends the trial, it is COMPLETE or
-        PRUNED with the value of this epoch. Raises RecordError, also if a report of an earlier epoch is missing."""
-        trial = self.trials_with_report(number, report, node)[number]
+    def append_report(self, trial: FrozenTrial, decision: Decision) -> None:
+        """Write a trial of `trials_with_report` and the decision on its report, in one transaction. If the decision
+        ends the trial, it is COMPLETE or PRUNED with the value of this epoch. Raises RecordError."""
         if decision.kept:
             trial.user_attrs[REPORTS][-1][KEPT] = decision.kept
         if decision.action != "continue":

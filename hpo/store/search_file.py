@@ -55,7 +55,7 @@ def check_compatible(name: str, about: Mapping[str, Any], search: SearchConfig, 
         for option in existing
         if options.get(option, existing[option]) != existing[option] and option not in may_change
     ]
-    differences = [f"  {option}: it has {existing[option]}, asked for {options[option]}" for option in refused]
+    differences = [f"  {option}: it has {existing[option]}, not {options[option]}" for option in refused]
     for option, digest in files.items():
         path = options.get(option, existing[option])
         if plugins.digest(path) not in (digest, None):  # None: hpo.policy.plugins reports a missing file

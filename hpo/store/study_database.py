@@ -170,7 +170,11 @@ class Study:
 
     def _with_retries(self, operation: Callable[[], T]) -> T:
         def is_away(error: Exception) -> bool:
-            return self._is_server and isinstance(error, SQLAlchemyError | StorageInternalError) and _is_away(error)
+            if not self._is_server or not isinstance(error, SQLAlchemyError | StorageInternalError):
+                return False
+            cause = _database_error(error)
+            is_closed = isinstance(cause, DBAPIError) and cause.connection_invalidated
+            return is_closed or isinstance(cause, OperationalError | InterfaceError)
 
         try:
             result = retry(
@@ -240,13 +244,6 @@ def check_file(path: Path, *, read_only: bool) -> None:
         if result != "ok":
             raise ValueError(result.splitlines()[-1])
         connection.execute("SELECT 1 FROM studies")
-
-
-def _is_away(error: BaseException) -> bool:
-    cause = _database_error(error)
-    return isinstance(cause, OperationalError | InterfaceError) or (
-        isinstance(cause, DBAPIError) and cause.connection_invalidated
-    )
 
 
 def describe_error(error: BaseException) -> str:

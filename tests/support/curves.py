@@ -74,8 +74,9 @@ def controller(
 
 def append_report(record: Record, number: int, report: EvalReport, node: str | None = None) -> Decision:
     """As SearchController.on_report, of a single report."""
-    decision = decide_pruning(record.trials_with_report(number, report, node), number, report.epoch, record.search)
-    record.append_report(number, report, decision, node)
+    trials = record.trials_with_report(number, report, node)
+    decision = decide_pruning(trials, number, report.epoch, record.search)
+    record.append_report(trials[number], decision)
     return decision
 
 

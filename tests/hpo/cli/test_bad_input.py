@@ -229,7 +229,7 @@ COMMAND_LINE = {
     "an unconfirmed deletion": Row("rm first", ["runs/first: refusing to delete without", "--yes"]),
     "another search than the existing one": Row(
         "search first --trials 0 --noise gaussian:5",
-        ["trials=0: must be", "noise: it has gaussian:30, asked for gaussian:5", "choose another name"],
+        ["trials=0: must be", "noise: it has gaussian:30, not gaussian:5", "choose another name"],
     ),
     "another space than the existing one": Row(
         "search first --space optimizers",
