@@ -48,11 +48,11 @@ from survival import ENDS, EPOCHS, GRACE, REDUCTION, TRIALS, Ending, Line, compl
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SEARCH_FILE
 from hpo.store import search_results
-from hpo.store.layout import STUDY_FILE
+from hpo.store.file_names import STUDY_FILE
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
-from model.run_layout import BEST
 from model.trainer import load_generator
+from model.training_files import BEST
 
 import psutil  # isort: skip - found once Ray is imported
 

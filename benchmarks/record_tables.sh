@@ -23,6 +23,6 @@ photographs.prepare(Path(sys.argv[1]))' "$runs/images"
     architecture) # what it searches cannot be set
         options=("${common[@]::14}" --set batch_size=32 --seed 14 --space benchmarks/small_architecture.py) ;;
     esac
-    "$python" -m hpo.cli.commands search "$table" --runs "$runs" "${options[@]}"
+    "$python" -m hpo.cli search "$table" --runs "$runs" "${options[@]}"
     "$python" benchmarks/replay.py record "$runs" "$table" --table "benchmarks/tables/$table.json.gz"
 done

@@ -6,7 +6,7 @@
 
 Time is virtual: a search of hours takes seconds. Every configuration learns like the nearest recorded one. A search has
 found a configuration when a trial of full length is in the top 1 % of the space. The regret is the distance of the
-winner to the best recorded curve. `ours` are the product's own decisions (hpo.policy.sampling).
+winner to the best recorded curve. `ours` are the product's own decisions (hpo.policy.suggestions).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from replay_report import Case, markdown, markdown_budget, markdown_overview, ov
 from replay_simulation import Decider, Ours, Outcome, _Trial, ours, simulate
 from replay_table import TABLE, TOP, Table, load_table, record
 
-from hpo.policy import sampling
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig
 from model.common.files import write_atomically
 from search_spaces import Space
@@ -70,7 +70,7 @@ def sources(namespace: Mapping[str, Any], seen: set[str] | None = None) -> str:
 @lru_cache
 def methods(variants: Path | None) -> dict[str, tuple[Factory, str]]:
     """All methods, each with the source code that identifies its cached results."""
-    own = sources({"": sampling}) + inspect.getsource(Ours) + inspect.getsource(ours)
+    own = sources({"": suggestions}) + inspect.getsource(Ours) + inspect.getsource(ours)
     found = {
         name: (make, inspect.getsource(peers) if name in peers.METHODS else f"{own}{getattr(make, 'keywords', {})}")
         for name, make in METHODS.items()

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from replay_table import Curve, Table
 
-from hpo.policy import pruning, sampling
-from hpo.policy.pruning import Decision
-from hpo.policy.sampling import Suggestion
+from hpo.policy import report_decision, suggestions
+from hpo.policy.report_decision import Decision
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import Suggestion
 from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
 from model.training_report import EvalReport, objective_value
 from search_spaces import Space
@@ -112,8 +112,8 @@ class Ours:
         space: Space,
         search: SearchConfig,
         *,
-        suggest: Callable[..., Suggestion | None] = sampling.suggest,
-        judge: Callable[..., Decision] = pruning.decide_pruning,
+        suggest: Callable[..., Suggestion | None] = suggestions.suggest,
+        judge: Callable[..., Decision] = report_decision.decide_pruning,
     ) -> None:
         self.trials: list[FrozenTrial] = []
         self._space, self._search, self._suggest, self._judge = space, search, suggest, judge

@@ -35,13 +35,13 @@ from rich.console import Console
 
 import search_spaces
 from hpo.cluster.budget import TimeAndCostBudget
-from hpo.policy import sampling
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig
 from hpo.run import trials as trials_phase
 from hpo.run.context import SearchContext
 from hpo.search_controller import SearchController
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.views.progress import Progress
 from model.config import TrainConfig
@@ -103,7 +103,7 @@ class Stopwatch:
 def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """One search of as many trials, measured each time it reaches a size: from there on, for SAMPLES trials."""
     watch = Stopwatch()
-    sampling.suggest = watch.timed("suggest", sampling.suggest)
+    suggestions.suggest = watch.timed("suggest", suggestions.suggest)
     space = search_spaces.load("losses_and_rates")
     asked = SearchConfig(trials=max(sizes) + SAMPLES, epochs=EPOCHS)
     screens = {
@@ -218,7 +218,6 @@ def run_ours(trials: int, slots: int, folder: Path) -> tuple[float, float]:
         context = SearchContext(
             record=record,
             replicator=StorageReplicator(record, None, lambda _: None),
-            images=None,
             images_ref=None,
             cluster=cluster,
             budget=TimeAndCostBudget(asked, record.trials, None),

@@ -87,7 +87,7 @@ def main() -> None:
             print(f"| {number} | {status.seconds_left - final * per_epoch:.0f} | {end - now:.0f} |")
         if number == arguments.at and reports == 0 and arguments.svg:
             now += 0.5 * progress._epoch_seconds / progress._epochs
-            progress.set_overhead_source(Overhead(steps, slots))
+            progress.set_overhead_source(Overhead(steps, slots).overhead_share)
             draw(record, progress, arguments.svg)
     progress.close()
 

@@ -27,7 +27,7 @@ from replay_table import TABLE, Table
 
 from hpo.policy.search_config import SearchConfig
 from hpo.search_controller import SearchController
-from hpo.store.layout import EXPORT
+from hpo.store.file_names import EXPORT
 from hpo.store.record import Record
 from hpo.tracking.wandb_tracker import Tracker
 from model.denoise import MANIFEST

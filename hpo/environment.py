@@ -17,14 +17,9 @@ _NO_HOME = "/proc/nowhere"  # does not exist, and nobody can create it
 
 
 def prepare_process() -> None:
-    """Prepare this process."""
+    """Prepare this process. Containers run as users without an entry in passwd, and without HOME. Ray, W&B and torch
+    need both when they are imported, or raise. They can do without the files that they would keep in HOME."""
     _put_own_packages_first()
-    _provide_user()
-
-
-def _provide_user() -> None:
-    """Containers run as users without an entry in passwd, and without HOME. Ray, W&B and torch ask for both when they
-    are imported, and raise. They can do without the files that they would keep there."""
     try:
         Path.home()
     except RuntimeError:

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial
 
-from hpo.policy import retry_policy, sampling, trial_attributes
-from hpo.policy.pruning import Decision, decide_pruning
+from hpo.policy import retry_policy, suggestions, trial_attributes
+from hpo.policy.report_decision import Decision, decide_pruning
 from hpo.policy.retry_policy import FailureAction, TrialFailure
-from hpo.policy.sampling import Suggestion
+from hpo.policy.suggestions import Suggestion
 from hpo.store.record import Record
 from model.common.errors import ConfigError
 from model.training_report import EvalReport
@@ -92,7 +92,7 @@ class SearchController:
             return None
         if queued := self.record.queued():
             return self._queued_trial(queued) or self._new_trial()
-        suggestion = sampling.suggest(trials, self._space, self.record.search)
+        suggestion = suggestions.suggest(trials, self._space, self.record.search)
         if suggestion is None:
             self._is_exhausted = True  # so that the whole space is not searched again ten times a second
             return None
@@ -104,7 +104,7 @@ class SearchController:
         """Start a trial that a user queued with Optuna's enqueue_trial. One that is not in the space fails: None."""
         record, problem = self.record, ""
         try:
-            suggestion = sampling.suggest_queued(
+            suggestion = suggestions.suggest_queued(
                 queued.system_attrs.get(trial_attributes.FIXED_PARAMS, {}), record.trials(), self._space, record.search
             )
         except ConfigError as error:
@@ -157,8 +157,8 @@ class SearchController:
         """Record that a trial's process or node died, and retry it from its last checkpoint or fail it. Raises
         MachineError if trials only fail (hpo.policy.retry_policy)."""
         is_migration = failure.action is FailureAction.MIGRATE
-        count = (self.record.add_migration if is_migration else self.record.add_failure)(number, failure.error)
-        if error := retry_policy.final_error(failure, count):
+        (self.record.add_migration if is_migration else self.record.add_failure)(number, failure.error)
+        if error := retry_policy.final_error(failure, self.record.trial(number)):
             self.record.fail(number, error)
         else:
             self._unfinished.appendleft(number)

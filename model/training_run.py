@@ -17,7 +17,7 @@ from .common.files import atomic_replace
 from .config import TrainConfig
 from .data.device_images import DeviceImages
 from .picture_strip import draw_strip
-from .run_layout import BEST, LAST, LEARNING_RATES, strip_name
+from .training_files import BEST, LAST, LEARNING_RATES, strip_name
 from .training_report import EvalReport, Objective, objective_value
 
 log = logging.getLogger(__name__)

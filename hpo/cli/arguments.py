@@ -8,6 +8,7 @@ import os
 import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -30,7 +31,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that reports all mistakes at once, each with the nearest option."""
+    """argparse that reports all errors at once, each with the nearest option."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, sanitize_for_terminal(f"{self.prog}: {message}") + "\n")
@@ -138,7 +139,7 @@ def _add_place(added: argparse.ArgumentParser, *, named: bool = True) -> None:
     )
     added.add_argument(
         "--storage",
-        type=_expanded,
+        type=os.path.expanduser,
         default=os.environ.get(STORAGE) or None,
         metavar="FOLDER|s3://...",
         help="folder or s3:// prefix that holds the searches; --runs then contains local copies only "
@@ -253,10 +254,9 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
 
 
 def _add_option(group: argparse._ActionsContainer, name: str, former: str = "") -> None:
-    """A field of SearchConfig as an option. It has no default: the configuration has, or the search that is continued.
+    """Add a field of SearchConfig as an option, perhaps by its former name, which is not in the help.
 
-    Args:
-        former: the name that the option had once. Options of such names work, but are not in the help.
+    The option has no default: the configuration has, or the search that is continued.
     """
     option, types = OPTIONS[name], {field_types(SearchConfig)[name], *get_args(field_types(SearchConfig)[name])}
     how: dict[str, Any] = {"metavar": option.metavar, "type": str}
@@ -280,29 +280,21 @@ def option_name(field: str) -> str:
 
 
 def _path(text: str) -> Path | str:
-    return Path(_expanded(text)) if text else text  # Path("") would be the current folder
-
-
-def _expanded(text: str) -> str:
     """Expand ~, which the shell leaves alone in quotes, after `=` and in variables."""
-    return os.path.expanduser(text)
+    return Path(os.path.expanduser(text)) if text else text  # Path("") would be the current folder
 
 
-# Text that is not a number passes: SearchConfig and TrainConfig report it together with all other mistakes.
+# Text that is not a number passes: SearchConfig and TrainConfig report it together with all other errors.
 
 
-def _whole(text: str) -> int | str:
+def _number(text: str, kind: Callable[[str], float] = float) -> float | str:
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
         return text
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+_whole = partial(_number, kind=int)
 
 
 def _money(text: str) -> float | str | None:

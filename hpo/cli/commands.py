@@ -42,15 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("Interrupted. The same command continues.")
         return EXIT_INTERRUPTED
-    except ConfigError as error:
-        say(f"hpo: {error}")
-        return EXIT_BAD_INPUT
-    except MachineError as error:
-        say(f"hpo: {error}")
-        return EXIT_MACHINE
-    except OSError as error:
-        say(f"hpo: {describe_os_error(error)}")
-        return EXIT_MACHINE
+    except (ConfigError, MachineError, OSError) as error:
+        say(f"hpo: {describe_os_error(error) if isinstance(error, OSError) else error}")
+        return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_MACHINE
 
 
 class _SanitizingFormatter(logging.Formatter):
@@ -71,27 +65,26 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _open_storage(arguments: argparse.Namespace) -> Storage | None:
-    from hpo.store.replication import open_storage
+    from hpo.store.study_replication import open_storage
 
     return open_storage(arguments.storage, arguments.runs, interactive=True)
 
 
 def _open_record(arguments: argparse.Namespace, *, read_only: bool = False) -> AbstractContextManager[Record]:
     """The record of the search that a command is about."""
-    from hpo.store.replication import open_read_only
+    from hpo.store.study_replication import open_read_only
 
     return open_read_only(arguments.runs, arguments.name, _open_storage(arguments), read_only=read_only)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from hpo.store.replication import open_read_only, search_names
     from hpo.store.search_file import list_names
+    from hpo.store.study_replication import open_read_only, search_names
 
-    rows = []
-    storage = _open_storage(arguments)
+    rows, storage = [], _open_storage(arguments)
     for name in search_names(storage) if storage else list_names(arguments.runs):
         with open_read_only(arguments.runs, name, storage) as record:
-            rows.append(_summary(name, record))
+            rows.append(_summary(record))
     if arguments.json:
         print(json.dumps({"searches": rows}, indent=2))
         return EXIT_DONE
@@ -105,7 +98,7 @@ def _list(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _summary(name: str, record: Record) -> dict[str, Any]:
+def _summary(record: Record) -> dict[str, Any]:
     """A row of `hpo list --json`."""
     from hpo.policy.leaderboard import leaderboard
     from hpo.store import search_results
@@ -113,7 +106,7 @@ def _summary(name: str, record: Record) -> dict[str, Any]:
     board = leaderboard(record.trials(), record.search.objective)
     best = next((row for row in board if row["number"] == search_results.winner(record)), None)
     return {
-        "name": name,
+        "name": record.name,
         "created": record.about["created"],
         "trials": len(board),
         "asked": record.search.trials,
@@ -178,9 +171,8 @@ def _remove(arguments: argparse.Namespace) -> int:
         raise not_found(arguments.runs, arguments.name)
     if not arguments.yes:
         if not sys.stdin.isatty():
-            raise ConfigError(
-                f"{folder}: refusing to delete without confirmation on a non-interactive terminal; pass --yes"
-            )
+            why = "refusing to delete without confirmation on a non-interactive terminal"
+            raise ConfigError(f"{folder}: {why}; pass --yes")
         megabytes = sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
         megabytes += sum(file.size for file in stored.values()) / 1e6
         where = f"{arguments.name} in {storage}, and {folder}" if stored else folder
@@ -218,13 +210,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from hpo.run import export
-    from hpo.store import layout, search_results
+    from hpo.store import file_names, search_results
     from model.data.memory_mapped import PixelFiles
     from model.export import check_target
     from model.export_quality import quality_table
 
     with _open_record(arguments) as record:
-        check_target(arguments.to or record.user_folder / layout.EXPORT)
+        check_target(arguments.to or record.user_folder / file_names.EXPORT)
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=absolute_data(arguments.data))
@@ -243,26 +235,23 @@ def _export(arguments: argparse.Namespace) -> int:
         print(quality_table(manifest["metrics"]))
         if manifest["metrics"]["test"] is None:
             say("The search has not ended, so it was not measured on the test images.")
-        say(f"Exported to {arguments.to or record.user_folder / layout.EXPORT}")
+        say(f"Exported to {arguments.to or record.user_folder / file_names.EXPORT}")
     return EXIT_DONE
 
 
 def _sync(arguments: argparse.Namespace) -> int:
     from hpo.store import search_results
-    from hpo.store.replication import acquire
+    from hpo.store.study_replication import acquire
     from hpo.tracking.wandb_login import log_in, remove_inherited_settings
     from hpo.tracking.wandb_tracker import sync
 
-    with acquire(
-        arguments.runs, arguments.name, _open_storage(arguments), lambda error: say(f"hpo: {error}")
-    ) as replicator:
+    storage = _open_storage(arguments)
+    with acquire(arguments.runs, arguments.name, storage, lambda error: say(f"hpo: {error}")) as replicator:
         remove_inherited_settings("online")
         log_in()
         record = replicator.record
-        sent, where = sync(record, exported=search_results.is_exported(record))
-    print(
-        f"Sent the rest of {sent} ended runs: {sanitize_for_terminal(where)}" if where else "W&B has all of it already"
-    )
+        sent, page = sync(record, exported=search_results.is_exported(record))
+    print(f"Sent the rest of {sent} ended runs: {sanitize_for_terminal(page)}" if page else "W&B has all of it already")
     return EXIT_DONE
 
 
@@ -280,10 +269,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         train = data.load_train(store)
     with PixelFiles() as store:
         test = data.load_test(store)
-    splits = {
-        "train": evaluate(denoiser, train, data.noise, "train"),
-        "test": evaluate(denoiser, test, data.noise, "test"),
-    }
+    splits = {name: evaluate(denoiser, images, data.noise, name) for name, images in (("train", train), ("test", test))}
     if arguments.json:
         print(json.dumps(splits, indent=2))
     else:
@@ -342,7 +328,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     print(quality_table(manifest["metrics"]))
     say(
         f"{arguments.to}: trial {trial} of {arguments.name}; every file has its digest, and the model gives the same "
-        f"results here as there.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n  hpo evaluate {arguments.to}"
+        f"results as on the head.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n  hpo evaluate {arguments.to}"
     )
     return EXIT_DONE
 
@@ -365,7 +351,3 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "pull": _pull,
     "evaluate": _evaluate,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

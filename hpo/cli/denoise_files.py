@@ -8,8 +8,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,23 +18,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hpo.cli.denoise_image import (
+    FORMATS,
     DenoiseOptions,
     check_page,
     denoise_image,
     describe_conversion,
-    output_format_of,
     pixel_format_of,
     read_image_pages,
-    strip_metadata,
 )
 from hpo.cli.messages import say
 from hpo.exit_codes import EXIT_DONE, EXIT_LEFT_OUT
 from model.common.errors import ConfigError, ErrorCollector, MachineError
 from model.common.files import atomic_replace, write_problem
 from model.data.folder_layout import SYSTEM_FILES, list_some
-from model.data.image_formats import IMAGE_SUFFIXES, SUFFIXES, ImageError, ImageFile
-from model.data.image_writing import write_image
-from model.data.pixel_format import PixelFormat, format_range
+from model.data.image_formats import IMAGE_SUFFIXES, SUFFIXES, ImageError
+from model.data.image_writing import output_format, write_image
+from model.data.pixel_format import format_range
 from model.data.tiff import write_tiff
 from model.denoise import Denoiser
 
@@ -45,16 +44,11 @@ _NO_IMAGES = f"no images found ({', '.join(IMAGE_SUFFIXES)})"
 def denoise_files(
     model: Path, images: Sequence[Path], to: Path, options: DenoiseOptions, errors: ErrorCollector
 ) -> int:
-    """Denoise images into a folder.
+    """Denoise image files, and the images in folders and their subfolders, into a folder; return the exit code.
 
     Args:
         model: an exported folder.
-        images: files, and folders, whose subfolders are searched too.
-        to: the output folder.
         errors: those of the command line; they are reported together with those of the images.
-
-    Returns:
-        The exit code.
 
     Raises:
         ConfigError: something is wrong, and nothing was written. With options.skip_bad, images that cannot be denoised
@@ -73,8 +67,7 @@ def denoise_files(
     if errors or denoiser is None:
         raise errors.as_error()
     job.print_notes()
-    written = job.write(denoiser)
-    return job.print_summary(written)
+    return job.print_summary(written=job.write(denoiser))
 
 
 # --- find the images -------------------------------------------------------------------------------------------------
@@ -128,7 +121,7 @@ def _is_system_file(name: str) -> bool:
 # --- plan, check and write the outputs -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Output:
     source: Path
     path: Path  # below the output folder
@@ -154,24 +147,17 @@ class _Job:
         form = ""
         try:
             for number, page in enumerate(read_image_pages(source, self.options)):
-                form = form or output_format_of(page, self.options)
-                check_page(source, page, form, number, self._pixel_format(source, page, denoiser))
+                form = form or (FORMATS[self.options.format] if self.options.format else output_format(page))
+                check_page(source, page, form, number, pixel_format_of(page, self.options.range, denoiser))
                 self.uses_range |= page.pixels.dtype != np.uint8
                 for note in describe_conversion(source, page, form, self.options, denoiser):
                     self._add_note(note, source)
             suffix = path.suffix if path.suffix.lower() in SUFFIXES[form] else SUFFIXES[form][0]
             fingerprint = _fingerprint(source, form, self.options, denoiser) if denoiser else ""
-        except ImageError as error:
-            self.bad.append(str(error))
-        else:
-            output = _Output(source=source, path=path.with_suffix(suffix), form=form, fingerprint=fingerprint)
-            self.outputs.append(output)
-
-    def _pixel_format(self, source: Path, page: ImageFile, denoiser: Denoiser | None) -> PixelFormat:
-        try:
-            return pixel_format_of(page, self.options.range, denoiser)
         except ConfigError as error:
-            raise ImageError(f"{source}: {error}") from error
+            self.bad.append(str(error) if isinstance(error, ImageError) else f"{source}: {error}")
+        else:
+            self.outputs.append(_Output(source, path.with_suffix(suffix), form, fingerprint))
 
     def _add_note(self, note: str, source: Path) -> None:
         if source not in self.notes[note]:
@@ -232,17 +218,24 @@ class _Job:
         options, target = self.options, self.to / output.path
         target.parent.mkdir(parents=True, exist_ok=True)
         pages = read_image_pages(output.source, options)
-        if options.strip_metadata:
-            pages = map(strip_metadata, pages)
+        if options.strip_metadata:  # the profile stays, since the colours depend on it
+            pages = (replace(page, exif=None, resolution=None) for page in pages)
         denoised = (denoise_image(denoiser, page, options.range) for page in pages)
-        with _encoding(output), atomic_replace(target) as part:
-            if output.form == "TIFF":
-                write_tiff(denoised, part)
-            else:
-                write_image(next(denoised), part, output.form, quality=options.quality)
-            # Before the file takes its place, so that a file there is recorded whenever the command ends.
-            line = {"output": str(output.path), "made_from": output.fingerprint, "sha256": _digest(part)}
-            _append_record(self.to / RECORD, line)
+        try:
+            with atomic_replace(target) as part:
+                if output.form == "TIFF":
+                    write_tiff(denoised, part)
+                else:
+                    write_image(next(denoised), part, output.form, quality=options.quality)
+                # Before the file takes its place, so that each output is recorded whenever the command ends.
+                line = {"output": str(output.path), "made_from": output.fingerprint, "sha256": _digest(part)}
+                _append_record(self.to / RECORD, line)
+        except (OSError, ConfigError):
+            raise
+        except MemoryError as error:
+            raise MachineError(f"{output.source}: does not fit in this machine's memory") from error
+        except Exception as error:  # the encoders' errors have no other common base
+            raise ImageError(f"{output.source}: cannot be written as {output.form} ({error})") from error
 
     def print_notes(self) -> None:
         """What a user should know before the first image is written."""
@@ -261,18 +254,6 @@ class _Job:
         return EXIT_LEFT_OUT if self.bad else EXIT_DONE
 
 
-@contextmanager
-def _encoding(output: _Output) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ConfigError):
-        raise
-    except MemoryError as error:
-        raise MachineError(f"{output.source}: does not fit in this machine's memory") from error
-    except Exception as error:  # the encoders' errors have no other common base
-        raise ImageError(f"{output.source}: cannot be written as {output.form} ({error})") from error
-
-
 # --- the record of earlier runs --------------------------------------------------------------------------------------
 
 _Record: TypeAlias = dict[tuple[str, str], str]  # fingerprints by (path below the output folder, SHA-256)
@@ -287,13 +268,10 @@ def _fingerprint(source: Path, form: str, options: DenoiseOptions, denoiser: Den
 
 def _read_record(to: Path) -> _Record:
     path, recorded = to / RECORD, {}
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError, TypeError, KeyError, RecursionError):  # a partial line, or another program's
             entry = json.loads(line)
             recorded[entry["output"], entry["sha256"]] = str(entry["made_from"])
-        except (ValueError, TypeError, KeyError, RecursionError):  # a partial line, or another program's
-            continue
     return recorded
 
 

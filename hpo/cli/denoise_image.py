@@ -12,7 +12,7 @@ from model.common.errors import ConfigError
 from model.common.text import did_you_mean, truncated_repr
 from model.data.image_formats import SUFFIXES, ImageError, ImageFile, SeveralPagesError
 from model.data.image_reading import read_image, read_pages
-from model.data.image_writing import format_problem, output_format
+from model.data.image_writing import format_problem
 from model.data.pixel_format import PixelFormat, range_problem
 from model.denoise import Denoiser
 
@@ -22,11 +22,7 @@ _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # usual maximum values: 1.0, and 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenoiseOptions:
-    """The options of the command.
-
-    Raises:
-        ConfigError: with a line for each invalid option.
-    """
+    """The options of the command. Raises ConfigError with a line for each invalid one."""
 
     format: str | None = None  # one of FORMATS; None: as the input
     quality: int | None = None  # 1 to 100, of JPEG and WebP
@@ -54,25 +50,18 @@ class DenoiseOptions:
 
 
 def denoise_image(denoiser: Denoiser, image: ImageFile, value_range: Sequence[float] | None = None) -> ImageFile:
-    """The same file with denoised pixels of the same type. Alpha is not changed. Raises DenoiseError.
-
-    Args:
-        value_range: see pixel_format_of.
-    """
+    """The same file with denoised pixels of the same type. Alpha is not changed. Raises DenoiseError."""
     pixel_format = pixel_format_of(image, value_range, denoiser)
     noisy = np.clip(pixel_format.to_unit(image.pixels), -1, 1)  # it rounds
     return replace(image, pixels=pixel_format.from_unit(denoiser(noisy)))
 
 
 def pixel_format_of(image: ImageFile, value_range: Sequence[float] | None, denoiser: Denoiser | None) -> PixelFormat:
-    """What the pixel values mean.
+    """What the pixel values mean. Raises ConfigError if 16-bit images cannot have this range.
 
     Args:
         value_range: black and white of 16-bit and float32 images. None: those of the model's training images, if they
             had the same type, else the whole range of the type.
-
-    Raises:
-        ConfigError: 16-bit images cannot have this range.
     """
     dtype = image.pixels.dtype
     if value_range and dtype != np.uint8:
@@ -109,11 +98,6 @@ def check_page(source: Path, page: ImageFile, form: str, number: int, pixel_form
         )
 
 
-def output_format_of(page: ImageFile, options: DenoiseOptions) -> str:
-    """A value of FORMATS."""
-    return FORMATS[options.format] if options.format else output_format(page)
-
-
 def describe_conversion(
     source: Path, page: ImageFile, form: str, options: DenoiseOptions, denoiser: Denoiser | None
 ) -> Iterator[str]:
@@ -136,8 +120,3 @@ def describe_conversion(
             yield "grey, and the model is for colour: it gets the plane three times, and the mean is written"
         else:
             yield "colour, and the model is for grey: each channel is denoised separately"
-
-
-def strip_metadata(page: ImageFile) -> ImageFile:
-    """Without EXIF and resolution. The profile stays, since the colours depend on it."""
-    return replace(page, exif=None, resolution=None)

@@ -21,8 +21,8 @@ from model.data.image_folder import check_layout
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
-from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES
+from model.training_files import BEST
 from model.training_report import failure_reason
 from model.training_run import TrainingRun
 
@@ -50,7 +50,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _read_options(arguments: argparse.Namespace) -> tuple[TrainConfig, DataConfig]:
-    """Raises ConfigError with all mistakes."""
+    """Raises ConfigError with all errors."""
     errors = ErrorCollector()
     options = {k: v for k, v in read_search_options(arguments, errors).items() if k in TRAIN_OPTIONS}
     settings = options.pop("set", {})

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterMonitor, ClusterSnapshot, price
 from hpo.policy import trial_attributes
 from hpo.policy.leaderboard import NUM_FINALISTS, reports_of
-from hpo.policy.pruning import epochs_left
+from hpo.policy.report_decision import epochs_left
 from hpo.policy.search_config import SearchConfig
 from model.common.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy import pruning
+from hpo.policy import report_decision
 from hpo.policy.trial_attributes import DECISION, REPORTS
 from model.training_report import EvalReport, Objective, objective_value
 
@@ -91,7 +91,7 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
     if trial.state == TrialState.FAIL:
         return "failed"
     reason = trial.user_attrs.get(DECISION, {}).get("reason", "running")
-    outcome: Outcome = "pruned" if reason in pruning.PRUNED else reason
+    outcome: Outcome = "pruned" if reason in report_decision.PRUNED else reason
     return outcome
 
 

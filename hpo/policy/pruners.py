@@ -13,6 +13,10 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.policy.search_config import FORMER_PRUNERS, SearchConfig
+from hpo.policy.user_files import load_from_file
+from model.training_report import SMALL
+
 _POWER = 0.3  # how fast the places decrease: 1 is ASHA's own rate, which prunes slow starters (docs/log.md)
 _NUM_LEADERS = 5  # complete trials that the former rule compares with
 
@@ -166,3 +170,26 @@ class FormerPruner(ComparingPruner):
         compared_step = self._grace if self._is_leaders else step
         reported = [other for other in trials if compared_step in other.intermediate_values]
         return _Rivals(reported, compared_step, max(1, len(reported) // self._reduction))
+
+
+def create_pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> BasePruner | None:
+    """Make the pruner; None: the search has none. is_dead: whether a trial no longer counts as a rival. Raises
+    ConfigError if the user's file fails, or returns something else."""
+    if search.pruner == "none":
+        return None
+    if search.pruner == "asha":
+        return AshaPruner(
+            grace_period=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+            epochs=search.epochs,
+            min_delta=SMALL[search.objective],
+            is_dead=is_dead,
+        )
+    if search.pruner in FORMER_PRUNERS:
+        return FormerPruner(
+            "leaders" if search.pruner == "leaders" else "asha",
+            grace_period=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
+    from_file: BasePruner = load_from_file("pruner", search.pruner, BasePruner, "pruner()")
+    return from_file

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.policy.trial_attributes import FAILURES, MIGRATIONS
 from model.common.errors import ConfigError, MachineError, NotSharedError
 from model.common.files import DISK_FULL_ERRNOS, describe_os_error
 
@@ -64,11 +65,12 @@ def classify_failure(error: BaseException | str, *, oom_kills: int = 0) -> Trial
     return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL if is_bad_input else FailureAction.RETRY)
 
 
-def final_error(failure: TrialFailure, count: int) -> str | None:
-    """The error of a trial that is not retried; None: it is retried. count: failures of the trial on record, or its
-    migrations if this is one; the latest included."""
+def final_error(failure: TrialFailure, trial: FrozenTrial) -> str | None:
+    """The error of a trial that is not retried; None: it is retried. trial: the failure is on record already. Failures
+    and migrations are counted over all drivers."""
     is_migration = failure.action is FailureAction.MIGRATE
-    limit = MAX_MIGRATIONS if is_migration else MAX_ATTEMPTS
+    key, limit = (MIGRATIONS, MAX_MIGRATIONS) if is_migration else (FAILURES, MAX_ATTEMPTS)
+    count = len(trial.user_attrs[key])
     if failure.action in (FailureAction.RETRY, FailureAction.MIGRATE) and count < limit:
         return None
     verb = "moved" if is_migration else "died"

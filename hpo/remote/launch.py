@@ -19,7 +19,7 @@ import search_spaces
 from hpo.cluster import cluster_config
 from hpo.cluster.config_values import Config
 from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE
-from hpo.policy import sampling
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig, check_name
 from hpo.remote.ray_jobs import UNFINISHED, connect_to_jobs
 from hpo.remote.ssh import ENVIRONMENT, HeadError, HeadNode, connect_to_head
@@ -37,20 +37,14 @@ _DEFAULTS = SearchConfig()
 
 
 def launch(path: Path, name: str, options: Mapping[str, Any], *, errors: ErrorCollector, wait: bool = False) -> int:
-    """Submit a search as a job.
+    """Submit a search as a job to the cluster of a file, and return the exit code; with `wait` that of the job.
 
     Args:
-        path: the cluster file.
-        name: of the search.
-        options: fields of SearchConfig that the user gave. They are validated here.
-        errors: those that the command line is known to have.
-        wait: wait for the end of the job.
-
-    Returns:
-        The exit code; with `wait` that of the job.
+        options: fields of SearchConfig that the user gave.
+        errors: those of the command line.
 
     Raises:
-        ConfigError: before anything is contacted, with all mistakes; or the search has a job that runs.
+        ConfigError: before anything is contacted, with all errors; or the search has a job that runs.
         HeadError, OSError
     """
     config, search = _check_request(path, name, options, errors)
@@ -75,7 +69,7 @@ def launch(path: Path, name: str, options: Mapping[str, Any], *, errors: ErrorCo
 def _check_request(
     path: Path, name: str, options: Mapping[str, Any], errors: ErrorCollector
 ) -> tuple[Config, SearchConfig]:
-    """All checks that need no images. Raises ConfigError with all mistakes."""
+    """Make all checks that need no images. Raises ConfigError with all errors."""
     errors.attempt(check_name, name)
     config = errors.attempt(cluster_config.read_checked, path)
     if "address" in options:
@@ -84,7 +78,7 @@ def _check_request(
     errors.attempt(_check_space, search, options)
     errors.attempt(_check_data, options.get("data", _DEFAULTS.data))
     if search:
-        errors.attempt(sampling.check_plugins, search)
+        errors.attempt(suggestions.check_plugins, search)
     if search and config:
         errors.attempt(_check_worker_size, search, config)
     if errors or config is None or search is None:
@@ -119,11 +113,8 @@ def _check_images(search: SearchConfig) -> None:
 
 def _check_worker_size(search: SearchConfig, config: Config) -> None:
     """Whether a trial fits on a worker. Raises ConfigError."""
-    workers = [
-        node["resources"]
-        for name, node in config.get("available_node_types", {}).items()
-        if name != config["head_node_type"]
-    ]
+    nodes = config.get("available_node_types", {})
+    workers = [node["resources"] for name, node in nodes.items() if name != config["head_node_type"]]
     for resource, amount in {"CPU": search.cpus_per_trial, "GPU": search.gpus_per_trial or 0}.items():
         largest = max((node.get(resource, 0) for node in workers), default=amount)
         if amount > largest:
@@ -132,7 +123,7 @@ def _check_worker_size(search: SearchConfig, config: Config) -> None:
 
 
 def _is_local_folder(data: str) -> bool:
-    return bool(data) and not data.startswith("s3://") and os.path.isdir(data)
+    return not data.startswith("s3://") and os.path.isdir(data)
 
 
 def _wandb_key() -> dict[str, str]:
@@ -187,15 +178,11 @@ def search_arguments(options: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, tuple):  # argparse takes -0.00001 for a number, and -1e-05 for an option
             words += [option, *(format(Decimal(str(number)), "f") for number in value)]
         elif isinstance(value, Mapping):
-            words += [f"{option}={key}={_setting_text(each)}" for key, each in value.items()]
+            texts = {key: str(v).lower() if v is None or isinstance(v, bool) else str(v) for key, v in value.items()}
+            words += [f"{option}={key}={text}" for key, text in texts.items()]  # the inverse of parse_setting
         else:
             words.append(f"{option}={'inf' if value is None else value}")  # max_cost: no limit
     return words
-
-
-def _setting_text(value: Any) -> str:
-    """The inverse of model.config.parse_setting."""
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _next_commands(path: Path, name: str, job: str, address: str) -> str:

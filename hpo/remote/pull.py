@@ -18,18 +18,13 @@ from model.export_quality import verify_export
 
 
 def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
-    """Export the winner so far on the head, download it and verify it. `to` appears complete or not at all.
+    """Export the winner so far on the head, download it, verify it and return its manifest.
 
-    Args:
-        path: the cluster file.
-        name: of the search.
-
-    Returns:
-        The manifest of the export.
+    `to` appears complete or not at all.
 
     Raises:
         ConfigError: the search has no winner yet, or `to` has other files.
-        DenoiseError: the export is damaged, or does not behave here as on the head.
+        DenoiseError: the export is damaged, or does not behave on this machine as on the head.
         HeadError, OSError
     """
     errors = ErrorCollector()

@@ -29,10 +29,10 @@ class HeadError(MachineError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadNode:
-    """A cluster's head. ssh_config: a file for `ssh -F`."""
+    """A cluster's head."""
 
     address: str
-    ssh_config: Path
+    ssh_config: Path  # a file for `ssh -F`
 
     def run(self, script: str, *, stdin: str | None = None) -> str:
         """Run a script in the head's environment, and return its stdout.
@@ -64,9 +64,8 @@ class HeadNode:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             local = int(free.getsockname()[1])
-        command = self._ssh(
-            options=["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}"]
-        )
+        forwarding = f"127.0.0.1:{local}:127.0.0.1:{port}"
+        command = self._ssh(options=["-N", "-o", "ExitOnForwardFailure=yes", "-L", forwarding])
         with tempfile.TemporaryFile("w+") as output:
             try:
                 ssh = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -140,17 +139,14 @@ def _execute(command: Sequence[str], *, stdin: str | None = None) -> subprocess.
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, **source)
     except OSError as error:
-        raise HeadError(
-            f"{command[0]}: {error.strerror}; install OpenSSH's client and rsync on this machine"
-        ) from error
+        advice = "install OpenSSH's client and rsync on this machine"
+        raise HeadError(f"{command[0]}: {error.strerror}; {advice}") from error
     if done.returncode == _SSH_FAILED:
         raise HeadError(f"SSH cannot connect to the head: {done.stderr.strip()}")
     return done
 
 
 def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -14,11 +14,10 @@ from hpo.cluster.budget import COST, TimeAndCostBudget, create_budget
 from hpo.policy.search_config import SEARCH_FILE
 from hpo.store import search_results
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune.on_demand_fallback import OnDemandFallback
 from hpo.views.progress import Progress
 from model.common.errors import ConfigError
-from model.data.image_sets import Images
 from model.training_report import objective_value
 
 if TYPE_CHECKING:
@@ -28,22 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchContext:
-    """What every phase of a search works with.
-
-    Attributes:
-        images_ref: The images in Ray's object store.
-        tracker: None if the search does not log to W&B.
-    """
+    """What every phase of a search works with."""
 
     record: Record
     replicator: StorageReplicator
-    images: Images
-    images_ref: ray.ObjectRef
+    images_ref: ray.ObjectRef  # the images in Ray's object store
     cluster: trial_slots.Cluster
     console: Console
     progress: Progress
     budget: TimeAndCostBudget
-    tracker: Tracker | None = None
+    tracker: Tracker | None = None  # None: the search does not log to W&B
 
     def say(self, line: str) -> None:
         """Print a plain line, unwrapped."""
@@ -53,10 +46,8 @@ class SearchContext:
         """Return the configuration that a process of a trial, a measurement or the final training is created with.
 
         Args:
-            number: Number of the trial.
-            train: Its TrainConfig as a dictionary; empty for a measurement.
-            folder: Where its checkpoints are, below the folder of the search.
-            cpus: Threads that the process may use.
+            train: The TrainConfig as a dictionary; empty for a measurement.
+            folder: Where the checkpoints are, below the folder of the search.
         """
         search, inside = self.record.search, folder.relative_to(self.record.folder)
         storage = self.replicator.worker_config(inside.as_posix())

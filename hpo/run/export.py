@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.policy.leaderboard import candidates
-from hpo.store.layout import EXPORT, FINAL
+from hpo.store.file_names import EXPORT, FINAL
 from hpo.store.record import Record
 from hpo.store.search_results import extent, final_wins, ranked_finalists, winner
 from model.checkpoint import CheckpointError, load_checkpoint
@@ -15,7 +15,7 @@ from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
-from model.run_layout import BEST
+from model.training_files import BEST
 
 
 def export_winner(
@@ -28,17 +28,13 @@ def export_winner(
     destination: Path | None = None,
     trainable: bool = False,
 ) -> dict[str, Any]:
-    """Write the best checkpoint of the winner, or of one trial, as a folder that can be deployed.
+    """Write the best checkpoint of the winner, or of one trial, as a folder to deploy; return the manifest.
 
     Args:
         is_over: Whether the search is over; only then the model is measured on the test images.
         data: Where the images are now, if they have moved.
-        trial: Number of the trial; None exports the winner.
         destination: Folder to write; None writes the `export` folder of the search.
         trainable: Whether the export also has what a later training needs.
-
-    Returns:
-        The manifest.
 
     Raises:
         ConfigError: There is nothing to export.
@@ -67,14 +63,10 @@ def export_winner(
             trainable=trainable,
         )
     except CheckpointError as error:
-        best = next((n for n in _by_rank(record) if (final or n != number) and _is_intact(record, n)), None)
+        by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())])
+        best = next((n for n in by_rank if (final or n != number) and _is_intact(record, n)), None)
         other = "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
         raise CheckpointError(f"{error}; {other}") from error
-
-
-def _by_rank(record: Record) -> list[int]:
-    """Return all candidates, the finalists first."""
-    return list(dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())]))
 
 
 def _is_intact(record: Record, number: int) -> bool:

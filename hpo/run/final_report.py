@@ -9,9 +9,9 @@ from rich.console import Console
 
 from hpo.cluster.budget import BudgetAction
 from hpo.run.context import SearchContext, create_tracker
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.views.html_report import write_report
 from hpo.views.live_table import cost
 from model.common.files import describe_os_error
@@ -24,7 +24,7 @@ def print_result(context: SearchContext, test: dict[str, Any]) -> None:
     print(quality_table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
-    console.print(f"Exported to {record.folder / layout.EXPORT}", soft_wrap=True)
+    console.print(f"Exported to {record.folder / file_names.EXPORT}", soft_wrap=True)
     if (usd := context.budget.usd) is None:
         return
     console.print(f"Cost: {cost(usd, record.search)}, counted while this search was running", highlight=False)
@@ -47,7 +47,7 @@ def write_html_report(replicator: StorageReplicator, console: Console) -> None:
 
 def show_finished(record: Record, console: Console) -> None:
     """Say where the export is, and log what a driver that was killed at the end has not logged."""
-    record.fetch(record.folder / layout.EXPORT)
+    record.fetch(record.folder / file_names.EXPORT)
     if record.search.tensorboard:
         from hpo.tracking.tensorboard import draw_finished  # noqa: PLC0415 - an optional service
 
@@ -55,6 +55,6 @@ def show_finished(record: Record, console: Console) -> None:
     if tracker := create_tracker(record, console):
         with closing(tracker):
             tracker.export()
-    console.print(
-        f"{record.name} is finished; its winner is in {record.folder / layout.EXPORT}. To run more trials: --trials N"
-    )
+    export = record.folder / file_names.EXPORT
+    message = f"{record.name} is finished; its winner is in {export}. To run more trials: --trials N"
+    console.print(message, soft_wrap=True)

@@ -11,15 +11,14 @@ import ray
 
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.retry_policy import MAX_ATTEMPTS
-from hpo.policy.search_config import SearchConfig
 from hpo.run.context import SearchContext
-from hpo.store import layout, search_results
-from hpo.store.checkpoint_sync import was_trained_with
+from hpo.store import file_names, search_results
+from hpo.store.checkpoint_upload import was_trained_with
 from hpo.store.record import Record
 from hpo.tune.trainable import FinalTraining
 from hpo.views.formatting import collapse_message
 from model.config import TrainConfig
-from model.run_layout import BEST, LAST, LEARNING_RATES
+from model.training_files import BEST, LAST, LEARNING_RATES
 from model.training_report import EvalReport, Objective, failure_reason
 
 MAX_RESTORES = 2  # times that a final training returns to its best epoch, each time with half the learning rates
@@ -35,16 +34,17 @@ def train_final(context: SearchContext) -> None:
     epoch with half the rates, MAX_RESTORES times; after that the next finalist's configuration is trained.
     """
     record = context.record
-    record.set_metadata(layout.FINAL, None)  # the checkpoint of an earlier one is about to be overwritten
+    record.set_metadata(file_names.FINAL, None)  # the checkpoint of an earlier one is about to be overwritten
     for number in search_results.ranked_finalists(record):
         while True:
-            collapses = [event for event in search_results.collapses(record) if _is_of(event, number, record.search)]
+            key = (number, record.search.final_epochs)  # a final training of another length is another training
+            collapses = [e for e in search_results.collapses(record) if (e["trial"], e["epochs"]) == key]
             if collapses and collapses[-1]["back_to"] is None:
                 break
             event = train_longer(context, number, collapses)
             if event is None:
                 return
-            record.set_metadata(layout.COLLAPSES, [*search_results.collapses(record), event])
+            record.set_metadata(file_names.COLLAPSES, [*search_results.collapses(record), event])
             context.replicator.flush()
             context.say(collapse_message(event))
 
@@ -52,16 +52,13 @@ def train_final(context: SearchContext) -> None:
 def train_longer(context: SearchContext, number: int, collapses: Sequence[Collapse]) -> dict[str, Any] | None:
     """Train the configuration of a trial for the epochs of a final training, and measure the best checkpoint.
 
-    Args:
-        context: Of the search.
-        number: Number of the trial.
-        collapses: Earlier collapses of the same final training, oldest first.
-
-    Returns:
-        The collapse that ended it, as search_results.collapses has them; None if there was none.
+    The earlier collapses of the same final training are given oldest first. Returns the collapse that ended it, in the
+    form of search_results.collapses, or None.
     """
     record = context.record
-    config = final_config(record, number, collapses)
+    config = TrainConfig.from_dict(record.trial(number).user_attrs[trial_attributes.CONFIG])
+    rates = {name: collapses[-1][name] for name in LEARNING_RATES} if collapses else {}
+    config = replace(config, epochs=record.search.final_epochs, **rates)
     _delete_other_training(record, config, is_restore=bool(collapses))
     context.progress.show_final_training(number, [], config.epochs)
     training = _start_process(context, number, config, is_restore=bool(collapses))
@@ -69,7 +66,7 @@ def train_longer(context: SearchContext, number: int, collapses: Sequence[Collap
     reason = _failure(reports, config)
     if reports and reason is None:
         metrics = ray.get(training.measured.remote(context.images_ref))
-        record.set_metadata(layout.FINAL, {"trial": number, **context.with_value(metrics)})
+        record.set_metadata(file_names.FINAL, {"trial": number, **context.with_value(metrics)})
         context.replicator.flush()
     ray.kill(training)
     if reason is None:
@@ -78,23 +75,10 @@ def train_longer(context: SearchContext, number: int, collapses: Sequence[Collap
     return {**event, **plan_restore(reports, config, len(collapses), record.search.objective)}
 
 
-def final_config(record: Record, number: int, collapses: Sequence[Collapse]) -> TrainConfig:
-    """Return the configuration of a trial's final training, with the learning rates of the last collapse."""
-    config = TrainConfig.from_dict(record.trial(number).user_attrs[trial_attributes.CONFIG])
-    rates = {name: collapses[-1][name] for name in LEARNING_RATES} if collapses else {}
-    return replace(config, epochs=record.search.final_epochs, **rates)
-
-
 def plan_restore(
     reports: Sequence[EvalReport], config: TrainConfig, restores: int, objective: Objective
 ) -> dict[str, Any]:
-    """Decide how a training that collapsed continues. Pure.
-
-    Args:
-        reports: All epochs of the training.
-        config: What it was trained with.
-        restores: How often it has returned to its best epoch before.
-        objective: What makes an epoch the best.
+    """Decide how a training that collapsed, and has returned to its best epoch `restores` times, continues.
 
     Returns:
         `back_to`, the best epoch, and half the learning rates. `back_to` is None if the training is given up: it has no
@@ -106,14 +90,9 @@ def plan_restore(
     return {"back_to": best.epoch, **{name: getattr(config, name) / 2 for name in LEARNING_RATES}}
 
 
-def _is_of(event: Collapse, number: int, search: SearchConfig) -> bool:
-    """Return whether a collapse is of this trial's final training; one of another length is another training."""
-    return bool(event["trial"] == number and event["epochs"] == search.final_epochs)
-
-
 def _delete_other_training(record: Record, config: TrainConfig, *, is_restore: bool) -> None:
     """Delete the checkpoints of a final training with another configuration."""
-    folder = record.folder / layout.FINAL
+    folder = record.folder / file_names.FINAL
     if record.storage is not None:
         return  # the process of the training looks for itself
     other_rates = LEARNING_RATES if is_restore else ()
@@ -126,7 +105,7 @@ def _start_process(context: SearchContext, number: int, config: TrainConfig, *, 
     # A narrow network has as many threads as a trial, although it has the node to itself: at width 16 a second thread
     # costs more than it gains, and beside other work ten times as much (docs/log.md).
     threads = context.cluster.cpus_per_trial if config.width < _WIDE else resources["num_cpus"]
-    setup = context.training_config(number, config.as_dict(), context.record.folder / layout.FINAL, threads)
+    setup = context.training_config(number, config.as_dict(), context.record.folder / file_names.FINAL, threads)
     # Ray restarts a process that died, from its last checkpoint, as often as the search restarts a trial.
     options = {**resources, "max_restarts": MAX_ATTEMPTS - 1, "max_task_retries": MAX_ATTEMPTS - 1}
     return FinalTraining.options(**options).remote(setup, back_to_best=is_restore)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.leaderboard import kept_trials
 from hpo.run.context import SearchContext
-from hpo.store import layout
+from hpo.store import file_names
 from hpo.tune.trainable import measure
 from model.checkpoint import CheckpointError
 from model.common.errors import MachineError
@@ -41,9 +41,9 @@ def measure_finalists(context: SearchContext) -> None:
             context.say(f"Trial {number} cannot win: {error}")
     if not measured:
         raise MachineError(f"{record.name}: no checkpoint of its best trials is intact; run more --trials")
-    record.set_metadata(layout.FINALISTS, measured)
-    if lost or layout.LOST in record.metadata():
-        record.set_metadata(layout.LOST, lost)
+    record.set_metadata(file_names.FINALISTS, measured)
+    if lost or file_names.LOST in record.metadata():
+        record.set_metadata(file_names.LOST, lost)
     context.replicator.flush()
 
 

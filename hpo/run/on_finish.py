@@ -15,7 +15,7 @@ from hpo.store import search_results
 from hpo.store.record import Record
 from model.common.errors import MachineError
 
-TIMEOUT_SECONDS = 600.0  # enough for a mail, a message, an upload; anything longer should run in the background
+TIMEOUT_SECONDS = 600.0  # enough for a mail or an upload; anything longer should run in the background
 
 
 def run_on_finish(record: Record, code: int, reason: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hpo.cluster.trial_slots import Cluster
-from hpo.policy import pruning
-from hpo.policy.pruning import expected_epochs
+from hpo.policy import report_decision
+from hpo.policy.report_decision import expected_epochs
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
-from hpo.store.replication import similar_name
+from hpo.store.study_replication import similar_name
 
 
 def describe_plan(record: Record, cluster: Cluster) -> str:
@@ -44,7 +44,7 @@ def _beginning(record: Record) -> str:
 def _pruning(search: SearchConfig) -> str:
     if search.pruner.endswith(".py"):
         return f"pruned by {search.pruner}"
-    first = pruning.next_comparison(0, search)
+    first = report_decision.next_comparison(0, search)
     if first is None:
         return "none is pruned"
     expected = search.trials * expected_epochs(search)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import search_spaces
-from hpo.policy import sampling
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig, check_name
 from hpo.store.object_storage import Storage
-from hpo.store.replication import find_search, open_storage, similar_name
 from hpo.store.search_file import check_compatible, check_free
+from hpo.store.study_replication import find_search, open_storage, similar_name
 from hpo.tune import ray_session
 from model.common.errors import ConfigError, ErrorCollector
 from model.config import TrainConfig
@@ -26,30 +26,24 @@ from model.generator import Generator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchRequest:
-    """A request that `check_request` found no error in.
-
-    Attributes:
-        exists: Whether the search exists, so that it is continued.
-        options: Fields of SearchConfig that differ from the defaults or from search.json.
-    """
+    """A request without errors."""
 
     name: str
     runs: Path
     storage: Storage | None
-    exists: bool
-    options: Mapping[str, Any]
+    exists: bool  # so the search is continued
+    options: Mapping[str, Any]  # fields of SearchConfig that differ from the defaults or from search.json
 
 
 def check_request(
     name: str, runs: Path, options: Mapping[str, Any], address: str | None, errors: ErrorCollector
 ) -> SearchRequest:
-    """Find all errors of a request that can be found without reading images.
+    """Check everything about a request that needs no images.
 
     Args:
-        name, runs: The name of the search and the folder of all searches.
         options: Fields of SearchConfig that the user gave.
-        address: Address of the storage, if there is one.
-        errors: Those that the command line has found already.
+        address: Address of the storage.
+        errors: Those of the command line.
 
     Raises:
         ConfigError: Lists all errors.
@@ -73,7 +67,7 @@ def check_request(
         errors.attempt(check_compatible, name, *existing, options)
     errors.attempt(_check_space, search, current, options)
     if search:
-        errors.attempt(sampling.check_plugins, search)
+        errors.attempt(suggestions.check_plugins, search)
     errors.attempt(check_layout, options.get("data", current.data))
     if search:
         errors.attempt(ray_session.check_address, search, is_new=existing is None)
@@ -82,14 +76,18 @@ def check_request(
 
 
 def load_inputs(search: SearchConfig, pixel_files: PixelFiles) -> tuple[search_spaces.Space, Images]:
-    """Load the search space and the images, and check that the one can be trained on the other.
+    """Load the search space and the images, and check that the one can be trained on the other. Check the W&B account.
 
     Raises:
-        ConfigError: Lists all errors, those of the W&B account included.
+        ConfigError: Lists all errors.
     """
+    from hpo.tracking.wandb_login import log_in, remove_inherited_settings  # noqa: PLC0415 - an optional service
+
     space, errors = search_spaces.load(search.space), ErrorCollector()
     images = errors.attempt(_load_images, search, space, pixel_files)
-    errors.attempt(_check_wandb, search)
+    remove_inherited_settings(search.wandb)
+    if search.wandb == "online":
+        errors.attempt(log_in)
     if images is None or errors:
         raise errors.as_error()
     return space, images
@@ -135,11 +133,3 @@ def _check_fit(config: TrainConfig, images: Images) -> None:
     channels, size, _ = images.shape
     with torch.device("meta"):  # allocates nothing
         Generator(replace(config, width=1), channels=channels, image_size=size)
-
-
-def _check_wandb(search: SearchConfig) -> None:
-    from hpo.tracking.wandb_login import log_in, remove_inherited_settings  # noqa: PLC0415 - an optional service
-
-    remove_inherited_settings(search.wandb)
-    if search.wandb == "online":
-        log_in()

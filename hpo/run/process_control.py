@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store.layout import LOCK_FILE
+from hpo.store.file_names import LOCK_FILE
 from hpo.store.lease import acquire_lease
 from hpo.store.lock import acquire_lock, has_open, lease_owner, lock_owner
 from hpo.store.object_storage import Storage
@@ -19,14 +19,9 @@ from hpo.store.search_file import not_found
 from hpo.views.formatting import command_to_continue
 from model.common.errors import ConfigError, MachineError
 
-_STOP_SECONDS = 60.0
 
-
-def stop_search(runs: Path, name: str, timeout_seconds: float = _STOP_SECONDS, storage: Storage | None = None) -> str:
-    """Stop a search that runs on this machine, so that it can be continued.
-
-    Returns:
-        A sentence to print.
+def stop_search(runs: Path, name: str, timeout_seconds: float = 60.0, storage: Storage | None = None) -> str:
+    """Stop a search that runs on this machine, so that it can be continued; return a sentence to print.
 
     Raises:
         ConfigError: There is no such search, or it runs on another machine or as another user.

@@ -1,8 +1,4 @@
-"""Runs a search: check, acquire, trials, finalists, final training, export, report.
-
-`run_search` checks the request; `SearchRun.run` has the one table from exceptions to exit codes; `run_phases` and
-`search` have the phases in their order.
-"""
+"""Runs a search: check, acquire, trials, finalists, final training, export, report."""
 
 from __future__ import annotations
 
@@ -33,11 +29,11 @@ from hpo.run.preflight import SearchRequest, check_request, load_inputs
 from hpo.run.process_control import delete_search
 from hpo.run.shutdown import HEAD_GONE, ShutdownHandler, StopReason
 from hpo.run.trials import run_trials
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.object_storage import StorageError
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator, acquire
 from hpo.store.study_database import StudyAwayError
+from hpo.store.study_replication import StorageReplicator, acquire
 from hpo.tune import ray_session
 from hpo.views.progress import Progress
 from hpo.views.terminal import Terminal
@@ -62,16 +58,13 @@ def run_search(
     errors: ErrorCollector | None = None,
     quiet: bool = False,
 ) -> int:
-    """Begin a search, or continue it.
+    """Begin a search, or continue it; return the exit code.
 
     Args:
         options: Fields of SearchConfig that differ from the defaults or from search.json.
         address: Address of its storage, if it has one.
-        errors: Those that the command line has found in the request.
+        errors: Those of the command line.
         quiet: Print only the result.
-
-    Returns:
-        The exit code (hpo.exit_codes).
 
     Raises:
         ConfigError: The request has errors; nothing was started, and nothing is left of a new search.
@@ -82,14 +75,9 @@ def run_search(
 
 
 class SearchRun:
-    """One run of a search by one driver.
+    """One run of a search by one driver."""
 
-    Attributes:
-        replicator, record: Known once the search is acquired.
-        space, images: Known once they are loaded.
-    """
-
-    replicator: StorageReplicator
+    replicator: StorageReplicator  # these four are known once the search is acquired
     record: Record
     space: Space
     images: Images
@@ -98,17 +86,18 @@ class SearchRun:
         self.request, self.console = request, console
         storage = request.storage.address if request.storage else None
         self.shutdown = ShutdownHandler(request.name, request.runs, storage)
-        self._is_new = False  # this driver has begun the search, and no other has acquired it
-        self._is_searching = False  # signals are handled, and --on-finish is due
+        self._is_new = False  # this driver created the search, so that it may delete it
+        self._is_searching = False  # from here on signals end it cleanly, and --on-finish runs at its end
 
     def run(self) -> int:
         """Run all phases.
 
         | exception                                        | exit code                                              |
         |--------------------------------------------------|--------------------------------------------------------|
-        | KeyboardInterrupt, after a signal                | 130, 143, or 75 if another thread asked for the stop   |
+        | KeyboardInterrupt, after a signal                | 130, 143, or 75 if another thread requested it         |
+        | RayHalfStartedError                              | 130 or 143, without an orderly end of Python           |
         | HeadGoneError, StorageError, StudyAwayError      | 75: the same command continues the search              |
-        | RayError, TuneError, MachineError, OSError       | 4, after --on-finish                                   |
+        | RayError, TuneError, MachineError, OSError       | 4, after --on-finish; 75 if a StorageError caused it   |
         | ConfigError                                      | 2; a new search without trials is deleted              |
 
         `hpo.cli` returns the codes 2 and 4 for the exceptions that pass through here.
@@ -178,7 +167,7 @@ class SearchRun:
                         train_final(context)
             context.progress.show_export()
             test = export.export_winner(record, self.images, is_over=True)["metrics"]["test"]
-            self.replicator.upload(record.folder / layout.EXPORT)
+            self.replicator.upload(record.folder / file_names.EXPORT)
         print_result(context, test)
         if tracker:
             tracker.export()
@@ -189,7 +178,7 @@ class SearchRun:
     def _begin_or_continue(self, resources: ExitStack) -> None:
         """Load the images and the search space, and acquire the search: its lock, its lease, its newest record."""
         request = self.request
-        # They lie beside the folder of the search, which exists only once the images are known to be good.
+        # Beside the search's folder, which is created only after the images were checked.
         pixel_files = resources.enter_context(PixelFiles(request.runs, request.name))
         if request.exists:
             self._acquire(resources)
@@ -200,38 +189,33 @@ class SearchRun:
         else:
             search = SearchConfig(**request.options)
             self.space, self.images = load_inputs(search, pixel_files)
-            # The black and white points in numbers: they outlive a change of the default.
+            # The black and white points as numbers: a later change of the default must not affect this search.
             explicit = replace(search, range=self.images.pixel_format.explicit.range)
             Record.create(request.runs, request.name, explicit)
             self._acquire(resources)
             self._is_new = True
         pixel_files.delete_leftovers()
-        self.record.set_metadata(layout.IMAGES, self.images.digest)
+        self.record.set_metadata(file_names.IMAGES, self.images.digest)
         self.replicator.start()
         resources.callback(self.replicator.stop)
 
     def _acquire(self, resources: ExitStack) -> None:
-        request = self.request
-        self.replicator = resources.enter_context(
-            acquire(request.runs, request.name, request.storage, self._request_stop)
-        )
-        self.record = self.replicator.record
+        def request_stop(error: StorageError) -> None:  # called from the threads of the lease and of the replication
+            self.shutdown.request(_unavailable(error))
 
-    def _request_stop(self, error: StorageError) -> None:
-        """Called from the threads of the lease and of the replication."""
-        self.shutdown.request(_unavailable(error))
+        runs, name, storage = self.request.runs, self.request.name, self.request.storage
+        self.replicator = resources.enter_context(acquire(runs, name, storage, request_stop))
+        self.record = self.replicator.record
 
     def _create_context(self, cluster: Cluster, tracker: Tracker | None, display: ExitStack) -> SearchContext:
         """Put the images into Ray's object store, open the live table and start to count the cost."""
-        record = self.record
-        budget = open_budget(record, cluster)
-        progress = Progress(record.search, record.name, cluster.slots, self.console, folder=record.folder)
+        record, budget = self.record, open_budget(self.record, cluster)
+        search, name, slots = record.search, record.name, cluster.slots
+        progress = Progress(search, name, slots, self.console, folder=record.folder, budget=budget)
         display.callback(progress.close)
-        progress.set_cost_source(budget)
         context = SearchContext(
             record=record,
             replicator=self.replicator,
-            images=self.images,
             images_ref=ray.put(self.images),
             cluster=cluster,
             console=self.console,
@@ -246,7 +230,7 @@ class SearchRun:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def _run_on_finish(self, code: int, reason: str) -> None:
-        """Run --on-finish for a search that has ended by itself; one that was stopped continues some day."""
+        """Run --on-finish for a search that has ended by itself; one that was stopped can be continued."""
         if self._is_searching:
             run_on_finish(self.record, code, reason)
 
@@ -260,6 +244,5 @@ def _unavailable(error: Exception) -> StopReason:
 def _machine_error(error: Exception) -> MachineError:
     """Return an error of Ray in one sentence."""
     failure = classify_failure(error)
-    return MachineError(
-        failure.error if failure.action is FailureAction.ABORT_SEARCH else f"Ray failed: {failure.error}"
-    )
+    prefix = "" if failure.action is FailureAction.ABORT_SEARCH else "Ray failed: "
+    return MachineError(f"{prefix}{failure.error}")

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -69,7 +69,8 @@ class ShutdownHandler:
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         """Handle signals inside. The handlers stay while a search unwinds."""
-        numbers = [number for number in _OF_SIGNAL if number != signal.SIGHUP or not _is_ignored(number)]
+        hangup_is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+        numbers = [number for number in _OF_SIGNAL if number != signal.SIGHUP or not hangup_is_ignored]
         former = {number: signal.signal(number, self._handle_signal) for number in numbers}
         self._state = State.RUNNING
         try:
@@ -112,23 +113,13 @@ class ShutdownHandler:
         return f"{reason.text}; the search can be continued: {self._command}"
 
     def _handle_signal(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            _redirect_to_null(self._terminals)
+        if number == signal.SIGHUP:  # writing to a closed terminal fails, and would end the search while it saves
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in self._terminals:
+                os.dup2(null, stream)
+            os.close(null)
         if self._state is State.UNWINDING:
             self.exit_now()
         self._state = State.UNWINDING
         self._reason = self._reason or _OF_SIGNAL[signal.Signals(number)]
         raise KeyboardInterrupt  # SystemExit would end the process at once, with 1, inside Ray's calls
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    """Return whether nohup has arranged that the signal is ignored."""
-    return signal.getsignal(number) is signal.SIG_IGN
-
-
-def _redirect_to_null(streams: Sequence[int]) -> None:
-    """Writing to a closed terminal fails, and would end the search while it saves."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in streams:
-        os.dup2(null, stream)
-    os.close(null)

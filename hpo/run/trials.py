@@ -12,11 +12,11 @@ from hpo.policy import trial_attributes
 from hpo.run.context import SearchContext
 from hpo.search_controller import Listener, SearchController
 from hpo.store.checkpoint_retention import Retention
-from hpo.tune.budget_stopper import CostLimitStopper
+from hpo.tune.cost_limit_stopper import CostLimitStopper
 from hpo.tune.errors import FatalDriverError
 from hpo.tune.hang_watchdog import HangWatchdog
 from hpo.tune.preemption import PreemptionHandler
-from hpo.tune.scheduler import ControllerScheduler, Overhead, overhead
+from hpo.tune.scheduler import ControllerScheduler, overhead
 from hpo.tune.searcher import ControllerSearcher
 from hpo.tune.trainable import Pix2PixTrial
 from search_spaces import Space
@@ -30,20 +30,19 @@ def run_trials(context: SearchContext, space: Space) -> None:
         RayError, TuneError: Ray failed.
     """
     record, began, fallback = context.record, time.monotonic(), context.on_demand_fallback()
-    listeners = _listeners_of_trials(context)
+    # These listeners end with the trials; the live table and the tracker also serve the later phases.
+    listeners = list[Listener](filter(None, (Retention(record, context.replicator.remove), context.tensorboard())))
     try:
         # The replicator is first: the storage has a trial before it is handed out.
-        observers: list[Listener] = [context.replicator, context.progress, *listeners]
-        if context.tracker:
-            observers.append(context.tracker)
-        controller = SearchController(record, space, observers, context.budget)
+        observers = (context.replicator, context.progress, *listeners, context.tracker)
+        controller = SearchController(record, space, list(filter(None, observers)), context.budget)
         controller.replay_history()
         if controller.trials_left == 0 or not context.budget.allows_running_trials():
             return
         watchdog = HangWatchdog(is_away=lambda: record.storage is not None and record.storage.is_away)
         preemption = PreemptionHandler(context.cluster, fallback, context.progress.set_pending_message)
         scheduler = ControllerScheduler(controller, context.cluster, watchdog, preemption)
-        context.progress.set_overhead_source(scheduler)
+        context.progress.set_overhead_source(scheduler.overhead_share)
         _create_tuner(context, controller, scheduler, watchdog, preemption).fit()
     except FatalDriverError as carrier:
         raise carrier.error from None
@@ -51,13 +50,11 @@ def run_trials(context: SearchContext, space: Space) -> None:
         fallback.close()
         for listener in listeners:
             listener.close()
-    _print_overhead(context, overhead(scheduler.steps, context.cluster.slots, began))
-
-
-def _listeners_of_trials(context: SearchContext) -> list[Listener]:
-    """Return the listeners that end with the trials; the live table and the tracker also serve the later phases."""
-    tensorboard = context.tensorboard()
-    return [Retention(context.record, context.replicator.remove), *([tensorboard] if tensorboard else [])]
+    if measured := overhead(scheduler.steps, context.cluster.slots, began):
+        context.say(
+            f"Overhead: {100 * measured.share:.1f} % of the slots' time between the first trial's start and the last "
+            f"one's; before it {measured.setup_seconds:.0f} s of set-up, after it {measured.tail_seconds:.0f} s of tail"
+        )
 
 
 def _create_tuner(
@@ -94,11 +91,3 @@ def _create_tuner(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trials save their own
         ),
     )
-
-
-def _print_overhead(context: SearchContext, measured: Overhead | None) -> None:
-    if measured:
-        context.say(
-            f"Overhead: {100 * measured.share:.1f} % of the slots' time between the first trial's start and the last "
-            f"one's; before it {measured.setup_seconds:.0f} s of set-up, after it {measured.tail_seconds:.0f} s of tail"
-        )

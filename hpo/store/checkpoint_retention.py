@@ -10,9 +10,9 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from hpo.policy.leaderboard import rank
-from hpo.store.checkpoint_sync import FENCING_TOKEN
+from hpo.store.checkpoint_upload import FENCING_TOKEN
 from hpo.store.record import Record
-from model.run_layout import BEST, LAST
+from model.training_files import BEST, LAST
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy.pruning import Decision
+from hpo.policy.report_decision import Decision
 from hpo.policy.trial_attributes import (
     CONFIG,
     DECISION,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hpo.store.layout import LOCK_FILE
+from hpo.store.file_names import LOCK_FILE
 from hpo.store.lease import newest_claim
 from hpo.store.object_storage import Storage
 from model.common.errors import ConfigError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store.layout import EXPORT, FINAL, STUDY_FILE
+from hpo.store.file_names import EXPORT, FINAL, STUDY_FILE
 from hpo.store.lease import Lease, generation_of, is_claim
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
@@ -28,7 +28,7 @@ _OWNER_FILE = "storage.json"  # in a driver's folder: its storage, and the last 
 _STUDY_PREFIX = "study/"
 
 
-class Plan(Enum):
+class Resolution(Enum):
     """How a folder and its storage are brought together."""
 
     IMPORT = auto()  # the storage lacks the search: upload the folder
@@ -48,7 +48,7 @@ def plan_reconciliation(
     stored_id: str | None,
     last_claim: str | None,
     has_copy: bool,
-) -> Plan:
+) -> Resolution:
     """Decide which side counts. Pure.
 
     Args:
@@ -60,14 +60,14 @@ def plan_reconciliation(
         has_copy: whether the storage has the study.
     """
     if stored_id is None:
-        return Plan.REFUSE_DELETED if local_claim else Plan.IMPORT
+        return Resolution.REFUSE_DELETED if local_claim else Resolution.IMPORT
     if local_id not in (None, stored_id):
-        return Plan.REFUSE_OTHER
+        return Resolution.REFUSE_OTHER
     if local_claim is None or local_claim != last_claim:
-        return Plan.PULL
+        return Resolution.PULL
     if not is_damaged:
-        return Plan.KEEP_LOCAL
-    return Plan.REPAIR if has_copy else Plan.REFUSE_DAMAGED
+        return Resolution.KEEP_LOCAL
+    return Resolution.REPAIR if has_copy else Resolution.REFUSE_DAMAGED
 
 
 def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -> None:
@@ -84,7 +84,7 @@ def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -
             Record(folder.parent, folder.name)
         except DamagedError as error:
             damage = str(error)
-    plan = plan_reconciliation(
+    resolution = plan_reconciliation(
         local_id=_search_id(folder),
         local_claim=claim,
         is_damaged=bool(damage),
@@ -92,22 +92,22 @@ def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -
         last_claim=last_claim,
         has_copy=not damage or bool(list_studies(storage)),
     )
-    match plan:
-        case Plan.IMPORT:
+    match resolution:
+        case Resolution.IMPORT:
             _import(storage, folder, lease.name)
-        case Plan.PULL:
+        case Resolution.PULL:
             download(storage, folder)
-        case Plan.REPAIR:
+        case Resolution.REPAIR:
             study = folder / STUDY_FILE  # newer than the copy by seconds; the trials' checkpoints have what was lost
             log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", damage, study, storage)
             if study.exists():
                 study.replace(f"{study}.damaged")
             download(storage, folder)
-        case Plan.REFUSE_DAMAGED:
+        case Resolution.REFUSE_DAMAGED:
             raise DamagedError(damage)
-        case Plan.REFUSE_DELETED:
+        case Resolution.REFUSE_DELETED:
             raise ConfigError(f"{storage}: the search was deleted from the storage; {folder} is only a copy of it")
-        case Plan.REFUSE_OTHER:
+        case Resolution.REFUSE_OTHER:
             raise ConfigError(f"{folder}: is another search than {storage}; choose another name, or another --runs")
     owner = {"address": storage.address, "claim": lease.name}
     write_atomically(folder / _OWNER_FILE, json.dumps(owner).encode())

@@ -21,14 +21,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
-from hpo.policy import plugins
-from hpo.policy.pruning import Decision
-from hpo.policy.sampling import Suggestion
+from hpo.policy import user_files
+from hpo.policy.report_decision import Decision
 from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name
+from hpo.policy.suggestions import Suggestion
 from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, MIGRATIONS, REPORTS
 from hpo.policy.trial_history import with_report
 from hpo.store import integrity
-from hpo.store.layout import LOCK_FILE, STUDY_FILE
+from hpo.store.file_names import LOCK_FILE, STUDY_FILE
 from hpo.store.lock import acquire_lock
 from hpo.store.object_storage import Storage
 from hpo.store.search_file import DamagedError, RecordError, check_compatible, not_found, parse_search_file
@@ -158,7 +158,7 @@ class Record:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "search": search.as_dict(),
             "space": search_spaces.load(search.space).check(search.base_config(), search.set),
-            "files": plugins.digests(search),
+            "files": user_files.digests(search),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "git_commit": git_commit(),
         }
@@ -272,20 +272,19 @@ class Record:
             trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
         self._write(trial)
 
-    def add_failure(self, number: int, error: str) -> int:
-        """Record that the trial's process or node died. Returns the number of failures, over all drivers."""
-        return self._append(number, FAILURES, {"error": error})
+    def add_failure(self, number: int, error: str) -> None:
+        """Record that the trial's process or node died."""
+        self._append(number, FAILURES, {"error": error})
 
-    def add_migration(self, number: int, reason: str) -> int:
-        """Record that the trial's node was taken. Returns the number of migrations, over all drivers."""
-        return self._append(number, MIGRATIONS, {"why": reason})
+    def add_migration(self, number: int, reason: str) -> None:
+        """Record that the trial's node was taken."""
+        self._append(number, MIGRATIONS, {"why": reason})
 
-    def _append(self, number: int, key: str, event: Mapping[str, str]) -> int:
+    def _append(self, number: int, key: str, event: Mapping[str, str]) -> None:
         trial = copy.copy(self._trials[number])
         events = [*trial.user_attrs.get(key, []), {"epoch": len(trial.user_attrs[REPORTS]), **event}]
         trial.user_attrs = {**trial.user_attrs, key: events}
         self._write(trial)
-        return len(events)
 
     def fail(self, number: int, error: str) -> None:
         """End a trial as FAIL, which says nothing about its configuration."""

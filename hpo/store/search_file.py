@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import search_spaces
-from hpo.policy import plugins
+from hpo.policy import user_files
 from hpo.policy.search_config import CHANGEABLE, SEARCH_FILE, SearchConfig, is_name
 from hpo.store import integrity
-from hpo.store.layout import LOCK_FILE, STUDY_FILE
+from hpo.store.file_names import LOCK_FILE, STUDY_FILE
 from model.common.errors import ConfigError, MachineError
 from model.common.text import did_you_mean
 
@@ -58,7 +58,7 @@ def check_compatible(name: str, about: Mapping[str, Any], search: SearchConfig, 
     differences = [f"  {option}: it has {existing[option]}, not {options[option]}" for option in refused]
     for option, digest in files.items():
         path = options.get(option, existing[option])
-        if plugins.digest(path) not in (digest, None):  # None: hpo.policy.plugins reports a missing file
+        if user_files.digest(path) not in (digest, None):  # None: hpo.policy.user_files reports a missing file
             differences.append(f"  {option}: {path} is not the file that it began with (SHA-256 {digest[:12]}...)")
     if not refused:
         space = search_spaces.load(str(options.get("space", existing["space"])))

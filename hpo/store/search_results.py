@@ -8,12 +8,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.policy import pruning
+from hpo.policy import report_decision
 from hpo.policy.leaderboard import finalists, leaderboard
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.store import integrity
-from hpo.store.layout import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST
+from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST
 from hpo.store.record import Record
 from hpo.store.search_file import RecordError
 from model.common.errors import ConfigError
@@ -108,7 +108,7 @@ def decisions(record: Record) -> dict[str, Any]:
 
 
 def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchConfig) -> dict[str, Any]:
-    replayed = [asdict(decision) for decision in pruning.replay_decisions(trials, trial.number, search)]
+    replayed = [asdict(decision) for decision in report_decision.replay_decisions(trials, trial.number, search)]
     recorded = trial.user_attrs.get(DECISION)
     return {
         "number": trial.number,

@@ -47,7 +47,7 @@ _NETWORK = {
 }
 # Every writing transaction takes this lock, so that the lookup of a lost commit waits until the server has settled it.
 # A transaction whose client is gone is settled within a minute.
-_CLAIM = TextClause(
+_ROW_LOCK = TextClause(
     "SELECT set_config('idle_in_transaction_session_timeout', '60s', true) FROM studies WHERE study_id = :study "
     "FOR NO KEY UPDATE NOWAIT"
 )
@@ -121,7 +121,7 @@ class Study:
     def _write(self, trial: FrozenTrial, previous: FrozenTrial | None) -> None:
         with self._storage.engine.begin() as connection:
             if self._is_server:
-                connection.execute(_CLAIM, {"study": self._id})
+                connection.execute(_ROW_LOCK, {"study": self._id})
                 if (self._outage.is_on or previous is None) and self._is_written(trial, previous):
                     return
             if previous is None:

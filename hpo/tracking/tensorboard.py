@@ -19,10 +19,10 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndI
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 
 from hpo.policy.leaderboard import DEAD, outcome_of, reports_of
-from hpo.store.layout import FINAL
+from hpo.store.file_names import FINAL
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
-from model.run_layout import LAST
+from model.training_files import LAST
 from model.training_report import EvalReport
 
 FOLDER = "tensorboard"
@@ -35,7 +35,6 @@ class Events:
     doubled, and an open TensorBoard reads on at its place. All methods raise OSError.
 
     Args:
-        folder: the training's folder.
         began: its start in seconds since 1970, from which the wall times are counted. None takes the time of the first
             `write`, less the seconds of its reports.
     """
@@ -47,12 +46,7 @@ class Events:
         self._put(0, file_version="brain.Event:2")
 
     def write(self, reports: Sequence[EvalReport], *, flush: bool = True) -> None:
-        """Add those of the reports that are new.
-
-        Args:
-            reports: all reports so far.
-            flush: write them to the disk now; else when the file is closed.
-        """
+        """Add those of all reports so far that are new. Without `flush` they reach the disk when the file is closed."""
         if self._time is None:
             self._time = time.time() - sum(report.seconds + report.eval_seconds for report in reports)
         for report in reports[self._written :]:
@@ -78,7 +72,6 @@ class Events:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
         self._writer.close()
 
     def _put_hparams(self, kind: str, info: Any) -> None:

@@ -9,12 +9,12 @@ import wandb
 
 from hpo.policy import leaderboard
 from hpo.store import search_results
-from hpo.store.layout import EXPORT
+from hpo.store.file_names import EXPORT
 from hpo.store.record import Record
 from hpo.tracking.wandb_runs import STRIP_COLUMNS, picture_path
 from hpo.views.formatting import collapse_message
 from model.export import STRIP_FILE
-from model.run_layout import strip_name
+from model.training_files import strip_name
 
 ALIASES = ("best", "candidate")  # of the exported generator
 _PICTURED_TRIALS = 10
@@ -23,14 +23,11 @@ _PICTURED_TRIALS = 10
 def tables(record: Record, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the leaderboard and the pictures of the exported generator and of the best trials."""
     rows = leaderboard.leaderboard(record.trials(), record.search.objective)
-    return {"leaderboard": _leaderboard(rows), "samples": _samples(record, manifest, rows[:_PICTURED_TRIALS])}
-
-
-def _leaderboard(rows: list[dict[str, Any]]) -> Any:
     params = sorted({name for row in rows for name in row["params"]})
     columns = [name for name in rows[0] if name != "params"]
     data = [[row[name] for name in columns] + [row["params"].get(name) for name in params] for row in rows]
-    return wandb.Table(columns=[*columns, *params], data=data)
+    board = wandb.Table(columns=[*columns, *params], data=data)
+    return {"leaderboard": board, "samples": _samples(record, manifest, rows[:_PICTURED_TRIALS])}
 
 
 def _samples(record: Record, manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> Any:
@@ -41,8 +38,7 @@ def _samples(record: Record, manifest: Mapping[str, Any], rows: list[dict[str, A
     psnr_db = float(measured["psnr_db"])
     table.add_data(f"exported, {split}", measured["ssim"], psnr_db, "noisy | clean | denoised", exported)
     for row in rows:
-        path = picture_path(record.fetch(record.trial_folder(row["number"]) / strip_name(row["epochs"])))
-        if path:
+        if path := picture_path(record.fetch(record.trial_folder(row["number"]) / strip_name(row["epochs"]))):
             table.add_data(f"trial {row['number']}", row["ssim"], row["psnr_db"], STRIP_COLUMNS, wandb.Image(path))
     return table
 

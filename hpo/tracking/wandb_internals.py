@@ -21,13 +21,10 @@ def server_url() -> str:
 
 
 def find_credentials(url: str) -> tuple[bool, str | None]:
-    """Look for credentials where W&B does, without asking the user.
+    """Look for credentials where W&B does, without asking the user. Raises wandb.errors.AuthenticationError.
 
     Returns:
         Whether there are any, and the API key; None for other kinds of credentials.
-
-    Raises:
-        wandb.errors.AuthenticationError: the key is malformed.
     """
     credentials = wbauth.authenticate_session(host=url, source="hpo", prompt=False)
     key = credentials.api_key if isinstance(credentials, wbauth.AuthApiKey) else None

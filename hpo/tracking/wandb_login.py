@@ -27,10 +27,8 @@ _SETTINGS_OF_ONE_RUN = (
 def remove_inherited_settings(wandb: str) -> None:
     """Remove from the environment what another job has set for its one run, and log a warning.
 
-    W&B would apply these settings to every run of the search. Call this before W&B is imported.
-
-    Args:
-        wandb: the search's --wandb: offline, online or disabled. A WANDB_MODE that contradicts it is named, too.
+    W&B would apply these settings to every run of the search. Call this before W&B is imported. A WANDB_MODE that
+    contradicts the search's --wandb is named, too.
     """
     mode = os.environ.pop("WANDB_MODE", wandb)
     if _FORMER_MODES.get(mode, mode) != wandb:

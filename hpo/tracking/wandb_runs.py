@@ -20,13 +20,13 @@ from optuna.trial import FrozenTrial
 from hpo.policy import leaderboard
 from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.trial_attributes import CONFIG
-from hpo.store.layout import EXPORT, FINAL
+from hpo.store.file_names import EXPORT, FINAL
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.data.image_formats import ImageError
 from model.data.image_reading import read_image
 from model.denoise import verify_files
-from model.run_layout import LAST, should_log_images, strip_name
+from model.training_files import LAST, should_log_images, strip_name
 from model.training_report import EvalReport
 
 log = logging.getLogger(__name__)
@@ -55,17 +55,11 @@ class _OpenRun:
 
 @dataclass
 class WandbRuns:
-    """One run for each trial, and one for each export. Only one thread may use it.
-
-    Args:
-        record: the search.
-        online: log to the server instead of files.
-        finish_seconds: how long the end of a run may take to send the rest of it.
-    """
+    """One run for each trial, and one for each export. Only one thread may use it."""
 
     record: Record
-    online: bool
-    finish_seconds: float
+    online: bool  # log to the server instead of files
+    finish_seconds: float  # how long the end of a run may take to send the rest of it
     url: str | None = None  # of the runs' page, once a run was opened online
     sent: int = 0  # runs that this object has completed
     _open: dict[int, _OpenRun] = field(default_factory=dict)
@@ -93,6 +87,14 @@ class WandbRuns:
             outcome = leaderboard.outcome_of(trial)
             opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
             self._end(opened, failed=outcome in ("failed", *leaderboard.DEAD))  # W&B calls all others finished
+
+    def log_all(self, trials: Sequence[FrozenTrial], *, exported: bool) -> None:
+        """Log what the server lacks of the trials and of the export, and close all runs."""
+        for trial in trials:
+            self.log(trial)
+        if exported:
+            self.log_export()
+        self.close()
 
     def log_export(self) -> None:
         """Log the run of the export: the final training's curve, the leaderboard, pictures and the generator."""
@@ -167,8 +169,8 @@ class WandbRuns:
             ),
         )
         run.define_metric("epoch", hidden=True)
-        for names in ("val/*", "train/*"):
-            run.define_metric(names, step_metric="epoch")
+        run.define_metric("val/*", step_metric="epoch")
+        run.define_metric("train/*", step_metric="epoch")
         if not self.online:
             return _OpenRun(run, 0)
         self.url = self.url or self._workspace(run)
@@ -215,14 +217,14 @@ class WandbRuns:
 
     def _end(self, opened: _OpenRun, *, failed: bool = False) -> None:
         """Close a run. Raises TimeoutError."""
-        opened.run.finish(exit_code=1 if failed else 0)
+        opened.run.finish(exit_code=int(failed))
         if not self._confirm(opened):
             self._unconfirmed.append(opened)
 
     def _confirm(self, ended: _OpenRun) -> bool:
-        """Mark a run as complete if all its rows are there.
+        """Mark a run as complete if it has all its rows.
 
-        Online the server is asked, because W&B reports no error when it gives up on a run's rows.
+        Online that is a query to the server, because W&B reports no error when it gives up on a run's rows.
         """
         if self.online and self._rows_on_server(ended.run) < ended.rows:
             return False

@@ -28,20 +28,14 @@ _SYNC_SECONDS = 3_600.0  # per run of `hpo sync`
 
 
 class Tracker:
-    """A listener. A full queue drops a trial, and a later call logs it.
-
-    Args:
-        record: the search.
-        print_line: prints the address of the runs' page.
-    """
+    """A listener. A full queue drops a trial, and a later call logs it. `print_line` prints the runs' address."""
 
     def __init__(self, record: Record, print_line: Callable[[str], None] = lambda _: None) -> None:
         self._record, self._print_line = record, print_line
         self._runs = WandbRuns(record, online=record.search.wandb == "online", finish_seconds=_FINISH_SECONDS)
         self._close_seconds = _CLOSE_SECONDS
         self._closing, self._abandoned = threading.Event(), False
-        self._exported = False
-        self._url_printed = False
+        self._exported = self._url_printed = False
         self._queue: queue.Queue[FrozenTrial | None] = queue.Queue(_QUEUE_SIZE)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -77,11 +71,7 @@ class Tracker:
         self._attempt(self._log_the_rest)
 
     def _log_the_rest(self) -> None:
-        for trial in self._record.trials():  # those that were dropped
-            self._runs.log(trial)
-        if self._exported:
-            self._runs.log_export()
-        self._runs.close()
+        self._runs.log_all(self._record.trials(), exported=self._exported)  # some trials were dropped
         if self._runs.unconfirmed:
             self._warn(f"{self._runs.unconfirmed} runs are incomplete on the server, or not counted yet")
 
@@ -111,10 +101,6 @@ class Tracker:
 def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
     """Send what W&B lacks of a search that no driver runs. The caller has logged in.
 
-    Args:
-        record: the search.
-        exported: send the export, too.
-
     Returns:
         How many runs were sent, and the address of their page.
 
@@ -124,11 +110,7 @@ def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
     runs = WandbRuns(record, online=True, finish_seconds=_SYNC_SECONDS)
     trials = record.trials()
     try:
-        for trial in trials:
-            runs.log(trial)
-        if exported:
-            runs.log_export()
-        runs.close()
+        runs.log_all(trials, exported=exported)
     except Exception as error:
         runs.give_up()
         raise MachineError(

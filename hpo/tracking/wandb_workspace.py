@@ -1,7 +1,4 @@
-"""A W&B workspace for one search, with its best trials and parameter importance.
-
-W&B's default workspace shows all runs of a project.
-"""
+"""A W&B workspace for one search. W&B's default workspace shows all runs of a project."""
 
 from __future__ import annotations
 
@@ -13,17 +10,7 @@ from wandb_workspaces.reports import v2 as panels
 
 
 def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
-    """Save the workspace.
-
-    Args:
-        entity: the W&B user or team.
-        project: the W&B project.
-        search: the search's name, which is the group of its runs.
-        params: the names of the searched parameters.
-
-    Returns:
-        Its address.
-    """
+    """Save the workspace of a search, and return its address. The entity is a W&B user or team."""
     columns = [panels.ParallelCoordinatesPlotColumn(metric=panels.Config(name)) for name in params]
     columns += [panels.ParallelCoordinatesPlotColumn(metric=panels.SummaryMetric("best/ssim"))]
     comparisons = [

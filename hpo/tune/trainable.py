@@ -12,13 +12,13 @@ import ray
 import torch
 from ray import tune
 
-from hpo.store.checkpoint_sync import CheckpointSync
+from hpo.store.checkpoint_upload import CheckpointSync
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
-from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.training_files import BEST
 from model.training_run import TrainingRun
 
 

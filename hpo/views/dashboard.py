@@ -1,12 +1,12 @@
 """`hpo dashboard`: optuna-dashboard for a search, on this machine only.
 
-It shows a copy of the study in memory, which is updated from the record while somebody looks. The pages of
-optuna-dashboard can delete a study, end trials, upload files and write notes, and any web site in the same browser can
-send such requests to a port of this machine. So the server refuses everything but reading.
+The pages of optuna-dashboard can delete a study, end trials, upload files and write notes, and any web site in the same
+browser can send such requests to a port of this machine. So the server refuses everything but reading.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import threading
@@ -23,7 +23,7 @@ import optuna
 import optuna_dashboard
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.policy import leaderboard
@@ -31,7 +31,7 @@ from hpo.policy.trial_attributes import REPORTS, SUGGESTED_BY
 from hpo.store.record import Record
 from hpo.views.formatting import counts, outcome
 from model.common.errors import ConfigError, MachineError
-from model.run_layout import should_log_images, strip_name
+from model.training_files import should_log_images, strip_name
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,7 @@ _ARTIFACT = "artifacts:"  # Optuna's prefix of the system attributes that name a
 
 
 class PictureStore:
-    """An Optuna ArtifactStore of the pictures beside the trials' checkpoints.
-
-    Artifact 00012-0003 is the picture of trial 12 after epoch 3.
-    """
+    """An Optuna ArtifactStore of the trials' pictures. 00012-0003 is the picture of trial 12 after epoch 3."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -60,7 +57,7 @@ class PictureStore:
         attributes = {}
         for epoch in range(1, epochs + 1):
             artifact_id = f"{trial.number:05}-{epoch:04}"
-            # In a storage they exist, and are downloaded when somebody looks.
+            # A storage has them all, and each is downloaded on demand.
             exists = self._record.storage or self.path(artifact_id).exists()
             if should_log_images(epoch, last=epoch == epochs) and exists:
                 description = {
@@ -79,20 +76,15 @@ class PictureStore:
         except (OSError, ValueError, MachineError) as error:
             raise ArtifactNotFound(artifact_id) from error
 
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+    def write(self, artifact_id: str, content_body: BinaryIO | None = None) -> None:
         """Refused: the dashboard is read-only."""
         raise PermissionError(artifact_id)
 
-    def remove(self, artifact_id: str) -> None:
-        """Refused: the dashboard is read-only."""
-        raise PermissionError(artifact_id)
+    remove = write
 
 
 class Snapshot:
-    """A copy of the study in memory, with what people want to see instead of what the search needs.
-
-    Of the reports it has only the best epoch's metrics, and it has the pictures.
-    """
+    """A copy of the study in memory: of the reports it has only the best epoch's metrics, and it has the pictures."""
 
     def __init__(self, record: Record) -> None:
         self.storage = InMemoryStorage()
@@ -119,16 +111,8 @@ class Snapshot:
         for trial in self._record.trials():
             before = self._seen.get(trial.number)
             if before is None:
-                template = create_trial(
-                    state=trial.state,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    values=trial.values,
-                    intermediate_values=trial.intermediate_values,
-                    user_attrs=self._facts(trial),
-                    system_attrs=self.pictures.attributes(trial),
-                )
-                template.datetime_start, template.datetime_complete = trial.datetime_start, trial.datetime_complete
+                template = copy.copy(trial)
+                template.user_attrs, template.system_attrs = self._facts(trial), self.pictures.attributes(trial)
                 self.storage.create_new_trial(self._study._study_id, template)  # its id is its number
             elif trial != before:
                 self._change(trial, before)
@@ -181,14 +165,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 def open_server(record: Record, port: int) -> tuple[WSGIServer, str]:
-    """Open the server.
-
-    Args:
-        record: the search.
-        port: the port; 0 takes a free one.
-
-    Returns:
-        The server, which listens already, and the address of the search's page.
+    """Return a server that listens on the port, or on a free one for 0, and the address of the search's page.
 
     Raises:
         ConfigError: the port cannot be opened.

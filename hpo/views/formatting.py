@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.policy import leaderboard, trial_attributes
-from hpo.policy.leaderboard import best_report, reports_of, row
+from hpo.policy.leaderboard import best_report, row
 from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
@@ -37,8 +37,6 @@ def trial_table(
     """A table of trials in the order given, each with the metrics of its best epoch.
 
     Args:
-        trials: the trials.
-        search: the search's configuration.
         width: columns of the terminal. Below 64 the table has no parameters.
         progress: by running trial, the epochs done with a fraction for the present one; adds a column of bars.
         one_line: cut parameters that do not fit, so that each row is one line.
@@ -83,7 +81,7 @@ def headline(record: Record) -> Text:
     """The lines above the leaderboard in `hpo show`: counts, duration and the winner."""
     trials, search = record.trials(), record.search
     lines = [Text.assemble((record.name, "bold"), f"  {counts(trials, search)}")]
-    done = sum(len(reports_of(trial)) for trial in trials)
+    done = sum(len(trial.user_attrs[trial_attributes.REPORTS]) for trial in trials)
     starts = [trial.datetime_start.timestamp() for trial in trials if trial.datetime_start]
     ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     took = f", {duration(max(ends) - min(starts))} from the first start to the last end" if ends else ""
@@ -140,21 +138,16 @@ def epoch_line(report: EvalReport, epochs: int) -> str:
 def counts(trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
     """`11/16 trials: 3 finished, 6 pruned, 2 diverged, 0 failed, 2 running`. The first number counts ended trials."""
     by_outcome = Counter(leaderboard.outcome_of(trial) for trial in trials)
-    always = ("finished", "pruned", "failed")
     shown = [
         f"{by_outcome[outcome]} {outcome}"
         for outcome in ("finished", "pruned", *leaderboard.DEAD, "failed", "running")
-        if outcome in always or by_outcome[outcome]
+        if outcome in ("finished", "pruned", "failed") or by_outcome[outcome]
     ]
     return f"{len(trials) - by_outcome['running']}/{search.trials} trials: {', '.join(shown)}"
 
 
 def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
-    """The table of `hpo show --decisions`, readable at 80 columns.
-
-    Args:
-        trials: the trials of search_results.decisions.
-    """
+    """The table of `hpo show --decisions` for the trials of search_results.decisions, readable at 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("trial", "epoch", "value", "cutoff"):
         table.add_column(column, justify="right")
@@ -220,5 +213,9 @@ def duration(seconds: float) -> str:
 
 def command_to_continue(name: str, runs: Path, storage: str | None = None) -> str:
     """The command that continues a search. Its other options are in search.json."""
-    where = [] if runs == Path("runs") else ["--runs", str(runs)]
-    return shlex.join(["hpo", "search", name, *where, *(["--storage", storage] if storage else [])])
+    return shlex.join(["hpo", "search", name, *place_options(runs, storage)])
+
+
+def place_options(runs: Path, storage: str | None) -> list[str]:
+    """The options with which a command finds a search."""
+    return [*([] if runs == Path("runs") else ["--runs", str(runs)]), *(["--storage", storage] if storage else [])]

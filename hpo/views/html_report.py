@@ -20,18 +20,7 @@ _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def write_report(record: Record, to: Path | None = None) -> Path:
-    """Write the report of a search, whether or not it is over.
-
-    Args:
-        record: the search.
-        to: the file; None writes report.html in the search's folder.
-
-    Returns:
-        The file.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the report to a file (default: report.html in the search's folder), and return its path. Raises OSError."""
     path = to or record.user_folder / REPORT
     write_atomically(path, page(contents(record)).encode())
     return path

@@ -37,15 +37,17 @@ class Display:
         """Take the trial's new state and print what is new in it.
 
         Args:
-            trial: the trial, which has begun, reported or ended.
             is_new: print its lines even if it had ended when it was first seen. Otherwise an earlier driver has
                 printed them.
         """
         before = self.trials.get(trial.number)
         self.trials[trial.number] = trial
-        for line in _failure_lines(before, trial):
+        action = "giving up" if trial.state == TrialState.FAIL else "retrying from there"
+        for event in _new_events(before, trial, trial_attributes.FAILURES):
+            line = f"trial {trial.number}: failed after epoch {event['epoch']}, {action}: {event['error']}"
             self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-        for line in _migration_lines(before, trial):
+        for event in _new_events(before, trial, trial_attributes.MIGRATIONS):
+            line = f"trial {trial.number} migrates: {event['why']}"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if is_new or before is not None or not trial.state.is_finished():
             for line in _lines(before, trial, self.search.epochs):
@@ -80,16 +82,9 @@ def render(
     height: int,
     notice: str = "",
 ) -> Group:
-    """Render the live table: the head, the running trials, and the best of the ended ones.
+    """Render the live table: the head, an optional notice, the running trials, and the best of the ended ones.
 
-    Args:
-        name: the search's name.
-        search: its configuration.
-        trials: all its trials.
-        status: what the driver knows beside them.
-        width: columns of the terminal.
-        height: lines of the terminal, which the table does not exceed.
-        notice: a line below the head, such as that nobody runs the search.
+    Width and height are those of the terminal in characters; the table is not higher.
     """
     parts = _head(name, search, trials, status, width)
     parts += [Text(line, style="yellow") for line in (status.waits, notice) if line]
@@ -156,32 +151,14 @@ def cost(usd: float, search: SearchConfig) -> str:
     return f"{usd:.2f} of {search.max_cost:.2f} USD" if search.max_cost is not None else f"{usd:.2f} USD"
 
 
-def _failure_lines(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-    action = "giving up" if trial.state == TrialState.FAIL else "retrying from there"
-    return [
-        f"trial {trial.number}: failed after epoch {failure['epoch']}, {action}: {failure['error']}"
-        for failure in _new_events(before, trial, trial_attributes.FAILURES)
-    ]
-
-
-def _migration_lines(before: FrozenTrial | None, trial: FrozenTrial) -> list[str]:
-    events = _new_events(before, trial, trial_attributes.MIGRATIONS)
-    return [f"trial {trial.number} migrates: {event['why']}" for event in events]
-
-
 def _new_events(before: FrozenTrial | None, trial: FrozenTrial, key: str) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = trial.user_attrs.get(key, [])
-    if before is None:
-        return []  # an earlier driver has printed them
-    return events[len(before.user_attrs.get(key, [])) :]
+    return events[len(before.user_attrs.get(key, [])) :] if before else []  # else an earlier driver has printed them
 
 
 def _lines(before: FrozenTrial | None, trial: FrozenTrial, epochs: int) -> list[str]:
-    lines = []
-    if before is None:
-        lines.append(f"trial {trial.number}: {parameters(trial)}")
     num_printed = len(reports_of(before)) if before else 0
-    lines += [f"trial {trial.number}: {epoch_line(report, epochs)}" for report in reports_of(trial)[num_printed:]]
-    if trial.state.is_finished():
-        lines.append(f"trial {trial.number}: {outcome(trial)}")
-    return lines
+    lines = [] if before else [parameters(trial)]
+    lines += [epoch_line(report, epochs) for report in reports_of(trial)[num_printed:]]
+    lines += [outcome(trial)] if trial.state.is_finished() else []
+    return [f"trial {trial.number}: {line}" for line in lines]

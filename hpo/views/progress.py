@@ -10,38 +10,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from hpo.policy import trial_attributes
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.pruning import epochs_left
+from hpo.policy.report_decision import epochs_left
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import duration, epoch_line
 from hpo.views.live_table import Display
 from hpo.views.status_file import Status
 from model.training_report import EvalReport
 
+if TYPE_CHECKING:
+    from hpo.cluster.budget import TimeAndCostBudget
+
 _TICK_SECONDS = 1.0
 _PENDING_SECONDS = 60.0  # between two lines about trials that wait
 _DRAWING_SHARE = 0.02  # of the driver's time, at most, is spent on drawing
-
-
-class OverheadSource(Protocol):
-    """Knows which share of the slots' time was not spent on trials."""
-
-    def overhead_share(self) -> float | None:
-        """The share, or None while it is not known. Called in the drawing thread."""
-
-
-class CostSource(Protocol):
-    """Knows what the cluster has cost."""
-
-    @property
-    def usd(self) -> float | None:
-        """The cost so far; None where the nodes have no prices. Read in the drawing thread."""
 
 
 class Progress:
@@ -51,11 +39,9 @@ class Progress:
     wait for the terminal.
 
     Args:
-        search: the search's configuration.
-        name: its name.
         slots: how many trials run at once.
-        console: where it is shown.
         folder: the search's folder, which gets the Status for `hpo watch`; None writes no Status.
+        budget: knows what the cluster has cost.
         clock: seconds that never go back.
     """
 
@@ -67,13 +53,13 @@ class Progress:
         console: Console,
         *,
         folder: Path | None = None,
+        budget: TimeAndCostBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._search, self._slots, self._folder, self._clock = search, slots, folder, clock
+        self._search, self._slots, self._folder, self._budget, self._clock = search, slots, folder, budget, clock
         self._display = Display(name, search, console)
         self._status, self._began = Status(), clock()
-        self._overhead: OverheadSource | None = None
-        self._cost: CostSource | None = None
+        self._overhead_share: Callable[[], float | None] = lambda: None
         self._pending, self._pending_printed = "", -math.inf
         self._expectation_printed = False
         self._epochs, self._epoch_seconds = 0, 0.0  # of all trials, under earlier drivers too
@@ -84,13 +70,9 @@ class Progress:
         self._lock, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._draw_every_second, name="progress", daemon=True).start()
 
-    def set_overhead_source(self, source: OverheadSource) -> None:
-        """Show the overhead from now on."""
-        self._overhead = source
-
-    def set_cost_source(self, source: CostSource) -> None:
-        """Show the cost from now on."""
-        self._cost = source
+    def set_overhead_source(self, share: Callable[[], float | None]) -> None:
+        """Show the share of the slots' time that was not spent on trials. `share` is called in the drawing thread."""
+        self._overhead_share = share
 
     def print_line(self, line: str) -> None:
         """Print an event as a plain line, unless there is a live table."""
@@ -163,18 +145,16 @@ class Progress:
     def current_status(self) -> Status:
         """The Status at this moment."""
         now, trained = self._clock(), self._last_ended - self._first_began
-        trials = self._display.trials.values()
+        unfinished = filter(trial_attributes.is_unfinished, self._display.trials.values())
         return replace(
             self._status,
             seconds=now - self._began,
             seconds_left=self._seconds_left(),
             images_per_second=self._images / trained if trained > 0 else None,
-            overhead=self._overhead.overhead_share() if self._overhead else None,
+            overhead=self._overhead_share(),
             waits=self._pending if self._status.phase == "trials" else "",
-            cost_usd=self._cost.usd if self._cost else None,
-            running={
-                trial.number: self._epochs_done(trial, now) for trial in trials if trial_attributes.is_unfinished(trial)
-            },
+            cost_usd=self._budget.usd if self._budget else None,
+            running={trial.number: self._epochs_done(trial, now) for trial in unfinished},
         )
 
     def _count(self, before: FrozenTrial | None, trial: FrozenTrial) -> None:
@@ -226,11 +206,8 @@ class Progress:
         trials = list(self._display.trials.values())
         left = epochs_left(trials, self._search)
         # Each slot takes the next trial when it becomes free. Trials that wait for a retry count as running.
-        running = [
-            left[len(trial.user_attrs[trial_attributes.REPORTS])]
-            for trial in trials
-            if trial_attributes.is_unfinished(trial)
-        ]
+        unfinished = filter(trial_attributes.is_unfinished, trials)
+        running = [left[len(trial.user_attrs[trial_attributes.REPORTS])] for trial in unfinished]
         new = max(0, self._search.trials - len(trials))
         if self._search.time_budget_minutes is not None:
             until = 60 * self._search.time_budget_minutes - (self._clock() - self._began)

@@ -22,10 +22,9 @@ _RESAMPLINGS = 40
 
 
 def pareto(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The Pareto front of SSIM and PSNR: the trials that no other trial beats in both, by falling PSNR.
+    """The trials that no other trial beats in both SSIM and PSNR, by falling PSNR.
 
-    Args:
-        rows: the leaderboard, with `candidate` for each trial that can win. Metrics are those of the best epochs.
+    The rows are those of the leaderboard, with `candidate` for each trial that can win.
     """
     points = [
         (-float(row["psnr_db"]), -row["ssim"], row["number"])
@@ -81,12 +80,7 @@ def _shares(trials: Sequence[FrozenTrial]) -> dict[str, float]:
 
 
 def time_spent(rows: Sequence[Mapping[str, Any]], epochs: int) -> list[dict[str, Any]]:
-    """By outcome: the epochs and seconds that were run, and those that were saved, at each trial's own pace.
-
-    Args:
-        rows: the report's trials.
-        epochs: of a trial that runs to the end.
-    """
+    """By outcome: the epochs and seconds that were run, and those that were saved, at each trial's own pace."""
     spent = []
     for kind in ("finished", "pruned", *leaderboard.DEAD, "failed", "running"):
         of_kind = [row for row in rows if row["kind"] == kind]
@@ -113,9 +107,7 @@ def would_longer_help(values: Sequence[float], epochs: int, objective: Objective
     """Say whether a longer training would help, with no more confidence than one curve allows.
 
     Args:
-        values: the objective after each epoch so far.
-        epochs: of the whole training.
-        objective: what the values measure.
+        values: the objective after each epoch so far, out of `epochs`.
         is_constant: the learning rate is constant. One that falls to zero levels every curve at its end.
     """
     quarter, small = len(values) // 4, SMALL[objective]

@@ -7,9 +7,9 @@ import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from PIL import Image
 
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.record import Record
-from hpo.views.formatting import collapse_message, outcome
+from hpo.views.formatting import collapse_message, outcome, place_options
 from hpo.views.report_analysis import importance, pareto, time_spent, would_longer_help
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import TrainConfig
@@ -31,8 +31,8 @@ from model.data.image_reading import read_image
 from model.denoise import MANIFEST, DenoiseError, read_manifest
 from model.export_quality import SLIDES_TEST
 from model.picture_strip import split_strip
-from model.run_layout import LAST, strip_name
 from model.trainer import SEARCH_VALIDATION_IMAGES
+from model.training_files import LAST, strip_name
 from model.training_report import EvalReport, failure_reason, objective_value
 
 # By search space: how many of its first starting points come from the slides, and a name for what they share.
@@ -48,6 +48,7 @@ _PICTURE_BYTES = 4_000_000  # of pixels: as incompressible PNGs in base64 still 
 def contents(record: Record) -> dict[str, Any]:
     """The report's data, JSON-ready: search_results.document with more about each trial, and what the folder has."""
     trials, search = record.trials(), record.search
+    storage = record.storage.address if record.storage else None
     document = search_results.document(record)
     by_number = {trial.number: trial for trial in trials}
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
@@ -67,7 +68,7 @@ def contents(record: Record) -> dict[str, Any]:
         "final_wins": search_results.final_wins(record),
         "final_training": final,
         "grace_epochs": search.grace_epochs,
-        "collapse_messages": [collapse_message(event) for event in document[layout.COLLAPSES]],
+        "collapse_messages": [collapse_message(event) for event in document[file_names.COLLAPSES]],
         "slides": slides,
         "starts": starts,
         "slides_test": SLIDES_TEST if search.data_config().is_slides else None,
@@ -78,20 +79,13 @@ def contents(record: Record) -> dict[str, Any]:
         "importance": importance(trials),
         "spent": time_spent(rows, search.epochs),
         "export": export,
-        "options": _place_options(record),
-        "export_path": str(record.user_folder / layout.EXPORT),
-        "export_folder": shlex.quote(str(record.user_folder / layout.EXPORT)),
+        "options": "".join(f" {shlex.quote(word)}" for word in place_options(record.user_folder.parent, storage)),
+        "export_path": str(record.user_folder / file_names.EXPORT),
+        "export_folder": shlex.quote(str(record.user_folder / file_names.EXPORT)),
         "pictures": _pictures(record, rows, starts, final),
     }
     plain: dict[str, Any] = _plain(data)
     return plain
-
-
-def _place_options(record: Record) -> str:
-    """The options with which a command finds this search."""
-    runs = record.user_folder.parent
-    options = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
-    return options + (f" --storage {shlex.quote(record.storage.address)}" if record.storage else "")
 
 
 def _details(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -> dict[str, Any]:
@@ -127,18 +121,17 @@ def _seconds_between(began: datetime | None, then: datetime | None) -> float | N
 def why_it_ended(trial: FrozenTrial, search: SearchConfig) -> str:
     """Why a trial ended, in a sentence."""
     kind, epochs = leaderboard.outcome_of(trial), len(trial.intermediate_values)
+    if kind == "pruned":
+        return _why_pruned(trial, search)
     if kind == "failed":
         when = f"after epoch {epochs}" if epochs else "before the end of its first epoch"
         return f"Failed {when}: {trial.user_attrs.get(trial_attributes.ERROR, {}).get('text')}"
-    if kind == "running":
-        return f"Still running: {epochs} of {search.epochs} epochs are recorded"
-    if kind == "finished":
-        return f"Ran all {epochs} epochs"
-    if kind == "diverged":
-        return f"Diverged in epoch {epochs}: a loss or a metric was no longer a finite number"
-    if kind == "collapsed":
-        return f"Collapsed by epoch {epochs}: worse than the noisy images, or the same output for every image"
-    return _why_pruned(trial, search)
+    return {
+        "running": f"Still running: {epochs} of {search.epochs} epochs are recorded",
+        "finished": f"Ran all {epochs} epochs",
+        "diverged": f"Diverged in epoch {epochs}: a loss or a metric was no longer a finite number",
+        "collapsed": f"Collapsed by epoch {epochs}: worse than the noisy images, or the same output for every image",
+    }[kind]
 
 
 def _why_pruned(trial: FrozenTrial, search: SearchConfig) -> str:
@@ -162,9 +155,7 @@ def _parameters(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     by_name: dict[str, list[BaseDistribution]] = {}
     for trial in trials:
         for name, distribution in trial.distributions.items():
-            known = by_name.setdefault(name, [])
-            if distribution not in known:
-                known.append(distribution)
+            by_name.setdefault(name, []).append(distribution)
     return [{"name": name, **_range(distributions)} for name, distributions in by_name.items()]
 
 
@@ -182,7 +173,7 @@ def _range(distributions: Sequence[Any]) -> dict[str, Any]:
 def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
     """What the manifest of this search's export says; None if there is no export."""
     try:
-        manifest = read_manifest(record.fetch(record.folder / layout.EXPORT / MANIFEST).parent)
+        manifest = read_manifest(record.fetch(record.folder / file_names.EXPORT / MANIFEST).parent)
     except DenoiseError:
         return None
     origin = manifest["origin"]
@@ -207,7 +198,7 @@ def _validation(search: SearchConfig, export: Mapping[str, Any] | None) -> dict[
 
 def _final_training(record: Record) -> dict[str, Any] | None:
     """The learning curve of the final training, over or not, and its best epoch; None if it has not begun."""
-    path = record.folder / layout.FINAL / LAST
+    path = record.folder / file_names.FINAL / LAST
     if not record.search.final_epochs or not record.fetch(path).exists():
         return None
     try:
@@ -259,14 +250,12 @@ def _pictures(
         for row in [*best, *others]
     }
     if final:
-        files[layout.FINAL] = record.folder / layout.FINAL / strip_name(final["best_epoch"])
+        files[file_names.FINAL] = record.folder / file_names.FINAL / strip_name(final["best_epoch"])
     denoised: dict[str, np.ndarray] = {}
     noisy = clean = None
     for name, path in files.items():
-        try:
+        with suppress(ImageError, OSError, ValueError):  # leave out a picture that is missing or half written
             noisy, denoised[name], clean = split_strip(read_image(record.fetch(path)).pixels)
-        except (ImageError, OSError, ValueError):  # leave out a picture that is missing or half written
-            continue
     if noisy is None or clean is None:
         return None
     shown = max(1, min(len(clean), _PICTURE_BYTES // ((len(denoised) + 2) * clean[0].nbytes)))

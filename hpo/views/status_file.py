@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hpo.store.layout import STATUS_FILE
+from hpo.store.file_names import STATUS_FILE
 from model.common.files import atomic_replace
 from model.common.validation import wrong_fields
 from model.training_report import EvalReport

@@ -1,7 +1,4 @@
-"""`hpo watch`: the live table of a search that another process runs, here or on another machine.
-
-It only reads: it writes nothing and does not take the lock.
-"""
+"""`hpo watch`: the live table of a search that another process or another machine runs. It writes nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.store import layout, search_results
-from hpo.store.layout import STATUS_FILE
+from hpo.store import file_names, search_results
+from hpo.store.file_names import STATUS_FILE
 from hpo.store.lock import lease_owner, lock_owner
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
-from hpo.store.replication import open_read_only
+from hpo.store.study_replication import open_read_only
 from hpo.views.formatting import command_to_continue
 from hpo.views.live_table import Display, phase_message
 from hpo.views.status_file import Status
@@ -34,19 +31,11 @@ def watch(
     wait: Callable[[float], None] = time.sleep,
     storage: Storage | None = None,
 ) -> None:
-    """Show a search until it is over.
-
-    Args:
-        runs: the folder of searches on this machine.
-        name: the search's name.
-        console: where it is shown.
-        wait: called with the seconds until the next look.
-        storage: where the search is, if it is in a storage.
+    """Show a search until it is over; `wait` gets the seconds until the next reading.
 
     Raises:
         ConfigError: there is no such search.
-        RecordError: its record cannot be read.
-        StorageError: the storage cannot be read.
+        RecordError, StorageError: its record or its storage cannot be read.
     """
     with open_read_only(runs, name, storage, read_only=True, waits=True) as record:
         _watch(record, console, wait)
@@ -55,13 +44,14 @@ def watch(
 def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> None:
     name = record.name
     display, first_look, printed = Display(name, record.search, console), True, ""
-    study_file, driver = _FileChanges(record.study_file), _DriverMonitor(record)
+    version, driver = None, _DriverMonitor(record)
     command = command_to_continue(name, record.user_folder.parent, record.storage.address if record.storage else None)
     try:
         while True:
             began = time.monotonic()
             record.sync()
-            if study_file.has_changed():
+            before, version = version, _file_version(record.study_file)
+            if version != before:
                 record.refresh()
                 display.search = record.search
                 for trial in record.trials():
@@ -91,24 +81,18 @@ def _end_message(record: Record) -> str:
     if not search_results.is_over(record):
         return ""
     if search_results.is_exported(record):
-        return f"{record.name} is finished; its winner is in {record.user_folder / layout.EXPORT}"
+        return f"{record.name} is finished; its winner is in {record.user_folder / file_names.EXPORT}"
     if search_results.winner(record) is None:
         return f"{record.name} is finished: no trial produced a valid result"
     return ""
 
 
-class _FileChanges:
-    """Whether a file was written since the last look. Without a path, for a database, it may always have changed."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._seen = path, (0, 0)
-
-    def has_changed(self) -> bool:
-        if self._path is None:
-            return True
-        stat = self._path.stat()
-        before, self._seen = self._seen, (stat.st_mtime_ns, stat.st_size)
-        return self._seen != before
+def _file_version(path: Path | None) -> object:
+    """A value that changes when the file is written; without a path, for a database, it always changes."""
+    if path is None:
+        return object()
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 class _DriverMonitor:

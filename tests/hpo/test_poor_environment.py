@@ -10,7 +10,7 @@ import pytest
 from drivers import GUARD_SECONDS, HPO, driver, finished
 
 from hpo.policy import leaderboard, trial_attributes
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from model.denoise import Denoiser
 
@@ -33,7 +33,7 @@ def test_without_a_home_and_with_hardly_any_shared_memory_a_search_is_not_affect
         assert running.left_after(seconds=10) == []
     record = Record(tmp_path / "runs", "first")
     assert record.trial(0).state.name == "COMPLETE"
-    assert Denoiser(record.folder / layout.EXPORT).manifest["origin"]["trial"] == 0
+    assert Denoiser(record.folder / file_names.EXPORT).manifest["origin"]["trial"] == 0
     assert len(list((record.folder / "wandb").glob("offline-run-*"))) == 2  # the trial and the export
 
 
@@ -60,14 +60,14 @@ def test_trials_whose_rates_are_too_high_collapse_and_are_pruned_and_where_all_d
     assert "No trial produced a valid result: there is nothing to export." in ended.stderr
     record = Record(tmp_path / "runs", "first")
     assert search_results.winner(record) is None
-    assert not (record.folder / layout.EXPORT).exists()
+    assert not (record.folder / file_names.EXPORT).exists()
     ended = finished(tmp_path, [*options, "--trials", "2"])
     assert ended.returncode == 0, ended.stderr
     collapsed, healthy = Record(tmp_path / "runs", "first").trials()
     assert (collapsed.state.name, collapsed.user_attrs[trial_attributes.DECISION]["reason"]) == ("PRUNED", "collapsed")
     assert (healthy.state.name, len(leaderboard.reports_of(healthy))) == ("COMPLETE", 3)
     assert not (record.trial_folder(0) / "best.safetensors").exists()
-    assert Denoiser(record.folder / layout.EXPORT).manifest["origin"]["trial"] == 1
+    assert Denoiser(record.folder / file_names.EXPORT).manifest["origin"]["trial"] == 1
 
 
 # In a namespace where it has no entry in passwd; the interpreter may lie in a home that others cannot enter.

@@ -7,7 +7,7 @@ from curves import FixedBudget, controller, learned, report, run_all, story, tra
 from killed import Killed, every_write_killed_once
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy import leaderboard, pruning, trial_attributes
+from hpo.policy import leaderboard, report_decision, trial_attributes
 from hpo.policy.retry_policy import FailureAction, TrialFailure
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import CONFIG
@@ -104,7 +104,7 @@ def test_a_trial_that_has_ended_gets_the_same_answer_again_whatever_came_after(u
         reports = leaderboard.reports_of(trial)
         for late in ([], [report(len(reports) + 1, 0.99)]):
             decision = controller(undisturbed).on_report(trial.number, [*reports, *late])
-            assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
+            assert decision == report_decision.Decision(**trial.user_attrs[trial_attributes.DECISION])
     assert story(undisturbed.trials()) == before
 
 

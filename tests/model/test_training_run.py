@@ -10,7 +10,7 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
-from model.run_layout import BEST, LAST, should_log_images
+from model.training_files import BEST, LAST, should_log_images
 from model.training_run import TrainingRun
 
 CONFIG = TrainConfig(width=4, batch_size=16, images_per_epoch=64, epochs=4, precision="float32")

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.policy import trial_attributes
-from hpo.policy.pruning import Decision, decide_pruning
+from hpo.policy.report_decision import Decision, decide_pruning
 from hpo.policy.search_config import SearchConfig
 from hpo.search_controller import Listener, SearchBudget, SearchController
 from hpo.store.record import Record

@@ -7,9 +7,9 @@ import math
 from curves import SPACE, report
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.policy import sampling
-from hpo.policy.sampling import suggest
+from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import ERROR, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
 from hpo.policy.trial_history import trial_as_of_report
 from model.training_report import objective_value
@@ -18,7 +18,7 @@ from search_spaces import Space
 SEARCH = SearchConfig(epochs=12, reduction_factor=3, objective="ssim", set={"width": 4})
 
 
-def finished(number: int, suggestion: sampling.Suggestion, value: float) -> FrozenTrial:
+def finished(number: int, suggestion: suggestions.Suggestion, value: float) -> FrozenTrial:
     trial = create_trial(
         params=dict(suggestion.params),
         distributions=dict(suggestion.distributions),

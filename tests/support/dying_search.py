@@ -24,7 +24,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.run import trials
 from hpo.run.context import SearchContext
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune import hang_watchdog, ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.progress import Progress
@@ -106,7 +106,6 @@ def main(folder: Path) -> None:
         context = SearchContext(
             record=record,
             replicator=StorageReplicator(record, None, lambda _: None),
-            images=images,
             images_ref=ray.put(images),
             cluster=cluster,
             budget=TimeAndCostBudget(asked, record.trials, None),

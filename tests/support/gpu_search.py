@@ -23,7 +23,7 @@ from hpo.run import trials
 from hpo.run.context import SearchContext
 from hpo.run.plan import describe_plan
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.progress import Progress
@@ -60,7 +60,6 @@ def main(folder: Path) -> None:
             context = SearchContext(
                 record=record,
                 replicator=StorageReplicator(record, None, lambda _: None),
-                images=images,
                 images_ref=ray.put(images),
                 cluster=cluster,
                 budget=TimeAndCostBudget(asked, record.trials, None),

@@ -18,16 +18,16 @@ import torch
 from curves import SPACE, controller
 from drivers import GUARD_SECONDS, driver
 
-from hpo.policy import leaderboard, pruning, trial_attributes
+from hpo.policy import leaderboard, report_decision, trial_attributes
 from hpo.policy.search_config import SEARCH_FILE, SearchConfig
 from hpo.store import search_results
-from hpo.store.layout import STUDY_FILE
+from hpo.store.file_names import STUDY_FILE
 from hpo.store.record import Record
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
-from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.training_files import BEST
 from model.training_run import TrainingRun
 
 # Every Python process of the search loads this first: each epoch that begins, and each that is on disk, is a line.
@@ -177,8 +177,8 @@ def assert_nothing_was_lost_or_repeated(search: Killed) -> None:
         assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
         assert [report.epoch for report in leaderboard.reports_of(trial)] == list(trial.intermediate_values)
         assert trial.last_step == search.epochs or trial.state.name == "PRUNED"
-        decision = pruning.decide_pruning(trials, trial.number, trial.last_step, search.record.search)
-        assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
+        decision = report_decision.decide_pruning(trials, trial.number, trial.last_step, search.record.search)
+        assert decision == report_decision.Decision(**trial.user_attrs[trial_attributes.DECISION])
 
     trace, begun = search.trace(), search.began()
     on_disk: set[tuple[int, int]] = set()

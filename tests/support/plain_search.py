@@ -30,8 +30,8 @@ from hpo.store.record import Record
 from hpo.tune import trainable
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
-from model.run_layout import BEST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.training_files import BEST
 from model.training_run import TrainingRun
 
 TRIALS, EPOCHS = 5, 3
@@ -98,7 +98,6 @@ def local_context(run: SearchRun) -> SearchContext:
     return SearchContext(
         record=run.record,
         replicator=run.replicator,
-        images=run.images,
         images_ref=run.images,
         console=run.console,
         cluster=cluster,

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 
 from hpo.policy.trial_attributes import FAILURES, MIGRATIONS, NODE, REPORTS
 from hpo.store.record import Record
-from hpo.store.replication import open_read_only, open_storage
 from hpo.store.search_results import decisions, is_exported
+from hpo.store.study_replication import open_read_only, open_storage
 from model.common.errors import ConfigError
 
 # Trials of a few seconds each, on Fashion-MNIST; none is stopped early, so that there is work for all hosts.

@@ -33,7 +33,7 @@ from hpo.policy.search_config import SearchConfig
 from hpo.run import trials
 from hpo.run.context import SearchContext, open_budget
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.tune import ray_session
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.progress import Progress
@@ -126,12 +126,10 @@ def run(record: Record, cluster: trial_slots.Cluster, images: Images) -> dict[st
     budget = open_budget(record, cluster)
     assert budget.usd is not None
     console = Console(stderr=True)
-    progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder)
-    progress.set_cost_source(budget)
+    progress = Progress(record.search, record.name, cluster.slots, console, folder=record.folder, budget=budget)
     context = SearchContext(
         record=record,
         replicator=StorageReplicator(record, None, lambda _: None),
-        images=images,
         images_ref=ray.put(images),
         cluster=cluster,
         console=console,

@@ -15,7 +15,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from hpo.policy.leaderboard import reports_of
-from hpo.store.layout import FINAL
+from hpo.store.file_names import FINAL
 from hpo.store.record import Record
 from hpo.tracking.tensorboard import FOLDER
 from model.training_report import EvalReport

@@ -208,7 +208,7 @@ COMMAND_LINE = {
         "launch file.txt ../x --trials 0 --noise gauss:3 --space optimisers --set widht=3",
         ["file.txt: a cluster file is a mapping", "name='../x'", "trials=0", "gauss:3", "space=optimisers", "widht"],
     ),
-    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "something"]),
+    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "not an export"]),
     "a name that leads outside": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
@@ -233,7 +233,7 @@ COMMAND_LINE = {
     ),
     "another space than the existing one": Row(
         "search first --space optimizers",
-        ["lr_g: was FloatDistribution(high=0.01, log=True, low=5e-05", "loss: was Categorical", "is not there"],
+        ["lr_g: was FloatDistribution(high=0.01, log=True, low=5e-05", "loss: was Categorical", "is missing"],
     ),
     "a search where a file is": Row(
         "search mine", ["runs/mine: is a file; choose another name"], lambda f: (f / "runs" / "mine").write_text("")
@@ -325,7 +325,7 @@ SPACE_AND_SETTINGS = {
         MINE, ["lr_g=2.", "at most 1"], suggesting("lr_g=trial.suggest_float('lr_g', 2, 3)")
     ),
     "an unknown space": Row("search new --space optimisers", ["space=optimisers", "Did you mean optimizers?"]),
-    "a missing file of a space": Row(MINE, ["mine.py", "there is no such file"]),
+    "a missing file of a space": Row(MINE, ["mine.py", "file not found"]),
     "a batch above the data set": Row(
         "search new --set batch_size=55001", ["batch_size=55001: above the 55,000 training"]
     ),

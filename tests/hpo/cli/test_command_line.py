@@ -30,7 +30,7 @@ from hpo.cli import arguments
 from hpo.cli.commands import main
 from hpo.cli.search_options import read_search_options
 from hpo.policy.search_config import SearchConfig
-from hpo.store.layout import IMAGES
+from hpo.store.file_names import IMAGES
 from hpo.store.record import Record
 from hpo.tune import ray_session
 from model.common.errors import ErrorCollector
@@ -90,7 +90,7 @@ def test_a_search_with_trials_is_listed_and_shown_and_its_json_is_all_of_stdout(
     ("option", "difference"),
     [
         (["--seed", "4"], "seed: it has 9, not 4"),
-        (["--space", "optimizers"], "space: beta1: was not there, is FloatDistribution(high=0.95"),
+        (["--space", "optimizers"], "space: beta1: was missing, is FloatDistribution(high=0.95"),
         (["--set", "width=8"], "set: it has {'width': 4}, not {'width': 8}"),
         (["--images-per-epoch", "512"], "images_per_epoch: it has None, not 512"),
     ],

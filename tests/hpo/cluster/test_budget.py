@@ -25,7 +25,7 @@ from hpo.cluster.budget import (
 from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterSnapshot, Node, NodeType
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
-from hpo.tune.budget_stopper import CostLimitStopper
+from hpo.tune.cost_limit_stopper import CostLimitStopper
 from model.common.errors import ConfigError
 
 HOUR = 3600.0

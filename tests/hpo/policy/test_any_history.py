@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from killed import Killed, killed_at_write
 from optuna.trial import TrialState
 
-from hpo.policy import pruning, sampling, trial_attributes
+from hpo.policy import report_decision, suggestions, trial_attributes
 from hpo.policy.leaderboard import reports_of
 from hpo.policy.retry_policy import ABORT_AFTER_FAILURES, MAX_ATTEMPTS, MAX_MIGRATIONS
 from hpo.policy.search_config import SearchConfig
@@ -240,13 +240,13 @@ class AnyHistory(RuleBasedStateMachine):
             for name in ("state", "params", "values", "intermediate_values", "user_attrs", "distributions"):
                 assert getattr(mine, name) == getattr(theirs, name)
         for trial in written:
-            suggestion = sampling.suggest(trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
+            suggestion = suggestions.suggest(trials_as_of_suggestion(written, trial.number), SPACE, SEARCH)
             assert suggestion is not None
             assert suggestion.params == trial.params
-            taken = pruning.replay_decisions(written, trial.number, SEARCH)
+            taken = report_decision.replay_decisions(written, trial.number, SEARCH)
             assert all(decision.action == "continue" for decision in taken[:-1])
             if trial_attributes.DECISION in trial.user_attrs:
-                assert pruning.Decision(**trial.user_attrs[trial_attributes.DECISION]) == taken[-1]
+                assert report_decision.Decision(**trial.user_attrs[trial_attributes.DECISION]) == taken[-1]
         shutil.rmtree(self.folder)
 
 

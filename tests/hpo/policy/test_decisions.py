@@ -12,9 +12,9 @@ from curves import SPACE
 from decisions import SEARCH, finished, played, reported
 from optuna.trial import TrialState
 
-from hpo.policy.pruning import decide_pruning
-from hpo.policy.sampling import suggest
+from hpo.policy.report_decision import decide_pruning
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import REPORTS
 from model.config import TrainConfig
 from search_spaces import Space

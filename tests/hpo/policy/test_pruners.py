@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy.leaderboard import candidates
 from hpo.policy.pruners import AshaPruner, FormerPruner
-from hpo.policy.pruning import Decision, decide_pruning
+from hpo.policy.report_decision import Decision, decide_pruning
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORTS
 

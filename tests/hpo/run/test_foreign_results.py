@@ -21,8 +21,8 @@ from PIL import Image
 
 import hpo.run.search
 from hpo.cli.commands import main
-from hpo.policy.sampling import Suggestion
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import Suggestion
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
 from hpo.store.search_results import winner
@@ -66,8 +66,8 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     images = SimpleNamespace(digest="0", messages=(), pixel_format=EIGHT_BITS)
     monkeypatch.setattr(hpo.run.search, "load_inputs", lambda *_: (None, images))
     monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setattr("hpo.store.replication.READ_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr("hpo.store.replication.TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("hpo.store.study_replication.READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("hpo.store.study_replication.TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(DataConfig, "load", lambda *_: SimpleNamespace(digest="0", shape=(1, 32, 32)))
 
 

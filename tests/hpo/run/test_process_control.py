@@ -14,7 +14,7 @@ import pytest
 
 from hpo.cli.commands import main
 from hpo.run.process_control import stop_search
-from hpo.store.layout import LOCK_FILE
+from hpo.store.file_names import LOCK_FILE
 from hpo.store.lock import acquire_lock, lock_owner
 from hpo.store.record import Record
 from model.common.errors import MachineError

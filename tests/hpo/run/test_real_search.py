@@ -27,8 +27,8 @@ from wandb_files import assert_all_there, everything_in, export_fragment, fragme
 from wandb_files import read as read_wandb
 
 from hpo.cli.commands import main
-from hpo.policy import leaderboard, pruning, trial_attributes
-from hpo.store import layout, search_results
+from hpo.policy import leaderboard, report_decision, trial_attributes
+from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from hpo.views.html_report import REPORT
 from model.checkpoint import load_checkpoint
@@ -37,8 +37,8 @@ from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
 from model.denoise import Denoiser
-from model.run_layout import BEST, LAST
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.training_files import BEST, LAST
 from model.training_report import EvalReport
 
 import psutil  # isort: skip - Ray brings its own along, found once Ray is imported
@@ -81,7 +81,7 @@ class Searched:
 
     @property
     def export(self) -> Path:
-        return self.record.folder / layout.EXPORT
+        return self.record.folder / file_names.EXPORT
 
 
 SECRETS = ("WANDB_API_KEY", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "SOME_SECRET")
@@ -270,7 +270,7 @@ def test_wandb_has_the_final_training_and_the_export(searched):
 
 
 def test_tensorboard_has_each_epoch_of_each_trial_and_of_the_final_training_once(searched):
-    _, state = load_checkpoint(searched.record.folder / layout.FINAL / LAST)
+    _, state = load_checkpoint(searched.record.folder / file_names.FINAL / LAST)
     tensorboard_has_all(searched.record, final=[EvalReport.from_dict(report) for report in state["reports"]])
 
 
@@ -282,8 +282,8 @@ def test_the_export_is_the_winner_whole_and_measured(searched):
     assert manifest["origin"]["trial"] == search_results.winner(record)
     assert manifest["origin"]["final_training"] == search_results.final_wins(record)
     assert manifest["metrics"]["test"]["images"] == 10_000
-    measured = record.metadata()[layout.FINAL] if search_results.final_wins(record) else None
-    measured = measured or record.metadata()[layout.FINALISTS][str(search_results.winner(record))]
+    measured = record.metadata()[file_names.FINAL] if search_results.final_wins(record) else None
+    measured = measured or record.metadata()[file_names.FINALISTS][str(search_results.winner(record))]
     validation = manifest["metrics"]["validation"]["denoised"]
     assert validation["ssim"] == pytest.approx(measured["ssim"], abs=1e-4)  # scikit-image against torch
     assert validation["psnr_db"] == pytest.approx(measured["psnr_db"], abs=1e-3)
@@ -364,7 +364,7 @@ def test_a_finished_search_goes_on_with_one_more_trial(searched, tmp_path):
     record = Record(tmp_path / "runs", "first")
     assert essence(record.trials())[:5] == before
     assert len(record.trials()) == 6
-    assert Denoiser(record.folder / layout.EXPORT).manifest["origin"]["trials"] == 6
+    assert Denoiser(record.folder / file_names.EXPORT).manifest["origin"]["trials"] == 6
 
 
 @pytest.mark.slow
@@ -378,6 +378,6 @@ def test_with_two_slots_a_killed_search_loses_and_repeats_nothing(tmp_path):
     for trial in trials:
         assert trial.state.is_finished()
         assert list(trial.intermediate_values) == list(range(1, trial.last_step + 1))
-        decision = pruning.decide_pruning(trials, trial.number, trial.last_step, record.search)
-        assert decision == pruning.Decision(**trial.user_attrs[trial_attributes.DECISION])
+        decision = report_decision.decide_pruning(trials, trial.number, trial.last_step, record.search)
+        assert decision == report_decision.Decision(**trial.user_attrs[trial_attributes.DECISION])
     assert_all_there(record)

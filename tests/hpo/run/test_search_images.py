@@ -16,7 +16,7 @@ from saying import hpo_says
 from hpo.cli.arguments import parser
 from hpo.cli.commands import main
 from hpo.remote.launch import search_arguments
-from hpo.store.layout import IMAGES
+from hpo.store.file_names import IMAGES
 from hpo.store.record import Record
 from model.data.folder_layout import parse_layout
 from model.denoise import read_manifest

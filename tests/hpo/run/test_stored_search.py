@@ -20,15 +20,15 @@ from killed_search import Killed, one_thread, placed, traced, undisturbed
 from storages import EXPIRING, KINDS, Place, place
 
 from hpo.policy import leaderboard, trial_attributes
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.object_storage import Storage, Stored
 from hpo.store.record import Record
-from hpo.store.replication import open_read_only
+from hpo.store.study_replication import open_read_only
 from model.data.data_config import DataConfig
 from model.denoise import Denoiser
 from model.export_quality import evaluate
-from model.run_layout import BEST
 from model.trainer import load_generator, validate
+from model.training_files import BEST
 from model.training_report import EvalReport
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * GUARD_SECONDS)]
@@ -105,7 +105,7 @@ def assert_as_undisturbed(search: Search, tmp_path: Path) -> None:
         assert EvalReport.from_dict(state["reports"][-1]).ssim == best.ssim
         measured = validate(generator, images)
         assert measured == pytest.approx({name: getattr(best, name) for name in measured}, rel=1e-5)
-        denoiser = Denoiser(record.fetch(record.folder / layout.EXPORT))  # by its digests
+        denoiser = Denoiser(record.fetch(record.folder / file_names.EXPORT))  # by its digests
         few = DataConfig().load_test()[:200]
         assert evaluate(denoiser, few, "gaussian:30", "test")["denoised"]["ssim"] > 0
         assert denoiser.manifest["origin"]["trial"] == number

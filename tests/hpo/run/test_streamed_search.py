@@ -12,7 +12,7 @@ from PIL import Image
 
 from hpo.cli.commands import main
 from hpo.policy import leaderboard
-from hpo.store import layout
+from hpo.store import file_names
 from hpo.store.record import Record
 from model.data.memory_mapped import IN_MEMORY
 from model.denoise import read_manifest
@@ -67,6 +67,8 @@ def test_a_search_that_is_killed_and_continued_is_the_same_and_leaves_no_pixels(
         record = Record(runs, "first")
         reports = [report for trial in record.trials() for report in leaderboard.reports_of(trial)]
         metrics = [(report.epoch, report.ssim, report.psnr_db, report.gen_total) for report in reports]
-        found.append((metrics, record.metadata()["images"], read_manifest(record.folder / layout.EXPORT)["metrics"]))
+        found.append(
+            (metrics, record.metadata()["images"], read_manifest(record.folder / file_names.EXPORT)["metrics"])
+        )
     assert not left.exists()
     assert found[0] == found[1]

@@ -27,7 +27,7 @@ from hpo.store.checkpoint_retention import Retention
 from hpo.store.record import Record
 from model.common.errors import ConfigError
 from model.config import TrainConfig
-from model.run_layout import BEST, LAST
+from model.training_files import BEST, LAST
 
 OBJECTIVE = "ssim"
 ENDS = {"finished": "COMPLETE", "asha": "PRUNED", "diverged": "PRUNED", "collapsed": "PRUNED", "error": "FAIL"}

@@ -19,12 +19,12 @@ from saying import hpo_says
 import hpo.run.search
 from hpo.cli.commands import main
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store import layout
+from hpo.store import file_names
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.denoise import Denoiser
 from model.export import WEIGHTS_FILE
-from model.run_layout import BEST, LAST
+from model.training_files import BEST, LAST
 
 FULL = r"disk full at (\S+); free some space, then run the same command to continue$"
 
@@ -93,13 +93,13 @@ def test_a_full_disk_under_a_remote_training_is_told_as_one(pictures, small, mon
 @pytest.mark.parametrize("after", [None, WEIGHTS_FILE])
 def test_an_export_that_has_no_room_leaves_the_one_that_was_there(after, searched_plainly, small, capsys):
     shutil.copytree(searched_plainly, small, dirs_exist_ok=True)
-    before = Denoiser(small / "first" / layout.EXPORT).manifest
+    before = Denoiser(small / "first" / file_names.EXPORT).manifest
     export = ["export", "first", "--runs", str(small), "--trial", "0"]
-    room = (small / "first" / layout.EXPORT / after).stat().st_size + 40_000 if after else 0
+    room = (small / "first" / file_names.EXPORT / after).stat().st_size + 40_000 if after else 0
     with full(small, but_for=room):
         assert main(export) == 4
         assert Path(told_where(capsys)).is_relative_to(small / "first")
-    assert Denoiser(small / "first" / layout.EXPORT).manifest == before
+    assert Denoiser(small / "first" / file_names.EXPORT).manifest == before
     assert not list((small / "first").glob(".*"))
 
 

@@ -22,16 +22,16 @@ from hpo.policy import leaderboard
 from hpo.policy.search_config import SearchConfig
 from hpo.run import finalists
 from hpo.run.context import SearchContext
-from hpo.store import layout, search_results
-from hpo.store.layout import STUDY_FILE
+from hpo.store import file_names, search_results
+from hpo.store.file_names import STUDY_FILE
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
-from hpo.store.replication import acquire
 from hpo.store.search_file import RecordError
+from hpo.store.study_replication import acquire
 from model.common.errors import MachineError
 from model.data import fashion_mnist
 from model.denoise import Denoiser
-from model.run_layout import BEST, LAST
+from model.training_files import BEST, LAST
 
 
 def flipped(path: Path, bit: int) -> None:
@@ -108,14 +108,14 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     assert re.search(
         rf"^Trial {by_rank[0]} cannot win: {path}: (damaged|checkpoint not found)", capsys.readouterr().err, re.M
     )
-    assert record.metadata()[layout.FINALISTS].keys() == set(map(str, by_rank[1:4]))
+    assert record.metadata()[file_names.FINALISTS].keys() == set(map(str, by_rank[1:4]))
     assert search_results.winner(record) in by_rank[1:4]
     assert main(["show", "first", "--runs", str(tmp_path)]) == 0
     assert f"checkpoints damaged or missing, so these trials cannot win: {by_rank[0]}\n" in capsys.readouterr().out
     monkeypatch.setattr(finalists, "measure_finalists", measure)
     shutil.copy(searched_plainly / path.relative_to(tmp_path), path)
     assert main(command(pictures, tmp_path)) == 0
-    assert record.metadata()[layout.LOST] == []  # it was brought back
+    assert record.metadata()[file_names.LOST] == []  # it was brought back
     assert search_results.winner(record) == search_results.winner(Record(searched_plainly, "first"))
 
 
@@ -140,7 +140,7 @@ def test_an_export_of_a_damaged_checkpoint_is_refused_and_the_next_best_named(
     shutil.copytree(searched_plainly, tmp_path, dirs_exist_ok=True)
     record = Record(tmp_path, "first")
     first, second, third, *_ = search_results.ranked_finalists(record)
-    exported = Denoiser(record.folder / layout.EXPORT).manifest
+    exported = Denoiser(record.folder / file_names.EXPORT).manifest
     damage(record.trial_folder(first) / BEST)
     export = ["export", "first", "--runs", str(tmp_path)]
     assert main(export) == 4
@@ -156,7 +156,7 @@ def test_an_export_of_a_damaged_checkpoint_is_refused_and_the_next_best_named(
         path.write_bytes(b"")
     assert main(export) == 4
     assert capsys.readouterr().err.endswith("no other trial has an intact one\n")
-    assert Denoiser(record.folder / layout.EXPORT).manifest == exported
+    assert Denoiser(record.folder / file_names.EXPORT).manifest == exported
 
 
 # --- the study ------------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ from killed import Killed, killed_at_write
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.cli.commands import main
-from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import (
     CONFIG,
     DECISION,

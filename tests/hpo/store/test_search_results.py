@@ -21,20 +21,20 @@ from rich.console import Console
 import hpo.run.export
 from hpo.cli.commands import main
 from hpo.policy import leaderboard
-from hpo.policy.pruning import Decision
-from hpo.policy.sampling import suggest
+from hpo.policy.report_decision import Decision
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import DECISION
 from hpo.run import final_training
-from hpo.store import layout, search_results
+from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from hpo.store.search_file import RecordError
 from hpo.views.formatting import collapse_message, headline
 from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
 from model.denoise import MANIFEST
-from model.run_layout import BEST, LAST
 from model.trainer import Trainer
+from model.training_files import BEST, LAST
 
 OBJECTIVE = "ssim"
 
@@ -103,12 +103,12 @@ def test_no_winner_comes_out_of_nothing_valid(runs):
 
 
 def test_finalists_measured_on_all_validation_images_decide(record):
-    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.70}, "1": {"value": 0.72}, "4": {"value": 0.72}})
+    record.set_metadata(file_names.FINALISTS, {"6": {"value": 0.70}, "1": {"value": 0.72}, "4": {"value": 0.72}})
     assert search_results.winner(record) == 1  # of equals, the one with the better reports
 
 
 def test_finalists_that_were_measured_before_a_better_trial_came_decide_nothing(record):
-    record.set_metadata(layout.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.74}, "0": {"value": 0.7}})
+    record.set_metadata(file_names.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.74}, "0": {"value": 0.7}})
     assert search_results.winner(record) == 6
 
 
@@ -123,9 +123,9 @@ def test_finalists_that_were_measured_before_a_better_trial_came_decide_nothing(
     ],
 )
 def test_the_final_training_wins_where_it_is_better_than_every_finalist(record, final, wins):
-    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.set_metadata(file_names.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
     if final:
-        record.set_metadata(layout.FINAL, final)
+        record.set_metadata(file_names.FINAL, final)
     assert search_results.final_wins(record) == wins
     assert search_results.winner(record) == (final["trial"] if wins else 1)
     record.update_config({"final_epochs": 0})
@@ -160,8 +160,8 @@ def trained_finally(record: Record, monkeypatch: pytest.MonkeyPatch, *events: di
 def test_a_final_training_that_collapses_goes_back_with_half_the_rates_twice_before_another_is_tried(
     record, monkeypatch
 ):
-    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
-    record.set_metadata(layout.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
+    record.set_metadata(file_names.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.set_metadata(file_names.FINAL, {"trial": 1, "value": 0.99})  # of an earlier end, its checkpoint overwritten
     events = [collapse(1, 1), collapse(1, 2), collapse(1, None)]
     began = "The final training of trial 1's configuration collapsed in epoch 2 of 2"
     assert trained_finally(record, monkeypatch, *events, None) == [
@@ -173,16 +173,16 @@ def test_a_final_training_that_collapses_goes_back_with_half_the_rates_twice_bef
         f"{began}; it went back to epoch 2 with half the learning rates (lr_g 0.00025, lr_d 2.5e-05)",
         f"{began}, and was given up",
     ]
-    assert search_results.collapses(record) == search_results.document(record)[layout.COLLAPSES] == events
+    assert search_results.collapses(record) == search_results.document(record)[file_names.COLLAPSES] == events
     assert f"{began}, and was given up" in str(headline(record))
 
 
 def test_a_driver_that_was_killed_goes_on_with_the_rates_that_its_final_training_had(record, monkeypatch):
-    record.set_metadata(layout.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
+    record.set_metadata(file_names.FINALISTS, {"6": {"value": 0.5}, "1": {"value": 0.72}, "4": {"value": 0.6}})
     earlier = [collapse(4, None), collapse(1, None, epochs=9), collapse(1, 1)]  # another length is another training
-    record.set_metadata(layout.COLLAPSES, earlier)
+    record.set_metadata(file_names.COLLAPSES, earlier)
     assert trained_finally(record, monkeypatch, None) == [(1, 5e-4)]
-    record.set_metadata(layout.COLLAPSES, [*earlier, collapse(1, None), collapse(6, None)])
+    record.set_metadata(file_names.COLLAPSES, [*earlier, collapse(1, None), collapse(6, None)])
     assert trained_finally(record, monkeypatch) == []  # all were tried
 
 
@@ -222,7 +222,7 @@ def test_a_final_training_that_falls_below_the_noisy_images_is_continued_from_it
     [event] = search_results.collapses(found)
     told = {"reason": "collapsed", "epoch": 4, "back_to": 2, "lr_g": rate / 2, "lr_d": TrainConfig().lr_d / 2}
     assert event.items() >= told.items()
-    _, state = load_checkpoint(found.folder / layout.FINAL / LAST)
+    _, state = load_checkpoint(found.folder / file_names.FINAL / LAST)
     assert state["config"].items() >= {"lr_g": rate / 2, "lr_d": event["lr_d"], "epochs": 5}.items()
     assert [report["psnr_db"] for report in state["reports"]] == [25.1, 25.2, 25.3, 25.4, 25.5]
     assert search_results.final_result(found)["trial"] == event["trial"]
@@ -247,7 +247,7 @@ def test_a_training_goes_back_to_its_best_epoch_at_half_the_rates_where_that_one
 
 @pytest.mark.parametrize("note", [{}, [3], [{"trial": 1}], [{**collapse(1, 1), "lr_g": "high"}]])
 def test_a_damaged_note_of_collapses_is_told(record, note):
-    record.set_metadata(layout.COLLAPSES, note)
+    record.set_metadata(file_names.COLLAPSES, note)
     with pytest.raises(RecordError, match="the search's note final_collapses: damaged"):
         search_results.collapses(record)
 
@@ -282,18 +282,21 @@ def test_an_export_looks_at_the_test_images_only_once_the_search_is_over(record,
     late = asked("--to", str(tmp_path / "model"))
     assert (len(late["test"]), late["origin"]) == (10_000, {**of, "trial": 1})
     assert (late["checkpoint"], late["to"]) == (record.trial_folder(1) / BEST, tmp_path / "model")
-    record.set_metadata(layout.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.6}, "0": {"value": 0.5}})
-    record.set_metadata(layout.FINAL, {"trial": 1, "value": 0.73})
+    record.set_metadata(file_names.FINALISTS, {"1": {"value": 0.72}, "4": {"value": 0.6}, "0": {"value": 0.5}})
+    record.set_metadata(file_names.FINAL, {"trial": 1, "value": 0.73})
     final = asked()
     assert final["origin"] == {**of, "trial": 1, "final_training": True}
-    assert (final["checkpoint"], final["to"]) == (record.folder / layout.FINAL / BEST, record.folder / layout.EXPORT)
+    assert (final["checkpoint"], final["to"]) == (
+        record.folder / file_names.FINAL / BEST,
+        record.folder / file_names.EXPORT,
+    )
     (record.trial_folder(1)).mkdir(parents=True)
     (record.trial_folder(1) / BEST).write_bytes(b"")
     assert asked("--trial", "1")["checkpoint"] == record.trial_folder(1) / BEST  # its own, not the final training's
 
 
 def test_an_export_is_the_searchs_until_more_is_asked_for(done):
-    folder, origin = done.folder / layout.EXPORT, {"trial": 1, "trials": 8, "final_epochs": 0}
+    folder, origin = done.folder / file_names.EXPORT, {"trial": 1, "trials": 8, "final_epochs": 0}
     assert not search_results.is_exported(done)
     folder.mkdir()
     model = {"file": "generator.onnx", "channels": 1, "image_size": 32, "padding": 2}

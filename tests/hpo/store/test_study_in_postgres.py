@@ -24,8 +24,8 @@ from postgres import PASSWORD, Loss, Postgres, Wire, postgres
 from rich.console import Console
 
 from hpo.cli.commands import main
-from hpo.policy.sampling import suggest
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.run.search import SearchRun
 from hpo.store import search_results, study_database
 from hpo.store.record import Record
@@ -128,7 +128,7 @@ def test_what_the_server_has_not_settled_is_waited_for(runs, url, caplog):
     """A commit under way, or a transaction whose client is gone."""
     record = create(runs, url)
     with record._study._storage.engine.connect() as other:
-        other.execute(study_database._CLAIM, {"study": record._study._id})
+        other.execute(study_database._ROW_LOCK, {"study": record._study._id})
         timer = threading.Timer(0.5, other.rollback)
         timer.start()
         record.add(suggest([], SPACE, SEARCH))

@@ -31,13 +31,13 @@ from hpo.cli.commands import main
 from hpo.policy import leaderboard
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION
-from hpo.store import layout
+from hpo.store import file_names
 from hpo.store.record import Record
 from hpo.tracking import wandb_login, wandb_runs, wandb_tracker
 from hpo.tracking.wandb_tracker import Tracker, sync
 from model.denoise import MANIFEST, DenoiseError
 from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
-from model.run_layout import strip_name
+from model.training_files import strip_name
 
 SEARCH = SearchConfig(
     trials=3, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4}, wandb="online"
@@ -94,7 +94,7 @@ def record(runs: Path) -> Record:
 @pytest.fixture
 def export_folder(record: Record) -> Path:
     """As the search would have it, but for what is in the two files of weights."""
-    folder = record.folder / layout.EXPORT
+    folder = record.folder / file_names.EXPORT
     folder.mkdir()
     (folder / ONNX_FILE).write_bytes(os.urandom(10_000))
     (folder / WEIGHTS_FILE).write_bytes(os.urandom(10_000))
@@ -452,7 +452,7 @@ def test_a_whole_search_online_with_the_key_nowhere_but_in_the_driver(server, tm
     assert [row.get("epoch") for row in exported.rows] == [1, 2, None]
     (model,) = server.state.models()
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in model.files.items()}
-    manifest = (record.folder / layout.EXPORT / MANIFEST).read_bytes()
+    manifest = (record.folder / file_names.EXPORT / MANIFEST).read_bytes()
     assert digests == {**json.loads(manifest)["files"], MANIFEST: hashlib.sha256(manifest).hexdigest()}
     assert server.state.url in err
     for path in tmp_path.rglob("*"):

@@ -25,19 +25,19 @@ from saying import hpo_says
 from hpo.cli.commands import main
 from hpo.policy import trial_attributes
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.sampling import Suggestion, suggest
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import Suggestion, suggest
 from hpo.policy.trial_attributes import CONFIG
 from hpo.run.final_report import write_html_report
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator
+from hpo.store.study_replication import StorageReplicator
 from hpo.views.html_report import REPORT, page, write_report
 from hpo.views.report_analysis import importance, pareto, would_longer_help
 from hpo.views.report_contents import contents
 from model.checkpoint import save_checkpoint
 from model.config import TrainConfig
 from model.picture_strip import draw_strip, split_strip
-from model.run_layout import LAST, strip_name
+from model.training_files import LAST, strip_name
 
 ENDS = SearchConfig(trials=7, epochs=3, pruner="none", objective="balanced")
 
@@ -315,7 +315,7 @@ def test_cells_are_what_a_strip_was_made_of(channels):
     for found, made in zip(split_strip(np.asarray(draw_strip(columns, scale=1))), columns, strict=True):
         expected = np.rint((made + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
         assert np.array_equal(found.reshape(expected.shape), expected)
-    with pytest.raises(ValueError, match="no 3 columns"):
+    with pytest.raises(ValueError, match="not 3 columns"):
         split_strip(np.asarray(draw_strip(columns[:2, :3], scale=1)))
 
 

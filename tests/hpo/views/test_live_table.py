@@ -13,9 +13,9 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.pruning import epochs_left, expected_epochs, next_comparison
-from hpo.policy.sampling import suggest
+from hpo.policy.report_decision import epochs_left, expected_epochs, next_comparison
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
 from hpo.store import search_results
 from hpo.store.record import Record

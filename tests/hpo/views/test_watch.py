@@ -21,7 +21,7 @@ from rich.console import Console
 from hpo.cli.commands import main
 from hpo.policy import leaderboard
 from hpo.store import search_results
-from hpo.store.layout import LOCK_FILE, STATUS_FILE, STUDY_FILE
+from hpo.store.file_names import LOCK_FILE, STATUS_FILE, STUDY_FILE
 from hpo.store.lock import acquire_lock, lock_owner
 from hpo.store.record import Record
 from hpo.store.search_file import RecordError

@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.policy.surrogate import propose
+from hpo.policy.surrogate_sampler import propose
 
 RATE, WIDTH = FloatDistribution(1e-5, 1e-1, log=True), IntDistribution(2, 9)
 EPOCHS = 9

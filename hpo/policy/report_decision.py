@@ -12,7 +12,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial
 
-from hpo.policy import plugins
+from hpo.policy import pruners
 from hpo.policy.pruners import ComparingPruner
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
@@ -42,7 +42,7 @@ class Decision:
 
 def next_comparison(epochs: int, search: SearchConfig) -> int | None:
     """The epoch after which the pruner next compares a trial that has finished `epochs`; None: never."""
-    pruner = plugins.pruner(search, is_dead)
+    pruner = pruners.create_pruner(search, is_dead)
     for epoch in range(max(epochs + 1, search.grace_epochs), search.epochs if pruner else 0):
         if not isinstance(pruner, ComparingPruner) or pruner.compares(epoch):
             return epoch
@@ -52,7 +52,7 @@ def next_comparison(epochs: int, search: SearchConfig) -> int | None:
 def survival_shares(search: SearchConfig) -> list[float]:
     """The shares of trials expected to continue after 0, 1, 2, ... epochs, by the pruner's rule alone; all of them with
     a user's pruner, whose rule is not known."""
-    pruner, shares = plugins.pruner(search, is_dead), [1.0]
+    pruner, shares = pruners.create_pruner(search, is_dead), [1.0]
     for epoch in range(1, search.epochs):
         shares.append(shares[-1])
         if isinstance(pruner, ComparingPruner) and pruner.compares(epoch):
@@ -121,7 +121,7 @@ def decide_pruning(trials: Sequence[FrozenTrial], number: int, epoch: int, searc
 def _ask_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
     trial = trials[number]
     make = partial(Decision, epoch=epoch, value=trial.intermediate_values[epoch])
-    pruner = plugins.pruner(search, is_dead)
+    pruner = pruners.create_pruner(search, is_dead)
     if pruner is None or epoch < search.grace_epochs:
         return make(action="continue", reason="not compared")
     report_index = trial.user_attrs[REPORTS][epoch - 1][REPORT_INDEX]

@@ -14,7 +14,7 @@ from hpo.store.lease import generation_of, is_claim
 from hpo.store.object_storage import Storage, StorageError
 from model.common.errors import ConfigError, NotSharedError
 from model.config import TrainConfig
-from model.run_layout import BEST, LAST, LEARNING_RATES, strip_name
+from model.training_files import BEST, LAST, LEARNING_RATES, strip_name
 
 _GRACE_SECONDS = 10.0  # for a folder that is just being mounted
 FENCING_TOKEN = "owner"  # file in the storage: generation and random name of the attempt that may write beside it

@@ -1,4 +1,7 @@
-"""Ray Tune's stopper: ends the trials when the money is used up, and saves what was spent."""
+"""Ray Tune's stopper: ends the trials when the money is used up, and saves what was spent.
+
+The rule is in hpo.cluster.budget.
+"""
 
 from __future__ import annotations
 

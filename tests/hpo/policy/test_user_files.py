@@ -17,11 +17,11 @@ from decisions import played, reported
 from optuna.trial import TrialState
 
 from hpo.cli.commands import main
-from hpo.policy import plugins
-from hpo.policy.pruning import decide_pruning, replay_decisions
-from hpo.policy.sampling import check_plugins, suggest
+from hpo.policy import samplers
+from hpo.policy.report_decision import decide_pruning, replay_decisions
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.surrogate import SurrogateSampler
+from hpo.policy.suggestions import check_plugins, suggest
+from hpo.policy.surrogate_sampler import SurrogateSampler
 from hpo.policy.trial_attributes import DECISION, KEPT
 from hpo.store.record import Record
 from model.common.errors import ConfigError
@@ -126,7 +126,7 @@ def test_what_a_sampler_keeps_with_the_trials_is_there_for_its_next_suggestion(t
 
     record = Record.create(tmp_path, "first", SEARCH)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plugins, "sampler", lambda search, seed: Counting(seed=seed))
+        patched.setattr(samplers, "create_sampler", lambda search, seed: Counting(seed=seed))
         run_all(controller(record))
     kept = [trial.user_attrs[KEPT] for trial in Record(tmp_path, "first").trials()]
     assert kept == [{"count": number} for number in range(1, 17)]
@@ -184,7 +184,7 @@ def test_a_value_that_is_not_finite_does_not_blind_our_sampler():
         ("def sampler(seed): return 3", "sampler(seed) returns int, not an optuna BaseSampler"),
         ("def sampler(): return 3", "sampler(seed): TypeError"),
         ("import nothing_like_it", "ModuleNotFoundError"),
-        (None, "there is no such file"),
+        (None, "file not found"),
     ],
 )
 def test_what_is_wrong_with_a_users_file_is_told_with_its_path(text, told, tmp_path):

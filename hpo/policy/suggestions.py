@@ -15,8 +15,8 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
 import search_spaces
-from hpo.policy import plugins
-from hpo.policy.pruning import is_dead
+from hpo.policy import pruners, samplers
+from hpo.policy.report_decision import is_dead
 from hpo.policy.search_config import SAMPLERS, SearchConfig
 from hpo.policy.trial_attributes import CONFIG, FIXED_PARAMS, KEPT, QUEUED, REPORTS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.policy.trial_history import in_memory_study
@@ -57,7 +57,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     known_params = [trial.params for trial in trials]
     for attempt in range(_TRIES):
         seed, by = _seed(search, number, attempt), search.sampler
-        sampler = plugins.sampler(search, seed) if attempt < _SAMPLER_TRIES else RandomSampler(seed=seed)
+        sampler = samplers.create_sampler(search, seed) if attempt < _SAMPLER_TRIES else RandomSampler(seed=seed)
         study = in_memory_study(trials, sampler)
         if attempt == 0 and number < len(space.starting_points):
             by = "starting point"
@@ -77,7 +77,7 @@ def suggest_queued(
 ) -> Suggestion:
     """Complete the parameters of a trial that a user queued with Optuna's enqueue_trial, with the search's sampler.
     Raises ConfigError for parameters that are not in the space."""
-    study = in_memory_study(trials, plugins.sampler(search, _seed(search, len(trials), 0)))
+    study = in_memory_study(trials, samplers.create_sampler(search, _seed(search, len(trials), 0)))
     study.enqueue_trial(dict(params))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a value that is refused below
         trial, config = _ask(study, space, search.base_config(), search.sampler)
@@ -98,8 +98,8 @@ def check_plugins(search: SearchConfig) -> None:
     """Check, before anything is started, that sampler and pruner can be made, and that a user's sampler makes a
     suggestion after three complete trials. Raises ConfigError with the errors of both."""
     errors = ErrorCollector()
-    errors.attempt(plugins.sampler, search, 0)
-    errors.attempt(plugins.pruner, search, is_dead)
+    errors.attempt(samplers.create_sampler, search, 0)
+    errors.attempt(pruners.create_pruner, search, is_dead)
     errors.raise_if_any()
     if not search.sampler.endswith(".py"):
         return
@@ -109,7 +109,7 @@ def check_plugins(search: SearchConfig) -> None:
         trial = study.ask()
         space.sample(trial, search.base_config())
         study.tell(trial, 0.5)
-    study = in_memory_study(study.get_trials(deepcopy=False), plugins.sampler(search, 0))
+    study = in_memory_study(study.get_trials(deepcopy=False), samplers.create_sampler(search, 0))
     _ask(study, space, search.base_config(), search.sampler)
 
 

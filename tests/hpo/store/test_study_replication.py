@@ -24,14 +24,14 @@ from storages import KINDS, Place, no_wait_for_expiry, place
 from hpo.cli.commands import main
 from hpo.policy.retry_policy import FailureAction, classify_failure
 from hpo.policy.search_config import SearchConfig
-from hpo.store import checkpoint_sync, lease, replication, search_results
+from hpo.store import checkpoint_upload, lease, search_results, study_replication
 from hpo.store.checkpoint_retention import Retention
-from hpo.store.checkpoint_sync import FENCING_TOKEN, CheckpointSync
+from hpo.store.checkpoint_upload import FENCING_TOKEN, CheckpointSync
 from hpo.store.lease import Lease, LeaseLostError
 from hpo.store.object_storage import Storage, StorageError
 from hpo.store.record import Record
-from hpo.store.replication import StorageReplicator, acquire, open_read_only
 from hpo.store.search_file import RecordError
+from hpo.store.study_replication import StorageReplicator, acquire, open_read_only
 from hpo.tune.trainable import Pix2PixTrial
 from hpo.views.dashboard import PictureStore
 from hpo.views.status_file import Status
@@ -42,7 +42,7 @@ from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
-from model.run_layout import BEST, LAST, strip_name
+from model.training_files import BEST, LAST, strip_name
 from model.training_run import TrainingRun
 
 
@@ -57,7 +57,7 @@ def storage(there: Place, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """Of all searches."""
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
-    monkeypatch.setattr(replication, "UPLOAD_SECONDS", 0.05)
+    monkeypatch.setattr(study_replication, "UPLOAD_SECONDS", 0.05)
     return Storage(there.address, timeout_seconds=10)
 
 
@@ -367,7 +367,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_best(nodes, storage, monkeypatch
 
 
 def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes, monkeypatch):
-    monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(checkpoint_upload, "_GRACE_SECONDS", 0.5)
     nodes[0].storage.delete("first/search.json")
     with pytest.raises(NotSharedError, match=r"first is not visible from node \S+; use a shared --storage") as told:
         nodes[0].begins()
@@ -375,7 +375,7 @@ def test_a_node_that_does_not_see_the_storage_ends_the_search_and_says_so(nodes,
 
 
 def test_a_node_that_does_not_see_the_folder_says_that_a_storage_would_help(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_sync, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(checkpoint_upload, "_GRACE_SECONDS", 0.5)
     about = {"folder": str(tmp_path / "trials" / "00007"), "needs": str(tmp_path / "search.json"), "storage": None}
     with pytest.raises(NotSharedError, match=rf"{tmp_path} is not visible from node \S+; use a shared --storage"):
         CheckpointSync(about).restore(CONFIG)

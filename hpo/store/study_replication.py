@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name, is_name
-from hpo.store.layout import STATUS_FILE
+from hpo.store.file_names import STATUS_FILE
 from hpo.store.lease import Lease, acquire_lease
 from hpo.store.lock import acquire_lock
 from hpo.store.object_storage import READ_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Storage, StorageError
