@@ -184,7 +184,7 @@ def draw_discriminators(discriminators: dict[int, Discriminator], noisy: torch.T
         )
         for i, block in enumerate(blocks, start=1):
             y, is_last = top + ROW * i, i == len(blocks)
-            title = f"{block.size} logits, each patch {patch}x{patch} pixels" if is_last else block.size
+            title = f"{block.size} logits, each sees {patch}x{patch} pixels" if is_last else block.size
             parts.append(box(x, y, "image" if is_last else "down", title, _text(block)))
             parts.append(arrow((x + WIDTH / 2, y - ROW + HEIGHT), (x + WIDTH / 2, y)))
             bottom = max(bottom, y + HEIGHT)

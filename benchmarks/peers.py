@@ -1,4 +1,4 @@
-"""Search methods that others wrote, called as their own programs call them. All get the space's starting points.
+"""Search methods of other libraries, called as their own programs call them. All get the space's starting points.
 
 A training that diverges ends by itself, with the objective's floor as its last value.
 """
@@ -28,11 +28,11 @@ from hpo.policy.search_config import SearchConfig
 from model.training_report import EvalReport
 from search_spaces import Space
 
-ENDLESS = 1_000  # a search of so many trials goes on until it finds
+ENDLESS = 1_000  # trials; a search with as many ends only by its result
 
 
 class OptunaStudy:
-    """Any sampler and any pruner of Optuna's interfaces, asked and told."""
+    """Any sampler and any pruner of Optuna, through ask and tell."""
 
     def __init__(self, space: Space, search: SearchConfig, sampler: BaseSampler, pruner: BasePruner) -> None:
         self._space, self._base = space, search.base_config()
@@ -43,14 +43,14 @@ class OptunaStudy:
         self._trials: dict[int, optuna.Trial] = {}
 
     def next(self) -> tuple[int, Mapping[str, Any]] | None:
-        """Always a new trial."""
+        """Return a new trial."""
         trial = self._study.ask()
         self._space.suggest(trial, self._base)
         self._trials[trial.number] = trial
         return trial.number, trial.params
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """Full length is COMPLETE; diverged is PRUNED, as an objective would raise TrialPruned."""
+        """Report an epoch; a full-length trial is COMPLETE, a diverged one PRUNED, as if it raised TrialPruned."""
         trial = self._trials[key]
         trial.report(value, report.epoch)
         if report.epoch == self._base.epochs:
@@ -65,39 +65,39 @@ class OptunaStudy:
 class OneEpoch(OptunaStudy):
     """All trials one epoch, then the best 3 to the end (Egele et al. 2023, arXiv 2307.15422).
 
-    The paper chooses once, among all trials of a search. A search without an end does it in rounds: 30 epochs of
-    which one each decides, and 33 more.
+    The paper chooses once, among all trials of a search. A search without an end does it in rounds of 30 trials: one
+    epoch each, and 33 epochs more for the best.
     """
 
     def __init__(self, space: Space, search: SearchConfig, *, best: int = 3) -> None:
         super().__init__(space, search, RandomSampler(seed=search.seed), NopPruner())
-        self._size, self._best, self._asked = search.trials if search.trials < ENDLESS else 30, best, 0
+        self._size, self._best, self._started = search.trials if search.trials < ENDLESS else 30, best, 0
         self._values: dict[int, float] = {}  # of this round
         self._resumed: list[int] = []
 
     def next(self) -> tuple[int, Mapping[str, Any]] | None:
-        """None while the last ones of a round are in their first epoch."""
-        if self._resumed or self._asked == self._size:
+        """Return a new or a resumed trial; None while a round's last trials are in their first epoch."""
+        if self._resumed or self._started == self._size:
             return self.resume()
-        self._asked += 1
+        self._started += 1
         return super().next()
 
     def resume(self) -> tuple[int, Mapping[str, Any]] | None:
-        """The next of a round's best."""
+        """Return the next of a round's best trials."""
         if not self._resumed:
             return None
         key = self._resumed.pop(0)
         return key, self._trials[key].params
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """A round's last first epoch ends it. What diverged in the first epoch can not go on."""
+        """End a round with its last first epoch. A trial that diverged in the first epoch cannot continue."""
         if report.epoch > 1:
             return not is_last
         self._values[key] = float("-inf") if is_last else value
         if len(self._values) == self._size:
             ranked = sorted(self._values, key=lambda trial: -self._values[trial])[: self._best]
             self._resumed = [trial for trial in ranked if self._values[trial] > float("-inf")]
-            self._values, self._asked = {}, 0
+            self._values, self._started = {}, 0
         return False
 
 
@@ -118,14 +118,14 @@ class RayTune:
         self._trials: list[Any] = []
 
     def next(self) -> tuple[int, Mapping[str, Any]]:
-        """Always a new trial."""
+        """Return a new trial."""
         key = len(self._trials)
         self._trials.append(SimpleNamespace(trial_id=str(key)))
         self._scheduler.on_trial_add(None, self._trials[key])
         return key, self._searcher.suggest(str(key))
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """Without asking the scheduler a trial ends that says `done` itself, here a diverged one."""
+        """A trial that reports `done` itself, such as a diverged one, ends without the scheduler."""
         trial, result = self._trials[key], {"training_iteration": report.epoch, "value": value}
         if not is_last and self._scheduler.on_trial_result(None, trial, result) == "CONTINUE":
             self._searcher.on_trial_result(trial.trial_id, result)
@@ -136,7 +136,7 @@ class RayTune:
 
 
 class SyneTune:
-    """One of its schedulers, called as its Tuner does. It knows no conditional parameters: all are always suggested."""
+    """A scheduler of Syne Tune, called as its Tuner does. It suggests conditional parameters always."""
 
     def __init__(self, space: Space, search: SearchConfig, *, scheduler: str) -> None:
         logging.getLogger("syne_tune").setLevel(logging.ERROR)  # it warns of how its ASHA calls its own searcher
@@ -155,14 +155,14 @@ class SyneTune:
         self._trials: list[Any] = []
 
     def next(self) -> tuple[int, Mapping[str, Any]]:
-        """Always a new trial."""
+        """Return a new trial."""
         key, config = len(self._trials), self._scheduler.suggest().config
         self._trials.append(self._new_trial(trial_id=key, config=config, creation_time=datetime.min))
         self._scheduler.on_trial_add(self._trials[key])
         return key, config
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """The reduction factor is 3, its default."""
+        """Report an epoch; the reduction factor is 3, the default."""
         trial, result = self._trials[key], {"epoch": report.epoch, "value": value}
         decision = self._scheduler.on_trial_result(trial, result)
         if decision == "CONTINUE" and not is_last:
@@ -175,10 +175,10 @@ class SyneTune:
 
 
 class NePS:
-    """NePS's PriorBand over Hyperband, its default (Mallik et al. 2023, arXiv 2306.12370), by its AskAndTell.
+    """NePS's PriorBand over Hyperband, its default (Mallik et al. 2023, arXiv 2306.12370), through AskAndTell.
 
-    A trial waits at its rung until it is promoted. The prior is what all starting points agree in, and they take the
-    place of the first samples: it could be given only one. It knows no conditional parameters.
+    A trial waits at its rung until it is promoted. NePS takes a single prior, so the prior has the values that all
+    starting points share, and the starting points replace the first samples. There are no conditional parameters.
 
     Not in the `benchmark` extra, since it pins gpytorch and keeps pandas and networkx below the versions that
     constraints.txt has. It works with those: pip install --no-deps neural-pipeline-search==0.17.0 botorch==0.12.0
@@ -188,30 +188,30 @@ class NePS:
     """
 
     def __init__(self, space: Space, search: SearchConfig) -> None:
-        neps, of = import_module("neps"), import_module("neps.space")
+        neps, space_types = import_module("neps"), import_module("neps.space")
         logging.getLogger("neps").setLevel(logging.ERROR)
         _seed(search)
         self._points = [dict(point) for point in space.starting_points]
-        parameters: dict[str, Any] = {"epochs": of.HPOInteger(1, search.epochs, is_fidelity=True)}
+        parameters: dict[str, Any] = {"epochs": space_types.HPOInteger(1, search.epochs, is_fidelity=True)}
         for name, domain in _flat(space, search).items():
             values = {point[name] for point in self._points if name in point}
             prior = values.pop() if len(values) == 1 else None
             if isinstance(domain, CategoricalDistribution):
-                parameters[name] = of.HPOCategorical(list(domain.choices), prior=prior)
+                parameters[name] = space_types.HPOCategorical(list(domain.choices), prior=prior)
             else:
-                parameters[name] = of.HPOFloat(domain.low, domain.high, log=domain.log, prior=prior)
-        self._told = neps.AskAndTell(neps.algorithms.priorband(of.SearchSpace(parameters)))
+                parameters[name] = space_types.HPOFloat(domain.low, domain.high, log=domain.log, prior=prior)
+        self._study = neps.AskAndTell(neps.algorithms.priorband(space_types.SearchSpace(parameters)))
         self._params: dict[int, dict[str, Any]] = {}
-        self._rung: dict[int, Any] = {}  # what each trial is to reach
+        self._rung: dict[int, Any] = {}  # the next rung of each trial
         self._diverged: dict[int, float] = {}
 
     def next(self, *, may_begin: bool = True) -> tuple[int, Mapping[str, Any]] | None:
-        """A trial that its bracket promotes, or a new one. What diverged and is promoted all the same fails again."""
+        """Return a promoted or a new trial. A diverged trial that is promoted nevertheless fails again."""
         while True:
-            rung = self._told.ask()
+            rung = self._study.ask()
             key = int(rung.id.split("_")[0])
             if key not in self._params and not may_begin:
-                del self._told.trials[rung.id]  # as if never asked
+                del self._study.trials[rung.id]  # as if it had not been suggested
                 return None
             if key not in self._params:
                 if len(self._params) < len(self._points):
@@ -220,50 +220,50 @@ class NePS:
             if key not in self._diverged:
                 self._rung[key] = rung
                 return key, self._params[key]
-            self._told.tell(rung, -self._diverged[key])
+            self._study.tell(rung, -self._diverged[key])
 
     def resume(self) -> tuple[int, Mapping[str, Any]] | None:
-        """A trial that its bracket promotes."""
+        """Return a trial that its bracket promotes."""
         return self.next(may_begin=False)
 
     def report(self, key: int, report: EvalReport, value: float, is_last: bool) -> bool:
-        """It hears of the rungs' epochs only, and minimizes."""
+        """Report the epochs of rungs only; NePS minimizes."""
         target = self._rung[key].config["epochs"]
         if not is_last and report.epoch < target:
             return True
         if report.epoch < target:
             self._diverged[key] = value
-        self._told.tell(self._rung[key], -value)
+        self._study.tell(self._rung[key], -value)
         return False
 
 
 def _seed(search: SearchConfig) -> None:
-    """Of the global generators, which some draw from whatever seed they were given."""
+    """Seed the global generators, which some libraries use in spite of their own seed."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(search.seed)
 
 
 def _flat(space: Space, search: SearchConfig) -> dict[str, BaseDistribution]:
     """The space without its conditions."""
-    found: dict[str, BaseDistribution] = {}
+    distributions: dict[str, BaseDistribution] = {}
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     for _ in range(100):  # every branch
         trial = study.ask()
         space.suggest(trial, search.base_config())
-        found |= trial.distributions
-    return found
+        distributions |= trial.distributions
+    return distributions
 
 
 def _syne_tune_space(space: Space, search: SearchConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Without conditions, and the middle of each numeric range."""
-    domains, found, middle = import_module("syne_tune.config_space"), {}, {}
-    for name, of in _flat(space, search).items():
-        if isinstance(of, CategoricalDistribution):
-            found[name] = domains.choice(list(of.choices))
+    """Return the space without its conditions, and the middle of each numeric range."""
+    domains, flat, middle = import_module("syne_tune.config_space"), {}, {}
+    for name, values in _flat(space, search).items():
+        if isinstance(values, CategoricalDistribution):
+            flat[name] = domains.choice(list(values.choices))
         else:
-            found[name] = (domains.loguniform if of.log else domains.uniform)(of.low, of.high)
-            middle[name] = (of.low * of.high) ** 0.5 if of.log else (of.low + of.high) / 2
-    return found, middle
+            flat[name] = (domains.loguniform if values.log else domains.uniform)(values.low, values.high)
+            middle[name] = (values.low * values.high) ** 0.5 if values.log else (values.low + values.high) / 2
+    return flat, middle
 
 
 def _halving(search: SearchConfig, reduction: int = 3) -> BasePruner:
@@ -291,11 +291,11 @@ METHODS: dict[str, Callable[[Space, SearchConfig], Any]] = {
     "Optuna TPE + halving 4": partial(_optuna, pruner=partial(_halving, reduction=4)),  # Optuna's default
     "Optuna TPE + halving 3": partial(_optuna, pruner=_halving),
     "Optuna TPE + Hyperband 3": partial(_optuna, pruner=_hyperband),
-    # Only finished trials teach it: it draws at random until there are ten of them.
+    # It learns from finished trials only, and draws at random until ten have finished.
     "Optuna GP + halving 3": partial(_optuna, pruner=_halving, sampler=GPSampler),
     "Optuna GP + Hyperband 3": partial(_optuna, pruner=_hyperband, sampler=GPSampler),
     "Syne Tune ASHA": partial(SyneTune, scheduler="ASHA"),
-    # It models only where 15 % of its trials are more than the parameters: until about 40 it is the same as ASHA.
+    # It needs more trials than parameters in the best 15 %: up to about 40 trials it equals ASHA.
     "Syne Tune BOHB": partial(SyneTune, scheduler="BOHB"),
     "Syne Tune ASHACQR": partial(SyneTune, scheduler="ASHACQR"),
     "Syne Tune ASHABORE": partial(SyneTune, scheduler="ASHABORE"),

@@ -1,9 +1,9 @@
-"""Photographs, against what is not learned: python benchmarks/photographs.py --to DIR [--export DIR] [--depths]
+"""Photographs, against classical methods: python benchmarks/photographs.py --to DIR [--export DIR] [--depths]
 
-Trains on crops of some of the photographs that scikit-image's wheel has, denoises others whole, from files to files, by
-`hpo train` and `hpo denoise`, and measures the result beside scikit-image's non-local means, total variation and
-wavelets: each is told the true sigma and has the parameters that are best on the training photographs. Also: whether a
-whole photograph gains as much as its crops, and whether tiles leave seams.
+Trains on crops of photographs in scikit-image's wheel, denoises other photographs whole, from files to files, by
+`hpo train` and `hpo denoise`, and compares with scikit-image's non-local means, total variation and wavelets. Each of
+them gets the true sigma and the parameters that are best on the training photographs. It also measures whether a whole
+photograph gains as much as its crops, and whether tiles leave seams.
 
 With --depths instead: the same photographs as files of 8 and of 16 bits, bright and at a sixteenth of the light, with
 the same noise and seed; both models on the 16-bit test photographs.
@@ -32,9 +32,9 @@ from skimage.metrics import structural_similarity
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 from model.data.data_config import DataConfig
-from model.data.device_images import to_unit
 from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
+from model.data.pixel_format import EIGHT_BITS
 from model.denoise import Denoiser
 from model.export_quality import quality
 from model.picture_strip import draw_strip, to_uint8
@@ -56,21 +56,21 @@ Method = Callable[..., np.ndarray]  # a noisy photograph, (H, W, 3) in [0, 1], a
 
 
 def nl_means(noisy: np.ndarray, *, h: float, patch: int, distance: int, fast: bool) -> np.ndarray:
-    """h: in sigmas."""
+    """Non-local means; h: in sigmas."""
     sigma = SIGMA / 255
     sizes = {"patch_size": patch, "patch_distance": distance}
     return denoise_nl_means(noisy, h=h * sigma, sigma=sigma, fast_mode=fast, channel_axis=-1, **sizes)
 
 
 def total_variation(noisy: np.ndarray, *, weight: float) -> np.ndarray:
-    """weight: in sigmas."""
+    """Total variation; weight: in sigmas."""
     return denoise_tv_chambolle(noisy, weight * SIGMA / 255, channel_axis=-1)
 
 
 def wavelets(noisy: np.ndarray, *, method: str, sigma: float, wavelet: str, ycbcr: bool) -> np.ndarray:
-    """The mean over 16 shifts, which is worth 1 dB. sigma: told, as a multiple of the true one."""
-    told = {"sigma": sigma * SIGMA / 255, "method": method, "wavelet": wavelet, "convert2ycbcr": ycbcr}
-    settings = {**told, "channel_axis": -1}
+    """Wavelets, the mean over 16 shifts, which gains 1 dB; sigma: a multiple of the true one."""
+    settings = {"sigma": sigma * SIGMA / 255, "method": method, "wavelet": wavelet, "convert2ycbcr": ycbcr}
+    settings["channel_axis"] = -1
     return cycle_spin(noisy, max_shifts=3, func=denoise_wavelet, func_kw=settings, channel_axis=-1)
 
 
@@ -98,7 +98,7 @@ OURS = "**Pix2Pix Search**"
 
 
 def prepare(to: Path) -> None:
-    """The photographs as a folder with its own split, and the test ones with noise, all as 8-bit files."""
+    """Write the photographs as a folder with splits, and the test photographs with noise, all as 8-bit files."""
     shipped = Path(skimage.data.__file__).parent
     for split, names in {"train": COLOUR + GREY, "validation": VALIDATION, "test": TEST}.items():
         (to / "photographs" / split).mkdir(parents=True, exist_ok=True)
@@ -106,8 +106,8 @@ def prepare(to: Path) -> None:
             image = Image.open(shipped / name).convert("RGB")
             if name == "retina.jpg":  # 2 million pixels of one smooth surface: half of all crops
                 image = image.reduce(2)
-            # None of the training photographs is blue, and a network trained on them alone turns skies grey: in all
-            # orders of their channels they have every hue.
+            # No training photograph is blue, and a network trained on them turns skies grey. In all orders of their
+            # channels they have every hue.
             for number, order in enumerate(itertools.permutations(range(3)) if name in COLOUR else [range(3)]):
                 stem = Path(name).stem + (f"-{number}" if number else "")
                 permuted = Image.merge("RGB", [image.getchannel(channel) for channel in order])
@@ -118,14 +118,14 @@ def prepare(to: Path) -> None:
 
 
 def noised(image: np.ndarray, split: str) -> np.ndarray:
-    """(H, W, 3) uint8 to uint8."""
-    unit = to_unit(image.transpose(2, 0, 1))[None]
+    """Add noise to an image, (H, W, 3) uint8."""
+    unit = EIGHT_BITS.to_unit(image.transpose(2, 0, 1))[None]
     noisy = parse_noise(f"gaussian:{SIGMA}").fixed(unit, seed=NOISE_SEEDS[split])
     return to_uint8(noisy)[0].transpose(1, 2, 0)
 
 
 def hpo(*words: str) -> float:
-    """Run a command, show it, and give the seconds it took."""
+    """Show a command, run it, and return its seconds."""
     print(f"hpo {shlex.join(words)}", file=sys.stderr)
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "hpo.cli", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -149,20 +149,20 @@ def tuned(name: str, folder: Path) -> dict[str, Any]:
 
 
 def applied(method: Method, noisy: np.ndarray, parameters: dict[str, Any]) -> np.ndarray:
-    """uint8 to uint8, as files are."""
+    """Denoise a uint8 image to a uint8 image."""
     return np.rint(255 * np.clip(method(noisy / 255, **parameters), 0, 1)).astype(np.uint8)
 
 
 def psnr_db(image: np.ndarray, clean: np.ndarray) -> float:
-    """Of uint8 arrays."""
+    """PSNR of uint8 arrays."""
     return float(10 * np.log10(255**2 / np.square(image.astype(float) - clean).mean()))
 
 
 def row(name: str, images: dict[str, np.ndarray], clean: dict[str, np.ndarray], seconds: float | None) -> str:
-    """Means over the photographs, each measured whole."""
+    """A line of the table: means over the photographs, each measured whole."""
     measured = []
     for stem, image in images.items():
-        ours, truth = (to_unit(x.transpose(2, 0, 1))[None] for x in (image, clean[stem]))
+        ours, truth = (EIGHT_BITS.to_unit(x.transpose(2, 0, 1))[None] for x in (image, clean[stem]))
         on_unit = quality(ours, truth)
         ssim = structural_similarity(
             image / 255,
@@ -184,14 +184,14 @@ def row(name: str, images: dict[str, np.ndarray], clean: dict[str, np.ndarray], 
 
 
 def seams(denoiser: Denoiser, noisy: dict[str, np.ndarray], clean: dict[str, np.ndarray]) -> list[str]:
-    """What whole photographs gain beside the same pixels cut into crops; the error at tile borders beside elsewhere."""
+    """Compare whole photographs with the same pixels as crops, and the error at tile borders with that elsewhere."""
     side = denoiser.image_size
     squared: dict[str, list[np.ndarray]] = {"noisy": [], "whole": [], "crops": []}
     for stem, image in noisy.items():
         height, width = (size // side * side for size in image.shape[:2])
         truth = clean[stem][:height, :width].astype(float)
         crops = _cut(image[:height, :width], side)
-        alone = to_uint8(denoiser.batch(to_unit(crops.transpose(0, 3, 1, 2)))).transpose(0, 2, 3, 1)
+        alone = to_uint8(denoiser.batch(EIGHT_BITS.to_unit(crops.transpose(0, 3, 1, 2)))).transpose(0, 2, 3, 1)
         for name, result in (
             ("noisy", image[:height, :width]),
             ("whole", denoiser(image)[:height, :width]),
@@ -206,8 +206,12 @@ def seams(denoiser: Denoiser, noisy: dict[str, np.ndarray], clean: dict[str, np.
 
 
 def border_ratio(errors: list[np.ndarray], spacing: int) -> float:
-    """Mean squared error, (H, W) of each image, of the two pixels on each side of the lines between tiles, `spacing`
-    apart, over that of all other pixels."""
+    """Mean squared error at the borders of tiles, two pixels on each side, divided by that of all other pixels.
+
+    Args:
+        errors: squared, (H, W) of each image.
+        spacing: of the borders, pixels.
+    """
     at, elsewhere = [], []
     for error in errors:
         rows, columns = (_beside_a_line(size, spacing) for size in error.shape)
@@ -237,8 +241,10 @@ def _joined(crops: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def depths(to: Path, much: list[str]) -> None:
-    """A training for each depth and each light; the PSNR of what each makes of the same noisy crops. The photographs
-    have half the size: the mean of four pixels has values between the 256, which 16 bits keep."""
+    """Train for each depth and each light, and print the PSNR of each model on the same noisy crops.
+
+    The photographs have half the size: the mean of four pixels has values between the 256, which 16 bits keep.
+    """
     print(f"| {CROP}x{CROP} crops, PSNR dB; noise gaussian:{SIGMA}, if white is 255 | noisy | 8 bits | 16 bits |")
     print("|---|---|---|---|")
     for light, name in ((1, "white is 65535"), (16, "white is 4096")):
@@ -256,32 +262,32 @@ def depths(to: Path, much: list[str]) -> None:
         ranges = {8: [], 16: ["--range", "0", str(min(white, 65535))]}
         test = DataConfig(data=str(folders[16]), crop=CROP, noise=noises[8]).load_test()
         noisy, clean = test.with_noise(noises[8], "test")  # on the scale that 8 bits have
-        told = [f"{_mean_psnr_db(noisy, clean, light):.2f}"]
+        figures = [f"{_mean_psnr_db(noisy, clean, light):.2f}"]
         for bits, folder in folders.items():
             export = to / f"trained-{light}-{bits}-bits"
             data = ["--data", str(folder), "--crop", str(CROP), "--noise", noises[bits], *ranges[bits]]
             settings = [word for pair in SETTINGS.split() for word in ("--set", pair)]
             hpo("train", "--to", str(export), "--export", *data, *much, *settings)
-            # The model of 16 bits takes white for 1, that of 8 bits the whole range.
+            # White is 1 for the model of 16 bits; for that of 8 bits 1 is the end of the range.
             factor = light if bits == 16 else 1
             made = Denoiser(export / "export").batch(np.clip(np.float32(factor) * (noisy + 1) - 1, -1, 1))
-            told.append(f"{_mean_psnr_db((made + 1) / factor - 1, clean, light):.2f}")
-        print(f"| {name} | {' | '.join(told)} |", flush=True)
+            figures.append(f"{_mean_psnr_db((made + 1) / factor - 1, clean, light):.2f}")
+        print(f"| {name} | {' | '.join(figures)} |", flush=True)
 
 
 def _mean_psnr_db(images: np.ndarray, clean: np.ndarray, light: float) -> float:
-    """(N, C, H, W) on [-1, 1], of which -1 to 2 / light - 1 are black to white."""
+    """Mean PSNR of (N, C, H, W) on [-1, 1], of which -1 to 2 / light - 1 are black to white."""
     errors = np.square(np.clip(images, -1, 2 / light - 1).astype(float) - clean).mean(axis=(1, 2, 3))
     return float((10 * np.log10((2 / light) ** 2 / errors)).mean())
 
 
-# --- all of it ------------------------------------------------------------------------------------------------------
+# --- main ----------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, required=True, help="where everything is written; a training is continued")
+    parser.add_argument("--to", type=Path, required=True, help="output folder; the same folder continues a training")
     parser.add_argument("--export", type=Path, help="measure this export of a model of photographs instead of training")
     parser.add_argument("--depths", action="store_true", help="compare 8 and 16 bits")
     parser.add_argument("--epochs", type=int, default=12)
@@ -301,13 +307,13 @@ def main() -> None:
         export = to / "training" / "export"
     clean = {path.stem: _read(path) for path in sorted((to / "photographs" / "test").iterdir())}
     noisy = {stem: _read(to / "noisy" / f"{stem}.png") for stem in clean}
-    results, seconds, told = {"noisy": noisy}, {}, []
+    results, seconds, best = {"noisy": noisy}, {}, []
     for name, (method, _) in METHODS.items():
         parameters = tuned(name, to / "photographs" / "train")
         began = time.perf_counter()
         results[name] = {stem: applied(method, image, parameters) for stem, image in noisy.items()}
         seconds[name] = time.perf_counter() - began
-        told.append(f"- {name}: {', '.join(f'{key}={value}' for key, value in parameters.items())}")
+        best.append(f"- {name}: {', '.join(f'{key}={value}' for key, value in parameters.items())}")
     seconds[OURS] = hpo("denoise", str(export), str(to / "noisy"), "--to", str(to / "denoised"))
     results[OURS] = {stem: _read(to / "denoised" / f"{stem}.png") for stem in clean}
 
@@ -315,7 +321,7 @@ def main() -> None:
     print("SSIM on [-1, 1] | L1 on [-1, 1] | s |\n|---|---|---|---|---|---|---|")
     for name, images in results.items():
         print(row(name, images, clean, seconds.get(name)))
-    print("\nBest on the training photographs:\n" + "\n".join(told))
+    print("\nBest on the training photographs:\n" + "\n".join(best))
     print("\n" + "\n".join(seams(Denoiser(export), noisy, clean)))
     if train_seconds:
         print(f"\n{train_seconds / 60:.1f} minutes of training and export")
@@ -323,11 +329,11 @@ def main() -> None:
 
 
 def picture(path: Path, columns: list[dict[str, np.ndarray]]) -> None:
-    """A part of each test photograph: noisy, by each method, by us, clean."""
+    """Draw a part of each test photograph: noisy, denoised by each method, clean."""
 
     def part(images: dict[str, np.ndarray]) -> np.ndarray:
         cut = [images[stem][t : t + SHOWN_SIDE, le : le + SHOWN_SIDE] for stem, (t, le) in SHOWN.items()]
-        return to_unit(np.stack(cut).transpose(0, 3, 1, 2))
+        return EIGHT_BITS.to_unit(np.stack(cut).transpose(0, 3, 1, 2))
 
     draw_strip([part(images) for images in columns], scale=1).save(path, quality=92)
 

@@ -1,7 +1,7 @@
-"""Is denoising worth it as a step of preprocessing? python benchmarks/preprocessing.py EXPORT
+"""Denoising as a step of preprocessing: python benchmarks/preprocessing.py EXPORT
 
-A small classifier, trained on clean Fashion-MNIST and then frozen, is shown the clean, the noisy and the denoised test
-images. How much of the accuracy that the noise costs does the exported denoiser bring back?
+Measures a small classifier, trained on clean Fashion-MNIST and then frozen, on clean, noisy and denoised test images:
+the share of the accuracy lost to the noise that an exported denoiser restores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from model.data.data_config import DataConfig
-from model.data.device_images import to_unit
+from model.data.pixel_format import EIGHT_BITS
 from model.denoise import Denoiser
 
 LABELS = {"train": "train-labels-idx1-ubyte.gz", "test": "t10k-labels-idx1-ubyte.gz"}
@@ -30,13 +30,13 @@ BATCH = 128
 
 
 def labels(split: str, folder: Path) -> torch.Tensor:
-    """(N,) int64, 0 to 9."""
+    """Read the labels, (N,) int64 from 0 to 9."""
     content = gzip.decompress((folder / LABELS[split]).read_bytes())
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=8).astype(np.int64))
 
 
 def classifier() -> nn.Module:
-    """Two convolutions and two layers: what a first course has."""
+    """Two convolutions and two linear layers."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -45,7 +45,7 @@ def classifier() -> nn.Module:
 
 
 def train(images: torch.Tensor, targets: torch.Tensor, epochs: int, seed: int) -> nn.Module:
-    """Frozen afterwards."""
+    """Train a classifier and freeze it."""
     torch.manual_seed(seed)
     network = classifier()
     adam = torch.optim.Adam(network.parameters(), 1e-3)
@@ -59,7 +59,7 @@ def train(images: torch.Tensor, targets: torch.Tensor, epochs: int, seed: int) -
 
 @torch.inference_mode()
 def accuracy(network: nn.Module, images: np.ndarray, targets: torch.Tensor) -> float:
-    """Share of images (N, 1, 32, 32) float32 in [-1, 1] that are named rightly."""
+    """Share of images (N, 1, 32, 32) float32 in [-1, 1] that are classified correctly."""
     right = [
         (network(part).argmax(dim=1) == truth).sum().item()
         for part, truth in zip(torch.from_numpy(images).split(1000), targets.split(1000), strict=True)
@@ -68,7 +68,7 @@ def accuracy(network: nn.Module, images: np.ndarray, targets: torch.Tensor) -> f
 
 
 def main() -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="+", help="exported folders")
     parser.add_argument("--labels", type=Path, default=FOLDER)
@@ -82,17 +82,17 @@ def main() -> None:
     shown |= {str(folder): Denoiser(folder).batch(noisy) for folder in given.model}
     train_images, test_labels = data.load().train, labels("test", given.labels)
     targets = labels("train", given.labels)[: len(train_images)]
-    found: dict[str, list[float]] = {name: [] for name in shown}
+    accuracies: dict[str, list[float]] = {name: [] for name in shown}
     began = time.perf_counter()
     for seed in range(given.seeds):
-        network = train(torch.from_numpy(to_unit(train_images)), targets, given.epochs, seed)
+        network = train(torch.from_numpy(EIGHT_BITS.to_unit(train_images)), targets, given.epochs, seed)
         for name, images in shown.items():
-            found[name].append(accuracy(network, images, test_labels))
-    means = {name: float(np.mean(values)) for name, values in found.items()}
+            accuracies[name].append(accuracy(network, images, test_labels))
+    means = {name: float(np.mean(values)) for name, values in accuracies.items()}
     lost = means["clean"] - means["noisy"]
     back = {name: (means[name] - means["noisy"]) / lost for name in means if name not in ("clean", "noisy")}
     if given.json:
-        print(json.dumps({"accuracy": found, "brought_back": back}, indent=2))
+        print(json.dumps({"accuracy": accuracies, "brought_back": back}, indent=2))
         return
     seconds = time.perf_counter() - began
     print(f"{len(clean):,} test images, noise {data.noise}, {given.seeds} classifiers, {seconds:.0f} s\n")

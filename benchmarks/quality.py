@@ -1,8 +1,8 @@
-"""How good a denoiser can get: python benchmarks/quality.py RECIPE --to DIR [--seeds 0 1 2]
+"""The best quality of a denoiser: python benchmarks/quality.py RECIPE --to DIR [--seeds 0 1 2]
 
-Trains a recipe of docs/quality.md once for each seed, one thread each, as many at a time as there are cores, exports
-each training's best epoch on validation, and prints the figures of the exported files on test, with their median. What
-is done already is not done again.
+Trains a recipe of docs/quality.md once for each seed, with one thread each and a training on each core, exports the
+best epoch on validation, and prints the figures of the exported files on test, with their median. Finished trainings
+are not repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EPOCHS = 40
 
 
 def train(recipe: str, seed: int, to: Path) -> dict[str, Any]:
-    """One training in a process of its own; its result as `hpo train --json` tells it, and its minutes."""
+    """Run a training in its own process and return the output of `hpo train --json`."""
     folder = to / recipe / str(seed)
     done = folder / "result.json"
     if not done.exists():
@@ -47,7 +47,7 @@ def train(recipe: str, seed: int, to: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", choices=RECIPES, metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--to", type=Path, required=True)
@@ -56,11 +56,11 @@ def main() -> None:
     given = parser.parse_args()
     print("| recipe | seed | L1 | SSIM | PSNR dB | minutes of a thread |\n|---|---|---|---|---|---|")
     with ThreadPoolExecutor(given.jobs) as pool:
-        asked = [(recipe, seed) for recipe in given.recipes for seed in given.seeds]
-        results = list(pool.map(lambda pair: train(*pair, to=given.to.resolve()), asked))
+        pairs = [(recipe, seed) for recipe in given.recipes for seed in given.seeds]
+        results = list(pool.map(lambda pair: train(*pair, to=given.to.resolve()), pairs))
     for recipe in given.recipes:
         rows = []
-        for (name, seed), result in zip(asked, results, strict=True):
+        for (name, seed), result in zip(pairs, results, strict=True):
             if name != recipe:
                 continue
             test = result["export"]["test"]["denoised"]

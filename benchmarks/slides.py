@@ -1,14 +1,15 @@
 """The slides' experiment as one recipe: python benchmarks/slides.py --to runs/slides
 
 Trains cGAN + L1 and cGAN + SSIM with the slides' network on all 60,000 training images, with both PatchGANs, on the
-noise of the slides' figures and on the one that they name. Nothing is chosen on the way: the last epoch is exported
-and measured. Prints the slides' tables beside the slides' own figures, and draws Input / Ground Truth / Predicted.
-What is finished is not done again: the same command continues. TensorBoard: each training's tensorboard/.
+noise of the slides' figures and on the noise that they name. The last epoch is exported and measured. Prints the
+slides' tables beside the slides' own figures, and draws Input / Ground Truth / Predicted. The same command continues
+an interrupted run. TensorBoard: each training's tensorboard/.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -39,15 +40,15 @@ from model.trainer import load_generator
 from model.training_files import LAST
 from model.training_run import TrainingRun
 
-# What the slides leave open is chosen here, once for all eight trainings; docs/slides.md says why.
+# Settings that the slides do not state, once for all eight trainings; docs/slides.md gives the reasons.
 RECIPE = TrainConfig(
     width=16, dropout=0.1, batch_size=32, epochs=5, lr_g=2e-3, lr_d=2e-4, lr_schedule="cosine", ssim_weight=500.0
 )
 NOISES, PATCHES, LOSSES = ("gaussian:30", "gaussian:30-50"), (34, 14), ("l1", "ssim")
-WATCHED = 1_000  # training images that the curves in TensorBoard are of
-EPOCHS = (0, 2, 4)  # that the slides show
+WATCHED = 1_000  # training images of the curves in TensorBoard
+EPOCHS = (0, 2, 4)  # as in the slides
 SHOWN = 8  # test images in a picture of the last epoch; two in one of several epochs
-COLUMNS = {"l1": 3, "ssim": 3, "psnr_db": 2}  # decimals that the slides give
+COLUMNS = {"l1": 3, "ssim": 3, "psnr_db": 2}  # decimals in the slides
 TITLES = {"noisy": "Noisy images", "ssim": "cGAN + SSIM", "l1": "cGAN + L1", "ground_truth": "Ground truth"}
 SLIDES = {
     "train": {"noisy": (0.123, 0.681, 20.55), "ssim": (0.046, 0.888, 26.12), "l1": (0.045, 0.865, 26.19)},
@@ -66,24 +67,24 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"width-{self.width}_{self.noise.replace(':', '-')}_patch-{self.patch}_{self.loss}"
 
     @property
     def config(self) -> TrainConfig:
-        """The recipe, with what differs between the parts."""
+        """The recipe with this part's settings."""
         return replace(RECIPE, width=self.width, loss=self.loss, patch=self.patch)
 
 
 def all_images() -> Images:
-    """All 60,000 to train on, the last of them to look at."""
+    """All 60,000 training images; the last of them are the validation images."""
     images = DataConfig().load()
     train = np.concatenate([images.train, images.validation.clean])
     return Images(train=train, validation=ImagePairs(train[-WATCHED:]), padding=PADDING)
 
 
 def train(part: Part, images: Images, folder: Path) -> float:
-    """Up to the last epoch, from where it stood; keeps the checkpoints that are pictured. Gives all its seconds."""
+    """Train up to the last epoch, keep the checkpoints of the pictures, and return the seconds of all epochs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placed = DeviceImages.to_device(images, part.noise, device, num_validation=WATCHED)
     run = TrainingRun(part.config, placed, folder, "balanced")
@@ -106,12 +107,12 @@ def train(part: Part, images: Images, folder: Path) -> float:
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
-    """After so many epochs."""
+    """The checkpoint after an epoch."""
     return folder / f"after-{epoch}.safetensors"
 
 
 def measure(part: Part, images: Images, folder: Path) -> dict[str, Any]:
-    """The exported last epoch on training and test images, as `hpo evaluate` does; {"train": ..., "test": ...}."""
+    """Measure the exported last epoch as `hpo evaluate` does: {"train": ..., "test": ...}."""
     path = folder / "measured.json"
     if not path.exists():
         data, model = DataConfig(noise=part.noise), folder / "export"
@@ -127,7 +128,7 @@ def measure(part: Part, images: Images, folder: Path) -> dict[str, Any]:
 
 
 def reached(row: dict[str, Any], split: str) -> list[bool]:
-    """For L1, SSIM, PSNR: at least as good as the slides, to their decimals? Nothing where they have no figures."""
+    """Whether L1, SSIM and PSNR are as good as the slides', to their decimals; empty if they have no figures."""
     if not DataConfig(noise=row["noise"]).is_slides:
         return []
     ours = {column: round(row[split]["denoised"][column], decimals) for column, decimals in COLUMNS.items()}
@@ -136,7 +137,7 @@ def reached(row: dict[str, Any], split: str) -> list[bool]:
 
 
 def table(rows: Sequence[dict[str, Any]], split: str) -> str:
-    """The slides' table for trainings that differ in their loss; what reaches the slides' figure is bold."""
+    """The slides' table for trainings with different losses; bold: as good as the slides' figure."""
     first, of_loss = rows[0], {row["loss"]: row for row in rows}
     noise, patch, width, images = first["noise"], first["patch"], first["width"], first[split]["images"]
     beside = DataConfig(noise=noise).is_slides
@@ -160,7 +161,7 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> str:
 
 
 def tables(done: Sequence[dict[str, Any]]) -> str:
-    """All of them, as Markdown, and what they come to."""
+    """All tables as Markdown, and the number of cells that are as good as the slides'."""
     same: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in done:
         same.setdefault((row["noise"], row["patch"]), []).append(row)
@@ -175,7 +176,7 @@ def tables(done: Sequence[dict[str, Any]]) -> str:
 
 
 def sheet(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
-    """Named rows of images (N, 1, H, W) in [-1, 1], three times as large, with titles above the columns."""
+    """Draw named rows of images (N, 1, H, W) in [-1, 1], three times as large, with titles above the columns."""
     scale, above, font = 3, 20 * bool(titles), ImageFont.load_default(14)
     left = round(max(font.getlength(name) for name in rows)) + 16
     pictures = draw_strip([np.stack(column) for column in zip(*rows.values(), strict=True)], scale=scale)
@@ -191,7 +192,7 @@ def sheet(rows: dict[str, np.ndarray], titles: Sequence[str] = ()) -> Image.Imag
 
 
 def draw(part: Part, folder: Path, to: Path) -> None:
-    """The first test images: two after each of EPOCHS, more after the last one."""
+    """Draw the first test images: two after each of EPOCHS, more after the last epoch."""
     noisy, clean = DataConfig(noise=part.noise).load_test()[:SHOWN].with_noise(part.noise, "test")
     rows = {}
     for epoch in EPOCHS:
@@ -206,10 +207,10 @@ def draw(part: Part, folder: Path, to: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoints, exports, measurements")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="(None: pictures/ there)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="default: pictures/ in --to")
     parser.add_argument("--width", type=int, default=RECIPE.width, help="of both networks; the tutorial has 64")
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=NOISES)
     parser.add_argument("--patch", nargs="+", type=int, choices=PATCHES, default=PATCHES)
@@ -217,14 +218,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     images, done = all_images(), []
-    for noise in given.noise:
-        for patch in given.patch:
-            for loss in given.loss:
-                part = Part(width=given.width, noise=noise, patch=patch, loss=loss)
-                folder = given.to / part.name
-                seconds = train(part, images, folder)
-                done.append({**asdict(part), "training_seconds": seconds, **measure(part, images, folder)})
-                draw(part, folder, given.pictures or given.to / "pictures")
+    for noise, patch, loss in itertools.product(given.noise, given.patch, given.loss):
+        part = Part(width=given.width, noise=noise, patch=patch, loss=loss)
+        folder = given.to / part.name
+        seconds = train(part, images, folder)
+        done.append({**asdict(part), "training_seconds": seconds, **measure(part, images, folder)})
+        draw(part, folder, given.pictures or given.to / "pictures")
     machine = f"{os.cpu_count()} cores of {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if given.json:
         print(json.dumps({"machine": machine, "recipe": RECIPE.as_dict(), "parts": done}, indent=2))

@@ -1,12 +1,12 @@
-"""Does a training survive high learning rates? Random configurations of the default space, from the upper half of both
-rates, each trained with and without a change of TrainConfig.
+"""Survival of trainings at high learning rates: random configurations of the default space with both rates in the upper
+half of their ranges, each trained with and without a change of TrainConfig.
 
     python benchmarks/stability.py --to runs/stability                       # without gradient clipping, and with it
-    python benchmarks/stability.py --to runs/stability --arms grad_clip=1.2  # another change beside these
+    python benchmarks/stability.py --to runs/stability --arms grad_clip=1.2  # another change
 
-The other settings are those that `make search` had before 2026-12, with half the images an epoch. A training has died
-that diverges or collapses (model.metrics), or ends below the noisy input: one that never lived has 30,000 images, more
-than are trained here. What was trained is kept under --to: the same command continues.
+The other settings are those of `make search` before 2026-12, with half the images an epoch. A training fails if it
+diverges or collapses (model.training_report), or ends below the noisy input: the trainings are shorter than the 30,000
+images of grace. Finished trainings are kept under --to: the same command continues.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ WITHOUT, WITH = "grad_clip=0", "grad_clip=2"
 
 
 def configurations(count: int) -> list[dict[str, Any]]:
-    """Parameters of the default space: uniform, but for rates in the lower half of their logarithmic range."""
+    """Sample the default space uniformly, without rates in the lower half of their logarithmic range."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space, found = search_spaces.load("losses_and_rates"), []
+    space, chosen = search_spaces.load("losses_and_rates"), []
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    while len(found) < count:
+    while len(chosen) < count:
         trial = study.ask()
         space.sample(trial, TrainConfig())
         ranges = {name: trial.distributions[name] for name in ("lr_g", "lr_d")}
-        if all(trial.params[name] >= math.sqrt(of.low * of.high) for name, of in ranges.items()):
-            found.append(trial.params)
-    return found
+        if all(trial.params[name] >= math.sqrt(values.low * values.high) for name, values in ranges.items()):
+            chosen.append(trial.params)
+    return chosen
 
 
 def train(params: dict[str, Any], arm: str, seed: int, epochs: int, data: DataConfig) -> dict[str, Any]:
-    """One training on one thread: PSNR of every epoch, and what it died of."""
+    """Train on one thread; return the PSNR of every epoch and the reason of a failure."""
     torch.set_num_threads(1)
     images = DeviceImages.to_device(data.load(), data.noise, torch.device("cpu"), num_validation=500)
     changes = dict(parse_setting(word) for word in arm.split(","))
@@ -71,7 +71,7 @@ def train(params: dict[str, Any], arm: str, seed: int, epochs: int, data: DataCo
 
 
 def trained(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """All of them, by configuration, seed and arm; those of earlier runs are read."""
+    """Run all trainings, but for those of earlier runs, and return the results by configuration, seed and arm."""
     data = DataConfig(data=options.data, noise=options.noise)
     path: Path = options.to / "trained.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,14 +91,14 @@ def trained(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return done
 
 
-def share(count: int, of: int) -> str:
-    """With Wilson's 95 % interval."""
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return f"{count} of {of}: {count / of:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+def share(count: int, total: int) -> str:
+    """Format a share with Wilson's 95 % interval."""
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return f"{count} of {total}: {count / total:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def rows(done: dict[str, dict[str, Any]], options: argparse.Namespace) -> Iterator[str]:
-    """A Markdown table. The comparison is paired: over trainings that lived in both."""
+    """Yield the lines of a Markdown table. The comparison is paired, over trainings that survived in both arms."""
     keys = [f"{number} {seed} {{}} {options.epochs}" for number in range(options.configurations)
             for seed in range(options.seeds)]  # fmt: skip
     first = options.arms[0]
@@ -116,14 +116,14 @@ def rows(done: dict[str, dict[str, Any]], options: argparse.Namespace) -> Iterat
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=Path("runs/stability"))
     parser.add_argument("--configurations", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument(
-        "--arms", nargs="+", default=[WITHOUT, WITH], help="NAME=VALUE,... each; the first is compared with"
+        "--arms", nargs="+", default=[WITHOUT, WITH], help="NAME=VALUE,... each; the first is the baseline"
     )
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--noise", default="gaussian:30")

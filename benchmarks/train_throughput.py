@@ -1,15 +1,16 @@
-"""How fast a training is, beside pix2pix as most people write it: python benchmarks/train_throughput.py
+"""Training speed, against plain pix2pix: python benchmarks/train_throughput.py
 
-Whole epochs with validation, of both, taking turns on one device: the machine is noisy, their ratio is not. The peer is
-plain_pix2pix.py; both must come to the same quality.
+Whole epochs with validation of both alternate on one device: the machine is noisy, their ratio is not. The peer is
+plain_pix2pix.py; both must reach the same quality.
 
---tensorflow PYTHON, an interpreter that has TensorFlow: its tutorial's training takes turns with them;
-tensorflow_peer.py says how to make one.
+--tensorflow PYTHON, an interpreter with TensorFlow, adds its tutorial's training; tensorflow_peer.py describes how to
+make one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -31,19 +32,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.device_images import DeviceImages, to_unit
+from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
+from model.data.pixel_format import EIGHT_BITS
 from model.gan import autocast_dtype
 from model.trainer import SEARCH_VALIDATION_IMAGES, Trainer, validate
 
 NOISE = f"gaussian:{NOISE_STD}"
-MATRIX = 2048  # rows of the product that tells the machine's peak
+MATRIX = 2048  # rows of the matrix product that measures the machine's peak
 
 
 def plain_epoch(
     plain: PlainPix2Pix, batches: DataLoader[tuple[torch.Tensor, torch.Tensor]], placed: DeviceImages
 ) -> float:
-    """Gives PSNR on validation images."""
+    """Train an epoch and return PSNR on validation images."""
     plain.generator.train()
     for noisy, clean in batches:
         plain.step(noisy, clean)
@@ -54,7 +56,7 @@ def plain_epoch(
 def tensorflow_training(
     python: str, config: TrainConfig, threads: int
 ) -> Iterator[tuple[dict[str, int], Callable[[], float]]]:
-    """tensorflow_peer.py in a process of its own: the sizes of its networks, and an epoch, which gives PSNR."""
+    """Run tensorflow_peer.py in its own process; yield the sizes of its networks, and an epoch, which returns PSNR."""
     options = {"width": config.width, "batch": config.batch_size, "images": config.images_per_epoch, "threads": threads}
     command = [python, str(Path(__file__).with_name("tensorflow_peer.py"))]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -63,7 +65,7 @@ def tensorflow_training(
         def answer() -> dict[str, Any]:
             if line := process.stdout.readline():
                 return json.loads(line)
-            raise SystemExit("The TensorFlow peer ended; what it said stands above.")
+            raise SystemExit("The TensorFlow peer ended; its output is above.")
 
         def run_epoch() -> float:
             print(file=process.stdin, flush=True)
@@ -95,7 +97,7 @@ def _wait(device: torch.device) -> None:
 
 
 def flop_per_image(trainer: Trainer) -> float:
-    """Of one step: both networks forward, and back as far as the trainer goes."""
+    """Floating-point operations of one step for each image: both networks, forward and backward."""
     rows = torch.arange(trainer.config.batch_size, device=trainer.images.device)
     draw = torch.Generator(trainer.images.device)
     with FlopCounterMode(display=False) as counter:
@@ -106,14 +108,14 @@ def flop_per_image(trainer: Trainer) -> float:
 def measure(
     config: TrainConfig, images: Images, device: torch.device, *, epochs: int, threads: int, tensorflow: str | None
 ) -> dict[str, Any]:
-    """All trainings, an epoch of each in turn; the first one of each is not timed."""
+    """Measure all trainings, an epoch of each in turn; the first epoch of each is not timed."""
     torch.set_num_threads(threads)
     placed = DeviceImages.to_device(images, NOISE, device, num_validation=SEARCH_VALIDATION_IMAGES)
     assert config.images_per_epoch is not None
-    few = DeviceImages(**{**_fields(placed), "train": placed.train[: config.images_per_epoch]})
+    few = replace(placed, train=placed.train[: config.images_per_epoch])
     ours = Trainer(config, few)
     plain = PlainPix2Pix(config, channels=1, image_size=32, device=device)
-    batches = loader(to_unit(images.train[: config.images_per_epoch]), config.batch_size)
+    batches = loader(EIGHT_BITS.to_unit(images.train[: config.images_per_epoch]), config.batch_size)
     flop = flop_per_image(Trainer(config, few))
     runs: dict[str, Callable[[], float]] = {
         "ours": lambda: ours.run_epoch().psnr_db,
@@ -152,7 +154,7 @@ def measure(
 def _taking_turns(
     runs: dict[str, Callable[[], float]], device: torch.device, epochs: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each one's timed epochs, and what its last one gave."""
+    """Return the seconds of each training's timed epochs, and the result of its last epoch."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     last: dict[str, float] = {}
     for epoch in range(epochs + 1):
@@ -165,18 +167,14 @@ def _taking_turns(
     return seconds, last
 
 
-def _fields(placed: DeviceImages) -> dict[str, Any]:
-    return {name: getattr(placed, name) for name in placed.__slots__}
-
-
 def main() -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--images", type=int, default=2048, help="an epoch")
-    parser.add_argument("--epochs", type=int, default=3, help="timed ones; their median counts")
+    parser.add_argument("--epochs", type=int, default=3, help="timed epochs; their median counts")
     parser.add_argument("--tensorflow", metavar="PYTHON", help="beside TensorFlow's tutorial, run by this interpreter")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -189,14 +187,12 @@ def main() -> None:
         columns = ["width", "batch", "threads", "ours, images/s", *peers, "GFLOP/s", "of peak", "validation", "PSNR dB"]
         print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     base = TrainConfig(images_per_epoch=given.images, epochs=given.epochs + 1, average_decay=0.0)
-    for width in given.widths:
-        for batch in given.batches:
-            for threads in given.threads:
-                config = replace(base, width=width, batch_size=batch)
-                row = measure(config, images, device, epochs=given.epochs, threads=threads, tensorflow=given.tensorflow)
-                rows.append(row)
-                if not given.json:
-                    print(_line(row), flush=True)
+    for width, batch, threads in itertools.product(given.widths, given.batches, given.threads):
+        config = replace(base, width=width, batch_size=batch)
+        row = measure(config, images, device, epochs=given.epochs, threads=threads, tensorflow=given.tensorflow)
+        rows.append(row)
+        if not given.json:
+            print(_line(row), flush=True)
     if given.json:
         print(json.dumps({"machine": processor(), "device": str(device), "rows": rows}, indent=2))
 

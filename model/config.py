@@ -58,9 +58,7 @@ class TrainConfig:
     dropout: float = 0.5  # in the decoder's first three blocks, in [0, 1)
     patch: int = 34  # pixels that one logit of the discriminator sees: 34 or 14
     grad_clip: float = 2.0  # limit of each network's gradient norm, in multiples of its running mean; 0: none
-    average_decay: float = (
-        0.999  # of the exponential moving average (EMA) of the generator's weights, in [0, 1); 0: none
-    )
+    average_decay: float = 0.999  # of the moving average (EMA) of the generator's weights, in [0, 1); 0: none
     precision: Precision = "auto"  # autocast; auto: bfloat16 where the hardware multiplies it natively
     seed: int = 0  # of initialisation, order, noise and dropout, >= 0
 
@@ -124,12 +122,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def reject_duplicate_settings(settings: Mapping[str, Any], own: Iterable[str]) -> None:
-    """Raise ConfigError for settings that also have an option of their own.
-
-    Args:
-        settings: of `--set`.
-        own: names of fields with an option.
-    """
+    """Raise ConfigError for settings of `--set` whose names are in `own`, the fields with an option of their own."""
     twice = sorted(set(own) & set(settings))
     if twice:
         hints = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
@@ -183,11 +176,7 @@ def _wrong_values(config: TrainConfig) -> list[str]:
     if matches_type(config.batch_size, int) and config.batch_size == 1 and config.norm == "batch":
         errors.append("batch_size=1: must be at least 2, because BatchNorm needs two values; or set norm=instance")
     size = config.images_per_epoch
-    if (
-        matches_type(size, int)
-        and matches_type(config.batch_size, int)
-        and size is not None
-        and 1 <= size < config.batch_size
-    ):
+    are_integers = matches_type(size, int) and matches_type(config.batch_size, int)
+    if are_integers and size is not None and 1 <= size < config.batch_size:
         errors.append(f"images_per_epoch={size}: must be at least the batch size, {config.batch_size}")
     return errors

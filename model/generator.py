@@ -146,9 +146,6 @@ class _Halved(nn.Conv2d):
     (docs/log.md). Exports have dynamic sizes and use the convolution.
     """
 
-    def __init__(self, w_in: int, w_out: int, *, bias: bool) -> None:
-        super().__init__(w_in, w_out, 4, stride=2, padding=1, bias=bias)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or x.shape[-2:] not in ((2, 2), (4, 4)):
             return super().forward(x)
@@ -161,9 +158,6 @@ class _Halved(nn.Conv2d):
 
 class _Doubled(nn.ConvTranspose2d):
     """4x4, stride 2, padding 1. In training, 1x1 and 2x2 pixels go through a matrix product, as in _Halved."""
-
-    def __init__(self, w_in: int, w_out: int, *, bias: bool) -> None:
-        super().__init__(w_in, w_out, 4, stride=2, padding=1, bias=bias)
 
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         if not self.training or x.shape[-2:] not in ((1, 1), (2, 2)):
@@ -210,11 +204,11 @@ class _Residual(nn.Module):
 def _larger(w_in: int, w_out: int, *, upsample: Upsample, bias: bool) -> nn.Module:
     if upsample == "resize":
         return _ResizeConv(w_in, w_out, 3, padding=1, bias=bias)
-    return _Doubled(w_in, w_out, bias=bias)
+    return _Doubled(w_in, w_out, 4, stride=2, padding=1, bias=bias)
 
 
 def _down(w_in: int, w_out: int, *, norm: Norm | None) -> nn.Sequential:
-    conv = _Halved(w_in, w_out, bias=norm == "none")
+    conv = _Halved(w_in, w_out, 4, stride=2, padding=1, bias=norm == "none")
     return nn.Sequential(conv, *_norm(w_out, norm), nn.LeakyReLU(0.2))
 
 

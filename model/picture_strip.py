@@ -12,12 +12,7 @@ _GAP = 2  # white pixels between pictures
 
 
 def draw_strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Image:
-    """Draw a row for each image and a column for each array.
-
-    Args:
-        columns: (N, C, H, W) float in [-1, 1] each; C is 1 or 3.
-        scale: enlarges every pixel.
-    """
+    """Draw a column for each array, (N, C, H, W) float in [-1, 1] with C 1 or 3; `scale` enlarges every pixel."""
     num_images, channels, height, width = columns[0].shape
     rows = num_images * (height + _GAP) - _GAP
     sheet = np.full((rows, len(columns) * (width + _GAP) - _GAP, channels), 255, np.uint8)
@@ -30,11 +25,7 @@ def draw_strip(columns: Sequence[np.ndarray], *, scale: int = SCALE) -> Image.Im
 
 
 def split_strip(pixels: np.ndarray, columns: int = 3) -> list[np.ndarray]:
-    """Cut a strip of scale 1 with square pictures into its columns.
-
-    Args:
-        pixels: of the strip, (H, W) or (H, W, 3).
-        columns: their number.
+    """Cut a strip of scale 1 with square pictures, (H, W) or (H, W, 3), into `columns` columns.
 
     Returns:
         For each column (N, S, S) or (N, S, S, 3).

@@ -66,7 +66,7 @@ def run_file(path: Path, option: str = "space") -> types.ModuleType:
         SpaceError: the file does not exist, or raises something.
     """
     if not os.path.isfile(path):
-        raise SpaceError(f"{option}={path}: there is no such file")
+        raise SpaceError(f"{option}={path}: file not found")
     module = types.ModuleType(f"user_{option}_{path.stem}")
     module.__file__ = str(path)
     try:

@@ -49,10 +49,6 @@ class Space:
         Choices and values may be of any type that stands for a number, a text or a truth value, such as members of an
         Enum or NumPy's: parameters and configuration get Python's own types, which every process and database can read.
 
-        Args:
-            trial: asked for all values.
-            base: the configuration that all trials share.
-
         Raises:
             SpaceError: `suggest` fails, or breaks that rule.
         """
@@ -75,8 +71,7 @@ class Space:
 
     @staticmethod
     def check_range(trial: optuna.trial.Trial) -> None:
-        """Raises SpaceError if a value is out of its parameter's range. Optuna allows it for an enqueued trial, but
-        cannot store it."""
+        """Raise SpaceError for a value out of range, which Optuna allows for an enqueued trial, but cannot store."""
         try:
             optuna.trial.create_trial(value=0.0, params=trial.params, distributions=trial.distributions)
         except ValueError as error:
@@ -90,8 +85,7 @@ class Space:
             fixed: the fields that the user set for all trials.
 
         Returns:
-            A description for `differences`, JSON-ready: the distributions, and the configurations of samples. The
-            source is not in it, since it may change its looks.
+            A description for `differences`, JSON-ready: the distributions, and the configurations of samples.
 
         Raises:
             SpaceError: the space cannot be searched.
@@ -140,8 +134,7 @@ class Space:
     def _check_deterministic(
         self, samples: Sequence[Mapping[str, Any]], distributions: Sequence[str], base: TrainConfig
     ) -> None:
-        """Raises SpaceError if the same parameters, in another order, yield something else: then no search could be
-        continued."""
+        """Raise SpaceError if the same parameters, in another order, yield something else: no search could continue."""
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for sample, before in reversed(list(zip(samples, distributions, strict=True))):
             study.enqueue_trial(sample["params"])
@@ -149,7 +142,7 @@ class Space:
             first = {**sample["params"], **sample["yields"]}
             second = {**_changed_fields(base, self.sample(trial, base)), **trial.params}
             changes = [
-                f"{name} was {first.get(name, 'not there')} and then {second.get(name, 'not there')}"
+                f"{name} was {first.get(name, 'missing')} and then {second.get(name, 'missing')}"
                 for name in sorted(first.keys() | second.keys())
                 if first.get(name, _MISSING) != second.get(name, _MISSING)
             ]
@@ -163,21 +156,12 @@ class Space:
                 )
 
     def differences(self, description: Mapping[str, Any], base: TrainConfig) -> list[str]:
-        """Compare this space with an earlier one.
-
-        Args:
-            description: what `check` returned for the earlier one.
-            base: the configuration that all trials share.
-
-        Returns:
-            A line for each difference.
-        """
+        """Compare this space with an earlier one, which `check` described; return a line for each difference."""
         current = self.check(base, {})
         lines = []
         for name in sorted(description["distributions"].keys() | current["distributions"].keys()):
-            before, after = (
-                " or ".join(space["distributions"].get(name, ["not there"])) for space in (description, current)
-            )
+            spaces = (description, current)
+            before, after = (" or ".join(space["distributions"].get(name, ["missing"])) for space in spaces)
             if before != after:
                 lines.append(f"{name}: was {before}, is {after}")
         if description["starting_points"] != current["starting_points"]:
@@ -195,7 +179,7 @@ class Space:
 
 
 def _parameter_problem(name: str, value: Any, config: TrainConfig) -> str:
-    """Why a parameter does not become the field of its name; empty: it does."""
+    """Why a parameter does not become the field of its name; empty if it does."""
     if name in _SEARCH_OPTIONS:
         return f"{name} must be the same for all trials, which are compared by it: --{name.replace('_', '-')}"
     if name not in FIELDS:

@@ -71,6 +71,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 _PATH_PROBLEMS = {
+    errno.ENOENT: "",
     errno.ENAMETOOLONG: "path too long",
     errno.ENOTDIR: "lies inside a file",
     errno.ELOOP: "symlink loop",
@@ -82,8 +83,6 @@ def path_problem(path: Path) -> str:
     """Why nothing can exist at this path; empty if something can. Raises OSError if the disk does not answer."""
     try:
         path.stat()
-    except FileNotFoundError:
-        return ""
     except OSError as error:
         if error.errno not in _PATH_PROBLEMS:
             raise
@@ -101,7 +100,7 @@ def write_problem(folder: Path) -> str:
     if problem := folder_problem(folder):
         return problem
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if os.access(nearest, os.W_OK | os.X_OK):  # asks the file system too: root may not write to a read-only one
+    if os.access(nearest, os.W_OK | os.X_OK):  # checks the file system too: root cannot write to a read-only one
         return ""
     is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
     return f"cannot be written ({'Read-only file system' if is_read_only else 'Permission denied'})"

@@ -17,7 +17,7 @@ _REFUSALS = (
 
 
 def connect(address: str, attempts: int) -> tuple[Any, str]:
-    """pyarrow's file system, and the path of the prefix in it.
+    """Return pyarrow's file system, and the path of the prefix in it.
 
     Args:
         attempts: for each request. A server that hangs costs ten seconds per attempt.
@@ -70,5 +70,5 @@ def options_of(address: str) -> dict[str, str]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether only the user can mend an error. Any other one may pass by itself."""
+    """Whether only the user can correct an error. Any other error may pass by itself."""
     return isinstance(error, FileNotFoundError | ValueError) or any(sign in str(error) for sign in _REFUSALS)

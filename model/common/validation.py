@@ -1,4 +1,4 @@
-"""Whether values from a file or a command line fit the fields of a dataclass."""
+"""Checks values from a file or a command line against the types of a dataclass's fields."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ def field_types(of: type) -> dict[str, Any]:
     return get_type_hints(of)
 
 
-_MOST = 2**63  # what 64 bits hold: databases and generators of random numbers take no more
+_MAX_INT = 2**63  # databases and random number generators take 64 bits
 
 
 def matches_type(value: Any, kind: Any) -> bool:
-    """Whether a value out of a file or a command line may stand in a field of that type. A whole number is a number,
-    too; true is none."""
+    """Whether a value fits a type. An int fits a float; a bool fits neither."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(kind, types.UnionType):
@@ -32,19 +31,18 @@ def matches_type(value: Any, kind: Any) -> bool:
     if kind is types.NoneType:
         return value is None
     if kind in (int, float):
-        is_whole = isinstance(value, int) and not isinstance(value, bool) and -_MOST < value < _MOST
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and -_MAX_INT < value < _MAX_INT
         return is_whole or (kind is float and isinstance(value, float))
     return isinstance(value, get_origin(kind) or kind)
 
 
 def type_rule(kind: Any) -> str:
-    """The same, to be told."""
+    """The rule of matches_type, for a message."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
-    if isinstance(kind, types.UnionType):
-        return " or ".join(type_rule(each) for each in get_args(kind))
-    if get_origin(kind) is tuple:
-        return " and ".join(type_rule(each) for each in get_args(kind))
+    if isinstance(kind, types.UnionType) or get_origin(kind) is tuple:
+        word = " or " if isinstance(kind, types.UnionType) else " and "
+        return word.join(map(type_rule, get_args(kind)))
     names = {
         int: "a whole number",
         float: "a number",
@@ -57,7 +55,7 @@ def type_rule(kind: Any) -> str:
 
 
 def wrong_fields(of: type, values: Any) -> list[str]:
-    """Of what a file has for the fields of a dataclass: what is missing, unknown or of another type, a line each."""
+    """A message for each field of a dataclass that is missing, unknown or of another type in `values`."""
     if not isinstance(values, Mapping):
         return [f"{truncated_repr(values)}: must be a mapping"]
     fields = {field.name: field for field in dataclasses.fields(of)}

@@ -41,9 +41,8 @@ class DataConfig:
             raise ConfigError("\n".join(wrong))
         errors = []
         if not self.is_folder and self.data != FASHION_MNIST:
-            errors.append(
-                f"data={self.data}: neither a data set nor a folder. {did_you_mean(self.data, [FASHION_MNIST])}"
-            )
+            hint = did_you_mean(self.data, [FASHION_MNIST])
+            errors.append(f"data={self.data}: neither a data set nor a folder. {hint}")
         if self.crop is not None and not self.is_folder:
             errors.append(f"crop={self.crop}: is for a folder of images; those of {FASHION_MNIST} have 32x32 pixels")
         elif self.crop not in (None, *CROPS):
@@ -87,9 +86,8 @@ class DataConfig:
         if not self.is_folder:
             train = fashion_mnist("train")
             fashion_mnist("test")  # fails now, rather than after the search, if it is damaged
-            return Images(
-                train=train[:-NUM_VALIDATION], validation=ImagePairs(train[-NUM_VALIDATION:]), padding=PADDING
-            )
+            validation = ImagePairs(train[-NUM_VALIDATION:])
+            return Images(train=train[:-NUM_VALIDATION], validation=validation, padding=PADDING)
         pictures = self._pictures(store)
         crops = VariableSizeImages.from_pictures(pictures.splits["train"], self._side, store)
         return Images(train=crops, validation=self._grid(pictures, "validation"), messages=pictures.messages)
@@ -126,7 +124,5 @@ class DataConfig:
         if self.noise == REAL and not are_pairs:
             raise DataError(f"noise={REAL}: {self.data} has no noisy/ beside clean/; name a noise, such as gaussian:30")
         if not pictures.has_noise:
-            raise DataError(
-                f"data={self.data}: all noisy images are their clean ones, pixel by pixel: nothing to learn"
-            )
+            raise DataError(f"data={self.data}: all noisy images equal their clean ones: nothing to learn")
         return pictures

@@ -8,16 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.data.image_sets import Images, VariableSizeImages
-
+from .image_sets import Images, VariableSizeImages
 from .memory_mapped import PixelFile
 from .noise import REAL, Noise, parse_noise
 from .pixel_format import EIGHT_BITS, PixelFormat
-
-
-def to_unit(images: np.ndarray) -> np.ndarray:
-    """Convert uint8 in [0, 255] to float32 in [-1, 1]."""
-    return EIGHT_BITS.to_unit(images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +28,7 @@ class DeviceImages:
         """Move images to a device, without a copy of the training images on the CPU.
 
         Args:
-            images: of a data set.
             noise: a spec such as gaussian:30, or real.
-            device: that trains.
             num_validation: number of validation images to use.
         """
         noisy, clean = images.validation[:num_validation].with_noise(noise, "validation")
@@ -111,10 +103,13 @@ def _train_images_on(
 ) -> torch.Tensor | DeviceVariableSizeImages:
     if not isinstance(train, VariableSizeImages):
         return _on(train, device)
-    noisy = None if train.noisy is None else _pixels_on(train.noisy, device)
-    pixels, tiles = _pixels_on(train.pixels, device), _on(train.tiles, device)
     return DeviceVariableSizeImages(
-        pixels=pixels, noisy=noisy, tiles=tiles, channels=train.channels, crop=train.crop, pixel_format=pixel_format
+        pixels=_pixels_on(train.pixels, device),
+        noisy=None if train.noisy is None else _pixels_on(train.noisy, device),
+        tiles=_on(train.tiles, device),
+        channels=train.channels,
+        crop=train.crop,
+        pixel_format=pixel_format,
     )
 
 
@@ -125,8 +120,7 @@ def _pixels_on(pixels: np.ndarray | PixelFile, device: torch.device) -> torch.Te
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    with warnings.catch_warnings():  # arrays in Ray's object store are read-only, and nothing here writes to them
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # Ray's arrays are read-only, as these stay
         return torch.from_numpy(array).to(device)
 
 

@@ -1,4 +1,4 @@
-"""The EXIF of images: what is read of it, and what an output with other pixels keeps."""
+"""Reads the EXIF of images, and selects the tags that an output with other pixels keeps."""
 
 from __future__ import annotations
 
@@ -23,14 +23,9 @@ def read_resolution(exif: Image.Exif) -> tuple[float, float, int] | None:
 
 
 def keep_description(exif: Image.Exif, height: int, width: int) -> bytes | None:
-    """Serialise what describes the picture.
+    """Serialise the tags that describe the picture; height and width are pixels of the upright image.
 
-    Left out are how the pixels lay in the file, and the thumbnail, which would show the noisy image.
-
-    Args:
-        exif: as it was read.
-        height: of the upright image, pixels.
-        width: of the upright image, pixels.
+    Left out are the layout of the pixels in the file, and the thumbnail, which would show the noisy image.
     """
     kept = Image.Exif()
     copy_texts(exif, kept)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), padded to 32x32; found on this machine or downloaded."""
+"""Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), padded to 32x32; from this machine or downloaded."""
 
 from __future__ import annotations
 
@@ -32,13 +32,11 @@ class _IdxFile:
     sha256: str  # of the unpacked content: distributions repack it
 
 
+_TRAIN_SHA256 = "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+_TEST_SHA256 = "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
 _FILES = {
-    "train": _IdxFile(
-        "train-images-idx3-ubyte.gz", 60_000, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-    ),
-    "test": _IdxFile(
-        "t10k-images-idx3-ubyte.gz", 10_000, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-    ),
+    "train": _IdxFile("train-images-idx3-ubyte.gz", 60_000, _TRAIN_SHA256),
+    "test": _IdxFile("t10k-images-idx3-ubyte.gz", 10_000, _TEST_SHA256),
 }
 _UPSTREAM = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -117,5 +115,5 @@ def _download(file: _IdxFile) -> Path:
 
 
 if __name__ == "__main__":  # `make data`: download the files, or explain how to get them
-    for _split, _file in _FILES.items():
+    for _split in _FILES:
         print(f"Fashion-MNIST {_split}: {len(fashion_mnist(_split)):,} images, checksum matches")

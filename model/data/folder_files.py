@@ -1,4 +1,4 @@
-"""The image files below a folder or an s3:// prefix, and what else lies there. No image is read."""
+"""Lists the image files below a folder or an s3:// prefix, and the files that are skipped. No image is read."""
 
 from __future__ import annotations
 

@@ -43,18 +43,16 @@ class Pictures:
 def read_pictures(
     where: str, crop: int, store: PixelFiles | None = None, value_range: ValueRange | None = None
 ) -> Pictures:
-    """Read all pictures: each with at least crop x crop pixels, all grey or all RGB, all of one pixel format.
+    """Read all pictures of a folder or of s3://BUCKET/PREFIX, without alpha.
 
-    Alpha is dropped.
+    Each must have at least crop x crop pixels; all must be grey, or all RGB, and have one pixel format.
 
     Args:
-        where: a folder, or s3://BUCKET/PREFIX.
-        crop: pixels a side.
         store: receives pixels that do not fit in memory.
         value_range: black and white of 16-bit and float32 images; None: the pixel type's own.
 
     Raises:
-        DataError: the images cannot be used; the message has all problems that were found.
+        DataError: the images cannot be used; the message has all problems.
         MachineError: an S3 server does not answer.
     """
     files = list_files(where)
@@ -71,18 +69,16 @@ def read_pictures(
     for split, picture in loaded:
         pictures[split].append(picture)
     splits, num_duplicates = complete_splits(pictures, where)
-    messages = [
-        describe_splits(splits, checker.pixel_format, layout),
-        *describe_skipped(files.skipped),
-        *([f"copies of other images, which count once: {num_duplicates}"] if num_duplicates else []),
-        *([f"noisy and clean are the same, pixel by pixel: {list_some(without_noise)}"] if without_noise else []),
-        *checker.warnings(),
-    ]
+    messages = [describe_splits(splits, checker.pixel_format, layout), *describe_skipped(files.skipped)]
+    if num_duplicates:
+        messages.append(f"copies of other images, which count once: {num_duplicates}")
+    if without_noise:
+        messages.append(f"noisy and clean are the same, pixel by pixel: {list_some(without_noise)}")
     return Pictures(
         splits=splits,
         pixel_format=checker.pixel_format,
         has_noise=len(without_noise) < len(loaded),
-        messages=tuple(messages),
+        messages=(*messages, *checker.warnings()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The formats of image files, and what the product takes from a file: pixels, alpha and what describes them."""
+"""The formats of image files, and an image file in memory: pixels, alpha and metadata."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONVERT_HINT = "convert it to 8 or 16 bits a channel, or to float32 (PNG, TIFF)"
 
 
 class DataError(ConfigError):
-    """Images are missing, damaged or cannot be used; the message has every problem that was found."""
+    """Images are missing, damaged or cannot be used; the message has all problems."""
 
 
 class ImageError(ConfigError):

@@ -1,4 +1,4 @@
-"""Reads image files as people have them: pixels in the file's own format, upright, and what else the file says."""
+"""Reads image files: pixels in the file's own format, upright, and metadata."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_image(path: Path, content: bytes | None = None) -> ImageFile:
     Palettes and CMYK become RGB, bilevel becomes grey. Of a phone's JPEG with several pictures the first is read.
 
     Args:
-        path: of the file; error messages name it.
+        path: of the file, for error messages if `content` is given.
         content: of a file that is not on this machine; None: read it.
 
     Raises:
@@ -160,7 +160,7 @@ def _read_by_pillow(path: Path, content: bytes, page: TiffPage | None = None, nu
         else:
             _check_pixels(path, image.width, image.height)
         has_second_picture = image.format == "MPO"  # a phone's
-        if not page and not has_second_picture and _has_frames(image):
+        if not page and not has_second_picture and getattr(image, "is_animated", False):
             raise ImageError(f"{path}: has several frames; {_SPLIT_HINT}")
         form = "JPEG" if has_second_picture else str(image.format)
         pixels = _read_deep(path, content, form)
@@ -181,16 +181,6 @@ def _read_by_pillow(path: Path, content: bytes, page: TiffPage | None = None, nu
             compression=int(page.compression) if page else 1,
             notes=(_SECOND_PICTURE,) if has_second_picture else (),
         )
-
-
-def _has_frames(image: Image.Image) -> bool:
-    """Whether there is a second frame; counting them all would decode them."""
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    image.seek(0)
-    return True
 
 
 def _to_grey_or_rgb(path: Path, image: Image.Image) -> Image.Image:
@@ -223,12 +213,11 @@ def _read_deep(path: Path, content: bytes, form: str) -> np.ndarray | None:
 
 
 def _upright(pixels: np.ndarray, read_exif: Callable[[], Image.Exif], **fields: Any) -> ImageFile:
-    """Turn the pixels as EXIF says, and take colours and alpha apart.
+    """Turn pixels, (H, W) or (H, W, 1 to 4), as EXIF says, and separate colours and alpha.
 
     Args:
-        pixels: (H, W) or (H, W, 1 to 4).
         read_exif: may raise anything where EXIF is damaged.
-        fields: others of ImageFile.
+        fields: other fields of ImageFile.
     """
     planes = np.atleast_3d(pixels)
     orientation, resolution, exif = 1, fields.pop("resolution", None), None

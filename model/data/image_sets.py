@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ from .memory_mapped import PixelFile, PixelFiles
 from .noise import parse_noise
 from .pictures import Picture
 from .pixel_format import EIGHT_BITS, PixelFormat
-
-log = logging.getLogger(__name__)
 
 # The seed of each split's noise: the same noisy images for every trial, report and export.
 NOISE_SEEDS = {"train": 3, "validation": 1, "test": 2}
@@ -65,13 +62,7 @@ class VariableSizeImages:
     def from_pictures(
         cls, pictures: Sequence[Picture], crop: int, store: PixelFiles | None = None
     ) -> VariableSizeImages:
-        """Join pictures that read_pictures has checked.
-
-        Args:
-            pictures: of one split.
-            crop: side of a crop, pixels.
-            store: has their pixels, if they do not fit in memory.
-        """
+        """Join checked pictures of one split; `store` has their pixels, if they do not fit in memory."""
         rows, end = [], 0
         for picture in pictures:
             _, height, width = picture.clean.shape

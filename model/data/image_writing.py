@@ -53,8 +53,6 @@ def write_image(image: ImageFile, path: Path, form: str, *, quality: int | None 
     """Write an image in a format that can hold it.
 
     Args:
-        image: pixels and metadata.
-        path: of the file.
         form: a format for which `format_problem` is empty.
         quality: 1 to 100, of JPEG, and of a WebP that may lose. None: a JPEG has the quantisation and subsampling of
             its input, or else quality 95 and 4:4:4; all other formats lose nothing.

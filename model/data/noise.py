@@ -9,7 +9,6 @@ import io
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -75,11 +74,7 @@ _STD = Parameter("std", 0, 255, "on the scale of 8-bit images", takes_per_cent=T
 
 @dataclass(frozen=True, slots=True)
 class Noise(ABC):
-    """A noise model. The physics is in add_to, which both kinds of random numbers share.
-
-    Raises:
-        ConfigError: with all parameters that are out of range.
-    """
+    """A noise model. Raises ConfigError with all parameters that are out of range."""
 
     PARAMETERS: ClassVar[tuple[Parameter, ...]] = ()  # in the order of a spec
     EXAMPLE: ClassVar[str] = ""
@@ -100,14 +95,9 @@ class Noise(ABC):
         return self.add_to(clean, TorchDraw(generator, len(clean), clean.device)).clamp(-1, 1)
 
     def fixed(self, clean: np.ndarray, *, seed: int) -> np.ndarray:
-        """Return noisy copies with the same noise for the same (seed, index) on any machine, for validation and test.
+        """Return noisy copies of (N, C, H, W) float32 images in [-1, 1], for validation and test.
 
-        Args:
-            clean: (N, C, H, W) float32 in [-1, 1].
-            seed: of the split.
-
-        Returns:
-            The same shape and type.
+        The noise is the same for the same (seed, index) on any machine.
         """
         import torch
 
@@ -212,10 +202,7 @@ class CorrelatedNoise(Noise):
     std: Range
     size: Range
 
-    PARAMETERS = (
-        _STD,
-        Parameter("size", 0.1, 10, "pixels, the blur's standard deviation"),
-    )
+    PARAMETERS = (_STD, Parameter("size", 0.1, 10, "pixels, the blur's standard deviation"))
     EXAMPLE = "correlated:30:1.5"
 
     def add_to(self, image: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -223,9 +210,7 @@ class CorrelatedNoise(Noise):
 
         num_images, channels, height, width = image.shape
         std, size = draw.each(self.std), draw.each(self.size)
-        reach = math.ceil(
-            _BLUR_REACH * self.size.high
-        )  # white noise beyond the edges too, so that edge pixels are not special
+        reach = math.ceil(_BLUR_REACH * self.size.high)  # noise beyond the edges: edge pixels are not special
         white = draw.normal((num_images, channels, height + 2 * reach, width + 2 * reach))
         rows, columns = (_blur(side, reach, size, image.device) for side in (height, width))
         return image + rows @ white @ columns.mT * (std * STD_SCALE)
@@ -289,16 +274,10 @@ _SUM_EXAMPLE = "poisson:30+gaussian:10"
 
 
 def parse_noise(spec: str) -> Noise:
-    """Parse `KIND:NUMBER`, where a number may be a range LOW-HIGH, or a sum of such noises.
-
-    Raises:
-        ConfigError: with all errors at once.
-    """
+    """Parse `KIND:NUMBER`, where a number may be a range LOW-HIGH, or a sum of such noises. Raises ConfigError."""
     if len(spec) > _MAX_SPEC:
-        raise ConfigError(
-            f"noise={_shown(spec[:40])}...: {len(spec)} characters; a noise has at most {_MAX_SPEC}, "
-            f"such as {_SUM_EXAMPLE}"
-        )
+        size = f"{len(spec)} characters; a noise has at most {_MAX_SPEC}, such as {_SUM_EXAMPLE}"
+        raise ConfigError(f"noise={_shown(spec[:40])}...: {size}")
     stages, errors = [], []
     for stage in spec.split("+"):
         try:
@@ -321,8 +300,7 @@ def _parse_stage(stage: str) -> Noise:
         form = ":".join((name, *(parameter.name.upper() for parameter in kind.PARAMETERS)))
         raise ConfigError(f"must be {form}, with a number or a range LOW-HIGH for each, such as {kind.EXAMPLE}")
     ranges = [_range_of(match, parameter) for match, parameter in zip(matches, kind.PARAMETERS, strict=True)]
-    make: Callable[..., Noise] = kind
-    return make(*ranges)
+    return kind(*ranges)
 
 
 def _range_of(match: re.Match[str], parameter: Parameter) -> Range:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -15,41 +14,16 @@ if TYPE_CHECKING:
 STD_SCALE = 2 / 255.0  # a standard deviation on the scale of 8-bit images, on [-1, 1]
 
 
-class Draw(ABC):
-    """Random numbers for a batch of N images. A value for each image is a number or (N, 1, 1, 1)."""
-
-    @abstractmethod
-    def each(self, value: Range) -> float | torch.Tensor:
-        """Draw a parameter's value for each image."""
-
-    @abstractmethod
-    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Uniform numbers in [0, 1)."""
-
-    @abstractmethod
-    def normal(self, shape: tuple[int, ...]) -> torch.Tensor: ...
-
-    @abstractmethod
-    def poisson(self, mean: torch.Tensor) -> torch.Tensor: ...
-
-    @abstractmethod
-    def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
-        """Return image + white noise.
-
-        Each draw has its own arithmetic: recorded figures depend on every bit, and a fused multiply-add rounds
-        differently from a product and a sum.
-        """
-
-
 @dataclass(frozen=True, slots=True)
-class TorchDraw(Draw):
-    """Draws from torch's generator on its device, without synchronising."""
+class TorchDraw:
+    """Draws for N images from torch's generator on its device, without synchronising."""
 
     generator: torch.Generator
     num_images: int
     device: torch.device
 
     def each(self, value: Range) -> float | torch.Tensor:
+        """Draw a parameter's value for each image, a number or (N, 1, 1, 1)."""
         return value.low if value.low == value.high else self._each(value.low, value.high)
 
     def _each(self, low: float, high: float) -> torch.Tensor:
@@ -65,6 +39,11 @@ class TorchDraw(Draw):
         return torch.poisson(mean, generator=self.generator)
 
     def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
+        """Return image + white noise.
+
+        The two classes have different arithmetic: recorded figures depend on every bit, and a fused multiply-add rounds
+        differently from a product and a sum.
+        """
         normal = torch.empty_like(image).normal_(generator=self.generator)
         if std.low == std.high:
             return image.add(normal, alpha=std.low * STD_SCALE)
@@ -72,7 +51,7 @@ class TorchDraw(Draw):
 
 
 @dataclass(frozen=True, slots=True)
-class NumpyDraw(Draw):
+class NumpyDraw:
     """Draws from NumPy's generator for one image: torch's numbers differ between processors."""
 
     generator: np.random.Generator
@@ -92,3 +71,6 @@ class NumpyDraw(Draw):
     def add_gaussian(self, image: torch.Tensor, std: Range) -> torch.Tensor:
         scaled = np.float32(self.each(std) * 2 / 255.0)
         return image + float(scaled) * self.normal(tuple(image.shape))
+
+
+Draw: TypeAlias = TorchDraw | NumpyDraw

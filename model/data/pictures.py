@@ -54,14 +54,10 @@ class Picture:
 
 
 def complete_splits(pictures: Mapping[str, list[Picture]], where: str) -> tuple[dict[str, list[Picture]], int]:
-    """Divide by content what the folder's owner did not divide, so that file names don't matter.
-
-    Args:
-        pictures: by split; "" for those without one.
-        where: the folder, for error messages.
+    """Divide the pictures without a split, "", by content, so that file names don't matter.
 
     Returns:
-        The pictures of train, validation and test; and how many duplicates were dropped from what was divided.
+        The pictures of train, validation and test; and how many duplicates were dropped from those that were divided.
 
     Raises:
         DataError: the images are too few, or one image is in two splits.

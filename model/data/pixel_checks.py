@@ -1,4 +1,4 @@
-"""Whether the pixels of a set's images have one format, and values within its range."""
+"""Checks that the images of a set have one pixel format, and values within its range."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..common.errors import ConfigError
 from ..config import ValueRange
 from .folder_layout import list_some
 from .image_formats import ImageError
-from .pixel_format import PixelFormat, format_range
+from .pixel_format import DTYPE_NAMES, PixelFormat, format_range
 
 _DARK = 4  # white is so many times the brightest pixel: 14 bits in 16, or fewer
 
 
 class PixelChecker:
-    """Checks images one by one, and keeps what is to be reported of all of them.
+    """Checks images one by one, and collects messages on all of them.
 
     Args:
         value_range: black and white, as the user gave them; None: the pixel type's own.
@@ -61,8 +61,7 @@ class PixelChecker:
 
     def problems(self) -> list[str]:
         """Error messages for images of several pixel types."""
-        names = {dtype: PixelFormat.dtype_name(dtype) for dtype in self._paths}
-        return mixed_kinds((path, names[dtype]) for dtype, paths in self._paths.items() for path in paths)
+        return mixed_kinds((path, DTYPE_NAMES[dtype]) for dtype, paths in self._paths.items() for path in paths)
 
     def warnings(self) -> list[str]:
         """Messages on clipped values, and on a range far above all values."""
@@ -81,11 +80,7 @@ class PixelChecker:
 
 
 def mixed_kinds(kinds: Iterable[tuple[str, str]]) -> list[str]:
-    """An error message for images that are not all of one kind, with names of the rarest kind; else no message.
-
-    Args:
-        kinds: name and kind of each image.
-    """
+    """A message if the images, (name, kind) each, are not all of one kind, with names of the rarest; else none."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, kind in kinds:
         names[kind].append(name)

@@ -12,42 +12,27 @@ from ..common.text import truncated_repr
 from ..config import ValueRange
 
 _DEFAULT_RANGES: dict[str, ValueRange] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
-_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float32"}
-_LARGEST, _CLOSEST = (
-    1e30,
-    1e-4,
-)  # limits of float32: the largest value, and the smallest distance of LOW and HIGH as a share of the larger one
+DTYPE_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float32"}  # in messages
+_LARGEST = 1e30  # limit of float32
+_CLOSEST = 1e-4  # smallest distance of LOW and HIGH, as a share of the larger one
 
 
 @dataclass(frozen=True, slots=True)
 class PixelFormat:
-    """The pixel format of all images of a set.
+    """The pixel format of all images of a set. Raises ConfigError."""
 
-    Args:
-        dtype: uint8, uint16 or float32.
-        range: black and white; None: 0 ... 255, 0 ... 65535 or 0 ... 1.
-
-    Raises:
-        ConfigError: the type or the range is not valid.
-    """
-
-    dtype: str = "uint8"
-    range: ValueRange | None = None
+    dtype: str = "uint8"  # or uint16, float32
+    range: ValueRange | None = None  # black and white; None: 0 ... 255, 0 ... 65535 or 0 ... 1
 
     def __post_init__(self) -> None:
         if self.dtype not in _DEFAULT_RANGES:
             raise ConfigError(f"dtype={truncated_repr(self.dtype)}: must be one of {', '.join(_DEFAULT_RANGES)}")
         if self.dtype == "uint8" and self.range is not None:
-            raise ConfigError(
-                f"range={format_range(self.range)}: is for 16-bit and float32 images, and not for 8-bit ones"
-            )
+            shown = format_range(self.range)
+            raise ConfigError(f"range={shown}: is for 16-bit and float32 images, and not for 8-bit ones")
         if problem := range_problem(self.range):
             raise ConfigError(problem)
-        if (
-            self.dtype == "uint16"
-            and self.range is not None
-            and not 0 <= self.low < self.high <= _DEFAULT_RANGES["uint16"][1]
-        ):
+        if self.dtype == "uint16" and self.range is not None and not 0 <= self.low < self.high <= 65535:
             raise ConfigError(f"range={format_range(self.range)}: of 16-bit images must be within 0 ... 65535")
 
     @property
@@ -84,13 +69,8 @@ class PixelFormat:
         pixels: np.ndarray = (values if self.dtype == "float32" else np.rint(values)).astype(self.dtype)
         return pixels
 
-    @staticmethod
-    def dtype_name(dtype: str) -> str:
-        """The name of a type in messages."""
-        return _NAMES[dtype]
-
     def __str__(self) -> str:
-        return _NAMES[self.dtype] + ("" if self.dtype == "uint8" else f", {self.low:.9g} ... {self.high:.9g}")
+        return DTYPE_NAMES[self.dtype] + ("" if self.dtype == "uint8" else f", {self.low:.9g} ... {self.high:.9g}")
 
 
 def range_problem(value: ValueRange | None) -> str | None:

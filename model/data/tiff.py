@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import struct
 from collections.abc import Iterable, Iterator
@@ -36,11 +35,7 @@ def is_tiff(content: bytes) -> bool:
 
 def image_pages(tiff: TiffFile) -> Iterator[tuple[int, TiffPage]]:
     """Yield number and page, lazily, without thumbnails, masks and the levels of a pyramid."""
-    for number in itertools.count():
-        try:
-            page = tiff.pages[number]
-        except IndexError:
-            return
+    for number, page in enumerate(tiff.pages):
         assert isinstance(page, TiffPage)
         if not (page.is_reduced or page.is_mask):
             yield number, page

@@ -21,9 +21,9 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
-from model.data.device_images import to_unit
 from model.data.image_sets import NOISE_SEEDS, ImagePairs
 from model.data.noise import parse_noise
+from model.data.pixel_format import EIGHT_BITS
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.export import ExportError, check_target, export
 from model.export_quality import evaluate, quality_table, verify_export
@@ -56,7 +56,7 @@ def test_onnxruntime_equals_torch(shape, exported, torch_generator, all_test_ima
     number, height, width = shape
     rows, columns = height // 32, width // 32
     tiles = all_test_images[: number * rows * columns, 0].reshape(number, rows, columns, 32, 32)
-    clean = to_unit(tiles.transpose(0, 1, 3, 2, 4).reshape(number, 1, height, width))
+    clean = EIGHT_BITS.to_unit(tiles.transpose(0, 1, 3, 2, 4).reshape(number, 1, height, width))
     noisy = parse_noise("gaussian:30").fixed(clean, seed=9)
     with torch.inference_mode():
         expected = torch_generator(torch.from_numpy(noisy)).numpy()
@@ -121,7 +121,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     assert "DOES NOT BEAT" in card  # of a model this small it must say so
     assert "![Input, ground truth, predicted](strip.png)" in card
     assert "It takes grey images. Each channel of a colour image is denoised separately." in card
-    clean = to_unit(test_images[:6])
+    clean = EIGHT_BITS.to_unit(test_images[:6])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     expected = draw_strip([noisy, clean, Denoiser(exported.folder).batch(noisy)])
     with Image.open(exported.folder / "strip.png") as picture:
@@ -130,7 +130,7 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
 
 
 def test_a_strip_shows_columns_side_by_side_with_white_between(images):
-    left, right = to_unit(images.validation.clean[:2]), to_unit(images.validation.clean[2:4])
+    left, right = EIGHT_BITS.to_unit(images.validation.clean[:2]), EIGHT_BITS.to_unit(images.validation.clean[2:4])
     sheet = np.asarray(draw_strip([left, right], scale=1))
     assert sheet.shape == (66, 66)
     assert np.array_equal(sheet[:32, :32], to_uint8(left[0, 0]))

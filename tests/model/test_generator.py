@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from model.config import TrainConfig
-from model.data.device_images import to_unit
+from model.data.pixel_format import EIGHT_BITS
 from model.generator import Generator, _Doubled, _Halved
 
 
@@ -71,7 +71,7 @@ def test_the_output_lies_between_minus_one_and_one(scale, images):
     generator = make().eval()
     with torch.no_grad():
         generator.last.weight.mul_(scale)
-        denoised = generator(torch.from_numpy(to_unit(images.validation.clean[:8])))
+        denoised = generator(torch.from_numpy(EIGHT_BITS.to_unit(images.validation.clean[:8])))
     assert denoised.shape == (8, 1, 32, 32)
     assert denoised.dtype == torch.float32
     assert denoised.abs().max() <= 1

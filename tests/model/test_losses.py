@@ -5,8 +5,8 @@ from skimage.metrics import structural_similarity
 
 from model import losses
 from model.config import TrainConfig
-from model.data.device_images import to_unit
 from model.data.noise import parse_noise
+from model.data.pixel_format import EIGHT_BITS
 
 
 def cross_entropy(logits: np.ndarray, label: float) -> float:
@@ -55,7 +55,7 @@ def test_a_certain_discriminator_gives_large_but_finite_losses():
     ids=lambda value: getattr(value, "loss", str(value)),
 )
 def test_the_reconstruction_loss_is_the_weighted_sum_of_what_takes_part(config, l1_part, ssim_part, mse_part, images):
-    clean = to_unit(images.validation.clean[:8])
+    clean = EIGHT_BITS.to_unit(images.validation.clean[:8])
     noisy = parse_noise("gaussian:30").fixed(clean, seed=1)
     l1 = np.abs(noisy - clean).mean(dtype=np.float64)
     settings = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

@@ -9,9 +9,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn.functional import conv2d
 
 from model import export_quality, metrics
-from model.data.device_images import to_unit
 from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
+from model.data.pixel_format import EIGHT_BITS
 from model.export_quality import compare_with_slides, quality, quality_table
 from model.training_report import EvalReport, failure_reason, objective_value
 
@@ -22,10 +22,10 @@ SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_s
 def pair(request, images, mosaic) -> tuple[np.ndarray, np.ndarray]:
     """Noisy and clean, (N, C, H, W)."""
     if request.param == "32x32 grey":
-        clean = to_unit(images.validation.clean[:40])
+        clean = EIGHT_BITS.to_unit(images.validation.clean[:40])
     else:
         tiles = [mosaic[y : y + 64, x : x + 48] for y in (0, 70, 136) for x in (0, 50, 130, 251)]
-        clean = to_unit(np.stack(tiles).transpose(0, 3, 1, 2))
+        clean = EIGHT_BITS.to_unit(np.stack(tiles).transpose(0, 3, 1, 2))
     return parse_noise("gaussian:30").fixed(clean, seed=1), clean
 
 
@@ -110,7 +110,7 @@ def test_ssim_refuses_images_below_its_window():
 
 
 def test_the_noisy_test_images_measure_as_on_the_slides(all_test_images):
-    clean = to_unit(all_test_images)
+    clean = EIGHT_BITS.to_unit(all_test_images)
     noisy = parse_noise("gaussian:30").fixed(clean, seed=NOISE_SEEDS["test"])
     tensors = torch.from_numpy(noisy), torch.from_numpy(clean)
     assert metrics.l1(*tensors).mean().item() == pytest.approx(0.1238, abs=0.001)

@@ -12,9 +12,10 @@ from torch.nn.functional import binary_cross_entropy, l1_loss
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.common.errors import ConfigError
 from model.config import TrainConfig
-from model.data.device_images import DeviceImages, to_unit
+from model.data.device_images import DeviceImages
 from model.data.image_sets import ImagePairs, Images
 from model.data.noise import parse_noise
+from model.data.pixel_format import EIGHT_BITS
 from model.gan import autocast_dtype, clip_gradients
 from model.trainer import Trainer, load_generator
 from model.training_report import failure_reason
@@ -165,7 +166,7 @@ def test_noise_is_drawn_afresh_for_every_showing(few):
 
 def test_the_shared_forward_gives_the_textbooks_gradients(few):
     trainer = Trainer(replace(SMALL, dropout=0.0, l1_weight=30.0), few)
-    clean = torch.from_numpy(to_unit(few.train[:16].numpy()))
+    clean = torch.from_numpy(EIGHT_BITS.to_unit(few.train[:16].numpy()))
     noisy = parse_noise("gaussian:30")(clean, torch.Generator().manual_seed(1))
     gen, disc = (copy.deepcopy(network).train() for network in (trainer.gan.generator, trainer.gan.discriminator))
 

@@ -176,7 +176,7 @@ def test_a_bad_space_is_refused_with_the_rule_and_the_value(tmp_path, source, ru
     ("name", "rule"),
     [
         ("losses_and_rate", ["losses_and_rate:", "Did you mean losses_and_rates?", "my_space.py"]),
-        ("nowhere/space.py", ["nowhere/space.py", "no such file"]),
+        ("nowhere/space.py", ["nowhere/space.py", "file not found"]),
         ("", ["no such space"]),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_space_is_the_same_when_only_its_source_looks_otherwise(tmp_path):
     ("source", "told"),
     [
         (RATES.format(high="2e-2", more=""), "lr_g: was FloatDistribution(high=0.01, log=True, low=0.0001, step=None)"),
-        (RATES.format(high="1e-2", more=", width=trial.suggest_int('width', 2, 6)"), "width: was not there, is Int"),
+        (RATES.format(high="1e-2", more=", width=trial.suggest_int('width', 2, 6)"), "width: was missing, is Int"),
         (RATES.format(high="1e-2", more=", width=64"), "yields {'lr_g': 0."),
         (RATES.format(high="1e-2", more="") + "\nSTARTING_POINTS = ({'lr_g': 2e-4},)", "starting points: were []"),
     ],

@@ -208,7 +208,7 @@ COMMAND_LINE = {
         "launch file.txt ../x --trials 0 --noise gauss:3 --space optimisers --set widht=3",
         ["file.txt: a cluster file is a mapping", "name='../x'", "trials=0", "gauss:3", "space=optimisers", "widht"],
     ),
-    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "something"]),
+    "an invalid name and target of a pull": Row("pull file.txt ../x --to runs", ["name=", "mapping", "not an export"]),
     "a name that leads outside": Row("search ../x", ["name='../x'", "1 to 64 letters", "such as x"]),
     "no name": Row("search ''", ["name=''"]),
     "a name of 300 letters": Row(f"search {LONG}", ["1 to 64 letters", f"such as {LONG[:64]}"]),
@@ -229,11 +229,11 @@ COMMAND_LINE = {
     "an unconfirmed deletion": Row("rm first", ["runs/first: refusing to delete without", "--yes"]),
     "another search than the existing one": Row(
         "search first --trials 0 --noise gaussian:5",
-        ["trials=0: must be", "noise: it has gaussian:30, asked for gaussian:5", "choose another name"],
+        ["trials=0: must be", "noise: it has gaussian:30, not gaussian:5", "choose another name"],
     ),
     "another space than the existing one": Row(
         "search first --space optimizers",
-        ["lr_g: was FloatDistribution(high=0.01, log=True, low=5e-05", "loss: was Categorical", "is not there"],
+        ["lr_g: was FloatDistribution(high=0.01, log=True, low=5e-05", "loss: was Categorical", "is missing"],
     ),
     "a search where a file is": Row(
         "search mine", ["runs/mine: is a file; choose another name"], lambda f: (f / "runs" / "mine").write_text("")
@@ -325,7 +325,7 @@ SPACE_AND_SETTINGS = {
         MINE, ["lr_g=2.", "at most 1"], suggesting("lr_g=trial.suggest_float('lr_g', 2, 3)")
     ),
     "an unknown space": Row("search new --space optimisers", ["space=optimisers", "Did you mean optimizers?"]),
-    "a missing file of a space": Row(MINE, ["mine.py", "there is no such file"]),
+    "a missing file of a space": Row(MINE, ["mine.py", "file not found"]),
     "a batch above the data set": Row(
         "search new --set batch_size=55001", ["batch_size=55001: above the 55,000 training"]
     ),
@@ -547,7 +547,7 @@ def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told_within_se
         code, _, err = hpo_says("dashboard", "first", "--port", str(port), capsys=capsys)
         assert (code, f"port={port}: cannot listen" in err) == (2, True)
     code, _, err = hpo_says("search", "new", "--address", f"127.0.0.1:{port}", capsys=capsys)
-    assert (code, f"address=127.0.0.1:{port}: no Ray cluster answers there" in err) == (2, True)
+    assert (code, f"address=127.0.0.1:{port}: no Ray cluster answers" in err) == (2, True)
     assert not Path("runs/new").exists()
 
 

@@ -153,7 +153,7 @@ def test_a_space_and_a_folder_of_images_are_shipped(head, server, tmp_path, caps
     ("options", "reason"),
     [
         (["--trials", "0"], "trials=0: must be at least 1"),
-        (["--space", "mine.py"], "there is no such file"),
+        (["--space", "mine.py"], "file not found"),
         (["--data", "photos/"], "data=photos/"),
         (["--set", "lr_g=0.1"], "searched by the space"),
         (["--address", "auto"], "address=auto: `hpo launch` uses the cluster of its file"),

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from model.common.errors import ConfigError
 from model.data import fashion_mnist
 from model.data.data_config import DataConfig
-from model.data.device_images import DeviceImages, to_unit
+from model.data.device_images import DeviceImages
 from model.data.image_formats import DataError
+from model.data.pixel_format import EIGHT_BITS
 from model.picture_strip import to_uint8
 
 TEST_FILE = "t10k-images-idx3-ubyte.gz"
@@ -73,9 +74,9 @@ def test_fashion_mnist_is_padded_with_black_and_split_in_order(all_images, all_t
 
 def test_unit_values_are_the_pixels_and_come_back_exactly():
     pixels = np.arange(256, dtype=np.uint8)
-    assert to_unit(pixels).dtype == np.float32
-    np.testing.assert_allclose(to_unit(pixels), np.linspace(-1, 1, 256), atol=1e-6)
-    assert np.array_equal(to_uint8(to_unit(pixels)), pixels)
+    assert EIGHT_BITS.to_unit(pixels).dtype == np.float32
+    np.testing.assert_allclose(EIGHT_BITS.to_unit(pixels), np.linspace(-1, 1, 256), atol=1e-6)
+    assert np.array_equal(to_uint8(EIGHT_BITS.to_unit(pixels)), pixels)
 
 
 def test_all_wrong_data_settings_are_named_at_once():
@@ -210,7 +211,7 @@ def test_images_on_the_device_are_those_of_the_arrays_even_read_only_ones(images
     for array in (images.train, images.validation.clean):
         array.flags.writeable = True
     assert np.array_equal(placed.train.numpy(), images.train)
-    assert np.array_equal(placed.validation.numpy(), to_unit(images.validation.clean[:50]))
+    assert np.array_equal(placed.validation.numpy(), EIGHT_BITS.to_unit(images.validation.clean[:50]))
     assert placed.validation_noisy.shape == (50, 1, 32, 32)
     assert 0.1 < (placed.validation_noisy - placed.validation).std().item() < 30 / 127.5
 

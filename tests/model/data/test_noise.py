@@ -14,7 +14,6 @@ from skimage.util import random_noise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.common.errors import ConfigError
-from model.data.device_images import to_unit
 from model.data.noise import (
     KINDS,
     CorrelatedNoise,
@@ -29,6 +28,7 @@ from model.data.noise import (
     parse_noise,
 )
 from model.data.noise_draws import NumpyDraw
+from model.data.pixel_format import EIGHT_BITS
 
 SUM = "poisson:30+gaussian:10"
 FIXED_NUMBERS = [
@@ -219,7 +219,7 @@ REFERENCES = {
 @pytest.mark.parametrize("spec", REFERENCES)
 def test_noise_on_real_images_has_the_statistics_of_numpys_and_scikit_images(spec, kind, images):
     pixels = images.train[:500]
-    clean = to_unit(pixels)
+    clean = EIGHT_BITS.to_unit(pixels)
     noisy = make_noisy(kind, parse_noise(spec), clean)
     expected = REFERENCES[spec](pixels)
     assert noisy.dtype == np.float32
@@ -256,9 +256,9 @@ def pillows_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
 @pytest.mark.parametrize("colour", [False, True])
 def test_jpeg_is_pillows_own_round_trip(quality, colour, kind, mosaic):
     pixels = mosaic.transpose(2, 0, 1)[None, : 3 if colour else 1]
-    noisy = make_noisy(kind, parse_noise(f"jpeg:{quality}"), to_unit(pixels))
+    noisy = make_noisy(kind, parse_noise(f"jpeg:{quality}"), EIGHT_BITS.to_unit(pixels))
     assert noisy.shape == pixels.shape
-    assert np.array_equal(noisy[0], to_unit(pillows_round_trip(pixels[0], quality)))
+    assert np.array_equal(noisy[0], EIGHT_BITS.to_unit(pillows_round_trip(pixels[0], quality)))
 
 
 def test_correlated_noise_is_scipys_gaussian_filter_of_white_noise():
@@ -303,7 +303,8 @@ def test_a_drawn_sum_is_its_stages_one_after_another(spec):
 
 
 def test_a_fixed_sum_is_its_stages_one_after_another(images):
-    noise, clean = parse_noise("speckle:0.1-0.3+jpeg:20-50+gaussian:10-20"), to_unit(images.validation.clean[:3])
+    noise = parse_noise("speckle:0.1-0.3+jpeg:20-50+gaussian:10-20")
+    clean = EIGHT_BITS.to_unit(images.validation.clean[:3])
     for index, noisy in enumerate(noise.fixed(clean, seed=4)):
         draw = NumpyDraw(np.random.Generator(np.random.Philox(key=[4, index])))
         image = torch.from_numpy(clean[index : index + 1])
@@ -362,7 +363,7 @@ def test_a_range_of_jpeg_gives_every_quality_the_same_chance(kind):
     pixels = np.random.default_rng(1).integers(0, 256, (1, 16, 16), np.uint8)
     qualities = {pillows_round_trip(pixels, quality).tobytes(): quality for quality in range(30, 35)}
     assert len(qualities) == 5
-    noisy = make_noisy(kind, parse_noise("jpeg:30-34"), np.repeat(to_unit(pixels)[None], 3000, axis=0))
+    noisy = make_noisy(kind, parse_noise("jpeg:30-34"), np.repeat(EIGHT_BITS.to_unit(pixels)[None], 3000, axis=0))
     found = [qualities[np.rint((image + 1) * 127.5).astype(np.uint8).tobytes()] for image in noisy]
     assert stats.chisquare(np.bincount(found)[30:]).pvalue > 0.01
 
@@ -378,7 +379,7 @@ def test_all_numbers_of_a_sum_vary_by_themselves(kind):
 
 @pytest.mark.parametrize("spec", sorted(set(ALL) - {"jpeg:20"}))
 def test_drawn_noise_is_new_for_every_image_and_batch(spec, images):
-    noise, clean = parse_noise(spec), torch.from_numpy(to_unit(images.train[:1])).repeat(2, 1, 1, 1)
+    noise, clean = parse_noise(spec), torch.from_numpy(EIGHT_BITS.to_unit(images.train[:1])).repeat(2, 1, 1, 1)
     draw = torch.Generator().manual_seed(1)
     first, second = noise(clean, draw), noise(clean, draw)
     assert not torch.equal(first[0], first[1])
@@ -387,7 +388,7 @@ def test_drawn_noise_is_new_for_every_image_and_batch(spec, images):
 
 @pytest.mark.parametrize("spec", ALL)
 def test_drawn_noise_depends_on_the_generator_alone(spec, images):
-    noise, clean = parse_noise(spec), torch.from_numpy(to_unit(images.train[:8]))
+    noise, clean = parse_noise(spec), torch.from_numpy(EIGHT_BITS.to_unit(images.train[:8]))
     before = clean.clone()
     torch.manual_seed(1)
     np.random.seed(1)
@@ -424,7 +425,7 @@ def test_only_jpeg_waits_for_the_device(spec):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spec", ALL)
 def test_fixed_noise_depends_on_seed_and_index_alone(spec, channels, images):
-    noise, clean = parse_noise(spec), to_unit(images.validation.clean[:60].reshape(-1, channels, 32, 32))
+    noise, clean = parse_noise(spec), EIGHT_BITS.to_unit(images.validation.clean[:60].reshape(-1, channels, 32, 32))
     clean.flags.writeable = False
     noisy = noise.fixed(clean, seed=1)
     assert (noisy.shape, noisy.dtype) == (clean.shape, np.float32)
@@ -438,7 +439,7 @@ def test_fixed_noise_depends_on_seed_and_index_alone(spec, channels, images):
 
 
 def test_fixed_gaussian_noise_is_the_same_for_every_image(images):
-    noise, clean = parse_noise("gaussian:30"), to_unit(images.validation.clean[:2])
+    noise, clean = parse_noise("gaussian:30"), EIGHT_BITS.to_unit(images.validation.clean[:2])
     noisy, grey = noise.fixed(clean, seed=1), noise.fixed(np.zeros_like(clean), seed=1)
     unclipped = np.abs(noisy) < 1
     np.testing.assert_allclose((noisy - clean)[unclipped], grey[unclipped], atol=1e-6)
@@ -466,7 +467,7 @@ def test_fixed_noise_is_what_it_always_was(spec):
 def test_gaussian_noise_is_what_it_always_was_to_the_bit(spec, images):
     low, _, high = spec.removeprefix("gaussian:").partition("-")
     low, high, pixels = float(low), float(high or low), images.validation.clean[:40]
-    clean = torch.from_numpy(to_unit(pixels))
+    clean = torch.from_numpy(EIGHT_BITS.to_unit(pixels))
 
     draw = torch.Generator().manual_seed(3)
     normal = torch.empty_like(clean).normal_(generator=draw)
