@@ -1,7 +1,5 @@
-"""Runs the decisions of a search: picks the next trial, asks the pruner after each report, and retries failed trials.
-
-Every step is on the record before a listener learns of it. There is no Ray in this module.
-"""
+"""Runs the decisions of a search: picks the next trial, prunes after each report, and retries failed trials. Every step
+is on the record before a listener learns of it. There is no Ray in this module."""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ from typing import Protocol
 from optuna.trial import FrozenTrial
 
 from hpo.policy import retry_policy, suggestions, trial_attributes
-from hpo.policy.budget_protocol import SearchBudget, UnlimitedBudget
 from hpo.policy.report_decision import Decision, decide_pruning
 from hpo.policy.retry_policy import FailureAction, TrialFailure
 from hpo.policy.suggestions import Suggestion
@@ -35,21 +32,25 @@ class Listener(Protocol):
         """The search is over or interrupted."""
 
 
-class SearchController:
-    """Hands out trials, and decides on their reports and failures.
+class SearchBudget(Protocol):
+    """The limits of a search in time and money. hpo.cluster.budget measures both."""
 
-    Args:
-        record: the search; this is its only writer.
-        space: its search space.
-        listeners: notified of every change, in this order.
-        budget: limits of time and money.
-    """
+    def allows_new_trials(self) -> bool:
+        """Whether another trial may begin."""
+
+    def allows_running_trials(self) -> bool:
+        """Whether running trials may continue and unfinished ones may be restarted."""
+
+
+class SearchController:
+    """Hands out trials, and decides on their reports and failures. It is the record's only writer, and notifies the
+    listeners of every change, in their order."""
 
     def __init__(
         self, record: Record, space: Space, listeners: Sequence[Listener] = (), budget: SearchBudget | None = None
     ) -> None:
         self.record = record
-        self._space, self._listeners, self._budget = space, listeners, budget or UnlimitedBudget()
+        self._space, self._listeners, self._budget = space, listeners, budget
         self._running: set[int] = set()
         self._fell_back: set[int] = set()
         self._is_exhausted = False
@@ -75,18 +76,19 @@ class SearchController:
         return number in self._running
 
     def next_trial(self) -> FrozenTrial | None:
-        """The next trial to run, an unfinished one first; None if there is none now."""
-        trial = self._unfinished_trial() or self._new_trial() if self._budget.allows_running_trials() else None
+        """The next trial to run, an unfinished one first; None if none can run now."""
+        if self._budget and not self._budget.allows_running_trials():
+            return None
+        trial = self.record.trial(self._unfinished.popleft()) if self._unfinished else self._new_trial()
         if trial is not None:
             self._running.add(trial.number)
         return trial
 
-    def _unfinished_trial(self) -> FrozenTrial | None:
-        return self.record.trial(self._unfinished.popleft()) if self._unfinished else None
-
     def _new_trial(self) -> FrozenTrial | None:
         trials = self.record.trials()
-        if self._is_exhausted or len(trials) >= self.record.search.trials or not self._budget.allows_new_trials():
+        if self._is_exhausted or len(trials) >= self.record.search.trials:
+            return None
+        if self._budget and not self._budget.allows_new_trials():
             return None
         if queued := self.record.queued():
             return self._queued_trial(queued) or self._new_trial()
@@ -118,15 +120,11 @@ class SearchController:
         return None if problem else trial
 
     def on_report(self, number: int, reports: Sequence[EvalReport], node: str | None = None) -> Decision:
-        """Record new reports of a trial, and decide after each whether it continues.
+        """Record new reports of a trial, decide after each whether it continues, and return the last decision.
 
         Args:
-            number: the trial's.
             reports: all its reports so far, epoch 1 first. Those on record already are skipped.
             node: the host that trained the last epoch; None: not known.
-
-        Returns:
-            The last decision.
         """
         trial = self.record.trial(number)
         if trial.state.is_finished():
@@ -145,7 +143,9 @@ class SearchController:
         if not new:  # an earlier driver recorded the last one, and the trial continued, or it would have ended
             return decide_pruning(self.record.trials(), number, len(reports), self.record.search)
         for report in new:
-            decision = self._append_report(number, report, node if report is new[-1] else None)
+            trials = self.record.trials_with_report(number, report, node if report is new[-1] else None)
+            decision = decide_pruning(trials, number, report.epoch, self.record.search)
+            self.record.append_report(trials[number], decision)
             if decision.action != "continue":
                 self._running.discard(number)
             self._notify(self.record.trial(number))
@@ -153,18 +153,9 @@ class SearchController:
                 break
         return decision
 
-    def _append_report(self, number: int, report: EvalReport, node: str | None) -> Decision:
-        trials = self.record.trials_with_report(number, report, node)
-        decision = decide_pruning(trials, number, report.epoch, self.record.search)
-        self.record.append_report(number, report, decision, node)
-        return decision
-
     def on_trial_failure(self, number: int, failure: TrialFailure) -> None:
-        """Record that a trial's process or node died, and retry it from its last checkpoint or fail it.
-
-        Raises:
-            MachineError: trials only fail, see hpo.policy.retry_policy.
-        """
+        """Record that a trial's process or node died, and retry it from its last checkpoint or fail it. Raises
+        MachineError if trials only fail (hpo.policy.retry_policy)."""
         is_migration = failure.action is FailureAction.MIGRATE
         (self.record.add_migration if is_migration else self.record.add_failure)(number, failure.error)
         if error := retry_policy.final_error(failure, self.record.trial(number)):

@@ -1,7 +1,4 @@
-"""The time and the money that a search may spend. The cost is the nodes' hours times their prices.
-
-The functions are pure; `CostMeter` accumulates what the cluster monitor sees.
-"""
+"""The time and the money that a search may spend. The cost is the nodes' hours times their prices."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from optuna.trial import FrozenTrial
 
 from hpo.cluster.cluster_state import PRICE, AutoscalerLimits, ClusterMonitor, ClusterSnapshot, price
 from hpo.policy import trial_attributes
-from hpo.policy.estimates import epochs_left
 from hpo.policy.leaderboard import NUM_FINALISTS, reports_of
+from hpo.policy.report_decision import epochs_left
 from hpo.policy.search_config import SearchConfig
 from model.common.errors import ConfigError
 
@@ -94,14 +91,7 @@ def cost_of_end(seconds: float, rates: Rates, idle_seconds: float) -> float:
 
 
 def budget_action(spent: float, limit: float, running: float, end: float) -> BudgetAction:
-    """Decide by the expected cost.
-
-    Args:
-        spent: USD so far.
-        limit: USD that the search may cost.
-        running: USD that the running trials are expected to cost still.
-        end: USD that finalists, final training and export are expected to cost.
-    """
+    """Decide by the USD spent so far, and those that the running trials and the end are expected to cost."""
     if spent + end >= limit:
         return BudgetAction.STOP
     return BudgetAction.NO_NEW_TRIALS if spent + running + end >= limit else BudgetAction.CONTINUE
@@ -111,13 +101,13 @@ class CostMeter:
     """Accumulates the cost of one driver's cluster. The monitor's thread calls `update`."""
 
     def __init__(self, spent: float, limits: AutoscalerLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits, self._clock = limits, clock
+        self.limits, self._clock = limits, clock
         self._account, self._lock = Account(usd=spent), threading.Lock()
 
     def update(self, snapshot: ClusterSnapshot) -> None:
         """Charge the time since the last snapshot."""
         with self._lock:
-            self._account = self._account.accrue(hourly_rates(snapshot, self._limits), self._clock())
+            self._account = self._account.accrue(hourly_rates(snapshot, self.limits), self._clock())
 
     @property
     def usd(self) -> float:
@@ -125,13 +115,10 @@ class CostMeter:
         with self._lock:
             return self._account.accrue(self._account.rates, self._clock()).usd
 
-    def running_cost(self, seconds: float) -> float:
-        """USD for all present machines."""
-        return sum(self._account.rates.values()) * seconds / 3600
-
-    def end_cost(self, seconds: float) -> float:
-        """USD for the end of the search; idle machines go meanwhile."""
-        return cost_of_end(seconds, self._account.rates, self._limits.idle_timeout_seconds)
+    @property
+    def rates(self) -> Rates:
+        """USD per hour of each machine that is present."""
+        return self._account.rates
 
 
 class TimeAndCostBudget:
@@ -145,13 +132,7 @@ class TimeAndCostBudget:
         meter: CostMeter | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        Args:
-            search: The limits.
-            trials: Returns the trials as they are now; expected costs depend on them.
-            meter: None where the nodes have no prices.
-            clock: Seconds.
-        """
+        """trials: returns those of the search now; expected costs depend on them. meter: None without prices."""
         self._search, self._trials, self._meter, self._clock = search, trials, meter, clock
         self._started = clock()
 
@@ -167,8 +148,9 @@ class TimeAndCostBudget:
             return BudgetAction.CONTINUE
         trials = self._trials()
         ahead = search if final_epochs is None else replace(search, final_epochs=final_epochs)
-        running = meter.running_cost(seconds_of_running_trials(trials, ahead))
-        return budget_action(meter.usd, search.max_cost, running, meter.end_cost(seconds_after_trials(trials, ahead)))
+        running = sum(meter.rates.values()) * seconds_of_running_trials(trials, ahead) / 3600
+        end = cost_of_end(seconds_after_trials(trials, ahead), meter.rates, meter.limits.idle_timeout_seconds)
+        return budget_action(meter.usd, search.max_cost, running, end)
 
     def allows_new_trials(self) -> bool:
         """Whether time and money allow to begin another trial."""
@@ -193,18 +175,7 @@ def create_budget(
     monitor: ClusterMonitor,
     limits: AutoscalerLimits,
 ) -> TimeAndCostBudget:
-    """The budget of one driver, fed by the monitor.
-
-    Args:
-        search: The limits.
-        spent: USD that earlier drivers have spent.
-        trials: Returns the trials as they are now.
-        monitor: Of the search's cluster.
-        limits: Of the cluster's autoscaler, with the prices of its node types.
-
-    Raises:
-        ConfigError: `max_cost` needs prices that are missing, or is used up.
-    """
+    """The budget of one driver, fed by the monitor. spent: USD of earlier drivers. Raises as check_cost_limit does."""
     check_cost_limit(search, spent, monitor.snapshot, limits)
     meter = None
     if not unpriced(monitor.snapshot, limits):

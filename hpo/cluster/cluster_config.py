@@ -8,8 +8,15 @@ from typing import Any
 import yaml
 
 from hpo.cluster import cluster_rules
-from hpo.cluster.config_values import MARKET, PRICE, TOKEN_FILE, Config, assigned_values, is_token_mount
-from hpo.cluster.ec2_schema import instance_shape
+from hpo.cluster.config_values import (
+    MARKET,
+    PRICE,
+    TOKEN_FILE,
+    Config,
+    assigned_values,
+    instance_shape,
+    is_token_mount,
+)
 from model.common.errors import ConfigError
 
 _MAX_BYTES, _MAX_NODES = 200_000, 20_000

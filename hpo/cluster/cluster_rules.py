@@ -1,8 +1,5 @@
-"""The rules of a safe cluster file.
-
-Ray has no dry run, and its validation accepts typos inside `provider` and `node_config`, open ports, and storage that
-the workers do not share. All of that would show when machines are running and cost money.
-"""
+"""The rules of a safe cluster file. Ray has no dry run, and its validation accepts typos inside `provider` and
+`node_config`, open ports, and storage that the workers do not share: all would show when machines cost money."""
 
 from __future__ import annotations
 
@@ -25,12 +22,13 @@ from hpo.cluster.config_values import (
     Config,
     assigned_values,
     command_strings,
+    instance_shape,
     is_token_mount,
     mapping_at,
     odd_keys,
     strings,
+    unknown_members,
 )
-from hpo.cluster.ec2_schema import instance_shape, unknown_members
 from model.common.errors import ConfigError
 from model.common.s3 import options_of
 from model.common.text import did_you_mean
@@ -79,11 +77,11 @@ def find_errors(config: Config) -> list[str]:
         for word in dict.fromkeys(re.findall(rf"[\w./:-]*{UNFILLED}[\w./-]*", text))
     ]
     errors += _unknown_keys(config)
-    shape = _wrong_shape(config)
-    if shape:  # the other rules rely on the shape
+    if shape := _wrong_shape(config):  # the other rules rely on the shape
         return [*errors, *shape]
     provider_rules = {"aws": _aws, "local": _local}[config["provider"]["type"]]
-    return [*errors, *(line for rule in (_everywhere, _commands, provider_rules) for line in rule(config))]
+    rules = (_everywhere, _environment, _versions, _moved_modules, _start, provider_rules)
+    return [*errors, *(line for rule in rules for line in rule(config))]
 
 
 @functools.cache
@@ -163,11 +161,6 @@ def _everywhere(config: Config) -> list[str]:
     return errors
 
 
-def _commands(config: Config) -> list[str]:
-    """Rules of the set-up commands and of `ray start`."""
-    return [*_environment(config), *_versions(config), *_moved_modules(config), *_start(config)]
-
-
 def _environment(config: Config) -> list[str]:
     errors = []
     modes = assigned_values(config, "RAY_AUTH_MODE", *SETUP_COMMANDS, *START_COMMANDS)  # later values must agree
@@ -201,11 +194,13 @@ def _wrong_storage(where: str, kind: str) -> list[str]:
     return []
 
 
-def _moved_modules(config: Config) -> Iterator[str]:
-    for where, text in command_strings(config):
-        for old, new in _MOVED_MODULES.items():
-            if re.search(rf"-m\s+{re.escape(old)}(?![\w.])", text):
-                yield f"{where}: {old} is called {new} now"
+def _moved_modules(config: Config) -> list[str]:
+    return [
+        f"{where}: {old} is called {new} now"
+        for where, text in command_strings(config)
+        for old, new in _MOVED_MODULES.items()
+        if re.search(rf"-m\s+{re.escape(old)}(?![\w.])", text)
+    ]
 
 
 def _versions(config: Config) -> list[str]:
@@ -215,12 +210,12 @@ def _versions(config: Config) -> list[str]:
             errors.append(f"{where}: installs {wheel}; only Ray {PINNED} was tested: ray[default]=={PINNED}")
         for sign, number in _RAY.findall(text):
             if (sign, number) != ("==", PINNED):
-                errors.append(f"{where}: installs ray{sign}{number}; Ray {PINNED} is here: ray[default]=={PINNED}")
+                errors.append(f"{where}: installs ray{sign}{number}; this machine has ray[default]=={PINNED}")
             pinned |= (sign, number) == ("==", PINNED)
         if _RAY_UNPINNED.search(text):
-            errors.append(f"{where}: installs ray of any version; Ray {PINNED} is here: ray[default]=={PINNED}")
+            errors.append(f"{where}: installs ray of any version; this machine has ray[default]=={PINNED}")
     if not errors and not pinned:
-        errors.append(f"setup_commands: nothing installs ray[default]=={PINNED}, the version that is here")
+        errors.append(f"setup_commands: nothing installs ray[default]=={PINNED}, the version of this machine")
     return errors
 
 
@@ -243,9 +238,9 @@ def _start(config: Config) -> list[str]:
 
 
 def _local(config: Config) -> list[str]:
-    values = re.findall(r"RAY_enable_autoscaler_v2=(\S+?)[;\s]", " ".join(config["head_start_ray_commands"]))
     errors = []
-    if set(values) != {"0"}:
+    head = " ".join(config["head_start_ray_commands"])
+    if set(re.findall(r"RAY_enable_autoscaler_v2=(\S+?)[;\s]", head)) != {"0"}:
         errors.append(
             "head_start_ray_commands: autoscaler v2 (Ray's default) counts the head of a local provider among the "
             "workers: export RAY_enable_autoscaler_v2=0 before `ray start`"
@@ -341,17 +336,15 @@ def ray_errors(config: Config) -> list[str]:
 def missing_files(config: Config) -> list[str]:
     """Files on this machine that the cluster file names and that are missing, or readable by others. A line each."""
     errors = []
-    mounts = config.get("file_mounts")
-    for remote, local in mounts.items() if isinstance(mounts, dict) else ():
+    for remote, local in mapping_at(config, "file_mounts").items():
         source = os.path.expanduser(str(local))
-        if UNFILLED in str(local):
+        if UNFILLED in source:
             continue
         if not os.path.exists(source):
             errors.append(f"file_mounts.{remote}={local}: there is no such file or folder")
         elif is_token_mount(remote):
             errors += _wrong_token(Path(source) / TOKEN_FILE)
-    auth = config.get("auth")
-    key = auth.get("ssh_private_key") if isinstance(auth, dict) else None
+    key = mapping_at(config, "auth").get("ssh_private_key")
     if isinstance(key, str) and UNFILLED not in key:
         path = os.path.expanduser(key)
         if not os.path.isfile(path):

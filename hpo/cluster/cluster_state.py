@@ -76,13 +76,8 @@ class AutoscalerLimits:
     def feasible_request(self, wanted: Mapping[str, int], cpus: float, gpus: float) -> dict[str, int]:
         """Reduce a request to what the autoscaler may add: it adds nothing for a request that does not fit as a whole.
 
-        Args:
-            wanted: Slots for trials by market. The first market takes precedence.
-            cpus: CPUs per trial.
-            gpus: GPUs per trial.
-
-        Returns:
-            Slots by market, without zeros. They assume the smallest nodes, since the autoscaler chooses the type.
+        The slots are by market, of which the first takes precedence. They assume the smallest nodes, since the
+        autoscaler chooses the type.
         """
         workers_left, request = self.max_workers, {}
         for market, slots in wanted.items():
@@ -159,7 +154,7 @@ def poll_cluster() -> ClusterSnapshot:
 
 
 def _pending_nodes() -> ClusterSnapshot:
-    """The autoscaler's report; an empty snapshot where there is none."""
+    """The autoscaler's report; an empty snapshot without an autoscaler."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         since = time.time() - _FAILURE_SECONDS  # the head's clock, and ours: a cluster's driver runs there
@@ -215,7 +210,7 @@ class ClusterMonitor:
     """Polls the cluster every two seconds, in a thread of its own: each poll queries Ray's head."""
 
     def __init__(self, poll: Callable[[], ClusterSnapshot] = poll_cluster) -> None:
-        """Polls once, so that `snapshot` is there before `start`."""
+        """Polls once, so that `snapshot` is set before `start`."""
         self._poll = poll
         self.snapshot = poll()
         self._listeners: list[Callable[[ClusterSnapshot], None]] = []
@@ -235,7 +230,6 @@ class ClusterMonitor:
         return any(not node.is_head for node in self.snapshot.nodes)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -42,13 +42,11 @@ def update_shortage(
     A spot node that joins ends the shortage, even if it is too small for all: the next one must last as long again.
 
     Args:
-        before: The state after the previous look.
-        snapshot: The cluster.
-        running: Trials and their nodes.
-        waiting: Number of trials without a slot.
-        starting: Number of trials that have a slot and no process yet.
-        now: Seconds, on the clock of `before`.
-        patience: Seconds of waiting after which on-demand nodes are requested.
+        running: trials and their nodes.
+        waiting: number of trials without a slot.
+        starting: number of trials that have a slot and no process yet.
+        now: seconds, on the clock of `before`.
+        patience: seconds of waiting after which on-demand nodes are requested.
     """
     spot, on_demand = _workers(snapshot, SPOT), _workers(snapshot, ON_DEMAND)
     joined = on_demand - before.on_demand_nodes if before.has_requested else frozenset()
@@ -90,15 +88,8 @@ def _workers(snapshot: ClusterSnapshot, market: str) -> frozenset[str]:
 def describe_pending(
     numbers: Sequence[int], cpus: float, gpus: float, snapshot: ClusterSnapshot, on_demand_slots: int = 0
 ) -> str:
-    """What pending trials wait for, such as `trial 5 waits for 1 GPU: none free, 2 nodes are starting`.
-
-    Args:
-        numbers: The pending trials; without any the answer is empty.
-        cpus: CPUs per trial.
-        gpus: GPUs per trial.
-        snapshot: The cluster.
-        on_demand_slots: Slots that were requested because of a spot shortage.
-    """
+    """What pending trials wait for, such as `trial 5 waits for 1 GPU: none free, 2 nodes are starting`; empty without
+    pending trials. on_demand_slots: those that were requested because of a spot shortage."""
     if not numbers:
         return ""
     is_one = len(numbers) == 1

@@ -2,8 +2,7 @@
 
 Ray does not read EC2's notice, which appears two minutes ahead in the instance metadata
 (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html). A drained node gets no new
-trials, and the driver migrates its trials after their current epoch. None of this counts as a failure.
-"""
+trials, and the driver migrates its trials after their current epoch."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ class Raylet:
 
 def raylets(gcs: str | None = None) -> list[Raylet]:
     """Ray's nodes on this host, by their command lines. gcs: of this cluster only."""
-    found = []
+    nodes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             program, *arguments = path.read_text().split("\0")
@@ -62,8 +61,8 @@ def raylets(gcs: str | None = None) -> list[Raylet]:
             continue
         if program.endswith("/raylet"):
             options = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
-            found.append(Raylet(pid=int(path.parent.name), node_id=options["node_id"], gcs=options["gcs-address"]))
-    return [raylet for raylet in found if gcs in (None, raylet.gcs)]
+            nodes.append(Raylet(pid=int(path.parent.name), node_id=options["node_id"], gcs=options["gcs-address"]))
+    return [raylet for raylet in nodes if gcs in (None, raylet.gcs)]
 
 
 class Metadata:

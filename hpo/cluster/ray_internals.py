@@ -12,14 +12,12 @@ from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 def available_resources() -> Mapping[str, Mapping[str, float]]:
     """Free resources by node id."""
-    found: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
-    return found
+    return dict(ray._private.state.available_resources_per_node())
 
 
-def draining_nodes() -> Mapping[str, Any]:
+def draining_nodes() -> set[str]:
     """The ids of nodes that take no new work."""
-    found: Mapping[str, Any] = ray._private.state.state.get_draining_nodes()
-    return found
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def autoscaler_v1_report() -> bytes | None:
@@ -32,11 +30,7 @@ def autoscaler_v1_report() -> bytes | None:
 def drain_node(gcs_address: str, node_id: str, message: str, deadline_ms: int = 0) -> None:
     """Drain a node: it takes no new work. Raises RuntimeError if Ray refuses, ray.exceptions.RpcError.
 
-    Args:
-        gcs_address: HOST:PORT of the cluster's head.
-        node_id: The node, in hex.
-        message: The reason, for Ray's logs and errors.
-        deadline_ms: When the node will be gone, in milliseconds since 1970; 0: no deadline.
+    gcs_address: HOST:PORT of the head. deadline_ms: when the node will be gone, in milliseconds since 1970; 0: unknown.
     """
     gcs = ray._raylet.GcsClient(address=gcs_address)
     accepted, reason = gcs.drain_node(node_id, DRAIN_NODE_REASON_PREEMPTION, message, deadline_ms)
@@ -46,16 +40,14 @@ def drain_node(gcs_address: str, node_id: str, message: str, deadline_ms: int = 
 
 def node_of_actor(actor: Any) -> str:
     """The id of the node where an actor runs."""
-    node: str = ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"]
-    return node
+    return str(ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"])
 
 
 def own_resources() -> dict[str, float]:
     """What Ray would offer on this machine."""
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec  # noqa: PLC0415 - the driver's alone
 
-    resources: dict[str, float] = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
-    return resources
+    return dict(ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict())
 
 
 def head_address(address: str) -> tuple[str, int]:

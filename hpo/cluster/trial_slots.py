@@ -17,14 +17,7 @@ class RayStartError(MachineError):
 
 
 class Cluster:
-    """A cluster as one search uses it.
-
-    Attributes:
-        gpus_per_trial: As configured; by default 1 where any node has a GPU, else 0.
-        slots: Trials that the search runs at a time, once all nodes have joined.
-        slots_now: Trials that fit on the nodes that are present.
-        scratch: A local folder for Tune.
-    """
+    """A cluster as one search uses it."""
 
     def __init__(
         self,
@@ -36,14 +29,15 @@ class Cluster:
         scratch: str = tempfile.gettempdir(),
     ) -> None:
         """Raises ConfigError if no node has the resources of a trial; RayStartError if no worker has joined."""
-        self.is_alive, self.scratch, self.monitor, self.limits = is_alive, scratch, monitor, limits
+        self.is_alive, self.monitor, self.limits = is_alive, monitor, limits
+        self.scratch = scratch  # a local folder for Tune
         nodes = monitor.snapshot.nodes
         addable = [kind.resources for kind in limits.node_types if kind.max_workers]
         offered = [node.resources for node in nodes] + addable
         has_gpus = any(resources.get("GPU", 0) for resources in offered)
         self.gpus_per_trial = float(has_gpus) if search.gpus_per_trial is None else search.gpus_per_trial
         self.cpus_per_trial = search.cpus_per_trial
-        self.slots_now = sum(self._fit(node.resources) for node in nodes)
+        self.slots_now = sum(self._fit(node.resources) for node in nodes)  # on the nodes that are present
         slots = max(self.slots_now, limits.max_trials(self.cpus_per_trial, self.gpus_per_trial))
         per_worker = max((self._fit(node.resources) for node in nodes if not node.is_head), default=0)
         slots = max(slots, limits.expected_workers * per_worker)  # assumes that the others are like those present
@@ -51,7 +45,7 @@ class Cluster:
             slots = max(slots, search.max_concurrent)  # an autoscaler of another kind adds nodes
         if slots == 0:
             raise no_room(self.cpus_per_trial, self.gpus_per_trial, offered, can_grow=bool(limits.node_types))
-        self.slots = min(slots, search.max_concurrent or slots, search.trials)
+        self.slots = min(slots, search.max_concurrent or slots, search.trials)  # once all nodes have joined
 
     def _fit(self, resources: Mapping[str, float]) -> int:
         return trials_that_fit(resources, self.cpus_per_trial, self.gpus_per_trial)
@@ -83,14 +77,8 @@ class Cluster:
 def no_room(
     cpus: float, gpus: float, offered: Sequence[Mapping[str, float]], *, can_grow: bool = False
 ) -> ConfigError | RayStartError:
-    """The error for a trial that fits on no node: RayStartError where there is no worker at all.
-
-    Args:
-        cpus: CPUs per trial.
-        gpus: GPUs per trial.
-        offered: Resources of each node and each node type.
-        can_grow: Whether an autoscaler adds nodes.
-    """
+    """The error for a trial that fits on no node: RayStartError without any worker. offered: the resources of each node
+    and each node type. can_grow: whether an autoscaler adds nodes."""
     largest = {name: max((has.get(name, 0) for has in offered), default=0) for name in ("CPU", "GPU")}
     added = ", and the autoscaler can add none that has" if can_grow else ""
     message = f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs; no node has them{added}. "

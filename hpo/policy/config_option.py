@@ -10,23 +10,14 @@ SEARCHED, RESOURCES = "what is searched (fixed once the search exists)", "how mu
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field of SearchConfig means, for the command line and for error messages.
+    """What a field of SearchConfig means, for the command line and for error messages."""
 
-    Args:
-        help: a phrase for `--help`, with the unit, without the default.
-        metavar: what stands for the value in `--help`; None: a switch without a value.
-        default: the default for people, where the field's own value does not say it.
-        group: the heading in `--help`, SEARCHED or RESOURCES.
-        changeable: whether the value may differ when a search is continued.
-        example: a valid value for error messages; None: the default is one.
-    """
-
-    help: str
-    metavar: str | tuple[str, str] | None
-    default: str
-    group: str
-    changeable: bool
-    example: Any
+    help: str  # a phrase for `--help`, with the unit, without the default
+    metavar: str | tuple[str, str] | None  # what stands for the value in `--help`; None: a switch without a value
+    default: str  # for people
+    group: str  # the heading in `--help`, SEARCHED or RESOURCES
+    changeable: bool  # whether the value may differ when a search is continued
+    example: Any  # a valid value for error messages; None: the default is one
 
     @property
     def help_with_default(self) -> str:

@@ -20,7 +20,7 @@ def reports_of(trial: FrozenTrial) -> list[EvalReport]:
 
 
 def best_report(trial: FrozenTrial, objective: Objective) -> EvalReport | None:
-    """The report of the epoch whose checkpoint is a trial's best; None: there is none yet."""
+    """The report of the epoch whose checkpoint is a trial's best; None before the first report."""
     return best_of(reports_of(trial), objective)
 
 
@@ -34,7 +34,8 @@ def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport |
 
 
 def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
-    """One line of the leaderboard, JSON-ready. The metrics are those of the best epoch."""
+    """One line of the leaderboard, JSON-ready. The metrics are those of the best epoch. stop_reason: the reason of the
+    Decision that ended the trial, or "error"."""
     best = best_report(trial, objective)
     reports = reports_of(trial)
     metrics = best.as_dict() if best else {"ssim": None, "psnr_db": None, "l1": None, "epoch": None}
@@ -49,7 +50,7 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "psnr_db": metrics["psnr_db"],
         "l1": metrics["l1"],
         "params": trial.params,
-        "stop_reason": _stop_reason(trial),
+        "stop_reason": "error" if trial.state == TrialState.FAIL else trial.user_attrs.get(DECISION, {}).get("reason"),
         "images": reports[-1].images if reports else 0,
         "images_per_second": reports[-1].images / seconds if seconds else None,
     }
@@ -61,14 +62,19 @@ def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dic
     return sorted(rows, key=lambda r: (r["value"] is None, -(r["value"] or 0.0), r["number"]))
 
 
-def finalists(trials: Sequence[FrozenTrial], objective: Objective, lost: Collection[int] = ()) -> list[int]:
+def finalists(trials: Sequence[FrozenTrial], lost: Collection[int] = ()) -> list[int]:
     """Numbers of the trials to measure on all validation images. lost: trials without a usable checkpoint."""
-    return candidates([trial for trial in trials if trial.number not in lost], objective)[:NUM_FINALISTS]
+    return candidates(trial for trial in trials if trial.number not in lost)[:NUM_FINALISTS]
 
 
-def candidates(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
+def candidates(trials: Iterable[FrozenTrial]) -> list[int]:
     """Numbers of the trials that can win, best first by their own reports."""
-    return [row["number"] for row in leaderboard([trial for trial in trials if is_candidate(trial)], objective)]
+    return [number for _, number in sorted(filter(None, map(rank, trials)))]
+
+
+def kept_trials(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
+    """Numbers of the ended trials whose checkpoints stay. A trial that has dropped out never comes back."""
+    return set(candidates(trial for trial in trials if trial.state.is_finished())[:keep])
 
 
 def is_candidate(trial: FrozenTrial) -> bool:
@@ -89,20 +95,6 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
     return outcome
 
 
-def _stop_reason(trial: FrozenTrial) -> str | None:
-    """The reason of the Decision that ended a trial; "error": it failed; None: it has not ended."""
-    if trial.state == TrialState.FAIL:
-        return "error"
-    reason: str | None = trial.user_attrs.get(DECISION, {}).get("reason")
-    return reason
-
-
 def rank(trial: FrozenTrial) -> tuple[float, int] | None:
     """A sort key for the leaderboard, the best trial first; None: the trial cannot win."""
     return (-max(trial.intermediate_values.values()), trial.number) if is_candidate(trial) else None
-
-
-def kept_trials(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
-    """Numbers of the ended trials whose checkpoints stay. A trial that has dropped out never comes back."""
-    ranks = sorted(key for trial in trials if trial.state.is_finished() and (key := rank(trial)))
-    return {number for _, number in ranks[:keep]}

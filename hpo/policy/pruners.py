@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from optuna import Study
 from optuna.pruners import BasePruner
@@ -33,8 +33,17 @@ class Comparison:
     step: int  # after which the values were reported
 
 
+class _Rivals(NamedTuple):
+    trials: Sequence[FrozenTrial]
+    step: int  # after which their values are compared
+    places: int  # how many of them continue
+
+
 class ComparingPruner(BasePruner):
-    """A pruner that explains its decisions."""
+    """A pruner that compares a trial's value with those of other trials, and explains its decisions."""
+
+    min_delta = 0.0  # a value that is less than this below the cutoff counts as equal
+    rule: Literal["asha", "leaders"] = "asha"  # the reason of a Decision
 
     @abstractmethod
     def compares(self, step: int) -> bool:
@@ -45,19 +54,33 @@ class ComparingPruner(BasePruner):
         """The expected share of all trials that continue after a step at which it compares."""
 
     @abstractmethod
+    def rivals(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, step: int) -> _Rivals:
+        """The trials with which a trial is compared after a step."""
+
     def compare(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
     ) -> Comparison | None:
-        """Compare a trial's last value with those of other trials.
+        """Compare a trial's last value with those of other trials; None: it continues without a comparison. Equal
+        values all pass, and NaN is the worst. trials: all trials of the study, by number."""
+        if trial.last_step is None or not self.compares(trial.last_step):
+            return None
+        rivals = self.rivals(trials, trial, trial.last_step)
+        sign = 1 if direction == StudyDirection.MINIMIZE else -1
 
-        Args:
-            trials: all trials of the study, by number.
-            trial: one of them.
-            direction: the study's.
+        def key(rival: FrozenTrial) -> float:
+            value = rival.intermediate_values[rivals.step]
+            return math.inf if math.isnan(value) else sign * value
 
-        Returns:
-            None if the trial continues without a comparison.
-        """
+        order = sorted((key(rival), rival.number) for rival in rivals.trials)
+        cutoff, set_by = order[min(rivals.places, len(order)) - 1]
+        return Comparison(
+            passed=key(trial) <= cutoff + self.min_delta and not math.isnan(trial.intermediate_values[rivals.step]),
+            cutoff=sign * cutoff,
+            set_by=set_by,
+            rivals=len(order),
+            places=rivals.places,
+            step=rivals.step,
+        )
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Optuna's interface."""
@@ -96,31 +119,22 @@ class AshaPruner(ComparingPruner):
                 f"grace_period={grace_period}, reduction_factor={reduction_factor}: both must be at least 1"
             )
         self._grace, self._reduction, self._epochs = grace_period, reduction_factor, epochs
-        self._min_delta, self._is_dead = min_delta, is_dead
+        self.min_delta, self._is_dead = min_delta, is_dead
 
     def compares(self, step: int) -> bool:
-        """See ComparingPruner."""
         return step >= self._grace and not (self._epochs and 8 * (self._epochs - step) <= self._epochs)
 
     def share(self, step: int) -> float:
-        """See ComparingPruner."""
         return 1.0 if step < self._grace else 1 / (self._reduction * (step / self._grace) ** _POWER)
 
-    def compare(
-        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
-    ) -> Comparison | None:
-        """See ComparingPruner."""
-        step = trial.last_step
-        if step is None or not self.compares(step):
-            return None
+    def rivals(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, step: int) -> _Rivals:
         alive = [
             other
             for other in trials
             if other.intermediate_values and (other.number == trial.number or not self._is_dead(other))
         ]
-        rivals = [other for other in alive if step in other.intermediate_values]
         places = max(1, int(len(alive) * self.share(step)))
-        return _compare_values(direction, trial, rivals, step, places, min_delta=self._min_delta)
+        return _Rivals([other for other in alive if step in other.intermediate_values], step, places)
 
 
 class FormerPruner(ComparingPruner):
@@ -133,7 +147,8 @@ class FormerPruner(ComparingPruner):
     """
 
     def __init__(self, rule: Literal["leaders", "asha"], *, grace_period: int, reduction_factor: int) -> None:
-        self._is_leaders, self._grace, self._reduction = rule == "leaders", grace_period, reduction_factor
+        self.rule, self._is_leaders = rule, rule == "leaders"
+        self._grace, self._reduction = grace_period, reduction_factor
 
     def _rungs(self, step: int) -> list[int]:
         """The rungs up to a step."""
@@ -143,67 +158,23 @@ class FormerPruner(ComparingPruner):
         return rungs[:-1]
 
     def compares(self, step: int) -> bool:
-        """See ComparingPruner."""
         return step >= self._grace and (self._is_leaders or step in self._rungs(step))
 
     def share(self, step: int) -> float:
-        """See ComparingPruner."""
         return float(self._reduction) ** -(1 if self._is_leaders else len(self._rungs(step)))
 
-    def compare(
-        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
-    ) -> Comparison | None:
-        """See ComparingPruner."""
-        step = trial.last_step
-        if step is None or not self.compares(step):
-            return None
+    def rivals(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, step: int) -> _Rivals:
         complete = sorted((-t.values[0], t.number) for t in trials if t.state == TrialState.COMPLETE)
         if self._is_leaders and len(complete) >= _NUM_LEADERS:
-            leaders = [trials[number] for _, number in complete[:_NUM_LEADERS]]
-            return _compare_values(direction, trial, leaders, step, _NUM_LEADERS)
+            return _Rivals([trials[number] for _, number in complete[:_NUM_LEADERS]], step, _NUM_LEADERS)
         compared_step = self._grace if self._is_leaders else step
-        rivals = [other for other in trials if compared_step in other.intermediate_values]
-        return _compare_values(direction, trial, rivals, compared_step, max(1, len(rivals) // self._reduction))
-
-
-def _compare_values(
-    direction: StudyDirection,
-    trial: FrozenTrial,
-    rivals: Sequence[FrozenTrial],
-    step: int,
-    places: int,
-    *,
-    min_delta: float = 0.0,
-) -> Comparison:
-    """Compare by the values after a step. Equal values all pass, and NaN is the worst."""
-    sign = 1 if direction == StudyDirection.MINIMIZE else -1
-
-    def key(rival: FrozenTrial) -> float:
-        value = rival.intermediate_values[step]
-        return math.inf if math.isnan(value) else sign * value
-
-    order = sorted((key(rival), rival.number) for rival in rivals)
-    cutoff, set_by = order[min(places, len(order)) - 1]
-    return Comparison(
-        passed=key(trial) <= cutoff + min_delta and not math.isnan(trial.intermediate_values[step]),
-        cutoff=sign * cutoff,
-        set_by=set_by,
-        rivals=len(order),
-        places=places,
-        step=step,
-    )
+        reported = [other for other in trials if compared_step in other.intermediate_values]
+        return _Rivals(reported, compared_step, max(1, len(reported) // self._reduction))
 
 
 def create_pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) -> BasePruner | None:
-    """Make the pruner; None: the search has none.
-
-    Args:
-        search: names it, with its settings.
-        is_dead: whether a trial no longer counts as a rival, such as one that diverged.
-
-    Raises:
-        ConfigError: the user's file fails, or returns something else.
-    """
+    """Make the pruner; None: the search has none. is_dead: whether a trial no longer counts as a rival. Raises
+    ConfigError if the user's file fails, or returns something else."""
     if search.pruner == "none":
         return None
     if search.pruner == "asha":
@@ -215,7 +186,10 @@ def create_pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) 
             is_dead=is_dead,
         )
     if search.pruner in FORMER_PRUNERS:
-        rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
-        return FormerPruner(rule, grace_period=search.grace_epochs, reduction_factor=search.reduction_factor)
+        return FormerPruner(
+            "leaders" if search.pruner == "leaders" else "asha",
+            grace_period=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
     from_file: BasePruner = load_from_file("pruner", search.pruner, BasePruner, "pruner()")
     return from_file

@@ -1,4 +1,5 @@
-"""Decides after each report whether a trial continues, is pruned or is complete, with the search's pruner."""
+"""Decides after each report whether a trial continues, is pruned or is complete, with the search's pruner; and how many
+epochs a trial is still expected to run."""
 
 from __future__ import annotations
 
@@ -24,31 +25,19 @@ PRUNED = ("asha", "leaders", "pruner")  # the reasons of a Decision that mean: o
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Whether a trial continues after a report, and why. That of an ended trial is on record.
-
-    Args:
-        action: what happens to the trial.
-        reason: "asha", "leaders" and "pruner" prune it since others were better; "pruner" is a user's.
-        epoch: the report's.
-        value: the objective after that epoch.
-        cutoff: the lowest value that continues, if the pruner says so.
-        set_by: number of the trial with that value.
-        rivals: number of trials whose values were compared.
-        compared: the epoch after which they had these values.
-        places: how many of them continue.
-        kept: Optuna's system attributes that a user's pruner set on the trial, for its next decisions.
-    """
+    """Whether a trial continues after a report, and why. That of an ended trial is on record."""
 
     action: Literal["continue", "complete", "prune"]
+    # PRUNED means that others were better; of these, "pruner" is a user's.
     reason: Literal["not compared", "passed", "finished", "asha", "leaders", "pruner", "diverged", "collapsed"]
-    epoch: int
-    value: float
-    cutoff: float | None = None
-    set_by: int | None = None
-    rivals: int | None = None
-    compared: int | None = None
-    places: int | None = None
-    kept: Mapping[str, Any] | None = None
+    epoch: int  # the report's
+    value: float  # the objective after that epoch
+    cutoff: float | None = None  # the lowest value that continues, if the pruner says so
+    set_by: int | None = None  # number of the trial with that value
+    rivals: int | None = None  # number of trials whose values were compared
+    compared: int | None = None  # the epoch after which they had these values
+    places: int | None = None  # how many of them continue
+    kept: Mapping[str, Any] | None = None  # Optuna's system attributes that a user's pruner set, for its next decisions
 
 
 def next_comparison(epochs: int, search: SearchConfig) -> int | None:
@@ -71,6 +60,28 @@ def survival_shares(search: SearchConfig) -> list[float]:
     return shares
 
 
+def expected_epochs(search: SearchConfig) -> float:
+    """The mean number of epochs of a trial, by the pruner's rule alone."""
+    return sum(survival_shares(search))
+
+
+def epochs_left(trials: Sequence[FrozenTrial], search: SearchConfig) -> list[float]:
+    """The mean number of further epochs of a trial after 0, 1, 2, ... epochs.
+
+    The estimate is Kaplan and Meier's (1958): for each epoch, the share of trials that ended there among all that came
+    so far, running ones included. The mean length of the ended trials alone would be too short, since pruned trials end
+    first. The shares that the pruner's rule predicts count as one more trial.
+    """
+    reached = [len(trial.user_attrs[REPORTS]) for trial in trials]
+    ended = [epochs for epochs, trial in zip(reached, trials, strict=True) if trial.state.is_finished()]
+    left, shares = [0.0] * (search.epochs + 1), [*survival_shares(search), 0.0]
+    for epoch in range(search.epochs, 0, -1):
+        predicted = 1 - shares[epoch] / shares[epoch - 1]
+        share = (predicted + ended.count(epoch)) / (1 + sum(epochs >= epoch for epochs in reached))
+        left[epoch - 1] = 1 + (1 - share) * left[epoch]
+    return left
+
+
 def is_dead(trial: FrozenTrial) -> bool:
     """Whether a trial is no rival to others: it diverged, collapsed, or may be collapsing."""
     if DECISION in trial.user_attrs:
@@ -88,7 +99,6 @@ def decide_pruning(trials: Sequence[FrozenTrial], number: int, epoch: int, searc
         trials: all trials of the search, with at least the reports up to this one; later ones are ignored.
         number: the trial's.
         epoch: the report's.
-        search: names the pruner.
 
     Raises:
         ConfigError: a user's pruner fails.
@@ -121,10 +131,9 @@ def _ask_pruner(trials: Sequence[FrozenTrial], number: int, epoch: int, search: 
     comparison = pruner.compare(earlier, earlier[number])
     if comparison is None:
         return make(action="continue", reason="not compared")
-    rule: Literal["leaders", "asha"] = "leaders" if search.pruner == "leaders" else "asha"
     return make(
         action="continue" if comparison.passed else "prune",
-        reason="passed" if comparison.passed else rule,
+        reason="passed" if comparison.passed else pruner.rule,
         cutoff=comparison.cutoff,
         set_by=comparison.set_by,
         rivals=comparison.rivals,

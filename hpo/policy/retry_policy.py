@@ -1,7 +1,5 @@
 """What happens after a trial's process or node died: the cause, whether the trial is retried, and how often.
-
-Pure functions of Ray's error and of the counts on record; `kernel_oom_kills` alone reads the machine.
-"""
+`kernel_oom_kills` reads the machine; the other functions are pure."""
 
 from __future__ import annotations
 
@@ -40,24 +38,15 @@ class FailureAction(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialFailure:
-    """Why a trial's process or node died.
+    """Why a trial's process or node died."""
 
-    Args:
-        error: the cause in one line, for people.
-        action: what to do about it.
-    """
-
-    error: str
+    error: str  # the cause in one line, for people
     action: FailureAction
 
 
 def classify_failure(error: BaseException | str, *, oom_kills: int = 0) -> TrialFailure:
-    """Find the cause of a failure and what to do about it.
-
-    Args:
-        error: Ray's error, or its text.
-        oom_kills: processes that this machine's kernel has killed for memory since the failure before.
-    """
+    """Find the cause of a failure, from Ray's error or its text, and what to do about it. oom_kills: processes that
+    this machine's kernel has killed for memory since the failure before."""
     cause = getattr(error, "cause", None)  # of a RayTaskError: the exception in the trial
     line = _summary(error, cause)
     if getattr(error, "preempted", False):  # of a RayActorError: its node was drained
@@ -67,22 +56,18 @@ def classify_failure(error: BaseException | str, *, oom_kills: int = 0) -> Trial
     if isinstance(cause, OSError) and cause.errno in _UNWRITABLE_ERRNOS:
         return TrialFailure(error=describe_os_error(cause), action=FailureAction.ABORT_SEARCH)
     if cause is None and oom_kills:
-        line = f"out of memory: the kernel killed it; {_OUT_OF_MEMORY_REMEDY}"
-        return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL)
-    if any(sign in line for sign in _OUT_OF_MEMORY):
-        line = f"out of memory: {line}; {_OUT_OF_MEMORY_REMEDY}"
-        return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL)
+        line = "out of memory: the kernel killed it"
+    elif any(sign in line for sign in _OUT_OF_MEMORY):
+        line = f"out of memory: {line}"
+    if line.startswith("out of memory: "):
+        return TrialFailure(error=f"{line}; {_OUT_OF_MEMORY_REMEDY}", action=FailureAction.FAIL_TRIAL)
     is_bad_input = isinstance(cause, ConfigError)
     return TrialFailure(error=line, action=FailureAction.FAIL_TRIAL if is_bad_input else FailureAction.RETRY)
 
 
 def final_error(failure: TrialFailure, trial: FrozenTrial) -> str | None:
-    """The error of a trial that is not retried; None: it is retried.
-
-    Args:
-        failure: the latest one, which is on record.
-        trial: its failures are counted over all drivers, and so are its migrations.
-    """
+    """The error of a trial that is not retried; None: it is retried. trial: the failure is on record already. Failures
+    and migrations are counted over all drivers."""
     is_migration = failure.action is FailureAction.MIGRATE
     key, limit = (MIGRATIONS, MAX_MIGRATIONS) if is_migration else (FAILURES, MAX_ATTEMPTS)
     count = len(trial.user_attrs[key])

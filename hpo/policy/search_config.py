@@ -31,11 +31,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """The configuration of a search: frozen and validated. OPTIONS documents each field.
-
-    Raises:
-        ConfigError: with one line for each invalid field.
-    """
+    """The configuration of a search. OPTIONS documents each field. Raises ConfigError, a line for each invalid
+    field."""
 
     space: str = option(
         "losses_and_rates",
@@ -81,7 +78,7 @@ class SearchConfig:
         "continue a search whose images have moved, give their new place",
         metavar="NAME|FOLDER",
         group=SEARCHED,
-        changeable=True,  # the images themselves are compared: hpo.store.search_results
+        changeable=True,  # the images are compared: hpo.store.search_results
     )
     crop: int | None = option(
         None,
@@ -257,7 +254,7 @@ class SearchConfig:
 
     @property
     def grace_epochs(self) -> int:
-        """The first epoch after which the pruner is asked; by default 1 for a user's own pruner."""
+        """The first epoch after which the pruner decides; by default 1 for a user's own pruner."""
         return self.grace_period or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
 
     @classmethod
@@ -328,8 +325,8 @@ _STUDY_URL_RULE = (
 
 
 def _is_study_url(url: str) -> bool:
-    is_valid = _STUDY_URL.fullmatch(url) is not None
-    return is_valid and not any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
+    has_password = any("password" in key.lower() for key in parse_qs(url.partition("?")[2]))
+    return _STUDY_URL.fullmatch(url) is not None and not has_password
 
 
 def is_name(name: str) -> bool:

@@ -1,8 +1,5 @@
-"""Suggests the next configuration of a search with the search's Optuna sampler.
-
-A new sampler, seeded by the search's seed and the trial's number, is asked in a new study of the trials on record. So
-the same record gives the same suggestion, after a restart and in a simulator too. There is no Ray and no clock.
-"""
+"""Suggests the next configuration of a search: from a new Optuna sampler, seeded by the search's seed and the trial's
+number, in a new study of the trials on record. So the same record gives the same suggestion, after a restart too."""
 
 from __future__ import annotations
 
@@ -34,21 +31,13 @@ _TRIES = 1_000  # in all, the later ones at random: they find each of 100 config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suggestion:
-    """A configuration for a new trial.
+    """A configuration for a new trial."""
 
-    Args:
-        params: Optuna's parameters.
-        distributions: of the parameters.
-        config: the configuration that they make.
-        by: "starting point", "queued", "random", or the sampler's name.
-        kept: Optuna's system attributes that the sampler set on the trial, for its next suggestions.
-    """
-
-    params: Mapping[str, Any]
+    params: Mapping[str, Any]  # Optuna's
     distributions: Mapping[str, BaseDistribution]
     config: TrainConfig
-    by: str
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    by: str  # "starting point", "queued", "random", or the sampler's name
+    kept: Mapping[str, Any] = field(default_factory=dict)  # Optuna's system attributes that the sampler set
 
     def user_attrs(self, num_reports: int) -> dict[str, Any]:
         """The user attributes of a trial that begins with it. num_reports: of the whole search so far."""
@@ -62,19 +51,8 @@ class Suggestion:
 
 
 def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -> Suggestion | None:
-    """Suggest the next configuration.
-
-    Args:
-        trials: all trials so far, by number.
-        space: the search's.
-        search: names the sampler.
-
-    Returns:
-        None if a finite space has no other configuration.
-
-    Raises:
-        ConfigError: a user's sampler or space fails.
-    """
+    """Suggest the next configuration; None if a finite space has no other one. trials: all so far, by number. Raises
+    ConfigError if a user's sampler or space fails."""
     number, base = len(trials), search.base_config()
     known_params = [trial.params for trial in trials]
     for attempt in range(_TRIES):
@@ -85,7 +63,9 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
             by = "starting point"
             study.enqueue_trial(dict(space.starting_points[number]))
         trial, config = _ask(study, space, base, search.sampler)
-        if by != "starting point" and (attempt >= _SAMPLER_TRIES or _is_random(trial, search.sampler)):
+        # Our samplers draw the first trials, and some later ones, at random.
+        is_random = attempt >= _SAMPLER_TRIES or (search.sampler in SAMPLERS and not trial.relative_params)
+        if by != "starting point" and is_random:
             by = "random"
         if trial.params not in known_params:
             return _suggestion(study, trial, config, by)
@@ -95,17 +75,8 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
 def suggest_queued(
     params: Mapping[str, Any], trials: Sequence[FrozenTrial], space: Space, search: SearchConfig
 ) -> Suggestion:
-    """Complete the parameters of a trial that a user queued with Optuna's enqueue_trial.
-
-    Args:
-        params: given by the user; the sampler suggests missing ones.
-        trials: all trials so far, by number.
-        space: the search's.
-        search: names the sampler.
-
-    Raises:
-        ConfigError: the parameters are not in the space.
-    """
+    """Complete the parameters of a trial that a user queued with Optuna's enqueue_trial, with the search's sampler.
+    Raises ConfigError for parameters that are not in the space."""
     study = in_memory_study(trials, samplers.create_sampler(search, _seed(search, len(trials), 0)))
     study.enqueue_trial(dict(params))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a value that is refused below
@@ -125,11 +96,7 @@ def _suggestion(study: optuna.Study, trial: optuna.Trial, config: TrainConfig, b
 
 def check_plugins(search: SearchConfig) -> None:
     """Check, before anything is started, that sampler and pruner can be made, and that a user's sampler makes a
-    suggestion after three complete trials.
-
-    Raises:
-        ConfigError: with the errors of both.
-    """
+    suggestion after three complete trials. Raises ConfigError with the errors of both."""
     errors = ErrorCollector()
     errors.attempt(samplers.create_sampler, search, 0)
     errors.attempt(pruners.create_pruner, search, is_dead)
@@ -151,7 +118,7 @@ def _ask(study: optuna.Study, space: Space, base: TrainConfig, sampler: str) -> 
     try:
         trial = study.ask()
         config = space.sample(trial, base)
-    except ConfigError as error:  # from the space, or from a sampler that it asked for a value
+    except ConfigError as error:  # from the space, or from a sampler that suggests a value for it
         raise ConfigError(f"sampler={sampler}: {error}" if sampler.endswith(".py") else str(error)) from error
     except Exception as error:  # a user's code may raise anything
         raise ConfigError(f"sampler={sampler}: {type(error).__name__}: {error}") from error
@@ -162,11 +129,6 @@ def _ask(study: optuna.Study, space: Space, base: TrainConfig, sampler: str) -> 
             "persist. Choose another sampler"
         )
     return trial, config
-
-
-def _is_random(trial: optuna.Trial, sampler: str) -> bool:
-    """Whether one of our samplers drew the trial at random, as it does with the first ones."""
-    return sampler in SAMPLERS and not trial.relative_params
 
 
 def _seed(search: SearchConfig, number: int, attempt: int) -> int:

@@ -1,9 +1,6 @@
-"""An Optuna sampler: a Gaussian process over all reported values, those of pruned trials included.
-
-It only separates the promising part of the space from the rest. Within that part it suggests the point that differs
-most from all trials. With a few hundred noisy reports the very best point of a model is mostly an artefact, and
-suggestions that crowd around it learn nothing new (docs/log.md has the figures).
-"""
+"""An Optuna sampler: a Gaussian process over all reported values separates the promising part of the space, in which
+the point is suggested that differs most from all trials. With a few hundred noisy reports the very best point of a
+model is mostly an artefact, and suggestions that crowd around it learn nothing new (docs/log.md has the figures)."""
 
 from __future__ import annotations
 
@@ -99,16 +96,8 @@ def _maximized(trial: FrozenTrial, direction: StudyDirection, last: int) -> Froz
 
 
 def propose(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:
-    """Propose parameters of a new trial.
-
-    Args:
-        trials: all trials, to be maximized.
-        epochs: of a trial that is never pruned.
-        rng: for the candidates.
-
-    Returns:
-        None if fewer than three trials have reported.
-    """
+    """Propose parameters of a new trial; None if fewer than three trials have reported. trials: all, to be maximized.
+    epochs: those of a trial that is never pruned."""
     reported = [trial for trial in trials if trial.intermediate_values and trial.state != TrialState.FAIL]
     reports = _select_reports(reported, {2**power for power in range(epochs.bit_length())})
     if len(reported) < 3:
@@ -164,8 +153,7 @@ def _expected_gains(trials: Sequence[FrozenTrial], epochs: int) -> Array:
     for epoch in range(1, epochs):
         rise = max(float(np.median(rises[epoch])), 0.0) if epoch in rises else 0.7 * rise
         expected[epoch] = rise
-    gains: Array = expected[::-1].cumsum()[::-1]
-    return gains
+    return np.asarray(expected[::-1].cumsum()[::-1])
 
 
 def _standardized(values: Array) -> Array:
@@ -300,8 +288,7 @@ class _Process:
         count = len(points[0])
         squares = [_squares(theirs, ours) for theirs, ours in zip(points, self.points, strict=True)]
         squares.append(_squares(np.ones((count, 1)), self.times[:, None]))
-        expected: Array = _kernel(self.weights, np.stack(squares)) @ self.solved
-        return expected
+        return np.asarray(_kernel(self.weights, np.stack(squares)) @ self.solved)
 
     def distances(self, points: list[Array], others: list[Array]) -> Array:
         """Squared distances (N, M), weighted by the parameters' relevance."""

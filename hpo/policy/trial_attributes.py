@@ -13,9 +13,7 @@ REPORTS = "reports"  # user attribute: every EvalReport as a dict, with the next
 REPORT_INDEX = "heard"  # key of a report: the number of reports in the search before this one
 NODE = "node"  # key of a report: the host that trained the epoch, if it is known; no decision depends on it
 
-FAILURES = (
-    "failures"  # user attribute: for each death of the process or node, the epochs reported by then and the error
-)
+FAILURES = "failures"  # user attribute: for each failure of the process or node, the epochs reported and the error
 MIGRATIONS = "moves"  # user attribute: each time the node was taken, the epochs reported by then and the reason
 ERROR = "error"  # user attribute of a failed trial: the error as text, and the number of trials in the search by then
 DECISION = "decision"  # user attribute of an ended trial: the Decision that ended it, as a dict

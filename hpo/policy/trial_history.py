@@ -19,19 +19,13 @@ def in_memory_study(
     *,
     report_index: float = math.inf,
 ) -> optuna.Study:
-    """A study of these trials, maximized, for one question to a sampler or a pruner.
-
-    Optuna's add_trials would copy each trial, which takes a second for a thousand.
-
-    Args:
-        trials: by number.
-        sampler: the study's; only for suggestions.
-        report_index: index of the report to decide on. What a pruner kept with it or later is left out.
-    """
+    """A study of these trials, maximized, for one question to a sampler or a pruner. report_index: index of the report
+    to decide on. What a pruner kept with it or later is left out."""
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(  # with a name, since Hyperband draws brackets from it
         study_name="search", storage=storage, direction="maximize", sampler=sampler
     )
+    # Optuna's add_trials would copy each trial, which takes a second for a thousand.
     storage._studies[study._study_id].trials.extend(_with_kept_attrs(trial, report_index) for trial in trials)
     return study
 
@@ -51,15 +45,8 @@ def _with_kept_attrs(trial: FrozenTrial, report_index: float) -> FrozenTrial:
 def with_report(
     trial: FrozenTrial, report: EvalReport, report_index: int, objective: Objective, node: str | None = None
 ) -> FrozenTrial:
-    """A copy of a trial with another report.
-
-    Args:
-        trial: one that runs.
-        report: of its next epoch.
-        report_index: the number of reports that the whole search had before.
-        objective: the search's, for the value of the epoch.
-        node: the host that trained the epoch; None: not known.
-    """
+    """A copy of a running trial with the report of its next epoch. report_index: the number of reports that the whole
+    search had before. node: the host that trained the epoch."""
     stored = {**report.as_dict(), REPORT_INDEX: report_index, **({NODE: node} if node else {})}
     value = objective_value(report.ssim, report.psnr_db, objective)
     trial = copy.copy(trial)

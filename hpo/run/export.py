@@ -63,7 +63,7 @@ def export_winner(
             trainable=trainable,
         )
     except CheckpointError as error:
-        by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials(), record.search.objective)])
+        by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())])
         best = next((n for n in by_rank if (final or n != number) and _is_intact(record, n)), None)
         other = "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
         raise CheckpointError(f"{error}; {other}") from error

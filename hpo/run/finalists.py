@@ -29,7 +29,7 @@ def measure_finalists(context: SearchContext) -> None:
     measured: dict[str, dict[str, float]] = {}
     lost: list[int] = []
     while True:
-        numbers = leaderboard.finalists(trials, search.objective, lost)
+        numbers = leaderboard.finalists(trials, lost)
         number = next((number for number in numbers if str(number) not in measured), None)
         if number is None or number not in with_checkpoint:
             break

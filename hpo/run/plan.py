@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpo.cluster.trial_slots import Cluster
 from hpo.policy import report_decision
-from hpo.policy.estimates import expected_epochs
+from hpo.policy.report_decision import expected_epochs
 from hpo.policy.search_config import SearchConfig
 from hpo.store.record import Record
 from hpo.store.study_replication import similar_name

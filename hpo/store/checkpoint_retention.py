@@ -24,7 +24,7 @@ class Retention:
     """
 
     def __init__(self, record: Record, also_delete: Callable[[Path], None] = lambda _: None) -> None:
-        """also_delete: deletes the same file elsewhere."""
+        """also_delete: deletes the same file from the storage."""
         self._record, self._also_delete = record, also_delete
         self._ended: set[int] = set()
         self._kept: list[tuple[float, int]] = []  # rank and number of the best trials, best first
@@ -44,10 +44,9 @@ class Retention:
             self._delete(folder / BEST)
             return
         bisect.insort(self._kept, place)
-        limit = self._record.search.keep_checkpoints
-        for _, number in self._kept[limit:]:
+        if len(self._kept) > self._record.search.keep_checkpoints:
+            _, number = self._kept.pop()
             self._delete(self._record.trial_folder(number) / BEST)
-        del self._kept[limit:]
 
     def close(self) -> None:
         """See Listener."""

@@ -41,14 +41,12 @@ class CheckpointSync:
             self._token = f"{remote['generation']:06}-{secrets.token_hex(4)}"
 
     def restore(self, config: TrainConfig, *, back_to_best: bool = False) -> None:
-        """Download the last intact checkpoint of an earlier attempt, and keep all other attempts from writing.
+        """Download the last intact checkpoint of an earlier attempt, and keep all other attempts from writing. Raises
+        NotSharedError, StorageError, OSError.
 
         Args:
             config: the training's. A checkpoint of another one is deleted: its suggestion was lost with the driver.
             back_to_best: the best checkpoint may have other learning rates (model.training_run).
-
-        Raises:
-            NotSharedError, StorageError, OSError.
         """
         self._check_shared()
         if self._storage is None:
@@ -93,7 +91,8 @@ class CheckpointSync:
 
     def _check_shared(self) -> None:
         end = time.monotonic() + _GRACE_SECONDS
-        while not self._sees_driver_file():
+        name = self._driver_file.name
+        while not (self._search.exists(name) if self._storage else self._driver_file.exists()):
             if time.monotonic() > end:
                 place = self._search if self._storage else self._driver_file.parent
                 raise NotSharedError(f"{place} is not visible from node {platform.node()}; use a shared --storage")
@@ -106,9 +105,6 @@ class CheckpointSync:
     def _guarded(self) -> Storage:
         assert self._storage is not None
         return self._storage.subdirectory("", self._check_token)
-
-    def _sees_driver_file(self) -> bool:
-        return self._search.exists(self._driver_file.name) if self._storage else self._driver_file.exists()
 
     def _newest_token(self) -> str:
         assert self._storage is not None

@@ -1,4 +1,4 @@
-"""Whether a search's folder holds what was written there. Pure. Damage is reported, never guessed at."""
+"""Whether a record holds what was written into it. Pure. Damage is reported, never guessed at."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _is_space(space: Any) -> bool:
 
 
 def trial_problem(trial: FrozenTrial, objective: Objective) -> str:
-    """The damaged parts of a trial; empty if it is intact. SQLite has no checksums: what is there twice must agree."""
+    """The damaged parts of a trial; empty if it is intact. What is stored twice must agree: SQLite has no checksums."""
     attrs = trial.user_attrs
     reports = _parse_reports(attrs.get(REPORTS))
     intact = {

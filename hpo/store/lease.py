@@ -1,8 +1,6 @@
-"""The lease on a search in a storage: one driver at a time, on whatever host.
-
-A claim is a file, lease/000007-RANDOM.json, in which its driver raises a counter. A claim of a higher generation ends
-all lower ones. No clocks are compared, and the storage only has to list what was written at once.
-"""
+"""The lease on a search in a storage: one driver at a time. A claim is a file, lease/000007-RANDOM.json, in which its
+driver raises a counter. A claim of a higher generation ends all lower ones. No clocks are compared, and the storage
+only has to list at once what was written."""
 
 from __future__ import annotations
 
@@ -88,11 +86,8 @@ class Lease:
             raise OSError("the claim to this search is gone")
 
     def start_heartbeat(self, on_lost: Callable[[StorageError], None]) -> None:
-        """Start the thread that raises the counter until the release.
-
-        Args:
-            on_lost: called in that thread if the lease is lost, or the storage was away for longer than its timeout.
-        """
+        """Start the thread that raises the counter until the release. It calls on_lost if the lease is lost, or the
+        storage was away for longer than its timeout."""
 
         def beat() -> None:
             try:
@@ -118,15 +113,8 @@ class Lease:
 
 
 def acquire_lease(storage: Storage, dead_claim: str | None = None) -> Lease:
-    """Take the lease on the search in this storage, once its present driver has released it or does not answer.
-
-    Args:
-        dead_claim: the claim of a driver that is known to have ended.
-
-    Raises:
-        ConfigError: another driver is alive; the message names it.
-        StorageError.
-    """
+    """Take the lease on the search in this storage, once its present driver has released it or does not answer. Raises
+    StorageError; ConfigError if another driver is alive. dead_claim: that of a driver that is known to have ended."""
     while True:
         previous = newest_claim(storage)
         if previous and not previous.released and previous.name != dead_claim:
@@ -160,11 +148,8 @@ def newest_claim(storage: Storage) -> Claim | None:
 
 
 def _wait_for_expiry(storage: Storage, claim: Claim) -> bool:
-    """Whether the claim has expired: its counter did not change for EXPIRY_SECONDS while the storage answered.
-
-    False if it was released, or another claim is the newest now: of two drivers that came at once, one stepped back.
-    Raises ConfigError if the counter changes.
-    """
+    """Whether the claim has expired: its counter did not change for EXPIRY_SECONDS while the storage answered. False if
+    it was released, or another claim is the newest. Raises ConfigError if the counter changes."""
     since = time.monotonic()
     while time.monotonic() - since < EXPIRY_SECONDS:
         polled = time.monotonic()

@@ -1,4 +1,4 @@
-"""The lock of a search on this machine: taking it, and who holds it."""
+"""The lock of a search on this machine, and its owner."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,29 +42,15 @@ class Stored:
 
 
 class Storage:
-    """Files by name, with `/` between the parts. A file is replaced as a whole, or not at all.
+    """Files by name, with `/` between the parts. A file is replaced as a whole, or not at all. Every method retries
+    until the timeout has passed, then raises StorageError."""
 
-    Every method retries until the timeout has passed, then raises StorageError.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_seconds: float = TIMEOUT_SECONDS,
-        prefix: str = "",
-        guard: Callable[[], None] | None = None,
-    ) -> None:
-        """Connects to nothing.
+    def __init__(self, address: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        """Connects to nothing. Raises ConfigError if the address is invalid.
 
         Args:
             address: a folder or s3://BUCKET/PREFIX?OPTIONS (model.common.s3).
             timeout_seconds: for all attempts of one call together.
-            prefix: the subdirectory to which names are relative.
-            guard: called before each attempt to write. An error that it raises, other than OSError, ends the attempts.
-
-        Raises:
-            ConfigError: the address is invalid.
         """
         if re.match(r"[a-z0-9]+:/", address) and not address.startswith("s3://"):
             raise ConfigError(f"storage={address}: neither a folder nor s3://BUCKET/PREFIX")
@@ -73,8 +61,9 @@ class Storage:
             except ConfigError as error:
                 raise ConfigError(f"storage={error}") from None
         self.address = address if self.is_s3 else os.path.abspath(address)
-        self.timeout_seconds, self.guard = timeout_seconds, guard
-        self._prefix = prefix
+        self.timeout_seconds = timeout_seconds
+        self._prefix = ""  # the subdirectory to which names are relative
+        self._guard: Callable[[], None] | None = None
         self._connection: tuple[Any, str] | None = None  # pyarrow's file system, and the path of the address in it
         self._outage, self._must_exist = Outage(_QUIET_SECONDS), False
 
@@ -82,14 +71,10 @@ class Storage:
         return f"{self.address.partition('?')[0].rstrip('/')}/{self._prefix}".rstrip("/")
 
     def subdirectory(self, name: str, guard: Callable[[], None] | None = None) -> Storage:
-        """The part of it below a folder. guard: replaces the present one."""
-        other = Storage(
-            self.address,
-            timeout_seconds=self.timeout_seconds,
-            prefix=f"{self._prefix}/{name}".strip("/"),
-            guard=guard or self.guard,
-        )
-        other._connection, other._outage, other._must_exist = self._connection, self._outage, self._must_exist
+        """The part of it below a folder. guard: called before each attempt to write. An error that it raises, other
+        than OSError, ends the attempts."""
+        other = copy.copy(self)
+        other._prefix, other._guard = f"{self._prefix}/{name}".strip("/"), guard or self._guard
         return other
 
     @property
@@ -100,24 +85,22 @@ class Storage:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def check(self, *, writes: bool = False) -> None:
-        """Check before a search that the storage exists and grants access. writes: write access, too.
-
-        Raises:
-            ConfigError: only the user can mend it.
-            StorageError: it was away for longer than the timeout.
-        """
+        """Check before a search that the storage exists and grants access. writes: write access, too. Raises
+        ConfigError if only the user can mend it."""
         if not self.is_s3 and "\0" not in self.address:
-            _check_folder(Path(self.address), writes)
+            folder = Path(self.address)
+            with suppress(OSError):  # of a mount that may come back
+                if problem := write_problem(folder) if writes else folder_problem(folder):
+                    raise ConfigError(f"storage={folder}: {problem}; name a folder, or s3://BUCKET/PREFIX")
 
-        def look() -> None:
-            system, path = self._open()
+        def look(system: Any, path: str) -> None:
             _listing(system, path, recursive=False)
             bucket = path.partition("/")[0]
             if self.is_s3 and system.get_file_info(bucket).type.name == "NotFound":
-                raise FileNotFoundError(f"there is no bucket {bucket}")
+                raise FileNotFoundError(f"no bucket {bucket}")
 
         try:
-            look()
+            look(*self._open())
         except ConfigError as error:
             raise ConfigError(f"storage={error}") from None
         except (OSError, ValueError) as error:
@@ -129,11 +112,11 @@ class Storage:
 
     def names(self, name: str = "") -> dict[str, Stored]:
         """All files, those in a folder, or a single file. FOLDER/ takes fewer requests than FOLDER."""
-        return self._with_retries(lambda: self._names(name))
+        return self._with_retries(lambda *_: self._names(name))
 
     def folders(self) -> list[str]:
         """The folders directly in it."""
-        listing = self._with_retries(lambda: _listing(*self._open(), recursive=False))
+        listing = self._with_retries(partial(_listing, recursive=False))
         return sorted(info.base_name for info in listing if info.type.name == "Directory")
 
     def exists(self, name: str) -> bool:
@@ -143,9 +126,8 @@ class Storage:
     def get(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
 
-        def read() -> bytes:
+        def read(system: Any, path: str) -> bytes:
             while True:
-                system, path = self._open(name)
                 with system.open_input_stream(path) as stream:
                     content: bytes = stream.read()
                 # If a longer file replaces it meanwhile, S3 returns only as many bytes as the old one had.
@@ -153,7 +135,7 @@ class Storage:
                 if stored is None or stored.size == len(content):
                     return content
 
-        return self._with_retries(read)
+        return self._with_retries(read, name)
 
     def fetch(self, name: str, to: Path) -> None:
         """Make a local file or folder equal to that of the storage. Files that are equal already stay."""
@@ -168,70 +150,63 @@ class Storage:
                 self._fetch(each, path)
 
     def _fetch(self, name: str, to: Path) -> None:
-        def read() -> None:
+        def read(system: Any, source: str) -> None:
             while (before := self._names(name).get(name)) is not None:
-                _download(*self._open(name), to)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_replace(to) as part, system.open_input_stream(source) as stream, part.open("wb") as file:
+                    shutil.copyfileobj(stream, file, _CHUNK_BYTES)
                 # If it was replaced meanwhile, the download may be a mixture of both.
                 if self._names(name).get(name) == before:
                     os.utime(to, ns=(before.mtime_ns, before.mtime_ns))
                     return
             to.unlink(missing_ok=True)  # it was deleted just now
 
-        self._with_retries(read)
+        self._with_retries(read, name)
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Write a file. content: its bytes, or a local file."""
 
-        def write() -> None:
+        def write(system: Any, path: str) -> None:
             # pyarrow completes the upload of a stream that is closed or dropped before everything was written. Hence a
             # single write, in a thread that no signal interrupts.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(self._write, *self._open(name), content).result()
+                thread.submit(self._write, system, path, content).result()
 
-        self._with_retries(write, writes=True)
+        self._with_retries(write, name, writes=True)
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file within the storage."""
 
-        def write() -> None:
-            system, path = self._open(target)
+        def write(system: Any, path: str) -> None:
+            source_path = self._open(source)[1]
             if self.is_s3:
-                system.copy_file(self._open(source)[1], path)
+                system.copy_file(source_path, path)
             else:
-                self._write(system, path, Path(self._open(source)[1]))
+                self._write(system, path, Path(source_path))
 
-        self._with_retries(write, writes=True)
+        self._with_retries(write, target, writes=True)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
 
-        def write() -> None:
-            system, path = self._open(name)
+        def write(system: Any, path: str) -> None:
             with suppress(FileNotFoundError):
                 system.delete_file(path)
 
-        self._with_retries(write, writes=True)
+        self._with_retries(write, name, writes=True)
 
     def delete_all(self) -> None:
         """Delete all files and the folder."""
 
-        def write() -> None:
-            system, path = self._open()
-            system.delete_dir(path)
-
-        self._with_retries(write, writes=True)
+        self._with_retries(lambda system, path: system.delete_dir(path), writes=True)
 
     def create(self) -> None:
         """Create the folder, if the storage has folders."""
 
-        def write() -> None:
-            system, path = self._open()
-            system.create_dir(path, recursive=True)
-
         if not self.is_s3:
-            self._with_retries(write)
+            self._with_retries(lambda system, path: system.create_dir(path, recursive=True))
         self.require_folder()
 
     def require_folder(self) -> None:
@@ -241,11 +216,13 @@ class Storage:
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    def _with_retries(self, operation: Callable[[], T], *, writes: bool = False) -> T:
+    def _with_retries(self, operation: Callable[[Any, str], T], name: str = "", *, writes: bool = False) -> T:
+        """Call the operation with pyarrow's file system and the path of a file in it, until it succeeds."""
+
         def attempt() -> T:
-            if writes and self.guard:
-                self.guard()
-            return operation()
+            if writes and self._guard:
+                self._guard()
+            return operation(*self._open(name))
 
         def is_away(error: Exception) -> bool:
             return isinstance(error, OSError) and (writes or not isinstance(error, FileNotFoundError))
@@ -270,7 +247,10 @@ class Storage:
     def _open(self, name: str = "") -> tuple[Any, str]:
         """pyarrow's file system, and the path of a file in it. Raises OSError, ConfigError, ValueError."""
         if self._connection is None:
-            self._connection = s3.connect(self.address, _ATTEMPTS) if self.is_s3 else (_local_system(), self.address)
+            from pyarrow import fs  # noqa: PLC0415
+
+            is_s3, address = self.is_s3, self.address
+            self._connection = s3.connect(address, _ATTEMPTS) if is_s3 else (fs.LocalFileSystem(), address)
         system, root = self._connection
         if self._must_exist and not os.path.isdir(search := os.path.join(root, self._prefix.partition("/")[0])):
             raise OSError(f"{search}: not found")
@@ -308,31 +288,11 @@ class Storage:
             stream.write(content)
 
 
-def _local_system() -> Any:
-    from pyarrow import fs  # noqa: PLC0415
-
-    return fs.LocalFileSystem()
-
-
 def _listing(system: Any, path: str, *, recursive: bool = True) -> list[Any]:
     from pyarrow import fs  # noqa: PLC0415
 
     listing: list[Any] = system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     return listing
-
-
-def _check_folder(folder: Path, writes: bool) -> None:
-    """Raise ConfigError for what no waiting mends."""
-    with suppress(OSError):  # of a mount that may come back
-        if problem := write_problem(folder) if writes else folder_problem(folder):
-            raise ConfigError(f"storage={folder}: {problem}; name a folder, or s3://BUCKET/PREFIX")
-
-
-def _download(system: Any, source: str, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_replace(to) as part, system.open_input_stream(source) as stream, part.open("wb") as file:
-        while chunk := stream.read(_CHUNK_BYTES):
-            file.write(chunk)
 
 
 def _is_same(path: Path, stored: Stored) -> bool:

@@ -1,8 +1,6 @@
-"""Brings a search's folder and its storage together before a driver continues the search.
-
-The storage has search.json, the trials' files (hpo/store/checkpoint_sync.py) and a copy of the study for each
-generation of drivers (hpo/store/lease.py), of which the newest counts. The folder of a driver can be lost.
-"""
+"""Brings a search's folder, which can be lost, and its storage together before a driver continues the search. The
+storage has search.json, the trials' files (hpo/store/checkpoint_sync.py) and a copy of the study for each generation of
+drivers (hpo/store/lease.py), of which the newest counts."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import json
 import logging
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -31,9 +28,6 @@ _OWNER_FILE = "storage.json"  # in a driver's folder: its storage, and the last 
 _STUDY_PREFIX = "study/"
 
 
-# --- the decision ---------------------------------------------------------------------------------------------------
-
-
 class Resolution(Enum):
     """How a folder and its storage are brought together."""
 
@@ -46,84 +40,82 @@ class Resolution(Enum):
     REFUSE_OTHER = auto()  # the folder holds another search of the same name
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalState:
-    """What the folder holds."""
+def plan_reconciliation(
+    *,
+    local_id: str | None,
+    local_claim: str | None,
+    is_damaged: bool,
+    stored_id: str | None,
+    last_claim: str | None,
+    has_copy: bool,
+) -> Resolution:
+    """Decide which side counts. Pure.
 
-    search_id: str | None  # None: no readable search.json
-    claim: str | None  # of the last driver that used the folder with this storage
-    damage: str = ""  # why the study cannot be read
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RemoteState:
-    """What the storage holds."""
-
-    search_id: str | None  # None: the storage lacks the search
-    last_claim: str | None  # of the storage's last driver
-    has_study: bool = True
-
-
-def plan_reconciliation(local: LocalState, remote: RemoteState) -> Resolution:
-    """Decide which side counts. Pure."""
-    if remote.search_id is None:
-        return Resolution.REFUSE_DELETED if local.claim else Resolution.IMPORT
-    if local.search_id not in (None, remote.search_id):
+    Args:
+        local_id: the id of the search in the folder; None: no readable search.json.
+        local_claim: that of the last driver that used the folder with this storage.
+        is_damaged: whether the folder's study cannot be read.
+        stored_id: the id of the search in the storage; None: the storage lacks the search.
+        last_claim: that of the storage's last driver.
+        has_copy: whether the storage has the study.
+    """
+    if stored_id is None:
+        return Resolution.REFUSE_DELETED if local_claim else Resolution.IMPORT
+    if local_id not in (None, stored_id):
         return Resolution.REFUSE_OTHER
-    if local.claim is None or local.claim != remote.last_claim:
+    if local_claim is None or local_claim != last_claim:
         return Resolution.PULL
-    if not local.damage:
+    if not is_damaged:
         return Resolution.KEEP_LOCAL
-    return Resolution.REPAIR if remote.has_study else Resolution.REFUSE_DAMAGED
-
-
-# --- its execution --------------------------------------------------------------------------------------------------
+    return Resolution.REPAIR if has_copy else Resolution.REFUSE_DAMAGED
 
 
 def reconcile(folder: Path, storage: Storage, claim: str | None, lease: Lease) -> None:
-    """Bring a driver's folder and its storage together.
+    """Bring a driver's folder and its storage together, and note in the folder that it is used with the storage.
 
-    Args:
-        storage: the search's part of it, guarded by the lease.
-        claim: `local_claim` of the folder.
-
-    Raises:
-        ConfigError, RecordError, StorageError.
+    storage: the search's part of it, guarded by the lease. claim: `local_claim` of the folder. Raises ConfigError,
+    RecordError, StorageError.
     """
     is_stored = storage.exists(SEARCH_FILE)
     last_claim = lease.previous.name if lease.previous else None
-    local = LocalState(
-        search_id=_search_id(folder),
-        claim=claim,
-        damage=_damage(folder) if is_stored and claim is not None and claim == last_claim else "",
-    )
-    remote = RemoteState(
-        search_id=read_about(storage.get(SEARCH_FILE), f"{storage}/{SEARCH_FILE}")["id"] if is_stored else None,
+    damage = ""
+    if is_stored and claim is not None and claim == last_claim:
+        try:
+            Record(folder.parent, folder.name)
+        except DamagedError as error:
+            damage = str(error)
+    resolution = plan_reconciliation(
+        local_id=_search_id(folder),
+        local_claim=claim,
+        is_damaged=bool(damage),
+        stored_id=read_about(storage.get(SEARCH_FILE), f"{storage}/{SEARCH_FILE}")["id"] if is_stored else None,
         last_claim=last_claim,
-        has_study=not local.damage or bool(list_studies(storage)),
+        has_copy=not damage or bool(list_studies(storage)),
     )
-    match plan_reconciliation(local, remote):
+    match resolution:
         case Resolution.IMPORT:
             _import(storage, folder, lease.name)
         case Resolution.PULL:
             download(storage, folder)
         case Resolution.REPAIR:
-            _repair(storage, folder, local.damage)
+            study = folder / STUDY_FILE  # newer than the copy by seconds; the trials' checkpoints have what was lost
+            log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", damage, study, storage)
+            if study.exists():
+                study.replace(f"{study}.damaged")
+            download(storage, folder)
         case Resolution.REFUSE_DAMAGED:
-            raise DamagedError(local.damage)
+            raise DamagedError(damage)
         case Resolution.REFUSE_DELETED:
             raise ConfigError(f"{storage}: the search was deleted from the storage; {folder} is only a copy of it")
         case Resolution.REFUSE_OTHER:
             raise ConfigError(f"{folder}: is another search than {storage}; choose another name, or another --runs")
+    owner = {"address": storage.address, "claim": lease.name}
+    write_atomically(folder / _OWNER_FILE, json.dumps(owner).encode())
 
 
 def local_claim(folder: Path, address: str | None) -> str | None:
-    """The claim of the last driver that used this folder with a storage; None if there was none.
-
-    Raises:
-        ConfigError: the folder belongs to another storage than `address`.
-        RecordError: the note about it is damaged.
-    """
+    """The claim of the last driver that used this folder with a storage; None without one. Raises RecordError;
+    ConfigError if the folder belongs to another storage than `address`."""
     path = folder / _OWNER_FILE
     try:
         content = json.loads(path.read_bytes())
@@ -135,11 +127,6 @@ def local_claim(folder: Path, address: str | None) -> str | None:
     if address != own_address:
         raise ConfigError(f"{folder}: this search lives in a storage: --storage {own_address}")
     return claim
-
-
-def write_local_claim(folder: Path, address: str, claim: str) -> None:
-    """Note that a driver uses the folder with a storage."""
-    write_atomically(folder / _OWNER_FILE, json.dumps({"address": address, "claim": claim}).encode())
 
 
 def download(storage: Storage, folder: Path) -> None:
@@ -166,23 +153,6 @@ def _import(storage: Storage, folder: Path, claim: str) -> None:
     storage.put(SEARCH_FILE, folder / SEARCH_FILE)
 
 
-def _repair(storage: Storage, folder: Path, damage: str) -> None:
-    """The storage's copy is seconds older than the damaged study. The trials' checkpoints have what is newer."""
-    study = folder / STUDY_FILE
-    log.warning("%s. It is kept as %s.damaged, and %s has the last good copy", damage, study, storage)
-    if study.exists():
-        study.replace(f"{study}.damaged")
-    download(storage, folder)
-
-
-def _damage(folder: Path) -> str:
-    try:
-        Record(folder.parent, folder.name)
-    except DamagedError as error:
-        return str(error)
-    return ""
-
-
 def _search_id(folder: Path) -> str | None:
     with suppress(FileNotFoundError, DamagedError):  # opening the record reports it, or a download mends it
         return str(_about(folder)["id"])
@@ -197,16 +167,13 @@ def _about(folder: Path) -> dict[str, Any]:
     return read_about((folder / SEARCH_FILE).read_bytes(), folder / SEARCH_FILE)
 
 
-# --- copies of the study --------------------------------------------------------------------------------------------
-
-
 def study_name(claim: str) -> str:
     """The name in the storage of the study that the driver with this claim writes."""
     return f"{_STUDY_PREFIX}{claim}.db"
 
 
 def list_studies(storage: Storage) -> list[str]:
-    """The names of all copies of the study, oldest first."""
+    """The names of all studies in the storage, oldest first."""
     claims = [name.removeprefix(_STUDY_PREFIX).removesuffix(".db") for name in storage.names(_STUDY_PREFIX)]
     return [study_name(claim) for claim in sorted(filter(is_claim, claims), key=generation_of)]
 

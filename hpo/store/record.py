@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,16 +48,14 @@ class Record:
     """An existing search; `create` makes one. Its trials are Optuna's FrozenTrial, by number.
 
     Args:
-        runs: the folder of searches.
-        name: the search's.
         read_only: write nothing, not even what SQLite would repair; for a reader while a driver writes.
         waits: retry while a database server is unreachable; for drivers and `hpo watch`.
         storage: the search's part of the storage, if it has one; the folder is a local copy of it.
-        sync: downloads from the storage what is newer there than in the folder.
+        sync: downloads what is newer in the storage than in the folder.
         user_folder: where the user looks for the search; None: in `runs`. It differs if `runs` is temporary.
 
     Raises:
-        ConfigError: there is no such search.
+        ConfigError: the search does not exist.
         RecordError: the search is damaged, or its database cannot be read.
     """
 
@@ -79,9 +76,9 @@ class Record:
         self.storage, self._sync = storage, sync
         self._read_search()
         self.study_file = None if self.search.study_url else self.folder / STUDY_FILE
-        self._read_only = read_only
-        self._open = partial(self._open_study, read_only, waits)
-        self._study, self._trials = self._open()
+        self._study_place = self.search.study_url or str(self.study_file)  # for messages
+        self._read_only, self._waits = read_only, waits
+        self._study, self._trials = self._open_study()
 
     def _read_search(self) -> None:
         path = self.folder / SEARCH_FILE
@@ -91,21 +88,21 @@ class Record:
             raise not_found(self.folder.parent, self.name) from None
         self.id: str = self.about["id"]
 
-    def _open_study(self, read_only: bool, waits: bool) -> tuple[Study, list[FrozenTrial]]:
+    def _open_study(self) -> tuple[Study, list[FrozenTrial]]:
         """The study and its trials. Raises RecordError, StudyAwayError."""
         if self.study_file and not self.study_file.exists():
             raise DamagedError(f"{self.study_file}: is gone, and with it the trials; {self._remedy}")
-        url, name = _study_of(self.folder, self.about, read_only)
+        url, name = _study_of(self.folder, self.about, self._read_only)
         with self._database_errors(Exception):  # of json, for a damaged row; RuntimeError: tables of another Optuna
             if self.study_file:
-                check_file(self.study_file, read_only=read_only)
+                check_file(self.study_file, read_only=self._read_only)
             try:
-                study = Study(url, name, read_only=read_only, waits=waits)
+                study = Study(url, name, read_only=self._read_only, waits=self._waits)
             except KeyError:
-                raise DamagedError(f"{self.study_place}: has no study {name}; {self._remedy}") from None
+                raise DamagedError(f"{self._study_place}: has no study {name}; {self._remedy}") from None
             owner = study.metadata().get(_SEARCH_ID, self.id)
         if owner != self.id:
-            raise DamagedError(f"{self.study_place}: is another search's, {owner} and not {self.id}; {self._remedy}")
+            raise DamagedError(f"{self._study_place}: is another search's, {owner} and not {self.id}; {self._remedy}")
         return study, self._read_trials(study)
 
     def _read_trials(self, study: Study) -> list[FrozenTrial]:
@@ -116,7 +113,7 @@ class Record:
             trials.pop()
         for number, trial in enumerate(trials):
             if problem := "number" if trial.number != number else integrity.trial_problem(trial, self.search.objective):
-                raise DamagedError(f"{self.study_place}: damaged (trial {number}: its {problem}); {self._remedy}")
+                raise DamagedError(f"{self._study_place}: damaged (trial {number}: its {problem}); {self._remedy}")
         return trials
 
     @contextmanager
@@ -132,21 +129,16 @@ class Record:
             cause = describe_error(error)
             if "readonly database" in cause and self._read_only:  # a journal is left, which a reader must not roll back
                 raise RecordError(
-                    f"{self.study_place}: left mid-write by a crashed driver; run `hpo show {self.name}` once to roll "
+                    f"{self._study_place}: left mid-write by a crashed driver; run `hpo show {self.name}` once to roll "
                     "the journal back"
                 ) from error
             if not isinstance(error, _DATABASE_ERRORS) or any(sign in cause for sign in _DAMAGE_SIGNS):
-                raise DamagedError(f"{self.study_place}: damaged ({cause}); {self._remedy}") from error
-            raise _unusable(self.study_place, error) from error
+                raise DamagedError(f"{self._study_place}: damaged ({cause}); {self._remedy}") from error
+            raise _unusable(self._study_place, error) from error
 
     @property
     def _remedy(self) -> str:
         return f"{'put a copy of it in its place, or ' * bool(self.study_file)}delete {self.folder} to start anew"
-
-    @property
-    def study_place(self) -> str:
-        """The file or URL of the study, for messages."""
-        return self.search.study_url or str(self.folder / STUDY_FILE)
 
     @classmethod
     def exists(cls, runs: Path, name: str) -> bool:
@@ -155,17 +147,8 @@ class Record:
 
     @classmethod
     def create(cls, runs: Path, name: str, search: SearchConfig) -> Record:
-        """Create a search.
-
-        Args:
-            runs: the folder of searches; made if it is missing.
-            name: the search's.
-            search: its configuration.
-
-        Raises:
-            ConfigError: the space cannot be searched, or the folder cannot be made.
-            RecordError: the study cannot be written.
-        """
+        """Create a search in the folder of searches, which is made if it is missing. Raises ConfigError if the space
+        cannot be searched or the folder cannot be made, RecordError if the study cannot be written."""
         folder = runs / check_name(name)
         check_writable(folder, "--runs")
         about = {
@@ -217,7 +200,7 @@ class Record:
         self.sync()
         self._read_search()
         if self.storage and self.study_file:  # a download replaces the file
-            self._study, self._trials = self._open()
+            self._study, self._trials = self._open_study()
         else:
             self._trials = self._read_trials(self._study)
 
@@ -244,7 +227,7 @@ class Record:
         return path
 
     def has_file(self, path: Path) -> bool:
-        """Whether the search has a file, here or in the storage."""
+        """Whether the search has a file, in its folder or in the storage."""
         return self.storage.exists(path.relative_to(self.folder).as_posix()) if self.storage else path.exists()
 
     def queued(self) -> FrozenTrial | None:
@@ -269,16 +252,8 @@ class Record:
         return trial
 
     def trials_with_report(self, number: int, report: EvalReport, node: str | None = None) -> list[FrozenTrial]:
-        """All trials as they would be with another report of trial `number`; nothing is written.
-
-        Args:
-            number: the trial's.
-            report: of its next epoch.
-            node: the host that trained the epoch; None: not known.
-
-        Raises:
-            RecordError: a report of an earlier epoch is missing.
-        """
+        """All trials as they would be with the next report of trial `number`; nothing is written. node: the host that
+        trained the epoch. Raises RecordError if a report of an earlier epoch is missing."""
         trials = self.trials()
         recorded = len(trials[number].user_attrs[REPORTS])
         if report.epoch != recorded + 1:
@@ -286,19 +261,9 @@ class Record:
         trials[number] = with_report(trials[number], report, self._num_reports(), self.search.objective, node)
         return trials
 
-    def append_report(self, number: int, report: EvalReport, decision: Decision, node: str | None = None) -> None:
-        """Write a report and the decision on it, in one transaction.
-
-        Args:
-            number: the trial's.
-            report: of its next epoch.
-            decision: if it ends the trial, the trial is COMPLETE or PRUNED with the value of this epoch.
-            node: the host that trained the epoch; None: not known.
-
-        Raises:
-            RecordError: a report of an earlier epoch is missing, or the database cannot be written.
-        """
-        trial = self.trials_with_report(number, report, node)[number]
+    def append_report(self, trial: FrozenTrial, decision: Decision) -> None:
+        """Write a trial of `trials_with_report` and the decision on its report, in one transaction. If the decision
+        ends the trial, it is COMPLETE or PRUNED with the value of this epoch. Raises RecordError."""
         if decision.kept:
             trial.user_attrs[REPORTS][-1][KEPT] = decision.kept
         if decision.action != "continue":

@@ -45,17 +45,8 @@ def parse_search_file(content: bytes, path: object) -> tuple[dict[str, Any], Sea
 
 
 def check_compatible(name: str, about: Mapping[str, Any], search: SearchConfig, options: Mapping[str, Any]) -> None:
-    """Check that an existing search can be continued with other options.
-
-    Args:
-        name: the search's.
-        about: its search.json.
-        search: its configuration.
-        options: fields of SearchConfig that the user gave.
-
-    Raises:
-        ConfigError: with each difference.
-    """
+    """Check that an existing search can be continued with the options that the user gave. Raises ConfigError with each
+    difference. about: the search's search.json."""
     existing = search.as_dict()
     files: Mapping[str, str] = about.get("files", {})  # digests by option; a file may move, but not change
     may_change = CHANGEABLE | {option for option in files if str(options.get(option)).endswith(".py")}
@@ -64,7 +55,7 @@ def check_compatible(name: str, about: Mapping[str, Any], search: SearchConfig, 
         for option in existing
         if options.get(option, existing[option]) != existing[option] and option not in may_change
     ]
-    differences = [f"  {option}: it has {existing[option]}, asked for {options[option]}" for option in refused]
+    differences = [f"  {option}: it has {existing[option]}, not {options[option]}" for option in refused]
     for option, digest in files.items():
         path = options.get(option, existing[option])
         if user_files.digest(path) not in (digest, None):  # None: hpo.policy.user_files reports a missing file
@@ -105,6 +96,6 @@ def not_found(runs: Path, name: str) -> ConfigError:
 
 
 def not_found_in(place: str, name: str, names: list[str]) -> ConfigError:
-    """The error for a search that is not in a place, with the nearest of the names there."""
+    """The error for a search that is not in a place, with the nearest of its names."""
     hint = did_you_mean(name, names) if names else "There are none yet; `hpo search NAME` starts one."
     return ConfigError(f"{name}: no such search in {place}. {hint}")

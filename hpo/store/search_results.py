@@ -26,7 +26,7 @@ def ranked_finalists(record: Record) -> list[int]:
     """The numbers of the finalists, best first: ranked by all validation images once these were measured, else by their
     own reports."""
     metadata = record.metadata()
-    numbers = finalists(record.trials(), record.search.objective, lost_trials(metadata))
+    numbers = finalists(record.trials(), lost_trials(metadata))
     measured = _measurements(metadata)
     if measured.keys() == set(map(str, numbers)):  # else the search has got more trials since
         numbers.sort(key=lambda number: -measured[str(number)]["value"])
@@ -55,15 +55,11 @@ def final_result(record: Record) -> dict[str, Any] | None:
 
 
 def collapses(record: Record) -> list[dict[str, Any]]:
-    """Each collapse or divergence of a final training, in order.
+    """Each collapse or divergence of a final training, in order. Raises RecordError.
 
-    Returns:
-        Dictionaries with trial, epochs: whose configuration was trained, and for how many epochs; reason, epoch: what
-        happened, and when; back_to, lr_g, lr_d: the epoch and the learning rates with which the training continued,
-        None if it was given up.
-
-    Raises:
-        RecordError.
+    Keys: trial, epochs: whose configuration was trained, and for how many epochs; reason, epoch: what happened, and
+    when; back_to, lr_g, lr_d: the epoch and the learning rates with which the training continued, None if it was given
+    up.
     """
     events: list[dict[str, Any]] = record.metadata().get(COLLAPSES, [])
     _check(COLLAPSES, isinstance(events, list) and not any(map(integrity.is_bad_collapse, events)))

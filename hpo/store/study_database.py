@@ -75,7 +75,7 @@ class Study:
                 once.
 
         Raises:
-            KeyError: there is no such study.
+            KeyError: the study does not exist.
             SQLAlchemy's DatabaseError; with a server StudyAwayError, ConfigError.
         """
         self._url, self._is_server = url, url.startswith(_SERVER)
@@ -114,12 +114,8 @@ class Study:
         return self._with_retries(first)
 
     def write(self, trial: FrozenTrial, previous: FrozenTrial | None) -> None:
-        """Write what is new in a trial, all or nothing.
-
-        Args:
-            trial: gets its id if it is new. Attributes must have been replaced, not changed in place.
-            previous: the trial as it was written last; None if it was not written yet.
-        """
+        """Write what is new in a trial since `previous`, all or nothing. A new trial gets its id. Attributes must have
+        been replaced, not changed in place."""
         self._with_retries(lambda: self._write(trial, previous))
 
     def _write(self, trial: FrozenTrial, previous: FrozenTrial | None) -> None:
@@ -174,7 +170,11 @@ class Study:
 
     def _with_retries(self, operation: Callable[[], T]) -> T:
         def is_away(error: Exception) -> bool:
-            return self._is_server and isinstance(error, SQLAlchemyError | StorageInternalError) and _is_away(error)
+            if not self._is_server or not isinstance(error, SQLAlchemyError | StorageInternalError):
+                return False
+            cause = _database_error(error)
+            is_closed = isinstance(cause, DBAPIError) and cause.connection_invalidated
+            return is_closed or isinstance(cause, OperationalError | InterfaceError)
 
         try:
             result = retry(
@@ -228,36 +228,22 @@ def _write_values(connection: Connection, trial: FrozenTrial, previous: FrozenTr
 
 
 def file_url(path: Path, *, read_only: bool = False) -> str:
-    """The URL of a database in a file, for a Study.
-
-    The path may have any character: SQLite takes %XX, Optuna's template no braces, and SQLAlchemy quotes once more
-    what it will unquote (from 2.1 on).
-    """
+    """The URL of a database in a file. The path may have any character: SQLite takes %XX, Optuna's template no braces,
+    and SQLAlchemy quotes once more what it will unquote (from 2.1 on)."""
     query = {"mode": "ro" if read_only else "rwc", "uri": "true"}
     return URL.create("sqlite", database=path.absolute().as_uri(), query=query).render_as_string()
 
 
 def check_file(path: Path, *, read_only: bool) -> None:
     """Check that a file is an intact SQLite database with a study; Optuna would create missing tables in any file.
-
-    Unless read_only, the journal of a driver that was killed while writing is rolled back.
-
-    Raises:
-        sqlite3.Error, ValueError.
-    """
+    Unless read_only, the journal of a driver that was killed while writing is rolled back. Raises sqlite3.Error,
+    ValueError."""
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
     with closing(sqlite3.connect(uri, timeout=_LOCKED_SECONDS, uri=True)) as connection:
         (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if result != "ok":
             raise ValueError(result.splitlines()[-1])
         connection.execute("SELECT 1 FROM studies")
-
-
-def _is_away(error: BaseException) -> bool:
-    cause = _database_error(error)
-    return isinstance(cause, OperationalError | InterfaceError) or (
-        isinstance(cause, DBAPIError) and cause.connection_invalidated
-    )
 
 
 def describe_error(error: BaseException) -> str:

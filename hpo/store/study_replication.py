@@ -25,7 +25,6 @@ from hpo.store.reconciliation import (
     reconcile,
     snapshot_study,
     study_name,
-    write_local_claim,
 )
 from hpo.store.record import Record
 from hpo.store.search_file import list_names, not_found, not_found_in, parse_search_file
@@ -42,14 +41,8 @@ _LIST_ABOVE = 20  # files to be deleted, from which one listing is faster than d
 
 
 def open_storage(address: str | None, runs: Path, *, interactive: bool = False) -> Storage | None:
-    """The storage at an address, after a check that it is reachable; None without an address.
-
-    Args:
-        interactive: a user waits for the answer. The timeout is short, and write access is not checked.
-
-    Raises:
-        ConfigError, StorageError.
-    """
+    """The storage at an address, after a check that it is reachable; None without an address. interactive: a user waits
+    for the answer, so that the timeout is short. Write access is then not checked. Raises ConfigError, StorageError."""
     if address is None:
         return None
     storage = Storage(address, timeout_seconds=READ_TIMEOUT_SECONDS if interactive else TIMEOUT_SECONDS)
@@ -73,14 +66,8 @@ def find_search(runs: Path, name: str, storage: Storage | None) -> tuple[dict[st
 def open_read_only(
     runs: Path, name: str, storage: Storage | None, *, read_only: bool = False, waits: bool = False
 ) -> Iterator[Record]:
-    """The record, for everybody but its driver. With a storage it is read from there alone, into a temporary folder.
-
-    Args:
-        read_only, waits: see Record.
-
-    Raises:
-        ConfigError, RecordError, StorageError.
-    """
+    """The record, for everybody but its driver. If there is a storage, the record is read from it alone, into a
+    temporary folder. For read_only and waits see Record. Raises ConfigError, RecordError, StorageError."""
     check_name(name)
     if storage is None:
         local_claim(runs / name, None)
@@ -122,14 +109,8 @@ def acquire(
 ) -> Iterator[StorageReplicator]:
     """Take the lock of an existing search and, with a storage, its lease; release them at the end of the `with`.
 
-    The folder and the storage are reconciled (hpo/store/reconciliation.py). The replicator is not started.
-
-    Args:
-        on_lost: called in the lease's thread when another driver has taken the search over, or the storage was away
-            for longer than the timeout.
-
-    Raises:
-        ConfigError, RecordError, StorageError.
+    The folder and the storage are reconciled (hpo/store/reconciliation.py). The replicator is not started. on_lost: see
+    Lease.start_heartbeat. Raises ConfigError, RecordError, StorageError.
     """
     folder = runs / check_name(name)
     claim = local_claim(folder, storage.address if storage else None)
@@ -148,7 +129,6 @@ def acquire(
         lease.start_heartbeat(on_lost)
         guarded = remote.subdirectory("", lease.check)
         reconcile(folder, guarded, claim, lease)
-        write_local_claim(folder, storage.address, lease.name)
         yield StorageReplicator(Record(runs, name, waits=True, storage=guarded), lease, on_lost)
 
 
@@ -168,7 +148,7 @@ class StorageReplicator:
         self._status = b""
 
     def start(self) -> None:
-        """Upload the record, delete the copies of earlier drivers, and start the thread that keeps it up to date."""
+        """Upload the record, delete the studies of earlier drivers, and start the thread that keeps it up to date."""
         if self._storage:
             before = list_studies(self._storage)
             self.upload(self.record.folder / SEARCH_FILE)

@@ -23,8 +23,7 @@ def server_url() -> str:
 def find_credentials(url: str) -> tuple[bool, str | None]:
     """Look for credentials where W&B does, without asking the user. Raises wandb.errors.AuthenticationError.
 
-    Returns:
-        Whether there are any, and the API key; None for other kinds of credentials.
+    Returns whether there are any, and the API key, which is None for other kinds of credentials.
     """
     credentials = wbauth.authenticate_session(host=url, source="hpo", prompt=False)
     key = credentials.api_key if isinstance(credentials, wbauth.AuthApiKey) else None

@@ -44,9 +44,7 @@ def log_in() -> tuple[str, str | None]:
     """Find the API key where W&B looks for one, and check it with the server if that answers.
 
     From then on the key is in this process's memory only: processes that start later, such as Ray's, do not inherit it.
-
-    Returns:
-        The server's address and the key; None if W&B has other credentials.
+    Returns the server's address and the key, which is None if W&B has other credentials.
 
     Raises:
         ConfigError: there is no key, it is malformed or refused, or the server's address is invalid.

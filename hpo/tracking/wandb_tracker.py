@@ -99,10 +99,7 @@ class Tracker:
 
 
 def sync(record: Record, *, exported: bool) -> tuple[int, str | None]:
-    """Send what W&B lacks of a search that no driver runs. The caller has logged in.
-
-    Returns:
-        How many runs were sent, and the address of their page.
+    """Send what W&B lacks; return how many runs were sent, and the address of their page. The caller has logged in.
 
     Raises:
         MachineError: sending failed, or runs are incomplete. It says how many were sent.

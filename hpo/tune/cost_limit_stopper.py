@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from hpo.policy.budget_protocol import SearchBudget
+from hpo.search_controller import SearchBudget
 from hpo.tune.errors import propagate_errors
 
 _CHECK_SECONDS = 1.0
@@ -30,10 +30,8 @@ class CostLimitStopper(tune.Stopper):  # type: ignore[misc]
     ) -> None:
         """
         Args:
-            budget: Says whether running trials may continue.
-            stop_trials: Stops the running trials at once. Tune itself would let each end its epoch.
-            save_cost: Called once a minute.
-            clock: Seconds.
+            stop_trials: stops the running trials at once. Tune itself would let each end its epoch.
+            save_cost: is called once a minute.
         """
         self._budget, self._stop_trials, self._save_cost, self._clock = budget, stop_trials, save_cost, clock
         self._checked = self._saved = clock()

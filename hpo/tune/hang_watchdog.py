@@ -26,28 +26,20 @@ class TrialTiming:
     slowest: float | None = None  # its slowest epoch; None before the first
 
 
-def hang_timeout(timing: TrialTiming, slowest_first: float | None) -> float:
-    """Seconds without a report after which a trial hangs. slowest_first: of all first reports, set-up included."""
-    expected = slowest_first if timing.slowest is None else timing.slowest
-    return UNKNOWN_SECONDS if expected is None else max(FLOOR_SECONDS, FACTOR * expected)
-
-
 def find_hung(timings: Mapping[int, TrialTiming], slowest_first: float | None, now: float) -> dict[int, str]:
-    """The trials that hang, each with an error message."""
-    timeouts = {number: hang_timeout(timing, slowest_first) for number, timing in timings.items()}
-    return {
-        number: f"hung: no report for {seconds:.0f} s"
-        for number, seconds in timeouts.items()
-        if now - timings[number].since > seconds
-    }
+    """The trials that hang, each with an error message. slowest_first: seconds until the slowest of all first reports,
+    set-up included."""
+    hung = {}
+    for number, timing in timings.items():
+        expected = slowest_first if timing.slowest is None else timing.slowest
+        timeout = UNKNOWN_SECONDS if expected is None else max(FLOOR_SECONDS, FACTOR * expected)
+        if now - timing.since > timeout:
+            hung[number] = f"hung: no report for {timeout:.0f} s"
+    return hung
 
 
 class HangWatchdog(tune.Callback):  # type: ignore[misc]
-    """A trial must report from the time when Ray has started its process.
-
-    Attributes:
-        hung: Trials that were killed, with an error message.
-    """
+    """A trial must report from the time when Ray has started its process."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, is_away: Callable[[], bool] = lambda: False
@@ -56,11 +48,10 @@ class HangWatchdog(tune.Callback):  # type: ignore[misc]
         self._clock, self._checked, self._is_away = clock, clock(), is_away
         self._timings: dict[int, TrialTiming] = {}
         self._slowest_first: float | None = None
-        self.hung: dict[int, str] = {}
+        self.hung: dict[int, str] = {}  # trials that were killed, with an error message
 
     @propagate_errors
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """The trial's process has started."""
         self._timings[trial.config["number"]] = TrialTiming(self._clock())
         self.hung.pop(trial.config["number"], None)
 
@@ -78,7 +69,6 @@ class HangWatchdog(tune.Callback):  # type: ignore[misc]
         self._timings[number] = TrialTiming(now, max(epochs))
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """The trial has ended."""
         self._timings.pop(trial.config["number"], None)
 
     on_trial_error = on_trial_complete

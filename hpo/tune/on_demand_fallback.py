@@ -29,13 +29,7 @@ class OnDemandFallback:
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        Args:
-            cluster: The search's cluster.
-            say: Prints a line for the user.
-            patience: Seconds without a spot node after which on-demand nodes are requested.
-            clock: Seconds.
-        """
+        """patience: seconds without a spot node after which on-demand nodes are requested."""
         self._cluster, self._say, self._patience, self._clock = cluster, say, patience, clock
         self._shortage = SpotShortage()
         self._request: dict[str, int] | None = None  # slots by market; None: what a killed driver may have requested
@@ -47,16 +41,8 @@ class OnDemandFallback:
         return (self._request or {}).get(ON_DEMAND, 0)
 
     def update(self, running: Mapping[int, str], waiting: int, starting: int = 0) -> str | None:
-        """Update the request to the autoscaler.
-
-        Args:
-            running: Trials and their nodes.
-            waiting: Number of trials without a slot.
-            starting: Number of trials that have a slot and no process yet.
-
-        Returns:
-            A node that is drained now, since its trials fit on spot nodes again.
-        """
+        """Update the request to the autoscaler. For the arguments see `update_shortage`. Returns a node that is drained
+        now, since its trials fit on spot nodes again."""
         cpus, gpus = self._cluster.cpus_per_trial, self._cluster.gpus_per_trial
         limits, snapshot = self._cluster.limits, self._cluster.monitor.snapshot
         with self._lock:
@@ -82,7 +68,7 @@ class OnDemandFallback:
         return node
 
     def update_for_task(self) -> None:
-        """Update the request for a task after the trials, which waits as long as no worker is there."""
+        """Update the request for a task after the trials, which waits as long as there is no worker."""
         nodes = self._cluster.monitor.snapshot.nodes
         has_worker = any(self._cluster.fits(node) for node in nodes if not node.is_head and not node.draining)
         self.update({}, waiting=0 if has_worker else 1)

@@ -22,11 +22,7 @@ _WAIT_SECONDS = 5.0  # before a trial counts as waiting: where there is room, an
 
 
 class PreemptionHandler(tune.Callback):  # type: ignore[misc]
-    """Migrates trials and feeds the on-demand fallback.
-
-    Attributes:
-        migrated: Trials that were stopped in order to migrate, with the reason. Ray reports them as failed next.
-    """
+    """Migrates trials and feeds the on-demand fallback."""
 
     def __init__(
         self,
@@ -35,20 +31,14 @@ class PreemptionHandler(tune.Callback):  # type: ignore[misc]
         report_pending: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        Args:
-            cluster: The search's cluster.
-            fallback: Is updated once a second.
-            report_pending: Receives, once a second, what trials wait for; empty while none waits.
-            clock: Seconds.
-        """
+        """report_pending: receives, once a second, what trials wait for; empty while none waits."""
         self._cluster, self._fallback, self._report_pending, self._clock = cluster, fallback, report_pending, clock
         self._updated = clock()
         self._running: dict[int, tuple[Any, str]] = {}  # Ray's trial, and its node
         self._safe_to_stop: set[int] = set()  # just begun, or just reported: stopping these costs no work
         self._pending_since: dict[int, float] = {}
         self._drained: dict[str, str] = {}  # nodes, those that are gone included, and why
-        self.migrated: dict[int, str] = {}
+        self.migrated: dict[int, str] = {}  # trials that were stopped, and why; Ray reports them as failed next
 
     def was_drained(self, number: int) -> bool:
         """Whether the trial's node is drained, or was drained before it was lost."""
@@ -56,7 +46,6 @@ class PreemptionHandler(tune.Callback):  # type: ignore[misc]
 
     @propagate_errors
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """The trial's process has started."""
         number = trial.config["number"]
         self._running[number] = trial, _node_of(trial)
         self._safe_to_stop.add(number)

@@ -21,7 +21,6 @@ class Reaper:
     """The driver's side: a pipe, which is closed when the driver is gone. The folders to delete go through it."""
 
     def __init__(self) -> None:
-        """Starts the process."""
         self._tag = os.urandom(8).hex()
         # In its own session Ctrl-C in a terminal does not reach it. It must not keep the driver's output open.
         process = subprocess.Popen(
@@ -42,7 +41,6 @@ class Reaper:
         os.environ[TAG_VARIABLE] = self._tag
 
     def untag_children(self) -> None:
-        """End `tag_children`."""
         os.environ.pop(TAG_VARIABLE, None)
 
     def kill_children(self) -> None:
@@ -50,20 +48,19 @@ class Reaper:
         _kill(_tagged(self._tag))
 
     def delete_at_exit(self, folder: str) -> None:
-        """Delete the folder once the driver is gone."""
         with suppress(BrokenPipeError):  # the reaper itself was killed
             self._pipe.write(f"{folder}\n")
 
 
 def _tagged(tag: str) -> list[int]:
     """The processes with this tag."""
-    found, wanted = [], f"{TAG_VARIABLE}={tag}".encode()
+    processes, wanted = [], f"{TAG_VARIABLE}={tag}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):  # it has ended meanwhile, or is another user's
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+                    processes.append(int(entry.name))
+    return processes
 
 
 def _kill(processes: list[int]) -> None:

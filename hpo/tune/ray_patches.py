@@ -92,5 +92,5 @@ def apply_patches() -> None:
 
 def listen_on_loopback() -> None:
     """Let a Ray that is started by this process listen on loopback only."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's processes read it; `import ray` here has read it
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's processes read it; `import ray` has read it
     LOOPBACK.apply()

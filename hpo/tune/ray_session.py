@@ -63,14 +63,8 @@ class HeadGoneError(MachineError):
 def check_address(search: SearchConfig, *, is_new: bool) -> None:
     """Check before Ray starts that a trial fits on this machine, or that the cluster answers.
 
-    Args:
-        search: Its `address` is `local`, or names a cluster.
-        is_new: Whether the search has not begun yet.
-
-    Raises:
-        ConfigError: No trial fits, or no cluster answers a new search.
-        RayStartError: The cluster of a search that has begun does not answer, or the address space is too small for
-            Ray, which would wait for minutes or for ever.
+    Raises ConfigError if no trial fits, or no cluster answers a new search; RayStartError if the cluster of a search
+    that has begun does not answer, or the address space is too small for Ray, which would wait for ever.
     """
     if search.address == "local":
         _check_this_machine(search)
@@ -78,7 +72,7 @@ def check_address(search: SearchConfig, *, is_new: bool) -> None:
     try:
         socket.create_connection(ray_internals.head_address(search.address), timeout=_ANSWER_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        message = f"address={search.address}: no Ray cluster answers there ({error})"
+        message = f"address={search.address}: no Ray cluster answers ({error})"
         if is_new:
             raise ConfigError(f"{message}; leave --address out to start Ray on this machine") from error
         raise RayStartError(message) from error
@@ -113,7 +107,10 @@ class RaySession:
     def __enter__(self) -> Cluster:
         """Raises RayStartError, RayHalfStartedError, HeadGoneError; ConfigError if no trial fits on the cluster;
         OSError where the disk is full."""
-        _prepare_environment()
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        for secret in _SECRETS:
+            os.environ.pop(secret, None)
         ray_patches.apply_patches()
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of trials are ours to print
         self._scratch = _create_scratch()
@@ -149,7 +146,7 @@ class RaySession:
         if self._monitor is not None:
             self._monitor.stop()
         if self._head is not None:
-            self._head.stop_watching()
+            self._head.stopping.set()
             self._was_alive = self._head.is_alive()
             if self._was_alive:  # without a head, the shutdown would end this process
                 ray.shutdown()
@@ -159,14 +156,6 @@ class RaySession:
     def _raise_if_head_gone(self, error: BaseException | None) -> None:
         if isinstance(error, Exception) and self._head is not None and not self._was_alive:
             raise HeadGoneError("Ray's head is gone") from error
-
-
-def _prepare_environment() -> None:
-    """Set Ray's options and remove secrets, for this process and all that it starts."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for secret in _SECRETS:
-        os.environ.pop(secret, None)
 
 
 def _local_options(scratch: str) -> dict[str, Any]:
@@ -213,8 +202,7 @@ def _start_ray(options: dict[str, Any], reaper: Reaper) -> Head:
 
 
 def _start_failure(address: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or "no message"
-    first = reason.split(". ")[0][:_MAX_REASON]
+    first = (" ".join(str(error).split()) or "no message").split(". ")[0][:_MAX_REASON]
     return (
         f"address={address}: Ray does not start, tried twice ({type(error).__name__}: {first}). What may help: other "
         "work on this machine to end, more memory (`ulimit -v`, `free`) or processes (`ulimit -u`), another TMPDIR"
@@ -239,7 +227,7 @@ class Head:
         (own,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self.is_here = own["NodeManagerAddress"] == host
         self._addresses = [(host, int(port)), (own["NodeManagerAddress"], own["NodeManagerPort"])]
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()  # ends the thread that `watch` starts
 
     def is_alive(self) -> bool:
         """A process that was killed refuses at once; a machine that is gone, after two seconds."""
@@ -254,13 +242,9 @@ class Head:
         """Start a thread that calls on_gone once the head has not answered several times in a row."""
         threading.Thread(target=self._watch, args=(on_gone,), name="head watchdog", daemon=True).start()
 
-    def stop_watching(self) -> None:
-        """Stop the thread."""
-        self._stopping.set()
-
     def _watch(self, on_gone: Callable[[], None]) -> None:
         missed = 0
-        while missed < _MAX_MISSED and not self._stopping.wait(1):
+        while missed < _MAX_MISSED and not self.stopping.wait(1):
             missed = 0 if self.is_alive() else missed + 1
-        if not self._stopping.is_set():
+        if not self.stopping.is_set():
             on_gone()

@@ -51,17 +51,12 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         self.steps.append(Step(number, now - result["step_seconds"], now))
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
         decision = self._controller.on_report(number, reports, result.get("node"))
-        answer: str = TrialScheduler.CONTINUE if decision.action == "continue" else TrialScheduler.STOP
-        return answer
+        return str(TrialScheduler.CONTINUE if decision.action == "continue" else TrialScheduler.STOP)
 
     @propagate_errors
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A trial has failed; Ray itself does not retry it. Without the head all trials fail.
-
-        Raises:
-            HeadGoneError: The head is gone.
-            MachineError, StorageError: Every other trial would fail in the same way.
-        """
+        """A trial has failed; Ray itself does not retry it. Raises HeadGoneError if the head is gone, so that all
+        trials fail; MachineError, StorageError if every other trial would fail in the same way."""
         if not self._cluster.is_alive():
             raise HeadGoneError("Ray's head is gone")
         failure = self._classify(trial)
@@ -93,7 +88,7 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 def _error_of(trial: Any) -> BaseException | str:
-    """Ray has just written the error into its scratch folder. Trial.get_error reads a copy that is not there yet."""
+    """Ray has just written the error into its scratch folder. Trial.get_error reads a copy that is written later."""
     if trial.pickled_error_file:
         error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         return error
@@ -110,16 +105,8 @@ class Overhead:
 
 
 def overhead(steps: Sequence[Step], slots: int, began: float) -> Overhead | None:
-    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail.
-
-    Args:
-        steps: All steps so far.
-        slots: Trials at a time.
-        began: When the search began, on the driver's clock.
-
-    Returns:
-        None before two trials have started.
-    """
+    """1 - (seconds inside `step`, summed over the slots) / (slots x time), before the tail; None before two trials have
+    started. began: when the search began, on the driver's clock."""
     starts: dict[int, float] = {}
     for step in steps:
         starts[step.number] = min(step.start, starts.get(step.number, step.start))

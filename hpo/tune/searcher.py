@@ -28,8 +28,7 @@ class ControllerSearcher(Searcher):  # type: ignore[misc]
         if trial is not None:
             self._numbers[trial_id] = trial.number
             return self._config_of(trial)
-        finished: str = Searcher.FINISHED
-        return None if self._controller.running else finished
+        return None if self._controller.running else str(Searcher.FINISHED)
 
     @propagate_errors
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -31,11 +31,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], images: Sequence[ray.ObjectRef]) -> None:
         """Called once per actor. The first step does the work: only then does Ray report what an error was, and the
-        driver notice that the trial hangs.
-
-        Args:
-            config: Of the first trial.
-            images: A reference to the images in Ray's object store, which has them once per node.
+        driver notice that the trial hangs. images: a reference into Ray's object store, which has them once per node.
         """
         self._images_refs = images
         self._device_images: DeviceImages | None = None

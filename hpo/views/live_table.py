@@ -36,9 +36,7 @@ class Display:
     def update(self, trial: FrozenTrial, *, is_new: bool = False) -> None:
         """Take the trial's new state and print what is new in it.
 
-        Args:
-            is_new: print its lines even if it had ended when it was first seen. Otherwise an earlier driver has
-                printed them.
+        An earlier driver has printed the lines of a trial that had ended when it was first seen, unless `is_new`.
         """
         before = self.trials.get(trial.number)
         self.trials[trial.number] = trial

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from hpo.policy import trial_attributes
-from hpo.policy.estimates import epochs_left
 from hpo.policy.leaderboard import reports_of
+from hpo.policy.report_decision import epochs_left
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import duration, epoch_line
 from hpo.views.live_table import Display

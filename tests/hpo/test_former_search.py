@@ -57,5 +57,5 @@ def test_options_by_their_former_names_are_no_change(former, capsys):
     assert main([*command.split(), "--runs", str(former)]) == 2
     err = capsys.readouterr().err
     assert "hpo: --grace is called --grace-period now" in err
-    assert "seed: it has 3, asked for 4" in err
+    assert "seed: it has 3, not 4" in err
     assert "grace" not in err.partition("seed:")[2]

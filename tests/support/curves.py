@@ -10,10 +10,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.policy import trial_attributes
-from hpo.policy.budget_protocol import SearchBudget
 from hpo.policy.report_decision import Decision, decide_pruning
 from hpo.policy.search_config import SearchConfig
-from hpo.search_controller import Listener, SearchController
+from hpo.search_controller import Listener, SearchBudget, SearchController
 from hpo.store.record import Record
 from model.config import TrainConfig
 from model.training_report import EvalReport
@@ -75,8 +74,9 @@ def controller(
 
 def append_report(record: Record, number: int, report: EvalReport, node: str | None = None) -> Decision:
     """As SearchController.on_report, of a single report."""
-    decision = decide_pruning(record.trials_with_report(number, report, node), number, report.epoch, record.search)
-    record.append_report(number, report, decision, node)
+    trials = record.trials_with_report(number, report, node)
+    decision = decide_pruning(trials, number, report.epoch, record.search)
+    record.append_report(trials[number], decision)
     return decision
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import s3_server
 
+from hpo.store import lease
+from hpo.store.object_storage import Storage
+
 KINDS = ["folder", "s3"]
 EXPIRING = "s3, its keys expire"
 
@@ -53,3 +56,15 @@ def place(kind: str, folder: Path) -> Iterator[Place]:
         root = folder / "buckets" / "bucket" / "some" / "prefix"
         yield Place(f"s3://bucket/some/prefix?{query}", root, server, expires=kind == EXPIRING)
         assert server.unknown == []
+
+
+@contextmanager
+def no_wait_for_expiry() -> Iterator[None]:
+    """Fails if a driver waits to see whether a lease expires."""
+
+    def waits(_: Storage, claim: lease.Claim) -> bool:
+        raise AssertionError(f"waited for {claim}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "_wait_for_expiry", waits)
+        yield

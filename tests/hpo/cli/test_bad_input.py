@@ -229,7 +229,7 @@ COMMAND_LINE = {
     "an unconfirmed deletion": Row("rm first", ["runs/first: refusing to delete without", "--yes"]),
     "another search than the existing one": Row(
         "search first --trials 0 --noise gaussian:5",
-        ["trials=0: must be", "noise: it has gaussian:30, asked for gaussian:5", "choose another name"],
+        ["trials=0: must be", "noise: it has gaussian:30, not gaussian:5", "choose another name"],
     ),
     "another space than the existing one": Row(
         "search first --space optimizers",
@@ -547,7 +547,7 @@ def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told_within_se
         code, _, err = hpo_says("dashboard", "first", "--port", str(port), capsys=capsys)
         assert (code, f"port={port}: cannot listen" in err) == (2, True)
     code, _, err = hpo_says("search", "new", "--address", f"127.0.0.1:{port}", capsys=capsys)
-    assert (code, f"address=127.0.0.1:{port}: no Ray cluster answers there" in err) == (2, True)
+    assert (code, f"address=127.0.0.1:{port}: no Ray cluster answers" in err) == (2, True)
     assert not Path("runs/new").exists()
 
 

@@ -174,9 +174,9 @@ BREAKS = [
     (AWS, "?region=", "?regoin=", "regoin: no such option. Did you mean region?"),
     (LOCAL, "/mnt/filled/searches", "/home/me/searches", "is each machine's own"),
     (LOCAL, "/mnt/filled/searches", "searches", "is each machine's own"),
-    (AWS, "ray[default]==2.60.0", "ray[default]==2.9.3", "installs ray==2.9.3; Ray"),
-    (AWS, "ray[default]==2.60.0", "ray[default]>=2.50", "installs ray>=2.50; Ray"),
-    (AWS, "pip install -q -c", "pip install ray boto3 -c", "installs ray of any version; Ray"),
+    (AWS, "ray[default]==2.60.0", "ray[default]==2.9.3", "installs ray==2.9.3; this machine has ray"),
+    (AWS, "ray[default]==2.60.0", "ray[default]>=2.50", "installs ray>=2.50; this machine has ray"),
+    (AWS, "pip install -q -c", "pip install ray boto3 -c", "installs ray of any version; this machine has ray"),
     (
         AWS,
         "ray[default]==2.60.0",

@@ -113,7 +113,7 @@ def test_a_trial_that_is_pruned_in_its_first_dead_epoch_has_collapsed_and_is_nob
     order = [*lived((0, 0.5), (1, 0.6), (0, 0.6)), (1, 0.2, True), *lived((2, 0.5))]
     played = Played(order, SEARCH)
     assert [(d.action, d.reason) for d in played.decisions[3:]] == [("prune", "collapsed"), ("continue", "passed")]
-    assert candidates(played.trials(), "ssim") == [0, 2]
+    assert candidates(played.trials()) == [0, 2]
 
 
 @given(STEPS, st.integers(2, 5))

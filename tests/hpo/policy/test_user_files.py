@@ -156,7 +156,7 @@ def test_a_users_file_may_move_but_not_change(tmp_path):
     moved.write_text(moved.read_text() + "# edited")
     with pytest.raises(ConfigError, match=r"pruner: .*moved\.py is not the file that it began with"):
         record.update_config({})
-    with pytest.raises(ConfigError, match=r"sampler: it has .*, asked for tpe"):
+    with pytest.raises(ConfigError, match=r"sampler: it has .*, not tpe"):
         record.update_config({"sampler": "tpe"})
 
 

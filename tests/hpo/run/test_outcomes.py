@@ -110,4 +110,4 @@ def test_every_place_that_shows_trials_tells_the_same_of_each(one_of_each, runs,
     assert [sessions[f"{number:05}"] for number in range(2, 5)] == [Session.STATUS_FAILURE] * 3
     assert not {sessions[f"{number:05}"] for number in (5, 6)} & {Session.STATUS_SUCCESS, Session.STATUS_FAILURE}
 
-    assert {trial.number for trial in trials if rank(trial)} == set(leaderboard.candidates(trials, "ssim")) == {0, 1, 5}
+    assert {trial.number for trial in trials if rank(trial)} == set(leaderboard.candidates(trials)) == {0, 1, 5}

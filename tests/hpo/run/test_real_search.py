@@ -304,7 +304,7 @@ def test_the_same_command_on_a_finished_search_changes_nothing(searched, no_ray,
     assert main(["search", "first", *ONE_SLOT]) == 0
     assert "first is finished; its winner is in runs/first/export" in capsys.readouterr().err
     assert main(["search", "first", "--seed", "1"]) == 2
-    assert "seed: it has 0, asked for 1" in capsys.readouterr().err
+    assert "seed: it has 0, not 1" in capsys.readouterr().err
     assert contents(searched.runs) == before
 
 

@@ -115,7 +115,7 @@ def test_after_every_event_the_disk_has_the_best_and_the_unfinished(plan, random
             assert on_disk(Path(folder), LAST) == set(under_way)
             assert on_disk(Path(folder), BEST) == set(under_way) | best_ended(everything, keep)
             assert kept_trials(everything, keep) == best_ended(everything, keep)
-            assert set(leaderboard.finalists(everything, OBJECTIVE)) <= on_disk(Path(folder), BEST)
+            assert set(leaderboard.finalists(everything)) <= on_disk(Path(folder), BEST)
             assert on_disk(Path(folder), "*.png") == set(trials)
 
 
@@ -225,7 +225,7 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
     assert len(trials) == 200
     assert on_disk(record.folder / "trials", LAST) == set()
     assert on_disk(record.folder / "trials", BEST) == best_ended(trials, 10) == kept_trials(trials, 10)
-    assert set(leaderboard.finalists(trials, OBJECTIVE)) <= kept_trials(trials, 10)
+    assert set(leaderboard.finalists(trials)) <= kept_trials(trials, 10)
     print(f"200 trials: {written:,} bytes of checkpoints written, at most {most:,} on disk, {10 * size:,} stay")
 
 

@@ -94,7 +94,7 @@ def test_a_winner_whose_checkpoint_is_damaged_gives_way_to_the_next_best(  # noq
     damage, pictures, searched_plainly, tmp_path, monkeypatch, capsys
 ):
     """At the search's end; `hpo show` tells why the best on the leaderboard has not won."""
-    by_rank = leaderboard.candidates(Record(searched_plainly, "first").trials(), "balanced")
+    by_rank = leaderboard.candidates(Record(searched_plainly, "first").trials())
     measure = finalists.measure_finalists
 
     def damaged_before(context: SearchContext) -> None:

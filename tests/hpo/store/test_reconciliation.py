@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpo.store.reconciliation import LocalState, RemoteState, Resolution, plan_reconciliation
+from hpo.store.reconciliation import Resolution, plan_reconciliation
 
 OLD, LAST = "000001-aaaaaaaa", "000002-bbbbbbbb"
 
@@ -31,6 +31,14 @@ OLD, LAST = "000001-aaaaaaaa", "000002-bbbbbbbb"
     ],
 )
 def test_one_side_counts_or_the_driver_is_refused(local, remote, plan):
-    mine = dict(zip(("search_id", "claim", "damage"), local, strict=False))
-    stored = dict(zip(("search_id", "last_claim", "has_study"), remote, strict=False))
-    assert plan_reconciliation(LocalState(**mine), RemoteState(**stored)) is plan
+    local_id, local_claim, *damage = local
+    stored_id, last_claim, *copy = remote
+    decided = plan_reconciliation(
+        local_id=local_id,
+        local_claim=local_claim,
+        is_damaged=bool(damage),
+        stored_id=stored_id,
+        last_claim=last_claim,
+        has_copy=copy != [False],
+    )
+    assert decided is plan

@@ -345,7 +345,7 @@ def test_any_other_way_to_name_a_database_is_taken(good):
 
 
 def test_where_a_search_has_its_study_stays(record):
-    with pytest.raises(ConfigError, match="study_url: it has None, asked for postgresql://localhost/hpo"):
+    with pytest.raises(ConfigError, match="study_url: it has None, not postgresql://localhost/hpo"):
         record.update_config({"study_url": "postgresql://localhost/hpo"})
 
 

@@ -12,9 +12,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from hpo.policy.estimates import epochs_left, expected_epochs
 from hpo.policy.leaderboard import reports_of
-from hpo.policy.report_decision import next_comparison
+from hpo.policy.report_decision import epochs_left, expected_epochs, next_comparison
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.suggestions import suggest
 from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
