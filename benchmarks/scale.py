@@ -144,7 +144,7 @@ def measure_record(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
                 for trial in trials:
                     progress.on_trial_update(trial)
                 for _ in range(SAMPLES):
-                    watch.timed(name, progress._show)()
+                    watch.timed(name, progress._draw)()
                 progress.close()
                 figures[name] = watch.figures(name)
             pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -55,14 +55,14 @@ def train(config: dict[str, Any], images: Images) -> None:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             saved = torch.load(Path(folder) / FILE)
-        for name, tensor in trainer._tensors().items():
+        for name, tensor in trainer.gan.tensors().items():
             tensor.copy_(saved["tensors"][name])
         trainer.reports = [EvalReport.from_dict(report) for report in saved["reports"]]
     while trainer.epoch < trainer.config.epochs:
         report = trainer.run_epoch()
         with tempfile.TemporaryDirectory() as folder:
             reports = [report.as_dict() for report in trainer.reports]
-            torch.save({"tensors": trainer._tensors(), "reports": reports}, Path(folder) / FILE)
+            torch.save({"tensors": trainer.gan.tensors(), "reports": reports}, Path(folder) / FILE)
             figures = {"epoch": report.epoch, "ssim": report.ssim, "psnr_db": report.psnr_db}
             tune.report(figures, checkpoint=Checkpoint.from_directory(folder))
 
