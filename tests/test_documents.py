@@ -120,13 +120,20 @@ def test_the_tree_in_the_readme_names_every_module():
 
 
 def test_every_path_on_the_pages_exists():
+    """In docstrings and comments, too."""
     files = {
         str(path.relative_to(ROOT))
         for top in ("hpo", "model", "tests", "benchmarks")
         for path in (ROOT / top).rglob("*.*")
     }
     names = {path.rpartition("/")[2] for path in files}
-    texts = {page.name: page.read_text() for page in [*PAGES, ROOT / "CONTRIBUTING.md"]}
+    sources = [
+        path
+        for top in ("hpo", "model", "search_spaces")
+        for ext in ("py", "md")
+        for path in (ROOT / top).rglob(f"*.{ext}")
+    ]
+    texts = {str(page): page.read_text() for page in [*PAGES, ROOT / "CONTRIBUTING.md", *sources]}
     paths = {
         (name, path)
         for name, text in texts.items()

@@ -94,6 +94,21 @@ def _suggestion(study: optuna.Study, trial: optuna.Trial, config: TrainConfig, b
     return Suggestion(params=trial.params, distributions=trial.distributions, config=config, by=by, kept=kept)
 
 
+def check_space(search: SearchConfig | None, current: SearchConfig, options: Mapping[str, Any]) -> None:
+    """Check that the space of a request can be searched.
+
+    Args:
+        search: the requested configuration; None if it is invalid; the defaults are taken then.
+        current: the search's configuration before the request.
+        options: fields of SearchConfig that the user gave.
+
+    Raises:
+        ConfigError: the space is missing, fails, or suggests invalid settings.
+    """
+    base = search.base_config() if search else TrainConfig()
+    search_spaces.load(options.get("space", current.space)).check(base, options.get("set", current.set))
+
+
 def check_plugins(search: SearchConfig) -> None:
     """Check, before anything is started, that sampler and pruner can be made, and that a user's sampler makes a
     suggestion after three complete trials. Raises ConfigError with the errors of both."""

@@ -15,7 +15,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import search_spaces
 from hpo.cluster import cluster_config
 from hpo.cluster.config_values import Config
 from hpo.exit_codes import EXIT_DONE, EXIT_MACHINE
@@ -26,7 +25,6 @@ from hpo.remote.ssh import ENVIRONMENT, HeadError, HeadNode, connect_to_head
 from model.common.errors import ConfigError, ErrorCollector
 from model.common.retry import retry
 from model.common.text import sanitize_for_terminal
-from model.config import TrainConfig
 from model.data.image_folder import check_layout
 from model.data.memory_mapped import PixelFiles
 
@@ -75,7 +73,7 @@ def _check_request(
     if "address" in options:
         errors.add(f"address={options['address']}: `hpo launch` uses the cluster of its file; leave --address out")
     search = errors.attempt(SearchConfig, **{**options, "address": "auto"})
-    errors.attempt(_check_space, search, options)
+    errors.attempt(suggestions.check_space, search, _DEFAULTS, options)
     errors.attempt(_check_data, options.get("data", _DEFAULTS.data))
     if search:
         errors.attempt(suggestions.check_plugins, search)
@@ -84,11 +82,6 @@ def _check_request(
     if errors or config is None or search is None:
         raise errors.as_error()
     return config, search
-
-
-def _check_space(search: SearchConfig | None, options: Mapping[str, Any]) -> None:
-    base = search.base_config() if search else TrainConfig()
-    search_spaces.load(options.get("space", _DEFAULTS.space)).check(base, options.get("set", {}))
 
 
 def _check_data(data: str) -> None:

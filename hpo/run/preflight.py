@@ -65,7 +65,7 @@ def check_request(
     search = errors.attempt(replace, current, **options)
     if existing:
         errors.attempt(check_compatible, name, *existing, options)
-    errors.attempt(_check_space, search, current, options)
+    errors.attempt(suggestions.check_space, search, current, options)
     if search:
         errors.attempt(suggestions.check_plugins, search)
     errors.attempt(check_layout, options.get("data", current.data))
@@ -101,12 +101,6 @@ def _check_new_name(name: str, runs: Path, options: Mapping[str, Any], storage: 
             f"{name}: there is no such search, but there is {similar}, which `hpo search {similar}` continues. To "
             f"begin a search with a name so similar, give any option, such as --trials {SearchConfig().trials}"
         )
-
-
-def _check_space(search: SearchConfig | None, current: SearchConfig, options: Mapping[str, Any]) -> None:
-    base = search.base_config() if search else TrainConfig()
-    space = search_spaces.load(options.get("space", current.space))
-    space.check(base, options.get("set", current.set))
 
 
 def _load_images(search: SearchConfig, space: search_spaces.Space, pixel_files: PixelFiles) -> Images:

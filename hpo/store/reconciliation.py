@@ -1,6 +1,6 @@
 """Brings a search's folder, which can be lost, and its storage together before a driver continues the search. The
-storage has search.json, the trials' files (hpo/store/checkpoint_sync.py) and a copy of the study for each generation of
-drivers (hpo/store/lease.py), of which the newest counts."""
+storage has search.json, the trials' files (hpo/store/checkpoint_upload.py) and a copy of the study for each generation
+of drivers (hpo/store/lease.py), of which the newest counts."""
 
 from __future__ import annotations
 
