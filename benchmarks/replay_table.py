@@ -132,7 +132,7 @@ class Table:
         return self._new_curve(params, reports, is_full=reason == "finished")
 
     def _new_curve(self, params: Mapping[str, Any], reports: Sequence[EvalReport], is_full: bool) -> Curve:
-        values = tuple(objective_value(report.ssim, report.psnr_db, self.search.objective) for report in reports)
+        values = tuple(objective_value(report, self.search.objective) for report in reports)
         return Curve(params=params, reports=tuple(reports), values=values, is_full=is_full)
 
     def _point(self, params: Mapping[str, Any]) -> list[float]:
