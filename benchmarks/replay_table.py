@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import processor
 from optuna.distributions import CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import TrialState
 
@@ -22,6 +21,7 @@ import search_spaces
 from hpo.policy.search_config import SearchConfig, renamed
 from hpo.policy.trial_attributes import DECISION, REPORTS
 from hpo.store.record import Record
+from model.common.machine import processor
 from model.training_report import EvalReport, objective_value
 from search_spaces import Space
 
