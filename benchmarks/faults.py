@@ -40,7 +40,6 @@ from typing import Any
 
 import stock
 import torch
-from machine import processor
 from ray import tune
 from ray.cluster_utils import Cluster
 from survival import ENDS, EPOCHS, GRACE, REDUCTION, TRIALS, Ending, Line, complaints, is_done
@@ -51,6 +50,7 @@ from hpo.store import search_results
 from hpo.store.file_names import STUDY_FILE
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
+from model.common.machine import processor
 from model.trainer import load_generator
 from model.training_files import BEST
 

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from machine import processor
+from model.common.machine import processor
 
 ROOT = Path(__file__).parent.parent
 

@@ -42,7 +42,8 @@ from gpu_processes import SEARCH_TITLE, WORKER, exit_on_signal, search, serve_me
 from gpu_step import agreement, compiled, graphs, speed
 from gpu_table import OK, Row, exit_code, finite_or_none, last_line, markdown, unavailable
 from gpu_training import CPU, ON_CPU, ON_GPU, SCRIPT, Check
-from machine import processor
+
+from model.common.machine import processor
 
 Part = Callable[[Check], Iterator[Row]]
 PARTS: dict[str, Part] = {

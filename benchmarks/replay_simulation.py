@@ -18,7 +18,7 @@ from hpo.policy.report_decision import Decision
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.suggestions import Suggestion
 from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
-from model.training_report import EvalReport, objective_value
+from model.training_report import EvalReport
 from search_spaces import Space
 
 
@@ -98,7 +98,7 @@ def simulate(
         seconds=time.perf_counter() - began,
         value=max(
             (max(trial.curve.values[: trial.epoch]) for trial in begun.values() if trial.epoch and not trial.is_dead),
-            default=objective_value(math.nan, math.nan, table.search.objective),
+            default=-math.inf,
         ),
         wrong_prunings=sum(trial.wrongly_pruned for trial in begun.values()),
     )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import processor
 from optuna.distributions import CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import TrialState
 
@@ -22,6 +21,7 @@ import search_spaces
 from hpo.policy.search_config import SearchConfig, renamed
 from hpo.policy.trial_attributes import DECISION, REPORTS
 from hpo.store.record import Record
+from model.common.machine import processor
 from model.training_report import EvalReport, objective_value
 from search_spaces import Space
 
@@ -132,7 +132,7 @@ class Table:
         return self._new_curve(params, reports, is_full=reason == "finished")
 
     def _new_curve(self, params: Mapping[str, Any], reports: Sequence[EvalReport], is_full: bool) -> Curve:
-        values = tuple(objective_value(report.ssim, report.psnr_db, self.search.objective) for report in reports)
+        values = tuple(objective_value(report, self.search.objective) for report in reports)
         return Curve(params=params, reports=tuple(reports), values=values, is_full=is_full)
 
     def _point(self, params: Mapping[str, Any]) -> list[float]:

@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.tune.ray_session
 
 import numpy as np
 import torch
-from machine import processor
 from PIL import Image, ImageDraw, ImageFont
 
 from hpo.tracking.tensorboard import FOLDER, Events
 from model.common.files import write_atomically
+from model.common.machine import processor
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages

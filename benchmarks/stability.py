@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from machine import processor
 from scipy.stats import binomtest
 
 import search_spaces
 from model.common.files import write_atomically
+from model.common.machine import processor
 from model.config import TrainConfig, parse_setting
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages

@@ -21,7 +21,6 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `hpo search`; NumPy reads it when it is imported
 
 import numpy as np
-from machine import processor
 from PIL import Image
 from replay_table import TABLE, Table
 
@@ -30,6 +29,7 @@ from hpo.search_controller import SearchController
 from hpo.store.file_names import EXPORT
 from hpo.store.record import Record
 from hpo.tracking.wandb_tracker import Tracker
+from model.common.machine import processor
 from model.denoise import MANIFEST
 from model.export import ONNX_FILE, STRIP_FILE
 

@@ -25,11 +25,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hpo.tune.ray_session
 
 import torch
-from machine import processor
 from plain_pix2pix import NOISE_STD, PlainPix2Pix, loader
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.common.machine import processor
 from model.config import TrainConfig
 from model.data.data_config import DataConfig
 from model.data.device_images import DeviceImages

@@ -5,25 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would send usage data, and store it in ~/.cache
-
-import onnxruntime
-
 from .common.errors import ConfigError
 from .common.text import truncated_repr
 from .common.validation import matches_type
 from .config import ValueRange
 from .data.pixel_format import PixelFormat
+from .onnx_session import open_session
 
 MANIFEST = "manifest.json"
-_EXTERNAL_WEIGHTS = "session.model_external_initializers_file_folder_path"
 _BLACK_FRAME = -0.75  # mean on [-1, 1]; clipped noise of 30/255 lifts black to -0.9
 _BATCH_PIXELS = 1 << 18  # a batch of tiles; 256 of 32x32
 
@@ -50,11 +45,7 @@ class Denoiser:
         path = self.folder / model["file"]
         content = _verified(path, self.manifest["files"][model["file"]])
         try:
-            options = onnxruntime.SessionOptions()
-            # Weights in other files have no digest, and onnxruntime would search the current folder for them.
-            options.add_session_config_entry(_EXTERNAL_WEIGHTS, "/dev/null/no-weights-outside-the-file")
-            providers = onnxruntime.get_available_providers()
-            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
+            self._session = open_session(content)
         except Exception as error:  # onnxruntime's exceptions have no other common base
             raise DenoiseError(f"{path}: onnxruntime cannot load it: {error}") from error
         inputs = self._session.get_inputs()

@@ -30,6 +30,7 @@ class EvalReport:
     disc_generated: float
     seconds: float  # training
     eval_seconds: float
+    haarpsi: float = math.nan  # older reports lack it
 
     @property
     def is_dead(self) -> bool:
@@ -42,8 +43,11 @@ class EvalReport:
         return self.images / self.epoch / self.seconds if self.seconds > 0 else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: values that are not finite become the string "nan", "inf" or "-inf"."""
+        """JSON-ready: values that are not finite become the string "nan", "inf" or "-inf". An unmeasured HaarPSI is
+        left out."""
         values = dataclasses.asdict(self)
+        if math.isnan(self.haarpsi):
+            del values["haarpsi"]
         return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
 
     def curves(self) -> dict[str, float]:
@@ -54,22 +58,42 @@ class EvalReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:
         """The inverse of as_dict."""
-        numbers: dict[str, Any] = {field.name: float(values[field.name]) for field in dataclasses.fields(cls)}
+        fields = dataclasses.fields(cls)
+        given = [field.name for field in fields if field.name in values or field.default is dataclasses.MISSING]
+        numbers: dict[str, Any] = {name: float(values[name]) for name in given}
         return cls(**{**numbers, "epoch": int(values["epoch"]), "images": int(values["images"])})
 
 
-Objective = Literal["balanced", "ssim", "psnr"]
-SMALL: dict[Objective, float] = {"balanced": 0.001, "ssim": 0.001, "psnr": 0.04}  # imperceptible differences
-_FLOORS: dict[str, float] = {"balanced": -1.0, "ssim": -1.0, "psnr": 0.0}  # the worst possible values
+Objective = Literal["balanced", "ssim", "psnr", "l1", "haarpsi"]
+SMALL: dict[Objective, float] = {  # imperceptible differences
+    "balanced": 0.001,
+    "ssim": 0.001,
+    "psnr": 0.04,
+    "l1": 0.0002,
+    "haarpsi": 0.001,
+}
+_FLOORS: dict[Objective, float] = {"balanced": -1.0, "ssim": -1.0, "psnr": 0.0, "l1": -2.0, "haarpsi": 0.0}
 
 
-def objective_value(ssim: float, psnr_db: float, objective: Objective) -> float:
-    """The value that a search maximises; always finite.
+def objective_value(metrics: Mapping[str, Any] | EvalReport, objective: Objective) -> float:
+    """The value that a search maximises, so -L1 for l1; always finite, at worst the worst possible value.
 
     It is never a loss, because searched weights rescale losses. balanced is SSIM + PSNR/40: 0.01 of SSIM equals 0.4 dB,
     about their exchange rate near the best configurations.
+
+    Args:
+        metrics: a report, or a mapping with `ssim`, `psnr_db`, `l1` and `haarpsi` as far as the objective needs them.
     """
-    value = {"balanced": ssim + psnr_db / 40, "ssim": ssim, "psnr": psnr_db}[objective]
+
+    def metric(name: str) -> float:
+        return float(metrics[name] if isinstance(metrics, Mapping) else getattr(metrics, name))
+
+    if objective == "balanced":
+        value = metric("ssim") + metric("psnr_db") / 40
+    elif objective == "l1":
+        value = -metric("l1")
+    else:
+        value = metric({"psnr": "psnr_db"}.get(objective, objective))
     return value if math.isfinite(value) else _FLOORS[objective]
 
 

@@ -85,7 +85,7 @@ class TrainingRun:
         return report
 
     def _is_best(self) -> bool:
-        values = [objective_value(r.ssim, r.psnr_db, self.objective) for r in self.reports]
+        values = [objective_value(r, self.objective) for r in self.reports]
         return values[-1] == max(values)
 
     def _link_best(self) -> None:

@@ -262,7 +262,7 @@ def _add_option(group: argparse._ActionsContainer, name: str, former: str = "") 
     how: dict[str, Any] = {"metavar": option.metavar, "type": str}
     if bool in types:
         how = {"action": "store_true"}
-    elif name == "set":
+    elif name in ("set", "limit"):
         how["action"] = "append"
     elif name == "max_cost":
         how["type"] = _money

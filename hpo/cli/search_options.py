@@ -28,6 +28,11 @@ def read_search_options(arguments: argparse.Namespace, errors: ErrorCollector) -
             options[name] = os.path.realpath(os.path.expanduser(options[name]))
     if "data" in options:
         options["data"] = absolute_data(options["data"])
+    for name in ("objectives", "limit"):
+        if isinstance(words := options.get(name), str):
+            options[name] = tuple(word.strip() for word in words.split(","))
+        elif words is not None:
+            options[name] = tuple(words)
     if "range" in options:
         options["range"] = tuple(options["range"])
     return options

@@ -28,7 +28,7 @@ def best_of(reports: Sequence[EvalReport], objective: Objective) -> EvalReport |
     """The best of a training's reports. Of equal ones it is the last: its checkpoint replaces an equally good one."""
     return max(
         reversed(reports),
-        key=lambda report: objective_value(report.ssim, report.psnr_db, objective),
+        key=lambda report: objective_value(report, objective),
         default=None,
     )
 
@@ -45,7 +45,7 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "state": trial.state.name,
         "epochs": len(reports),
         "best_epoch": metrics["epoch"],
-        "value": objective_value(best.ssim, best.psnr_db, objective) if best else None,
+        "value": objective_value(best, objective) if best else None,
         "ssim": metrics["ssim"],
         "psnr_db": metrics["psnr_db"],
         "l1": metrics["l1"],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
 from hpo.policy.config_option import SEARCHED, Option, option
+from hpo.policy.objectives import OBJECTIVES, TRAINED, Limit, objectives_problem
 from model.common.errors import ConfigError
 from model.common.text import truncated_repr
 from model.common.validation import field_types, matches_type, type_rule
@@ -65,12 +66,31 @@ class SearchConfig:
         metavar=f"{{{','.join(PRUNERS)}}}|FILE.py",
         group=SEARCHED,
     )
-    objective: Objective = option(
-        "balanced",
-        "metric to maximize; balanced: SSIM + PSNR/40",
-        metavar=f"{{{','.join(get_args(Objective))}}}",
+    objectives: tuple[str, ...] = option(
+        ("balanced",),
+        f"one or more of {', '.join(OBJECTIVES)}, separated by commas. balanced is SSIM + PSNR/40. With several, the "
+        "search ends with the front: the trials that no other one beats in all of them. The first that needs training "
+        "chooses each trial's best epoch",
+        metavar="NAME[,NAME...]",
+        default_text="balanced",
         group=SEARCHED,
     )
+    limit: tuple[str, ...] = option(
+        (),
+        "a constraint on an objective, such as 'latency<=20'; a trial that breaks it cannot win. Repeat it for more",
+        metavar="NAME<=NUMBER",
+        default_text="none",
+        group=SEARCHED,
+    )
+    latency_size: int | None = option(
+        None,
+        "side in pixels of the square image whose latency is measured",
+        metavar="PIXELS",
+        default_text="the size of the training images",
+        group=SEARCHED,
+        example=256,
+    )
+    latency_threads: int = option(1, "threads with which latency is measured on a CPU", metavar="N", group=SEARCHED)
     seed: int = option(0, "random seed", metavar="N", group=SEARCHED)
     data: str = option(
         "fashion-mnist",
@@ -147,6 +167,10 @@ class SearchConfig:
     final_epochs: int = option(
         0, "epochs to train the winner's configuration again after the search; 0: no final training", metavar="N"
     )
+    front: int = option(5, "with several objectives, the most trials of the front to export", metavar="N")
+    replicates: int = option(
+        0, "train each finalist's settings N more times with fresh seeds, and choose by their means", metavar="N"
+    )
     max_concurrent: int | None = option(
         None, "maximum number of trials at a time", metavar="N", default_text="as many as fit", example=4
     )
@@ -181,6 +205,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if isinstance(self.range, list):  # from JSON
             object.__setattr__(self, "range", tuple(self.range))
+        for name in ("objectives", "limit"):
+            value = getattr(self, name)
+            if isinstance(value, str | list):  # a text: the one objective of a search before 2026-12
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if wrong_types := self._wrong_types():  # the rules need right types: the others are checked with defaults
             errors = list(wrong_types.values())
             try:
@@ -189,9 +217,11 @@ class SearchConfig:
                 errors.append(str(error))
             raise ConfigError("\n".join(errors))
         errors = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        if problem := objectives_problem(self.objectives):
+            errors.append(f"objectives={','.join(self.objectives)}: {problem}")
         if self.study_url is not None and not _is_study_url(self.study_url):
             errors.append(_STUDY_URL_RULE)  # without the value, which may contain a password
-        for part in (self.data_config, self.base_config):
+        for part in (self.data_config, self.base_config, self.limits):
             try:
                 part()
             except ConfigError as error:
@@ -230,7 +260,6 @@ class SearchConfig:
             ("reduction_factor", self.reduction_factor >= 2, "at least 2"),
             ("sampler", _is_named(self.sampler, SAMPLERS), f"one of {', '.join(SAMPLERS)}, or a .py file"),
             ("pruner", _is_named(self.pruner, PRUNERS + FORMER_PRUNERS), f"one of {', '.join(PRUNERS)}, or a .py file"),
-            ("objective", self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
             ("keep_checkpoints", self.keep_checkpoints >= 3, "at least 3, the finalists"),
             ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
@@ -241,6 +270,10 @@ class SearchConfig:
                 "a positive amount in USD, with --address of a cluster with price labels; inf removes the limit",
             ),
             ("on_demand_after_minutes", positive(self.on_demand_after_minutes), "minutes above 0"),
+            ("latency_size", self.latency_size is None or 1 <= self.latency_size <= 4096, "from 1 to 4096 pixels"),
+            ("latency_threads", 1 <= self.latency_threads <= 1024, "from 1 to 1024"),
+            ("front", 1 <= self.front <= _MAX_TRIALS, trials),
+            ("replicates", 0 <= self.replicates <= 1000, "0 (none) to 1000"),
             ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MAX_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
@@ -256,6 +289,20 @@ class SearchConfig:
     def grace_epochs(self) -> int:
         """The first epoch after which the pruner decides; by default 1 for a user's own pruner."""
         return self.grace_period or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
+
+    @property
+    def objective(self) -> Objective:
+        """The first objective that needs training. It chooses each trial's best epoch."""
+        return min((name for name in TRAINED if name in self.objectives), key=self.objectives.index)
+
+    @property
+    def is_multi_objective(self) -> bool:
+        """Whether the search ends with a front rather than with one winner."""
+        return len(self.objectives) > 1
+
+    def limits(self) -> list[Limit]:
+        """The constraints. Raises ConfigError."""
+        return [Limit.parse(text) for text in self.limit]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
@@ -281,6 +328,7 @@ class SearchConfig:
 
 # The names of options before 2026-12, in search.json and on command lines.
 FORMER_NAMES = {
+    "objective": "objectives",
     "scheduler": "pruner",
     "grace": "grace_period",
     "reduction": "reduction_factor",

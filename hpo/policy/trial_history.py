@@ -48,7 +48,7 @@ def with_report(
     """A copy of a running trial with the report of its next epoch. report_index: the number of reports that the whole
     search had before. node: the host that trained the epoch."""
     stored = {**report.as_dict(), REPORT_INDEX: report_index, **({NODE: node} if node else {})}
-    value = objective_value(report.ssim, report.psnr_db, objective)
+    value = objective_value(report, objective)
     trial = copy.copy(trial)
     trial.user_attrs = {**trial.user_attrs, REPORTS: [*trial.user_attrs[REPORTS], stored]}
     trial.intermediate_values = {**trial.intermediate_values, report.epoch: value}

@@ -168,6 +168,10 @@ def search_arguments(options: Mapping[str, Any]) -> list[str]:
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [option] * value
+        elif name == "objectives":
+            words.append(f"{option}={','.join(value)}")
+        elif name == "limit":
+            words += [f"{option}={limit}" for limit in value]
         elif isinstance(value, tuple):  # argparse takes -0.00001 for a number, and -1e-05 for an option
             words += [option, *(format(Decimal(str(number)), "f") for number in value)]
         elif isinstance(value, Mapping):

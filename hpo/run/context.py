@@ -66,7 +66,7 @@ class SearchContext:
 
     def with_value(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the metrics and, as `value`, what the objective of the search makes of them."""
-        value = objective_value(metrics["ssim"], metrics["psnr_db"], self.record.search.objective)
+        value = objective_value(metrics, self.record.search.objective)
         return {**metrics, "value": value}
 
     def save_cost(self) -> None:

@@ -73,7 +73,7 @@ def trial_problem(trial: FrozenTrial, objective: Objective) -> str:
 
 
 def _agree(values: Mapping[int, Any], reports: list[EvalReport], objective: Objective) -> bool:
-    reported = {report.epoch: objective_value(report.ssim, report.psnr_db, objective) for report in reports}
+    reported = {report.epoch: objective_value(report, objective) for report in reports}
     return all(map(_is_finite, values.values())) and reported == values
 
 

@@ -207,7 +207,7 @@ def _final_training(record: Record) -> dict[str, Any] | None:
         return None
     search, config = record.search, TrainConfig.from_dict(state["config"])
     reports = [EvalReport.from_dict(report) for report in state["reports"]]
-    values = [objective_value(report.ssim, report.psnr_db, search.objective) for report in reports]
+    values = [objective_value(report, search.objective) for report in reports]
     verdict = would_longer_help(
         values, search.final_epochs, search.objective, is_constant=config.lr_schedule == "constant"
     )

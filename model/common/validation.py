@@ -27,7 +27,9 @@ def matches_type(value: Any, kind: Any) -> bool:
     if isinstance(kind, types.UnionType):
         return any(matches_type(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple and isinstance(value, list | tuple):  # of JSON they are lists
-        return len(value) == len(get_args(kind)) and all(map(matches_type, value, get_args(kind)))
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return len(value) == len(kinds) and all(map(matches_type, value, kinds))
     if kind is types.NoneType:
         return value is None
     if kind in (int, float):
@@ -40,6 +42,8 @@ def type_rule(kind: Any) -> str:
     """The rule of matches_type, for a message."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+        return f"a list, each of it {type_rule(get_args(kind)[0])}"
     if isinstance(kind, types.UnionType) or get_origin(kind) is tuple:
         word = " or " if isinstance(kind, types.UnionType) else " and "
         return word.join(map(type_rule, get_args(kind)))

@@ -131,7 +131,7 @@ def test_a_space_without_another_configuration_ends_the_search(runs):
     space = Space(
         name="two", suggest=lambda trial, base: TrainConfig(width=trial.suggest_int("width", 1, 2)), starting_points=()
     )
-    record = Record.create(runs, "small", SearchConfig(trials=5, epochs=2, objective="ssim"))
+    record = Record.create(runs, "small", SearchConfig(trials=5, epochs=2, objectives=("ssim",)))
     run_all(controller(record, space=space))
     assert sorted(trial.params["width"] for trial in record.trials()) == [1, 2]
 

@@ -20,7 +20,7 @@ from search_spaces import Space, load
 
 SPACE = load("losses_and_rates")
 # Rungs at 1 and 3; enough trials for some to be pruned and some to diverge.
-SEARCH = SearchConfig(trials=8, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4})
+SEARCH = SearchConfig(trials=8, epochs=4, reduction_factor=3, objectives=("ssim",), seed=9, set={"width": 4})
 
 
 def report(epoch: int, ssim: float, *, images: int = 0, **changed: Any) -> EvalReport:

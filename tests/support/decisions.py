@@ -15,7 +15,7 @@ from hpo.policy.trial_history import trial_as_of_report
 from model.training_report import objective_value
 from search_spaces import Space
 
-SEARCH = SearchConfig(epochs=12, reduction_factor=3, objective="ssim", set={"width": 4})
+SEARCH = SearchConfig(epochs=12, reduction_factor=3, objectives=("ssim",), set={"width": 4})
 
 
 def finished(number: int, suggestion: suggestions.Suggestion, value: float) -> FrozenTrial:
@@ -46,7 +46,7 @@ def reported(order: list[tuple[int, float]]) -> list[FrozenTrial]:
         reports = [(report(epoch, ssim), place) for epoch, (place, ssim) in enumerate(heard, start=1)]
         trial = create_trial(
             state=TrialState.RUNNING,
-            intermediate_values={r.epoch: objective_value(r.ssim, r.psnr_db, "ssim") for r, _ in reports},
+            intermediate_values={r.epoch: objective_value(r, "ssim") for r, _ in reports},
             user_attrs={
                 REPORTS_AT_SUGGESTION: 0,
                 REPORTS: [{**r.as_dict(), REPORT_INDEX: place} for r, place in reports],

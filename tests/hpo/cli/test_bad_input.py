@@ -335,7 +335,7 @@ SPACE_AND_SETTINGS = {
         "search new --grace-period 5 --epochs 3", ["grace_period=5: must be from 1 to the 3 epochs"]
     ),
     "a reduction by one": Row("search new --reduction-factor 1", ["reduction_factor=1: must be at least 2"]),
-    "an unknown metric": Row("search new --objective loss", ["objective=loss: must be one of balanced, ssim, psnr"]),
+    "an unknown metric": Row("search new --objectives loss", ["objectives=loss: must be of balanced, ssim, psnr"]),
     "an unknown noise": Row("search new --noise gauss:30", ["gauss:30", "gaussian:30"]),
     "an unknown setting": Row("search new --set widht=4", ["widht: no such setting. Did you mean width?"]),
     "a setting of the wrong kind": Row(

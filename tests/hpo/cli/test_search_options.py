@@ -28,6 +28,7 @@ FORMER = [
         {"on_demand_after_minutes": 5.0},
         "hpo: --on-demand-after is called --on-demand-after-minutes now\n",
     ),
+    (["--objective", "psnr"], {"objectives": ("psnr",)}, "hpo: --objective is called --objectives now\n"),
     (["--keep", "4"], {"keep_checkpoints": 4}, "hpo: --keep is called --keep-checkpoints now\n"),
     (["--concurrent", "2"], {"max_concurrent": 2}, "hpo: --concurrent is called --max-concurrent now\n"),
 ]

@@ -31,7 +31,7 @@ from hpo.tune.searcher import ControllerSearcher
 from model.config import TrainConfig
 from model.training_report import EvalReport
 
-SEARCH = SearchConfig(trials=9, epochs=4, reduction_factor=2, objective="ssim", seed=3, set={"width": 4})
+SEARCH = SearchConfig(trials=9, epochs=4, reduction_factor=2, objectives=("ssim",), seed=3, set={"width": 4})
 SLOTS = 3
 
 

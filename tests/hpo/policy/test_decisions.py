@@ -108,7 +108,7 @@ def test_equal_values_pass_together():
 
 
 def test_without_a_pruner_nothing_is_pruned():
-    search = SearchConfig(epochs=12, objective="ssim", pruner="none")
+    search = SearchConfig(epochs=12, objectives=("ssim",), pruner="none")
     trials = reported([(0, 0.9), (1, 0.1)])
     assert decide_pruning(trials, 1, 1, search).reason == "not compared"
 

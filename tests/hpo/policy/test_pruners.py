@@ -18,7 +18,7 @@ from hpo.policy.report_decision import Decision, decide_pruning
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORTS
 
-SEARCH = SearchConfig(epochs=12, reduction_factor=3, objective="ssim")
+SEARCH = SearchConfig(epochs=12, reduction_factor=3, objectives=("ssim",))
 VALUES = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5])  # few, so that some are equal
 
 
@@ -249,7 +249,7 @@ def test_who_goes_on_is_told_by_the_reports_that_came_before(data):
     search = SearchConfig(
         epochs=3,
         pruner="leaders",
-        objective="ssim",
+        objectives=("ssim",),
         grace_period=data.draw(st.integers(1, 2)),
         reduction_factor=data.draw(st.integers(2, 4)),
     )
@@ -293,7 +293,7 @@ def test_rungs_let_the_best_of_those_before_them_pass(data):
     """Against ASHA's stopping variant written down naively: lists that grow in the order of arrival."""
     search = SearchConfig(
         epochs=9,
-        objective="ssim",
+        objectives=("ssim",),
         pruner="former-asha",
         grace_period=data.draw(st.integers(1, 3)),
         reduction_factor=data.draw(st.integers(2, 4)),

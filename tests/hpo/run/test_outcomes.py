@@ -33,7 +33,7 @@ OUTCOMES = ["finished", "pruned", "collapsed", "diverged", "failed", "running", 
 def one_of_each(runs: Path) -> Record:
     """In the order of OUTCOMES; the one that collapsed had the best epoch of all, the last one none yet."""
     record = Record.create(
-        runs, "first", SearchConfig(trials=9, epochs=4, grace_period=2, reduction_factor=3, objective="ssim")
+        runs, "first", SearchConfig(trials=9, epochs=4, grace_period=2, reduction_factor=3, objectives=("ssim",))
     )
     loop = controller(record)
     for _ in OUTCOMES:

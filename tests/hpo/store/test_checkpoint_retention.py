@@ -194,7 +194,7 @@ def test_a_report_touches_no_file_and_an_end_a_few(tmp_path, monkeypatch):
 def test_200_small_trials_leave_ten_checkpoints(runs):
     """Four at a time, on a real record; a checkpoint is 10,000 bytes."""
     size, slots = 10_000, 4
-    search = SearchConfig(trials=200, epochs=4, objective=OBJECTIVE, sampler="random", set={"width": 4})
+    search = SearchConfig(trials=200, epochs=4, objectives=(OBJECTIVE,), sampler="random", set={"width": 4})
     record = Record.create(runs, "first", search)
     driver = controller(record, Retention(record))
     written, most = 0, 0

@@ -51,7 +51,7 @@ def rewritten(record: Record, number: int, decision: Decision, **changes: Any) -
 @pytest.fixture
 def record(runs) -> Record:
     """Trials with an end of every kind, none in the order of its quality."""
-    search = SearchConfig(trials=7, epochs=3, pruner="none", objective=OBJECTIVE, final_epochs=2)
+    search = SearchConfig(trials=7, epochs=3, pruner="none", objectives=(OBJECTIVE,), final_epochs=2)
     record = Record.create(runs, "first", search)
     told = {
         0: [0.5, 0.6, 0.55],  # complete; best in epoch 2
@@ -95,7 +95,7 @@ def test_neither_a_failed_nor_a_diverged_trial_wins(record):
 
 
 def test_no_winner_comes_out_of_nothing_valid(runs):
-    record = Record.create(runs, "none", SearchConfig(objective=OBJECTIVE))
+    record = Record.create(runs, "none", SearchConfig(objectives=(OBJECTIVE,)))
     assert search_results.winner(record) is None
     record.add(suggest([], SPACE, record.search))
     append_report(record, 0, report(1, math.nan))

@@ -40,7 +40,7 @@ from model.export import ONNX_FILE, STRIP_FILE, WEIGHTS_FILE
 from model.training_files import strip_name
 
 SEARCH = SearchConfig(
-    trials=3, epochs=4, reduction_factor=3, objective="ssim", seed=9, set={"width": 4}, wandb="online"
+    trials=3, epochs=4, reduction_factor=3, objectives=("ssim",), seed=9, set={"width": 4}, wandb="online"
 )
 
 

@@ -39,7 +39,7 @@ from model.config import TrainConfig
 from model.picture_strip import draw_strip, split_strip
 from model.training_files import LAST, strip_name
 
-ENDS = SearchConfig(trials=7, epochs=3, pruner="none", objective="balanced")
+ENDS = SearchConfig(trials=7, epochs=3, pruner="none", objectives=("balanced",))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_every_kind_of_end_is_told_in_words(runs, browser):
 
 @needs_chromium
 def test_a_stopped_trial_is_told_with_its_bar_and_where_it_is_worse_than_the_input(runs, browser):
-    search = SearchConfig(trials=8, epochs=2, reduction_factor=2, objective="ssim")
+    search = SearchConfig(trials=8, epochs=2, reduction_factor=2, objectives=("ssim",))
     record = Record.create(runs, "first", search)
     for number, ssim in enumerate([0.5, 0.51, 0.52, 0.4, 0.53, 0.54, 0.55, 0.49]):
         record.add(suggest(record.trials(), SPACE, search))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Its name, as the system tells it."""
+    """The CPU's name, as the system has it."""
     cpus = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine()
