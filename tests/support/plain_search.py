@@ -74,8 +74,8 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
     torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently
     patch.setattr(SearchRun, "search", search)
     patch.setattr(finalists, "measure", SimpleNamespace(options=lambda **_: _Remote(trainable._measured)))
-    training = _RemoteClass(trainable.FinalTraining.__ray_metadata__.modified_class)
-    patch.setattr(final_training, "FinalTraining", training)
+    training = _RemoteClass(trainable.Training.__ray_metadata__.modified_class)
+    patch.setattr(final_training, "Training", training)
     patch.setattr(ray, "get", lambda call: call())
     patch.setattr(ray, "kill", lambda _: None)
 
