@@ -16,7 +16,7 @@ from hpo.store.search_file import RecordError
 _INTERVAL_SEEDS = 2  # below, nothing is known of the spread between seeds, and the race says nothing
 
 # By trial and by the index of the seed, both as text: what a replicate gave. Keys: seed, outcome ("finished",
-# "diverged" or "collapsed"), epochs, value and the metrics behind it; sha256 of the checkpoint, None if it failed. A
+# "diverged" or "collapsed"), epochs, value and the metrics behind it; sha256 of the checkpoint, unless it failed. A
 # replicate that failed has the metrics of the noisy images.
 Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -68,7 +68,7 @@ def race_order(race: Race, means: Mapping[int, float]) -> list[int]:
 def mean_values(record: Record, race: Race) -> dict[int, list[float]]:
     """The replicates' values of each finalist that the race has counted."""
     noted = measured_replicates(record)
-    counted = {number: race.seeds for number in race.left} | {n: d.seeds for n, d in race.dropped.items()}
+    counted = dict.fromkeys(race.left, race.seeds) | {n: d.seeds for n, d in race.dropped.items()}
     return {n: [noted[str(n)][str(index)]["value"] for index in range(seeds)] for n, seeds in counted.items()}
 
 

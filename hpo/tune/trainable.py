@@ -101,6 +101,7 @@ class Training:
 
     def measured(self, images: Images) -> dict[str, Any]:
         """The first part of `measure`; another process would take longer to start than to measure."""
+        self._run = None  # its networks and images need not be in memory twice
         return _measured(self._config, images)[0]
 
     def noisy(self, images: Images) -> dict[str, float]:
