@@ -18,7 +18,8 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json, 
 from optuna.trial import TrialState
 
 import search_spaces
-from hpo.policy.search_config import SearchConfig, renamed
+from hpo.policy.former_names import renamed
+from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORTS
 from hpo.store.record import Record
 from model.common.machine import processor

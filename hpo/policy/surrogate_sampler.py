@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -41,17 +41,27 @@ class SurrogateSampler(BaseSampler):
         n_startup_trials: trials that are drawn at random before the first suggestion.
         random_share: the share of later trials, in [0, 1], that are drawn at random, too: they find again the parts of
             the space that the process is wrong about.
+        points: for several objectives, by step the values of a trial, all of them to be maximized. Each suggestion
+            weighs them differently (Knowles 2006, ParEGO), so that together they spread over the front.
     """
 
     def __init__(
-        self, *, seed: int = 0, epochs: int | None = None, n_startup_trials: int = 6, random_share: float = 0.3
+        self,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        n_startup_trials: int = 6,
+        random_share: float = 0.3,
+        points: Callable[[FrozenTrial], Mapping[int, Sequence[float]]] | None = None,
     ) -> None:
+        self._points = points
         self._seed, self._epochs = seed, epochs
         self._n_startup_trials, self._random_share = n_startup_trials, random_share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All parameters that any trial had. Raises ValueError for several objectives."""
-        self._raise_error_if_multi_objective(study)
+        """All parameters that any trial had. Raises ValueError for several objectives without `points`."""
+        if self._points is None:
+            self._raise_error_if_multi_objective(study)
         return {
             name: distribution for other in _others(study, trial) for name, distribution in other.distributions.items()
         }
@@ -64,6 +74,8 @@ class SurrogateSampler(BaseSampler):
         if trial.number < self._n_startup_trials or rng.random() < self._random_share:
             return {}
         epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
+        if self._points:
+            return propose(_scalarized(others, self._points, rng), epochs, rng) or {}
         return propose([_maximized(other, study.direction, epochs) for other in others], epochs, rng) or {}
 
     def sample_independent(
@@ -93,6 +105,27 @@ def _maximized(trial: FrozenTrial, direction: StudyDirection, last: int) -> Froz
     maximized = copy.copy(trial)
     maximized.intermediate_values = {step: sign * value for step, value in values.items() if math.isfinite(value)}
     return maximized
+
+
+def _scalarized(
+    trials: Sequence[FrozenTrial],
+    points: Callable[[FrozenTrial], Mapping[int, Sequence[float]]],
+    rng: np.random.Generator,
+) -> list[FrozenTrial]:
+    """Copies whose values are the augmented Tchebycheff scalarisation of all objectives, with random weights."""
+    by_trial = [points(trial) for trial in trials]
+    everything = np.array([point for by_step in by_trial for point in by_step.values()])
+    copies = [copy.copy(trial) for trial in trials]
+    if not len(everything):
+        return copies
+    low, high = np.quantile(everything, 0.1, axis=0), everything.max(axis=0)
+    weights = rng.dirichlet(np.ones(len(low)))
+    for trial, by_step in zip(copies, by_trial, strict=True):
+        trial.intermediate_values = {}
+        for step, point in by_step.items():
+            regrets = weights * (high - np.array(point)) / (high - low + 1e-9)
+            trial.intermediate_values[step] = -float(regrets.max() + 0.05 * regrets.sum())
+    return copies
 
 
 def propose(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:

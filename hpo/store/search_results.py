@@ -26,7 +26,7 @@ def ranked_finalists(record: Record) -> list[int]:
     """The numbers of the finalists, best first: ranked by all validation images once these were measured, else by their
     own reports."""
     metadata = record.metadata()
-    numbers = finalists(record.trials(), lost_trials(metadata))
+    numbers = finalists(record.trials(), record.search, lost_trials(metadata))
     measured = _measurements(metadata)
     if measured.keys() == set(map(str, numbers)):  # else the search has got more trials since
         numbers.sort(key=lambda number: -measured[str(number)]["value"])
