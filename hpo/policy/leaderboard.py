@@ -49,6 +49,7 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "ssim": metrics["ssim"],
         "psnr_db": metrics["psnr_db"],
         "l1": metrics["l1"],
+        "haarpsi": metrics.get("haarpsi"),  # older reports lack it
         "params": trial.params,
         "stop_reason": "error" if trial.state == TrialState.FAIL else trial.user_attrs.get(DECISION, {}).get("reason"),
         "images": reports[-1].images if reports else 0,
