@@ -52,6 +52,7 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "ssim": metrics["ssim"],
         "psnr_db": metrics["psnr_db"],
         "l1": metrics["l1"],
+        "haarpsi": metrics.get("haarpsi"),  # older reports lack it
         "known": trial.user_attrs.get(KNOWN, {}),
         "params": trial.params,
         "stop_reason": "error" if trial.state == TrialState.FAIL else trial.user_attrs.get(DECISION, {}).get("reason"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -23,16 +22,3 @@ def layers(points: Mapping[int, Point]) -> list[list[int]]:
         sorted_layers.append(sorted(layer, key=lambda key: (tuple(-x for x in points[key]), key)))
         left = {key: point for key, point in left.items() if key not in layer}
     return sorted_layers
-
-
-def crowding(layer: list[int], points: Mapping[int, Point]) -> dict[int, float]:
-    """The distances between the neighbours of each point of a layer, summed over the coordinates, each divided by its
-    range (Deb et al. 2002); infinite at the ends."""
-    distances = dict.fromkeys(layer, 0.0)
-    for axis in range(len(points[layer[0]])):
-        order = sorted(layer, key=lambda key: (points[key][axis], key))
-        extent = points[order[-1]][axis] - points[order[0]][axis]
-        distances[order[0]] = distances[order[-1]] = math.inf
-        for before, key, after in zip(order, order[1:], order[2:], strict=False):
-            distances[key] += (points[after][axis] - points[before][axis]) / extent if extent else 0.0
-    return distances

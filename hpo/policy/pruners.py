@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy.pareto import Point, crowding, dominates, layers
+from hpo.policy.pareto import Point, dominates, layers
 from hpo.policy.search_config import FORMER_PRUNERS, SearchConfig
 from hpo.policy.trial_objectives import point_at
 from hpo.policy.user_files import load_from_file
@@ -142,7 +142,7 @@ class AshaPruner(ComparingPruner):
 
 class FrontPruner(AshaPruner):
     """AshaPruner for several objectives: a trial is ranked by non-dominated sorting among what trials had after the
-    same step, within a layer by crowding, as in MO-ASHA (Schmucker et al. 2021, arXiv 2106.12639).
+    same step, as in MO-ASHA (Schmucker et al. 2021, arXiv 2106.12639), within a layer by number.
 
     A trial that is on the front of its step always continues: only one that another trial dominates is pruned.
 
@@ -166,10 +166,7 @@ class FrontPruner(AshaPruner):
         rivals = self.rivals(trials, trial, trial.last_step)
         points = {rival.number: self._point(rival, trial.last_step) for rival in rivals.trials}
         better = [number for number, point in points.items() if dominates(point, points[trial.number])]
-        order: list[int] = []
-        for layer in layers(points) if better else ():
-            distances = crowding(layer, points)
-            order += sorted(layer, key=lambda number: (-distances[number], number))
+        order = [number for layer in layers(points) for number in sorted(layer)] if better else []
         return Comparison(
             passed=not better or trial.number in order[: rivals.places],
             cutoff=None,

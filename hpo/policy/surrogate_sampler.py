@@ -27,6 +27,9 @@ _FINALISTS = 8  # drawn from them; the one farthest from all trials is suggested
 _MAX_REPORTS = 160  # that the process is fitted to: its cost grows with their cube
 _WEIGHT_FACTORS = (0.1, 1.0, 5.0)  # tried for each parameter: not relevant ... relevant
 _NOISES = (0.01, 0.03, 0.1)  # variances; the values' variance is 1
+_RHO = (
+    0.05  # weight of the sum in a Tchebycheff scalarisation: among equally bad points it prefers those better elsewhere
+)
 _CATEGORY = 0.5  # of a one-hot vector; numbers span 1
 
 
@@ -75,7 +78,8 @@ class SurrogateSampler(BaseSampler):
             return {}
         epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
         if self._points:
-            return propose(_scalarized(others, self._points, rng), epochs, rng) or {}
+            weights_rng = np.random.default_rng(_derive_seed(self._seed, trial.number, "weights"))
+            return propose(_scalarized(others, self._points, weights_rng), epochs, rng) or {}
         return propose([_maximized(other, study.direction, epochs) for other in others], epochs, rng) or {}
 
     def sample_independent(
@@ -112,19 +116,20 @@ def _scalarized(
     points: Callable[[FrozenTrial], Mapping[int, Sequence[float]]],
     rng: np.random.Generator,
 ) -> list[FrozenTrial]:
-    """Copies whose values are the augmented Tchebycheff scalarisation of all objectives, with random weights."""
+    """Copies whose values are all objectives in one, with random weights: the augmented Tchebycheff distance below the
+    ideal point. An objective that does not vary counts as reached, so it changes nothing."""
     by_trial = [points(trial) for trial in trials]
-    everything = np.array([point for by_step in by_trial for point in by_step.values()])
     copies = [copy.copy(trial) for trial in trials]
-    if not len(everything):
+    bests = np.array([np.max(list(by_step.values()), axis=0) for by_step in by_trial if by_step])
+    if not len(bests):
         return copies
-    low, high = np.quantile(everything, 0.1, axis=0), everything.max(axis=0)
-    weights = rng.dirichlet(np.ones(len(low)))
+    low, ideal = np.quantile(bests, 0.2, axis=0), bests.max(axis=0)
+    low = np.where(low < ideal, low, bests.min(axis=0))  # most trials have the best value: the others count
+    span = np.where(ideal > low, ideal - low, np.inf)
+    weights = rng.dirichlet(np.ones(len(ideal)))
     for trial, by_step in zip(copies, by_trial, strict=True):
-        trial.intermediate_values = {}
-        for step, point in by_step.items():
-            regrets = weights * (high - np.array(point)) / (high - low + 1e-9)
-            trial.intermediate_values[step] = -float(regrets.max() + 0.05 * regrets.sum())
+        below = {step: weights * (np.array(point) - ideal) / span for step, point in by_step.items()}
+        trial.intermediate_values = {step: float(each.min() + _RHO * each.sum()) for step, each in below.items()}
     return copies
 
 

@@ -108,7 +108,8 @@ def _are_events(events: Any, text_key: str) -> bool:
 
 def is_bad_measurement(value: Any) -> bool:
     """Whether the measurement of a finalist, or of the final training, is damaged."""
-    optional = {key: float for key in ("ssim", "psnr_db") if isinstance(value, Mapping) and key in value}
+    names = ("ssim", "psnr_db", "l1", "haarpsi")
+    optional = {key: float for key in names if isinstance(value, Mapping) and key in value}
     return not _has(value, value=float, **optional)
 
 

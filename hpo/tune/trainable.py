@@ -116,7 +116,7 @@ class FinalTraining:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def measure(config: dict[str, Any], images: Images) -> dict[str, float]:
-    """SSIM, PSNR and losses of the folder's best checkpoint on all validation images."""
+    """The metrics of the folder's best checkpoint on all validation images."""
     return _measured(config, images)
 
 
