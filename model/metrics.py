@@ -118,7 +118,7 @@ def haarpsi(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     total = weights.sum(dim=(0, 2, 3))
     missing = (torch.sigmoid(-_HAAR_ALPHA * similarity) * weights).sum(dim=(0, 2, 3)) / total
     values: torch.Tensor = (torch.log(1 / missing - 1) / _HAAR_ALPHA).square()
-    return torch.where(total > 0, values, 1.0)  # two black images have no edges
+    return torch.where(total == 0, 1.0, values)  # two black images are equal, and have no edges
 
 
 def _haar_similarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,8 @@ class EvalReport:
     def curves(self) -> dict[str, float]:
         """The curves over epochs, by their names in W&B and TensorBoard."""
         validation = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
+        if not math.isnan(self.haarpsi):
+            validation["val/haarpsi"] = self.haarpsi
         return validation | {f"train/{name}": getattr(self, name) for name in LOSS_NAMES}
 
     @classmethod

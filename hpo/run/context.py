@@ -61,6 +61,7 @@ class SearchContext:
             "objective": search.objective,
             "cpus": cpus,
             "gpus": self.cluster.gpus_per_trial,
+            "figures": None,
             "allow_cpu": search.allow_cpu,
         }
 

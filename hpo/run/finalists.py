@@ -29,14 +29,14 @@ def measure_finalists(context: SearchContext) -> None:
         MachineError: No checkpoint of the best trials is intact.
     """
     record, trials, search = context.record, context.record.trials(), context.record.search
-    with_checkpoint = kept_trials(trials, search.keep_checkpoints) | {
+    with_checkpoint = kept_trials(trials, search) | {
         trial.number for trial in trials if trial_attributes.is_unfinished(trial)
     }
     measured: dict[str, dict[str, Any]] = {}
     values: dict[str, np.ndarray] = {}  # of each image
     lost: list[int] = []
     while True:
-        numbers = leaderboard.finalists(trials, lost)
+        numbers = leaderboard.finalists(trials, search, lost)
         number = next((number for number in numbers if str(number) not in measured), None)
         if number is None or number not in with_checkpoint:
             break

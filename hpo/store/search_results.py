@@ -29,7 +29,7 @@ def ranked_finalists(record: Record) -> list[int]:
     """The numbers of the finalists, best first: by the means of their replicates once these decide, else by all
     validation images once these were measured, else by their own reports. A tie with the best goes to the smaller."""
     metadata = record.metadata()
-    numbers = finalists(record.trials(), lost_trials(metadata))
+    numbers = finalists(record.trials(), record.search, lost_trials(metadata))
     measured = _measurements(metadata)
     if not numbers or measured.keys() != set(map(str, numbers)):  # the search has got more trials since
         return numbers
@@ -54,7 +54,8 @@ def _smallest_of_ties(numbers: Sequence[int], measured: Mapping[str, Mapping[str
 def replicate_race(record: Record) -> Race | None:
     """The race of the finalists over fresh seeds, as far as it has come; None without replicates or measurements."""
     metadata = record.metadata()
-    numbers, measured = finalists(record.trials(), lost_trials(metadata)), _measurements(metadata)
+    numbers = finalists(record.trials(), record.search, lost_trials(metadata))
+    measured = _measurements(metadata)
     if measured.keys() != set(map(str, numbers)):
         return None
     return current_race(record, numbers, measured, drops=not record.search.is_multi_objective)

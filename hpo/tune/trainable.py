@@ -19,6 +19,7 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
+from model.latency import untrained_figures
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate, validate_images
 from model.training_files import BEST
 from model.training_run import TrainingRun
@@ -37,6 +38,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         """
         self._images_refs = images
         self._device_images: DeviceImages | None = None
+        self._shape: tuple[int, ...] = ()
         self._run: TrainingRun | None = None
         self._checkpoints = CheckpointSync(config)
 
@@ -52,18 +54,21 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         self._checkpoints.clean_up()
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch. After a restart the first step only returns the reports of the checkpoint, since the record
-        may lack the last one."""
-        is_first = self._run is None
+        """Train one epoch. The first step trains nothing if it measures what is known before training, or after a
+        restart: then it returns the reports of the checkpoint, since the record may lack the last one."""
+        is_first, known = self._run is None, None
         run = self._run = self._run or self._begin()
         started = time.monotonic()
-        trains = not (is_first and run.reports)
+        if is_first and (figures := self.config["figures"]):
+            known = untrained_figures(run.trainer.config, self._shape, **figures)
+        trains = not (is_first and (run.reports or known))
         if trains:
             run.run_epoch()
             self._checkpoints.upload_epoch(len(run.reports))
         return {
             "epoch": len(run.reports),
             "reports": [report.as_dict() for report in run.reports],
+            "known": [*known.items()] if known else None,  # Tune would flatten a dictionary
             "node": platform.node() if trains else None,
             "step_seconds": time.monotonic() - started,
         }
@@ -71,7 +76,8 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
     def _begin(self) -> TrainingRun:
         """Continue from what an earlier attempt, or an earlier driver, left in the trial's folder."""
         if self._device_images is None:
-            self._device_images = _to_device(ray.get(self._images_refs[0]), self.config)
+            images = ray.get(self._images_refs[0])
+            self._shape, self._device_images = images.shape, _to_device(images, self.config)
         return _restore_run(self.config, self._checkpoints, self._device_images, number=self.config["number"])
 
 

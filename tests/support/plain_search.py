@@ -153,7 +153,7 @@ def place(search: SearchConfig) -> DeviceImages:
 def assert_best_checkpoints_are_as_recorded(record: Record) -> None:
     """Check the finalists' digests and epochs, and measure them again."""
     placed = place(record.search)
-    numbers = leaderboard.finalists(record.trials())
+    numbers = leaderboard.finalists(record.trials(), record.search)
     assert numbers
     for number in numbers:
         best = leaderboard.best_report(record.trial(number), record.search.objective)

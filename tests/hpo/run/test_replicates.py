@@ -40,7 +40,7 @@ def noted(runs: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """What the replicates gave. Their checkpoints hold times, so that two of the same training have other digests."""
     found = Record(runs, "first").metadata()[file_names.REPLICATES]
     return {
-        number: {i: {**one, "sha256": bool(one["sha256"])} for i, one in of.items()} for number, of in found.items()
+        number: {i: {**one, "sha256": bool(one.get("sha256"))} for i, one in of.items()} for number, of in found.items()
     }
 
 

@@ -90,7 +90,7 @@ def test_the_leaderboard_is_in_the_order_of_the_best_epochs(record):
 
 
 def test_neither_a_failed_nor_a_diverged_trial_wins(record):
-    assert leaderboard.finalists(record.trials()) == [6, 1, 4]
+    assert leaderboard.finalists(record.trials(), record.search) == [6, 1, 4]
     assert search_results.winner(record) == 6
 
 
