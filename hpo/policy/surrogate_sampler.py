@@ -27,9 +27,7 @@ _FINALISTS = 8  # drawn from them; the one farthest from all trials is suggested
 _MAX_REPORTS = 160  # that the process is fitted to: its cost grows with their cube
 _WEIGHT_FACTORS = (0.1, 1.0, 5.0)  # tried for each parameter: not relevant ... relevant
 _NOISES = (0.01, 0.03, 0.1)  # variances; the values' variance is 1
-_RHO = (
-    0.05  # weight of the sum in a Tchebycheff scalarisation: among equally bad points it prefers those better elsewhere
-)
+_RHO = 0.05  # of the sum in a Tchebycheff scalarisation: it decides among points that are equally bad
 _CATEGORY = 0.5  # of a one-hot vector; numbers span 1
 
 
