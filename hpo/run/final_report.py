@@ -12,6 +12,7 @@ from hpo.run.context import SearchContext, create_tracker
 from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from hpo.store.study_replication import StorageReplicator
+from hpo.views.front_text import front_text
 from hpo.views.html_report import write_report
 from hpo.views.live_table import cost
 from model.common.files import describe_os_error
@@ -25,6 +26,8 @@ def print_result(context: SearchContext, test: dict[str, Any]) -> None:
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
     console.print(f"Exported to {record.folder / file_names.EXPORT}", soft_wrap=True)
+    if members := search_results.front_members(record):
+        print(f"\n{front_text(record, members)}")
     if (usd := context.budget.usd) is None:
         return
     console.print(f"Cost: {cost(usd, record.search)}, counted while this search was running", highlight=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from hpo.policy.front_members import FrontMember, choose_members, point_of, undominated
 from hpo.policy.objectives import describe
@@ -21,7 +20,7 @@ from hpo.store.file_names import EXPORT, FRONT, FRONT_FILE
 from hpo.store.record import Record
 from hpo.tune.trainable import measure_exports
 from model.checkpoint import CheckpointError
-from model.common.errors import ConfigError, MachineError
+from model.common.errors import MachineError
 from model.common.files import write_atomically
 from model.data.image_sets import Images
 from model.denoise import DenoiseError, read_manifest, verify_files
@@ -45,7 +44,7 @@ def export_front(context: SearchContext, images: Images) -> Manifest:
     record, search = context.record, context.record.search
     exported = _export_members(context, images)
     latencies = _measure(context, exported)
-    members = [_member(record, number, latencies.get(number)) for number in exported]
+    members = [_member(record, number, latencies[number]) for number in exported]
     kept = undominated({member.trial: member.values for member in members}, search)
     for line in _lines_on_dropped(members, kept, search.objectives, context):
         context.say(line)
@@ -55,7 +54,7 @@ def export_front(context: SearchContext, images: Images) -> Manifest:
     if winner in kept:
         copy_export(member_folder(record, winner), record.folder / EXPORT)
         return read_manifest(record.folder / EXPORT)
-    return export_winner(record, images, is_over=True)
+    return export_winner(record, images, is_over=True, is_driver=True)
 
 
 def member_folder(record: Record, number: int) -> Path:
@@ -68,7 +67,11 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
     record = context.record
     values = search_results.measured_values(record)
     done: set[int] = set()
-    while rest := [number for number in (chosen := choose_members(values, record.search)) if number not in done]:
+    while True:
+        chosen = choose_members(values, record.search)
+        rest = [number for number in chosen if number not in done]
+        if not rest:
+            break
         number = rest[0]
         context.progress.show_export(number, len(chosen) - len(rest), len(chosen))
         try:
@@ -85,45 +88,42 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
 def _export_member(record: Record, images: Images, number: int) -> None:
     folder, checkpoint = member_folder(record, number), record.trial_folder(number) / BEST
     try:
-        if search_results.is_current(record, folder, number, fetches=False) and verify_files(folder):
+        if search_results.is_current(record, folder, number) and verify_files(folder):
             return
     except DenoiseError:  # damaged meanwhile
         shutil.rmtree(folder, ignore_errors=True)
     if not record.has_file(checkpoint):
         raise CheckpointError(f"{checkpoint}: is missing")
-    export_winner(record, images, is_over=True, trial=number, destination=folder)
+    export_winner(record, images, is_over=True, is_driver=True, trial=number, destination=folder)
 
 
 def _measure(context: SearchContext, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Measure the latency of all exported files in turns on one node that does nothing else, and write it into their
-    manifests. Empty if the networks do not take images of that size."""
+    manifests."""
     record, search = context.record, context.record.search
     manifests = {number: read_manifest(member_folder(record, number)) for number in numbers}
     files = [(member_folder(record, n) / manifest["model"]["file"]).read_bytes() for n, manifest in manifests.items()]
     size = search.latency_size or manifests[numbers[0]]["model"]["image_size"]
     context.progress.print_line(f"Measuring the latency of the {len(numbers)} exported files in turns")
     task = measure_exports.options(**context.cluster.exclusive_node_options)
-    try:
-        measured = ray.get(task.remote(files, size, search.latency_threads))
-    except RayTaskError as error:
-        if not isinstance(error.cause, ConfigError):
-            raise
-        context.say(f"No latency: {error.cause}")
-        return {}
+    measured = ray.get(task.remote(files, size, search.latency_threads))
     for number, latency in zip(numbers, measured, strict=True):
         update_manifest(member_folder(record, number), latency=latency)
     return dict(zip(numbers, measured, strict=True))
 
 
-def _member(record: Record, number: int, latency: dict[str, Any] | None) -> FrontMember:
+def _member(record: Record, number: int, latency: dict[str, Any]) -> FrontMember:
     """A member with its final figures."""
     folder = member_folder(record, number)
     manifest = read_manifest(folder)
     file = folder / manifest["model"]["file"]
-    final = {"params": manifest["model"]["parameters"], "size_mb": file.stat().st_size / 1e6}
-    final |= {"latency": latency["median_ms"]} if latency else {}
+    final = {
+        "latency": latency["median_ms"],
+        "params": manifest["model"]["parameters"],
+        "size_mb": file.stat().st_size / 1e6,
+    }
     values = search_results.measured_values(record)[number]
-    measured = search_results.measured_metrics(record)[number]
+    measured = search_results.measured_finalists(record)[str(number)]
     test = manifest["metrics"]["test"]["denoised"]
     return FrontMember(
         trial=number,

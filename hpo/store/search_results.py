@@ -13,9 +13,18 @@ from hpo.policy import report_decision
 from hpo.policy.comparison import choose
 from hpo.policy.front_members import FrontMember
 from hpo.policy.leaderboard import finalists, leaderboard
+from hpo.policy.objectives import TRAINED, to_maximize
 from hpo.policy.race import Race
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
+from hpo.policy.trial_attributes import (
+    DECISION,
+    ERROR,
+    FAILURES,
+    KNOWN,
+    MIGRATIONS,
+    REPORTS_AT_SUGGESTION,
+    SUGGESTED_BY,
+)
 from hpo.store import integrity
 from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, FRONT, IMAGES, LOST, REPLICATES
 from hpo.store.record import Record
@@ -25,6 +34,7 @@ from model.common.errors import ConfigError
 from model.common.validation import matches_type
 from model.data.image_sets import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
+from model.training_report import objective_value
 
 
 def ranked_finalists(record: Record) -> list[int]:
@@ -68,6 +78,17 @@ def lost_trials(metadata: Mapping[str, Any]) -> list[int]:
     numbers: list[int] = metadata.get(LOST, [])
     _check(LOST, isinstance(numbers, list) and all(matches_type(number, int) for number in numbers))
     return numbers
+
+
+def measured_values(record: Record) -> dict[int, dict[str, float]]:
+    """The objectives of the finalists in their own units: those that need training on all validation images."""
+    values: dict[int, dict[str, float]] = {}
+    for number, measured in measured_finalists(record).items():
+        known = record.trial(int(number)).user_attrs.get(KNOWN, {})
+        asked = [name for name in TRAINED if name in record.search.objectives]
+        trained = {str(name): to_maximize(name, objective_value(measured, name)) for name in asked}
+        values[int(number)] = {name: {**known, **trained}[name] for name in record.search.objectives}
+    return values
 
 
 def measured_finalists(record: Record) -> dict[str, dict[str, Any]]:
@@ -190,18 +211,20 @@ def is_over(record: Record) -> bool:
 
 def is_exported(record: Record) -> bool:
     """Whether the search is over and its exports were chosen from the trials and the final training that it has now."""
-    if not is_over(record) or not is_current(record, record.folder / EXPORT):
+    members = front_members(record) if record.search.is_multi_objective else []
+    if not is_over(record) or members is None:
         return False
-    if not record.search.is_multi_objective:
-        return True
-    members = front_members(record)
-    return bool(members) and all(is_current(record, record.folder / str(m.folder), m.trial) for m in members or ())
+    folders: dict[str, int | None] = {EXPORT: None, **{str(member.folder): member.trial for member in members}}
+    return all(
+        is_current(record, record.fetch(record.folder / folder / MANIFEST).parent, trial)
+        for folder, trial in folders.items()
+    )
 
 
 def is_current(record: Record, folder: Path, trial: int | None = None) -> bool:
     """Whether a folder has an export that was chosen from what the search has now. trial: of which it must be."""
     try:
-        origin = read_manifest(record.fetch(folder / MANIFEST).parent)["origin"]
+        origin = read_manifest(folder)["origin"]
     except DenoiseError:
         return False
     wanted = {} if trial is None else {"search_id": record.id, "trial": trial}
