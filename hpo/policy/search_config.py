@@ -166,9 +166,17 @@ class SearchConfig:
         10, "number of best trials whose checkpoints stay on disk; at least 3, the finalists", metavar="N"
     )
     final_epochs: int = option(
-        0, "epochs to train the winner's configuration again after the search; 0: no final training", metavar="N"
+        0,
+        "epochs to train the winner's configuration again after the search; 0: no final training. Only with one "
+        "objective",
+        metavar="N",
     )
-    front: int = option(5, "with several objectives, the most trials of the front to export", metavar="N")
+    front: int = option(
+        5,
+        "with several objectives, the most trials of the front to export, to front/ in the search's folder; of a "
+        "larger front those that cover it best",
+        metavar="N",
+    )
     replicates: int = option(
         0, "train each finalist's settings N more times with fresh seeds, and choose by their means", metavar="N"
     )
@@ -266,6 +274,11 @@ class SearchConfig:
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
             ("keep_checkpoints", self.keep_checkpoints >= 3, "at least 3, the finalists"),
             ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
+            (
+                "final_epochs",
+                not (self.final_epochs and self.is_multi_objective),
+                "0 with several objectives, whose front has no single winner to train longer; more --epochs train all",
+            ),
             ("time_budget_minutes", positive(self.time_budget_minutes), "minutes above 0"),
             (
                 "max_cost",

@@ -59,5 +59,6 @@ def show_finished(record: Record, console: Console) -> None:
         with closing(tracker):
             tracker.export()
     export = record.folder / file_names.EXPORT
-    message = f"{record.name} is finished; its winner is in {export}. To run more trials: --trials N"
+    front = f", its front in {record.folder / file_names.FRONT}" if record.search.is_multi_objective else ""
+    message = f"{record.name} is finished; its winner is in {export}{front}. To run more trials: --trials N"
     console.print(message, soft_wrap=True)
