@@ -274,7 +274,11 @@ class SearchConfig:
             ("latency_size", self.latency_size is None or 1 <= self.latency_size <= 4096, "from 1 to 4096 pixels"),
             ("latency_threads", 1 <= self.latency_threads <= 1024, "from 1 to 1024"),
             ("front", 1 <= self.front <= _MAX_TRIALS, trials),
-            ("replicates", 0 <= self.replicates <= 1000, "0 (none) to 1000"),
+            (
+                "replicates",
+                self.replicates == 0 or 2 <= self.replicates <= 1000,
+                "0 (none) or from 2 to 1000: one says nothing of the spread",
+            ),
             ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MAX_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (

@@ -65,7 +65,7 @@ class SearchContext:
             "allow_cpu": search.allow_cpu,
         }
 
-    def with_value(self, metrics: dict[str, float]) -> dict[str, float]:
+    def with_value(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return the metrics and, as `value`, what the objective of the search makes of them."""
         value = objective_value(metrics, self.record.search.objective)
         return {**metrics, "value": value}

@@ -21,6 +21,8 @@ def describe_plan(record: Record, cluster: Cluster) -> str:
         f"  space {search.space}, {_objectives(search)}, noise {search.noise}, seed {search.seed}",
         f"  {cluster.slots} at a time with {gpus}{search.cpus_per_trial:g} CPUs each; W&B {search.wandb}",
     ]
+    if search.replicates:
+        lines.append(f"  then the finalists' settings with {search.replicates} fresh seeds each; worse ones end early")
     if search.final_epochs:
         lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
     if cluster.slots_now < cluster.slots:

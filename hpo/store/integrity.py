@@ -108,9 +108,30 @@ def _are_events(events: Any, text_key: str) -> bool:
 
 def is_bad_measurement(value: Any) -> bool:
     """Whether the measurement of a finalist, or of the final training, is damaged."""
-    names = ("ssim", "psnr_db", "l1", "haarpsi")
-    optional = {key: float for key in names if isinstance(value, Mapping) and key in value}
-    return not _has(value, value=float, **optional)
+    optional: dict[str, type] = dict.fromkeys(("ssim", "psnr_db", "l1", "haarpsi"), float)
+    optional |= {"parameters": int, "images": int, "sha256": str, "compared": dict}
+    present = {key: kind for key, kind in optional.items() if isinstance(value, Mapping) and key in value}
+    return not _has(value, value=float, **present) or ("compared" in present and is_bad_comparison(value["compared"]))
+
+
+def is_bad_comparison(compared: Any) -> bool:
+    """Whether the comparison of a finalist with the best one is damaged."""
+    names = ("difference", "confidence", "probability")
+    return not _has(compared, **{"with": int, "count": int, "verdict": str}, **dict.fromkeys(names, float)) or not all(
+        name in compared and (compared[name] is None or matches_type(compared[name], float)) for name in ("low", "high")
+    )
+
+
+def are_bad_replicates(noted: Any) -> bool:
+    """Whether the note about the replicates of a finalist is damaged."""
+    if not isinstance(noted, Mapping):
+        return True
+    return any(
+        not _has(one, seed=int, outcome=str, epochs=int, psnr_db=float, ssim=float)
+        or is_bad_measurement(one)
+        or not _is_finite(one["value"])
+        for one in noted.values()
+    )
 
 
 def is_bad_collapse(event: Any) -> bool:
