@@ -218,6 +218,8 @@ class SearchConfig:
                 errors.append(str(error))
             raise ConfigError("\n".join(errors))
         errors = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        if len(self.objectives) > 1 and self.pruner not in PRUNERS:
+            errors.append(f"pruner={self.pruner}: must be one of {', '.join(PRUNERS)} with several objectives")
         if problem := objectives_problem(self.objectives):
             errors.append(f"objectives={','.join(self.objectives)}: {problem}")
         if self.study_url is not None and not _is_study_url(self.study_url):

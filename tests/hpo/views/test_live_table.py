@@ -21,7 +21,7 @@ from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.views.formatting import decision_table, trial_table
-from hpo.views.live_table import render
+from hpo.views.live_table import phase_message, render
 from hpo.views.progress import Progress
 from hpo.views.status_file import Status
 
@@ -214,6 +214,25 @@ def test_the_finalists_the_final_training_and_the_export_are_told(record, tmp_pa
     ]
     assert (seen.phase, seen.trial, seen.done, seen.of) == ("final training", 7, 1, 2)
     assert Status.read(tmp_path).phase == "ended"
+
+
+def test_the_replicates_are_told_and_watched(record, tmp_path):
+    console = Console(file=io.StringIO(), width=60)
+    progress = Progress(record.search, "first", 1, console, folder=tmp_path)
+    progress.show_replicates(0, 6, [], 24)
+    progress.show_replicate_epoch("trial 7, seed 1", report(1, 0.5), 4)
+    progress.show_replicates(2, 6, ["trial 7, seed 1: epoch 1/4"], 15)
+    seen = Status.read(tmp_path)
+    progress.close()
+    assert console.file.getvalue().split("\n") == [
+        "",
+        "Training the finalists' settings with fresh seeds: 6 trainings",
+        "trial 7, seed 1: epoch 1/4  SSIM 0.5000  PSNR 23.50 dB  500 images/s",
+        "",
+    ]
+    assert phase_message(seen) == (
+        "training the finalists' settings with fresh seeds, 2 of 6 done (trial 7, seed 1: epoch 1/4)"
+    )
 
 
 def test_quiet_says_nothing(record):
