@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from curves import SPACE, append_report, controller, counted, report, run_all
+from curves import SEARCH, SPACE, append_report, controller, counted, report, run_all
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from hpo.policy.leaderboard import reports_of
+from hpo.cli.commands import main
+from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.report_decision import epochs_left, expected_epochs, next_comparison
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.suggestions import suggest
@@ -84,6 +85,26 @@ def test_the_table_is_readable_at_80_columns(done):
         (line,) = (line for line in lines if line.split()[:1] == [str(trial.number)])
         assert f"{trial.last_step}/4" in line
         assert f"{best.ssim:.4f}  {best.psnr_db:.2f}" in line
+
+
+@pytest.mark.parametrize(("objective", "header"), [("l1", "L1"), ("haarpsi", "HaarPSI")])
+def test_an_objective_without_a_column_gets_one_and_comes_first_in_the_winners_line(runs, objective, header, capsys):
+    record = Record.create(runs, "first", replace(SEARCH, trials=3, objectives=(objective,)))
+    run_all(controller(record))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(trial_table(record.trials(), record.search))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["trial", "epoch", header, "SSIM", "PSNR", "state", "parameters"]
+    for trial in record.trials():
+        best = best_report(trial, objective)
+        line = next(line for line in lines if line.split()[:1] == [str(trial.number)])
+        assert f"{getattr(best, objective):.4f}  {best.ssim:.4f}  {best.psnr_db:.2f}" in line
+    main(["show", "first", "--runs", str(runs)])
+    told = capsys.readouterr().out
+    number = min(record.trials(), key=lambda trial: -max(trial.intermediate_values.values())).number
+    best = best_report(record.trial(number), objective)
+    assert f"winner: trial {number}, {header} {getattr(best, objective):.4f}, PSNR {best.psnr_db:.2f} dB" in told
 
 
 def bracketed(number: int) -> Any:
