@@ -44,11 +44,9 @@ def members_so_far(record: Record) -> list[FrontMember]:
     trials, search = record.trials(), record.search
     members = []
     for number in leaderboard.finalists(trials, search, search_results.lost_trials(record.metadata())):
-        values, best = (
-            objective_values(trials[number], search),
-            leaderboard.best_report(trials[number], search.objective),
-        )
-        known = trials[number].user_attrs.get(KNOWN, {})
+        trial = trials[number]
+        values, best = objective_values(trial, search), leaderboard.best_report(trial, search.objective)
+        known = trial.user_attrs.get(KNOWN, {})
         if values is None or best is None:
             continue
         members.append(
