@@ -21,11 +21,12 @@ from model.export_quality import compare_with_slides, quality_table
 
 def print_result(context: SearchContext, test: dict[str, Any]) -> None:
     """Print the quality of the exported model on the test images, where it is, and what the search has cost."""
-    record, console = context.record, context.console
+    record, console, is_front = context.record, context.console, context.record.search.is_multi_objective
     print(quality_table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
-    console.print(f"Exported to {record.folder / file_names.EXPORT}", soft_wrap=True)
+    best = f" trial {search_results.winner(record)}, the best in {record.search.objective}," if is_front else ""
+    console.print(f"Exported{best} to {record.folder / file_names.EXPORT}", soft_wrap=True, highlight=False)
     if members := search_results.front_members(record):
         print(f"\n{front_text(record, members)}")
     if (usd := context.budget.usd) is None:

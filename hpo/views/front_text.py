@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from hpo.policy.front_members import FrontMember
-from hpo.policy.objectives import describe
+from hpo.policy.objectives import TRAINED, describe
 from hpo.policy.pick import recommendations, sentences
 from hpo.store.file_names import FRONT
 from hpo.store.record import Record
@@ -35,7 +35,8 @@ def _how(member: FrontMember) -> str:
 def front_table(record: Record, members: Sequence[FrontMember]) -> str:
     """Markdown: each member's objectives, those that need training on the validation images, and its test metrics."""
     names = list(dict.fromkeys([*record.search.objectives, *(["latency"] if members[0].latency else [])]))
-    lines = [f"| trial | {' | '.join(names)} | SSIM, test | PSNR, test |", "|---:|" + "---:|" * (len(names) + 2)]
+    heads = [f"{name}, validation" if name in TRAINED else name for name in names]
+    lines = [f"| trial | {' | '.join(heads)} | SSIM, test | PSNR, test |", "|---:|" + "---:|" * (len(names) + 2)]
     for member in members:
         cells = [describe(name, _value(member, name)) for name in names]
         test = member.test or {}

@@ -16,6 +16,7 @@ from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.leaderboard import best_report, rank, reports_of
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import counts, duration, epoch_line, metrics, outcome, parameters, trial_table
+from hpo.views.objectives_text import live_line
 from hpo.views.status_file import Status
 from model.training_report import EvalReport, Objective
 

@@ -69,7 +69,7 @@ def test_each_rule_picks_what_it_says(rule, picked):
         ("best:3", "best takes no number. Did you mean best-below:20ms?"),
         ("fastest:3", "fastest takes no number. Did you mean fastest-within:0.1dB?"),
         ("best-below:0.5ms", "no member is below 0.5 ms; the nearest is trial 1: 1.40 ms, 26.20 dB"),
-        ("best-below:0.1MB", "no member is below 0.1 MB; the nearest is trial 1: 0.30 MB, 26.20 dB"),
+        ("best-below:0.1MB", "no member is below 0.1 MB; the nearest is trial 1: 0.300 MB, 26.20 dB"),
     ],
 )
 def test_a_wrong_rule_is_refused_with_the_nearest_right_one(rule, says):
@@ -125,8 +125,8 @@ def test_no_other_member_keeps_the_rule_better(points, loss, bound):
 
 def test_the_end_of_a_search_says_which_members_most_people_choose_between():
     assert sentences(FRONT, SEARCH) == [
-        "The fastest within 0.1 dB of the best: trial 3, 13.00 ms, 28.24 dB",
-        "The best below 20 ms: trial 3, 13.00 ms, 28.24 dB",
+        "The fastest within 0.1 dB of the best: trial 3, 13.0 ms, 28.24 dB",
+        "The best below 20 ms: trial 3, 13.0 ms, 28.24 dB",
     ]
 
 
@@ -139,14 +139,14 @@ def test_a_search_for_small_networks_speaks_of_sizes():
     search = SearchConfig(objectives=("ssim", "size_mb"))
     front = [member(1, 27.0, 9.0, 8.2, ssim=0.9), member(2, 26.5, 5.0, 0.7, ssim=0.899)]
     assert sentences(front, search) == [
-        "The smallest within 0.002 of the best: trial 2, 0.70 MB, ssim 0.8990",
-        "The best below 5 MB: trial 2, 0.70 MB, ssim 0.8990",
+        "The smallest within 0.002 of the best: trial 2, 0.700 MB, ssim 0.8990",
+        "The best below 5 MB: trial 2, 0.700 MB, ssim 0.8990",
     ]
 
 
 def test_the_best_itself_may_be_the_fastest_within():
     assert sentences(FRONT[:1], SEARCH) == [
-        "The fastest within 0.1 dB of the best is the best itself: trial 7, 41.20 ms, 28.31 dB"
+        "The fastest within 0.1 dB of the best is the best itself: trial 7, 41.2 ms, 28.31 dB"
     ]
 
 
