@@ -32,8 +32,10 @@ from .common.git import git_commit
 from .data.data_config import DataConfig
 from .data.image_sets import ImagePairs, Images
 from .export_quality import evaluate, measure_strip
+from .latency import check_measuring, measure_latencies
 from .model_card import model_card
 from .picture_strip import draw_strip
+from .quantization import MAX_LOSS_DB, Precision, check_loss, check_precision, reduced
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
@@ -55,6 +57,10 @@ def export(
     test: ImagePairs | None,
     origin: Mapping[str, Any],
     trainable: bool = False,
+    latency_size: int | None = None,
+    latency_threads: int = 1,
+    precision: Precision = "fp32",
+    max_loss_db: float | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint, measure the ONNX file itself, and return the manifest.
 
@@ -64,45 +70,94 @@ def export(
         test: the test images; None while nothing may use them.
         origin: where the checkpoint comes from (search, trial), for the manifest.
         trainable: whether the folder includes the checkpoint, to train further.
+        latency_size: pixels a side of the image whose latency is measured; None: those of the training images.
+        precision: of the ONNX file's numbers; its input and output are float32 in any case.
+        max_loss_db: how much PSNR the precision may cost on the validation images; None: MAX_LOSS_DB.
 
     Raises:
-        ConfigError: something other than an export is at `to`.
+        ConfigError: something other than an export is at `to`, or the latency cannot be measured so.
+        PrecisionLossError: the precision costs more.
         CheckpointError: the checkpoint is damaged.
         ExportError: the exported network computes something else than the checkpoint.
         OSError: the folder cannot be written.
     """
     check_target(to)
+    check_precision(precision, max_loss_db)
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
+    latency_size = latency_size or image_size
+    check_measuring(latency_size, latency_threads, generator.size_multiple)
     with _temporary_folder(to) as folder:
-        weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-        (folder / WEIGHTS_FILE).write_bytes(save(weights))
+        _write_weights(generator, folder / WEIGHTS_FILE)
         _write_onnx(generator, folder / ONNX_FILE, images.shape)
         if trainable:
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
-        manifest = _manifest(folder, generator, state, data, images)
-        manifest["origin"] = {**origin, "epoch": len(state["reports"])}
-        _write_manifest(folder, manifest)  # for the Denoiser that measures; the final one has the figures
-        denoiser = Denoiser(folder)
+        origin = {**origin, "epoch": len(state["reports"])}
+        manifest = _manifest(generator, state, data, images) | {"origin": origin}
+        denoiser = _denoiser(folder, manifest)
         _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
-        manifest["metrics"] = {
-            "validation": evaluate(denoiser, images.validation, data.noise, "validation"),
-            "test": None if test is None else evaluate(denoiser, test, data.noise, "test"),
-        }
-        split, shown = ("validation", images.validation) if test is None else ("test", test)
-        noisy, clean = shown[:_STRIP_IMAGES].with_noise(data.noise, split)
-        draw_strip([noisy, clean, denoiser.batch(noisy)]).save(folder / STRIP_FILE)
-        manifest["strip"] = measure_strip(denoiser, folder / STRIP_FILE)
+        manifest["metrics"] = _metrics(denoiser, images, test, data.noise)
+        networks = [(folder / ONNX_FILE).read_bytes()]
+        if precision != "fp32":
+            networks.append(reduced(networks[0], precision, images, data.noise))
+            (folder / ONNX_FILE).write_bytes(networks[1])
+            denoiser = _denoiser(folder, manifest)
+            _add_loss(manifest, _metrics(denoiser, images, test, data.noise), precision, max_loss_db)
+        _measure(manifest, precision, networks, latency_size, latency_threads)
+        manifest["strip"] = _draw_strip(folder / STRIP_FILE, denoiser, images, test, data.noise)
         (folder / CARD_FILE).write_text(model_card(manifest, onnx_file=ONNX_FILE, strip_file=STRIP_FILE))
-        manifest["files"] = _digests(folder)
         _write_manifest(folder, manifest)
         replace_folder(to, folder)
     return manifest
 
 
-def _manifest(
-    folder: Path, generator: Generator, state: Mapping[str, Any], data: DataConfig, images: Images
-) -> dict[str, Any]:
+def _write_weights(generator: Generator, path: Path) -> None:
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in generator.state_dict().items()}))
+
+
+def _denoiser(folder: Path, manifest: dict[str, Any]) -> Denoiser:
+    """The Denoiser that measures; the final manifest has its figures."""
+    _write_manifest(folder, manifest)
+    return Denoiser(folder)
+
+
+def _metrics(denoiser: Denoiser, images: Images, test: ImagePairs | None, noise: str) -> dict[str, Any]:
+    return {
+        "validation": evaluate(denoiser, images.validation, noise, "validation"),
+        "test": None if test is None else evaluate(denoiser, test, noise, "test"),
+    }
+
+
+def _add_loss(manifest: dict[str, Any], metrics: dict[str, Any], precision: str, max_loss_db: float | None) -> None:
+    """Replace the metrics of the float32 network, which stay beside. Raises PrecisionLossError."""
+    limit = MAX_LOSS_DB if max_loss_db is None else max_loss_db
+    loss_db = check_loss(precision, metrics["validation"], manifest["metrics"]["validation"], limit)
+    manifest["float32"] = {"metrics": manifest["metrics"]}
+    manifest["metrics"] = metrics
+    manifest["loss"] = {"psnr_db": loss_db, "max_loss_db": limit}
+
+
+def _draw_strip(path: Path, denoiser: Denoiser, images: Images, test: ImagePairs | None, noise: str) -> dict[str, Any]:
+    """Draw a few test or validation images, and return the figures of the picture."""
+    split, shown = ("validation", images.validation) if test is None else ("test", test)
+    noisy, clean = shown[:_STRIP_IMAGES].with_noise(noise, split)
+    draw_strip([noisy, clean, denoiser.batch(noisy)]).save(path)
+    return measure_strip(denoiser, path)
+
+
+def _measure(manifest: dict[str, Any], precision: str, networks: list[bytes], size: int, threads: int) -> None:
+    """Add precision, size and latency of a float32 network, and of one in a smaller precision after it, in turns."""
+    latencies = measure_latencies(networks, size=size, threads=threads)
+    figures = [
+        {"precision": name, "size_mb": len(content) / 1e6, "latency": latency.as_dict()}
+        for name, content, latency in zip(("fp32", precision), networks, latencies, strict=False)
+    ]
+    manifest |= figures[-1]
+    if "float32" in manifest:
+        manifest["float32"] |= figures[0]
+
+
+def _manifest(generator: Generator, state: Mapping[str, Any], data: DataConfig, images: Images) -> dict[str, Any]:
     """The manifest before anything is measured; its keys and their order are a file format."""
     channels, image_size, _ = images.shape
     pixel_format = images.pixel_format.explicit
@@ -125,7 +180,6 @@ def _manifest(
         "git_commit": git_commit(),
         "images": list(images.messages),
         "metrics": {},
-        "files": _digests(folder),
     }
 
 
@@ -205,7 +259,8 @@ def _compare(denoiser: Denoiser, generator: Generator, images: ImagePairs, noise
         raise ExportError(f"onnxruntime's output differs from torch's by {distance:.2g}, above {_TOLERANCE}")
 
 
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["files"] = _digests(folder)
     text = json.dumps(manifest, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST, text.encode())
 

@@ -8,7 +8,7 @@ from typing import Any
 from .data.data_config import DataConfig
 from .data.noise import REAL, parse_noise
 from .data.pixel_format import EIGHT_BITS, PixelFormat
-from .export_quality import compare_with_slides, quality_table
+from .export_quality import compare_with_slides, network_table, quality_table
 
 _OTHER_COLOURS = {  # how Denoiser handles them
     1: "It takes grey images. Each channel of a colour image is denoised separately.",
@@ -45,6 +45,10 @@ Measured on `{onnx_file}` itself with scikit-image, on {scale}: SSIM with an 11x
 
 {quality_table(metrics)}
 {verdict}
+## Size and latency
+
+{network_table(manifest)}
+
 ## Use
 
 ```python

@@ -210,13 +210,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from hpo.run import export
-    from hpo.store import file_names, search_results
+    from hpo.store import search_results
     from model.data.memory_mapped import PixelFiles
     from model.export import check_target
-    from model.export_quality import quality_table
+    from model.export_quality import network_table, quality_table
+    from model.quantization import check_precision
 
+    check_precision(arguments.precision, arguments.max_loss_db)
     with _open_record(arguments) as record:
-        check_target(arguments.to or record.user_folder / file_names.EXPORT)
+        check_target(to := arguments.to or export.default_folder(record, arguments.precision))
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=absolute_data(arguments.data))
@@ -229,13 +231,15 @@ def _export(arguments: argparse.Namespace) -> int:
             is_over=search_results.is_over(record),
             data=data,
             trial=arguments.trial,
-            destination=arguments.to,
+            destination=to,
             trainable=arguments.trainable,
+            precision=arguments.precision,
+            max_loss_db=arguments.max_loss_db,
         )
-        print(quality_table(manifest["metrics"]))
+        print(f"{quality_table(manifest['metrics'])}\n\n{network_table(manifest)}")
         if manifest["metrics"]["test"] is None:
             say("The search has not ended, so it was not measured on the test images.")
-        say(f"Exported to {arguments.to or record.user_folder / file_names.EXPORT}")
+        say(f"Exported to {to}")
     return EXIT_DONE
 
 
@@ -261,6 +265,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.denoise import Denoiser
     from model.export_quality import compare_with_slides, evaluate, quality_table
 
+    if arguments.latency:
+        return _evaluate_latency(arguments)
+    if unused := [f"--{name}" for name in ("size", "threads") if getattr(arguments, name) is not None]:
+        raise ConfigError(f"{', '.join(unused)}: is for --latency")
     denoiser = Denoiser(arguments.model)
     data = DataConfig.from_dict(denoiser.manifest["data"])
     if arguments.data is not None:
@@ -276,6 +284,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(quality_table(splits))
         if data.is_slides:
             print(f"\n{compare_with_slides(splits['test'])}")
+    return EXIT_DONE
+
+
+def _evaluate_latency(arguments: argparse.Namespace) -> int:
+    """Measure an exported network on this machine, and print it beside the latency that its export recorded."""
+    from model.denoise import Denoiser
+    from model.latency import Latency, check_measuring, measure_latency
+
+    if arguments.data is not None:
+        raise ConfigError("--data: --latency needs no images")
+    denoiser = Denoiser(arguments.model)
+    model, recorded = denoiser.manifest["model"], denoiser.manifest.get("latency")
+    known = Latency.from_dict(recorded) if recorded else None
+    size = arguments.size if arguments.size is not None else known.size if known else denoiser.image_size
+    threads = arguments.threads if arguments.threads is not None else known.threads if known else 1
+    check_measuring(size, threads, model.get("size_multiple", 1))
+    measured = measure_latency(denoiser.folder / model["file"], size=size, threads=threads)
+    if arguments.json:
+        print(json.dumps({"latency": {"recorded": recorded, "measured": measured.as_dict()}}, indent=2))
+        return EXIT_DONE
+    print(sanitize_for_terminal(f"recorded  {known or 'not measured by the version that exported it'}"))
+    print(sanitize_for_terminal(f"here      {measured}"))
     return EXIT_DONE
 
 
@@ -321,11 +351,11 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _pull(arguments: argparse.Namespace) -> int:
     from hpo.remote.pull import pull
-    from model.export_quality import quality_table
+    from model.export_quality import network_table, quality_table
 
     manifest = pull(arguments.file, arguments.name, arguments.to)
     trial = manifest["origin"].get("trial")
-    print(quality_table(manifest["metrics"]))
+    print(f"{quality_table(manifest['metrics'])}\n\n{network_table(manifest)}".rstrip())
     say(
         f"{arguments.to}: trial {trial} of {arguments.name}; every file has its digest, and the model gives the same "
         f"results as on the head.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n  hpo evaluate {arguments.to}"

@@ -15,6 +15,7 @@ from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
+from model.quantization import Precision
 from model.training_files import BEST
 
 
@@ -27,17 +28,21 @@ def export_winner(
     trial: int | None = None,
     destination: Path | None = None,
     trainable: bool = False,
+    precision: Precision = "fp32",
+    max_loss_db: float | None = None,
 ) -> dict[str, Any]:
     """Write the best checkpoint of the winner, or of one trial, as a folder to deploy; return the manifest.
 
     Args:
         is_over: Whether the search is over; only then the model is measured on the test images.
         data: Where the images are now, if they have moved.
-        destination: Folder to write; None writes the `export` folder of the search.
+        destination: Folder to write; None: see default_folder.
         trainable: Whether the export also has what a later training needs.
+        precision: Of the ONNX file's numbers.
+        max_loss_db: How much PSNR the precision may cost on the validation images.
 
     Raises:
-        ConfigError: There is nothing to export.
+        ConfigError: There is nothing to export, or the precision costs more than it may.
         CheckpointError: The checkpoint is damaged; the message names the next best trial.
         ExportError, OSError: The export failed.
     """
@@ -55,18 +60,27 @@ def export_winner(
     try:
         return export(
             record.fetch(folder / BEST),
-            destination or record.user_folder / EXPORT,
+            destination or default_folder(record, precision),
             data=data,
             images=images,
             test=test,
             origin={**origin, **extent(record)},
             trainable=trainable,
+            latency_size=record.search.latency_size,
+            latency_threads=record.search.latency_threads,
+            precision=precision,
+            max_loss_db=max_loss_db,
         )
     except CheckpointError as error:
         by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())])
         best = next((n for n in by_rank if (final or n != number) and _is_intact(record, n)), None)
         other = "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
         raise CheckpointError(f"{error}; {other}") from error
+
+
+def default_folder(record: Record, precision: str) -> Path:
+    """Where an export is written by default; one of a smaller precision leaves the search's own as it is."""
+    return record.user_folder / (EXPORT if precision == "fp32" else f"{EXPORT}-{precision}")
 
 
 def _is_intact(record: Record, number: int) -> bool:

@@ -1,0 +1,142 @@
+"""Exported networks with smaller numbers: float16, or integers of 8 bits. By onnxruntime's own tools."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from .common.errors import ConfigError
+from .common.text import did_you_mean, truncated_repr
+from .common.validation import matches_type
+from .data.device_images import DeviceImages
+from .data.image_sets import Images
+
+PRECISIONS = ("fp32", "fp16", "int8")
+Precision = Literal["fp32", "fp16", "int8"]
+MAX_LOSS_DB = 0.1
+CALIBRATION_IMAGES = 512
+_BATCH, _BATCH_PIXELS = 32, 1 << 18  # at most; a layer of 64 channels then has 67 MB
+# Sums stay in float: as integers they lose more (0.035 instead of 0.018 dB at width 16), and gain no time.
+_QUANTISED = ("Conv", "ConvTranspose", "Relu", "LeakyRelu", "Concat", "Resize")
+_LAYERS = ("Conv", "ConvTranspose")
+
+
+class PrecisionLossError(ConfigError):
+    """A network with smaller numbers loses more than it may."""
+
+
+def check_precision(precision: object, max_loss_db: object = None) -> None:
+    """Raise ConfigError unless it is one of PRECISIONS, with a limit where there can be a loss."""
+    errors = []
+    if precision not in PRECISIONS:
+        errors.append(f"precision={truncated_repr(precision)}: {did_you_mean(str(precision), PRECISIONS)}")
+    if max_loss_db is not None:
+        if not (matches_type(max_loss_db, float) and 0 <= max_loss_db < math.inf):  # type: ignore[operator]
+            errors.append(
+                f"max_loss_db={truncated_repr(max_loss_db)}: must be 0 or above, in dB, such as {MAX_LOSS_DB}"
+            )
+        elif precision == "fp32":
+            errors.append("max_loss_db: is for --precision fp16 or int8; fp32 loses nothing")
+    if errors:
+        raise ConfigError("\n".join(errors))
+
+
+def check_loss(precision: str, validation: dict[str, Any], float32: dict[str, Any], max_loss_db: float) -> float:
+    """Return the loss of PSNR on the validation images, from two tables of model.export_quality.
+
+    Raises:
+        PrecisionLossError: it is above the limit.
+    """
+    mine, theirs = (float(rows["denoised"]["psnr_db"]) for rows in (validation, float32))
+    loss_db = 0.0 if mine == theirs else theirs - mine
+    if not loss_db <= max_loss_db:
+        more = f"allow it with --max-loss-db {math.ceil(loss_db * 100) / 100:g}, or " if loss_db < math.inf else ""
+        raise PrecisionLossError(
+            f"precision={precision}: loses {loss_db:.3f} dB on {validation['images']:,} validation images "
+            f"({mine:.3f} dB instead of {theirs:.3f}), above max_loss_db={max_loss_db:g}. Nothing was written; "
+            f"{more}take --precision {'fp16' if precision == 'int8' else 'fp32'}"
+        )
+    return loss_db
+
+
+def reduced(content: bytes, precision: Precision, images: Images, noise: str) -> bytes:
+    """The network of a float32 ONNX file in another precision; it still takes and gives float32.
+
+    Args:
+        images: int8 is calibrated on noisy training images or crops.
+    """
+    network = onnx.load_from_string(content)
+    if precision == "fp16":
+        halved: bytes = convert_float_to_float16(network, keep_io_types=True).SerializeToString()
+        return halved
+    return _quantised(network, calibration_images(images, noise))
+
+
+def _quantised(network: onnx.ModelProto, noisy: np.ndarray) -> bytes:
+    """Quantise to 8 bits: activations without a sign, weights with one and a scale for each channel.
+
+    The first and the last layer stay in float: that halves the loss and costs neither time nor size, because one side
+    of them has as many channels as an image. Weights have 7 bits, because CPUs without VNNI overflow at 8; that costs
+    0.007 dB. Ranges are a moving average over batches: the extremes of all images lose 0.001 to 0.004 dB more
+    (docs/log.md).
+    """
+    layers = [node.name for node in network.graph.node if node.op_type in _LAYERS]
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            network,
+            path,
+            _Reader(network.graph.input[0].name, noisy),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[layers[0], layers[-1]],
+            extra_options={"CalibMovingAverage": True},
+        )
+        return path.read_bytes()
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
+    def __init__(self, name: str, noisy: np.ndarray) -> None:
+        step = max(1, min(_BATCH, _BATCH_PIXELS // (noisy.shape[2] * noisy.shape[3])))
+        self._batches = iter([{name: noisy[i : i + step]} for i in range(0, len(noisy), step)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """See onnxruntime."""
+        return next(self._batches, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without onnxruntime's advice to optimise the network first, which only fuses what it fuses later anyway."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def calibration_images(images: Images, noise: str) -> np.ndarray:
+    """Noisy training images or crops, float32 (N, C, H, W) in [-1, 1]; always the same."""
+    placed = DeviceImages.to_device(images, noise, torch.device("cpu"), num_validation=1)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(placed.train), generator=generator)[:CALIBRATION_IMAGES]
+    noisy, _ = placed.batch(rows, generator)
+    values: np.ndarray = noisy.numpy()
+    return values
