@@ -204,6 +204,7 @@ class NePS:
         self._params: dict[int, dict[str, Any]] = {}
         self._rung: dict[int, Any] = {}  # the next rung of each trial
         self._diverged: dict[int, float] = {}
+        self._epochs = search.epochs
 
     def next(self, *, may_begin: bool = True) -> tuple[int, Mapping[str, Any]] | None:
         """Return a promoted or a new trial. A diverged trial that is promoted nevertheless fails again."""
@@ -231,7 +232,7 @@ class NePS:
         target = self._rung[key].config["epochs"]
         if not is_last and report.epoch < target:
             return True
-        if report.epoch < target:
+        if is_last and report.epoch < self._epochs:
             self._diverged[key] = value
         self._study.tell(self._rung[key], -value)
         return False

@@ -18,7 +18,8 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json, 
 from optuna.trial import TrialState
 
 import search_spaces
-from hpo.policy.search_config import SearchConfig, renamed
+from hpo.policy.former_names import renamed
+from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORTS
 from hpo.store.record import Record
 from model.common.machine import processor
@@ -105,13 +106,16 @@ class Top:
 class Table:
     """Recorded curves as a surrogate of training."""
 
-    def __init__(self, content: bytes, share: float = TOP, neighbours: int = 1) -> None:
+    def __init__(
+        self, content: bytes, share: float = TOP, neighbours: int = 1, objectives: tuple[str, ...] = ()
+    ) -> None:
         data = json.loads(gzip.decompress(content))
         self.digest, self._share, self._neighbours = hashlib.sha256(content).hexdigest(), share, neighbours
         self.about: dict[str, Any] = data["about"]
         default = SearchConfig()  # the product's own decisions; the recording made none
         decisions = {name: getattr(default, name) for name in ("sampler", "pruner", "grace_period", "reduction_factor")}
         self.search = SearchConfig(**{**renamed(self.about["search"]), **decisions, "trials": 100_000})
+        self.search = replace(self.search, objectives=objectives or self.search.objectives)
         space = self.search.space
         self.space: Space = search_spaces.load(str(Path(__file__).with_name(space)) if space.endswith(".py") else space)
         self._distributions = {
@@ -160,7 +164,7 @@ class Table:
         near = np.take_along_axis(squares, indices, axis=1)
         full = np.array([curve.is_full for curve in self.curves])[indices]
         weights = np.where(full & full[:, :1] & (near < CATEGORY), 1 / (near + 1e-9), 0.0)
-        weights[~full[:, 0], 0] = 1.0
+        weights[weights.sum(axis=1) == 0, 0] = 1.0  # the nearest one diverged, or has other categories
         return indices, weights / weights.sum(axis=1, keepdims=True)
 
     def curve(self, params: Mapping[str, Any]) -> Curve:
@@ -204,6 +208,6 @@ class Table:
 
 
 @lru_cache
-def load_table(path: Path) -> Table:
-    """Read a table with the default share and one neighbour."""
-    return Table(path.read_bytes())
+def load_table(path: Path, objectives: tuple[str, ...] = ()) -> Table:
+    """Read a table with the default share and one neighbour. objectives: empty: those of the recorded search."""
+    return Table(path.read_bytes(), objectives=objectives)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from optuna.trial import FrozenTrial
 
 from hpo.policy import retry_policy, suggestions, trial_attributes
-from hpo.policy.report_decision import Decision, decide_pruning
+from hpo.policy.report_decision import Decision, decide_pruning, decide_start
 from hpo.policy.retry_policy import FailureAction, TrialFailure
 from hpo.policy.suggestions import Suggestion
+from hpo.policy.trial_objectives import known_figures, needs_figures
 from hpo.store.record import Record
 from model.common.errors import ConfigError
 from model.training_report import EvalReport
@@ -97,6 +98,13 @@ class SearchController:
             self._is_exhausted = True  # so that the whole space is not searched again ten times a second
             return None
         trial = self.record.add(suggestion)
+        config = trial.user_attrs[trial_attributes.CONFIG]
+        if needs_figures(self.record.search) and (known := known_figures(config, trials)):
+            decision = self.record.set_known(trial.number, known)
+            trial = self.record.trial(trial.number)
+            if decision.action == "prune":
+                self._notify(trial)
+                return self._new_trial()
         self._notify(trial)
         return trial
 
@@ -118,6 +126,21 @@ class SearchController:
             record.fail(trial.number, problem)
         self._notify(record.trial(trial.number))
         return None if problem else trial
+
+    def on_start(self, number: int, known: Mapping[str, float]) -> Decision:
+        """Record what was measured before the training of a trial, and decide whether it is trained.
+
+        Args:
+            known: latency (ms), params and size_mb.
+        """
+        trial = self.record.trial(number)
+        if trial_attributes.KNOWN in trial.user_attrs:
+            return decide_start(trial, self.record.search)
+        decision = self.record.set_known(number, known)
+        if decision.action != "continue":
+            self._running.discard(number)
+        self._notify(self.record.trial(number))
+        return decision
 
     def on_report(self, number: int, reports: Sequence[EvalReport], node: str | None = None) -> Decision:
         """Record new reports of a trial, decide after each whether it continues, and return the last decision.

@@ -93,6 +93,7 @@ class TrainConfig:
         return cls(**{name: value for name, value in values.items() if value is not None})
 
 
+ARCHITECTURE = ("width", "depth", "output", "full_resolution_skip", "upsample", "blocks", "norm")  # of the generator
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 

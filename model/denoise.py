@@ -263,8 +263,11 @@ def _is_table(rows: Any) -> bool:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether it is a row of such a table, whose PSNR may be the string inf."""
-    if not isinstance(row, dict) or not all(matches_type(row.get(name), float) for name in ("l1", "ssim")):
+    """Whether it is a row of such a table, whose PSNR may be the string inf. Older ones have no HaarPSI."""
+    if not isinstance(row, dict):
+        return False
+    names = ("l1", "ssim", *(["haarpsi"] if "haarpsi" in row else []))
+    if not all(matches_type(row.get(name), float) for name in names):
         return False
     return matches_type(row.get("psnr_db"), float) or row.get("psnr_db") in ("inf", "nan")
 

@@ -1,4 +1,8 @@
-"""Measures an exported folder by scikit-image: L1, SSIM and PSNR of noisy, denoised and clean images."""
+"""Measures an exported folder: L1, SSIM, PSNR and HaarPSI of noisy, denoised and clean images.
+
+SSIM and PSNR are scikit-image's numbers, so that they do not depend on the code of the training. HaarPSI, which is not
+in scikit-image, is that of model.metrics.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from model.denoise import DenoiseError, Denoiser, verify_files
-from model.metrics import EXACT_DB
+from model.metrics import EXACT_DB, haarpsi
 
 from .common.errors import ConfigError
 from .common.text import sanitize_for_terminal
@@ -24,7 +29,8 @@ from .picture_strip import SCALE, split_strip
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
 _STACK, _WINDOW = 500, 11  # images measured at once; pixels a side
-_TOLERANCES = {"l1": 1e-3, "ssim": 1e-3, "psnr_db": 0.02}  # onnxruntime rounds differently on another machine
+_HAAR_STACK = 100
+_TOLERANCES = {"l1": 1e-3, "ssim": 1e-3, "psnr_db": 0.02, "haarpsi": 1e-3}  # onnxruntime differs between machines
 SLIDES_TEST = {"ssim": 0.871, "psnr_db": 26.09}  # each the better one of the slides' two networks
 
 
@@ -35,11 +41,12 @@ class Quality:
     l1: float  # on [-1, 1]
     ssim: float
     psnr_db: float  # infinite for the ground truth itself
+    haarpsi: float
 
     def as_dict(self) -> dict[str, float | str]:
         """JSON-ready: infinity is the string "inf"."""
         psnr_db = self.psnr_db if math.isfinite(self.psnr_db) else str(self.psnr_db)
-        return {"l1": self.l1, "ssim": self.ssim, "psnr_db": psnr_db}
+        return {"l1": self.l1, "ssim": self.ssim, "psnr_db": psnr_db, "haarpsi": self.haarpsi}
 
 
 def quality(
@@ -50,10 +57,10 @@ def quality(
     Args:
         images: (N, C, H, W) float32 in [-1, 1].
         pixel_format: PSNR and SSIM of 16-bit and float32 images are of the values that their files would have; those of
-            8-bit images, as in the slides, are on [-1, 1].
+            8-bit images, as in the slides, are on [-1, 1], and so are L1 and HaarPSI of all.
         has_noise: (N,) bool, the images that count for PSNR, as in model.metrics; None: all.
     """
-    l1, width = float(np.abs(images - clean).mean()), 2.0
+    l1, haar, width = float(np.abs(images - clean).mean()), _mean_haarpsi(images, clean), 2.0
     if pixel_format.dtype != "uint8":
         images, clean = (pixel_format.from_unit(column).astype(np.float64) for column in (images, clean))
         width = pixel_format.high - pixel_format.low
@@ -63,7 +70,7 @@ def quality(
         psnr_db = np.array([peak_signal_noise_ratio(truth, image, data_range=width) for image, truth in pairs])
     mean_db = psnr_db.mean() if np.isinf(psnr_db).all() else np.minimum(psnr_db, EXACT_DB).mean()
     ssim = [_ssim(images[i : i + _STACK], clean[i : i + _STACK], width) for i in range(0, len(images), _STACK)]
-    return Quality(l1=l1, ssim=float(np.concatenate(ssim).mean()), psnr_db=float(mean_db))
+    return Quality(l1=l1, ssim=float(np.concatenate(ssim).mean()), psnr_db=float(mean_db), haarpsi=haar)
 
 
 def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
@@ -84,6 +91,11 @@ def _ssim(images: np.ndarray, clean: np.ndarray, width: float) -> np.ndarray:
     valid = slice(_WINDOW // 2, -(_WINDOW // 2))
     means: np.ndarray = similarity.reshape(images.shape)[:, :, valid, valid].mean(axis=(2, 3), dtype=np.float64)
     return means
+
+
+def _mean_haarpsi(images: np.ndarray, clean: np.ndarray) -> float:
+    stacks = zip(*(torch.split(torch.from_numpy(of), _HAAR_STACK) for of in (images, clean)), strict=True)
+    return float(torch.cat([haarpsi(*stack) for stack in stacks]).mean())
 
 
 def evaluate(denoiser: Denoiser, images: ImagePairs, noise: str, split: str) -> dict[str, Any]:
@@ -128,6 +140,8 @@ def verify_export(folder: Path) -> dict[str, Any]:
         raise DenoiseError(f"{folder / expected['file']}: is not the picture strip of an export ({error})") from error
     wrong = []
     for name, tolerance in _TOLERANCES.items():
+        if name == "haarpsi" and name not in expected:  # an older export
+            continue
         mine, theirs = float(measured[name]), float(expected[name])  # "inf" and "nan" are strings
         if not abs(mine - theirs) <= tolerance:
             wrong.append(f"{name} {mine:.4f} instead of {theirs:.4f}")
@@ -144,10 +158,13 @@ def quality_table(splits: Mapping[str, dict[str, Any] | None]) -> str:
     for split, rows in splits.items():
         if rows is None:
             continue
-        lines += [f"| {split}, {rows['images']:,} images | L1 (MAE) | SSIM | PSNR dB |", "|---|---|---|---|"]
+        has_haarpsi = all("haarpsi" in rows[name] for name in ROWS)  # older exports lack it
+        lines.append(f"| {split}, {rows['images']:,} images | L1 (MAE) | SSIM | PSNR dB |{' HaarPSI |' * has_haarpsi}")
+        lines.append("|---|---|---|---|" + "---|" * has_haarpsi)
         for name, title in ROWS.items():
             row = rows[name]
-            lines.append(f"| {title} | {row['l1']:.4f} | {row['ssim']:.4f} | {float(row['psnr_db']):.2f} |")
+            last = f" {row['haarpsi']:.4f} |" if has_haarpsi else ""
+            lines.append(f"| {title} | {row['l1']:.4f} | {row['ssim']:.4f} | {float(row['psnr_db']):.2f} |{last}")
         noisy, denoised = (float(rows[name]["psnr_db"]) for name in ("noisy", "denoised"))
         if denoised < noisy:
             lines += ["", f"WORSE than the noisy images, by {noisy - denoised:.2f} dB on {split}: do not use it."]

@@ -31,10 +31,25 @@ def mean_psnr_db(images: torch.Tensor, noisy: torch.Tensor, clean: torch.Tensor)
     Images without noise (such as black ones with Poisson noise) do not count: their infinite PSNR would be the mean. An
     image that is restored exactly counts 100 dB.
     """
+    each, counts = _counted_psnr_db(images, noisy, clean)
+    return (each * counts).sum() / counts.sum()
+
+
+def shares_of_psnr_db(images: torch.Tensor, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """What each image adds, (N,), so that the mean is mean_psnr_db: 0 for images that do not count, and the others'
+    PSNR is scaled up by as much. Where all count it is their PSNR."""
+    each, counts = _counted_psnr_db(images, noisy, clean)
+    return each * counts * (len(counts) / counts.sum())
+
+
+def _counted_psnr_db(
+    images: torch.Tensor, noisy: torch.Tensor, clean: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The PSNR of each image, (N,), and 1 for those that count, else 0."""
     has_noise = (noisy != clean).flatten(1).any(dim=1)
     each = psnr_db(images, clean).clamp(max=EXACT_DB)
     counts = torch.where(has_noise.any(), has_noise, True).to(each.dtype)  # a branch would synchronise with the device
-    return (each * counts).sum() / counts.sum()
+    return each, counts
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -103,7 +118,7 @@ def haarpsi(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     total = weights.sum(dim=(0, 2, 3))
     missing = (torch.sigmoid(-_HAAR_ALPHA * similarity) * weights).sum(dim=(0, 2, 3)) / total
     values: torch.Tensor = (torch.log(1 / missing - 1) / _HAAR_ALPHA).square()
-    return torch.where(total > 0, values, 1.0)  # two black images have no edges
+    return torch.where(total == 0, 1.0, values)  # two black images are equal, and have no edges
 
 
 def _haar_similarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ def model_card(manifest: Mapping[str, Any], *, onnx_file: str, strip_file: str) 
     pixel_format = PixelFormat(model["depth"], DataConfig(**data).range)
     verdict = f"\n{compare_with_slides(metrics['test'])}.\n" if is_slides else ""
     scale = (
-        "[-1, 1]" if pixel_format == EIGHT_BITS else f"the values of {pixel_format}, but for L1, which is on [-1, 1]"
+        "[-1, 1]" if pixel_format == EIGHT_BITS else f"the values of {pixel_format}, but for L1 and HaarPSI, on [-1, 1]"
     )
     return f"""# Image denoiser (pix2pix U-Net)
 
@@ -41,7 +41,8 @@ Input / Ground Truth / Predicted, images that it was not trained on.
 
 ## Quality
 
-Measured on `{onnx_file}` itself with scikit-image, on {scale}: SSIM with an 11x11 Gaussian window, sigma 1.5.
+Measured on `{onnx_file}` itself, on {scale}: SSIM with an 11x11 Gaussian window, sigma 1.5, and PSNR by scikit-image;
+HaarPSI as in arXiv 1607.06140, from 0 to 1.
 
 {quality_table(metrics)}
 {verdict}

@@ -158,21 +158,33 @@ class Trainer:
         self.reports = reports
 
 
-@torch.inference_mode()
-def validate(generator: Generator, images: DeviceImages) -> dict[str, float]:
+def validate(generator: torch.nn.Module, images: DeviceImages) -> dict[str, float]:
     """Measure a generator in eval mode on the validation images, in float32.
 
     Returns:
-        The means `ssim`, `psnr_db` and `l1`, and `output_std`, the standard deviation over images.
+        The means `ssim`, `psnr_db`, `l1` and `haarpsi`, and `output_std`, the standard deviation over images.
     """
+    return validate_images(generator, images)[0]
+
+
+@torch.inference_mode()
+def validate_images(
+    generator: torch.nn.Module, images: DeviceImages
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """What `validate` returns, and each metric's value for each image, (N,), whose mean is that metric."""
     clean = images.validation
     denoised = torch.cat([generator(noisy) for noisy in torch.split(images.validation_noisy, _EVAL_BATCH)])
-    pairs = zip(torch.split(denoised, _EVAL_BATCH), torch.split(clean, _EVAL_BATCH), strict=True)
-    ssim = torch.cat([metrics.ssim(*pair) for pair in pairs])
+    pairs = list(zip(torch.split(denoised, _EVAL_BATCH), torch.split(clean, _EVAL_BATCH), strict=True))
+    each = {
+        "ssim": torch.cat([metrics.ssim(*pair) for pair in pairs]),
+        "l1": metrics.l1(denoised, clean),
+        "haarpsi": torch.cat([metrics.haarpsi(*pair) for pair in pairs]),
+    }
     psnr_db = metrics.mean_psnr_db(denoised, images.validation_noisy, clean)
-    values = (ssim, psnr_db, metrics.l1(denoised, clean), denoised.std(dim=0))
-    means = torch.stack([value.mean() for value in values]).tolist()
-    return dict(zip(("ssim", "psnr_db", "l1", "output_std"), means, strict=True))
+    values = {**each, "psnr_db": psnr_db, "output_std": denoised.std(dim=0)}
+    means = torch.stack([value.mean() for value in values.values()]).tolist()  # one synchronisation with the device
+    each["psnr_db"] = metrics.shares_of_psnr_db(denoised, images.validation_noisy, clean)
+    return dict(zip(values, means, strict=True)), each
 
 
 def derive_seed(seed: int, number: int, purpose: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +53,8 @@ class EvalReport:
     def curves(self) -> dict[str, float]:
         """The curves over epochs, by their names in W&B and TensorBoard."""
         validation = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
+        if not math.isnan(self.haarpsi):
+            validation["val/haarpsi"] = self.haarpsi
         return validation | {f"train/{name}": getattr(self, name) for name in LOSS_NAMES}
 
     @classmethod
@@ -88,13 +90,22 @@ def objective_value(metrics: Mapping[str, Any] | EvalReport, objective: Objectiv
     def metric(name: str) -> float:
         return float(metrics[name] if isinstance(metrics, Mapping) else getattr(metrics, name))
 
-    if objective == "balanced":
-        value = metric("ssim") + metric("psnr_db") / 40
-    elif objective == "l1":
-        value = -metric("l1")
-    else:
-        value = metric({"psnr": "psnr_db"}.get(objective, objective))
+    value: float = _combine(metric, objective)
     return value if math.isfinite(value) else _FLOORS[objective]
+
+
+def objective_values(each: Mapping[str, Any], objective: Objective) -> Any:
+    """The objective of each image, an array like those in `each`, the metrics of each image by name. Its mean is
+    objective_value of the means, since every objective is a weighted sum of metrics."""
+    return _combine(each.__getitem__, objective)
+
+
+def _combine(metric: Callable[[str], Any], objective: Objective) -> Any:
+    if objective == "balanced":
+        return metric("ssim") + metric("psnr_db") / 40
+    if objective == "l1":
+        return -metric("l1")
+    return metric({"psnr": "psnr_db"}.get(objective, objective))
 
 
 _ALIVE_DB = 1.0  # above the noisy input: a residual output starts there, and varies by hundredths of a dB

@@ -11,7 +11,7 @@ import pytest
 import search_spaces
 from hpo.cli.arguments import parser
 from hpo.cluster import cluster_config, cluster_rules
-from hpo.policy.search_config import FORMER_NAMES
+from hpo.policy.former_names import FORMER_NAMES
 from model.config import TrainConfig
 from model.data.noise import KINDS, parse_noise
 

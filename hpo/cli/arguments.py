@@ -14,7 +14,8 @@ from typing import Any, NoReturn, get_args
 
 from hpo.exit_codes import EXIT_BAD_INPUT, MEANINGS
 from hpo.policy.config_option import RESOURCES, SEARCHED
-from hpo.policy.search_config import FORMER_NAMES, OPTIONS, SearchConfig
+from hpo.policy.former_names import FORMER_NAMES
+from hpo.policy.search_config import OPTIONS, SearchConfig
 from model.common.files import folder_problem, path_problem, write_problem
 from model.common.text import did_you_mean, sanitize_for_terminal, truncated_repr
 from model.common.validation import field_types

@@ -9,7 +9,8 @@ from typing import Any
 
 from hpo.cli.arguments import option_name
 from hpo.cli.messages import say
-from hpo.policy.search_config import FORMER_NAMES, OPTIONS, renamed
+from hpo.policy.former_names import FORMER_NAMES, renamed
+from hpo.policy.search_config import OPTIONS
 from model.common.errors import ErrorCollector
 from model.config import parse_setting
 

@@ -62,9 +62,12 @@ def unpriced(snapshot: ClusterSnapshot, limits: AutoscalerLimits) -> list[str]:
 
 
 def seconds_after_trials(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
-    """Expected seconds of finalists, final training and export."""
+    """Expected seconds of finalists, replicates, final training and export. Finalists run beside each other, with one
+    seed after another; the race may end earlier."""
     epoch, evaluation = _mean_seconds(trials)
-    return _END_SECONDS + NUM_FINALISTS * _ALL_IMAGES * evaluation + search.final_epochs * epoch
+    finalists = NUM_FINALISTS * _ALL_IMAGES * evaluation
+    replicates = search.replicates * (search.epochs * epoch + _ALL_IMAGES * evaluation)
+    return _END_SECONDS + finalists + replicates + search.final_epochs * epoch
 
 
 def seconds_of_running_trials(trials: Sequence[FrozenTrial], search: SearchConfig) -> float:
@@ -141,13 +144,17 @@ class TimeAndCostBudget:
         """USD so far; None where the nodes have no prices."""
         return self._meter.usd if self._meter else None
 
-    def cost_action(self, *, final_epochs: int | None = None) -> BudgetAction:
-        """What `--max-cost` allows. final_epochs: those that are still to be trained; by default all."""
+    def cost_action(self, *, replicates: int | None = None, final_epochs: int | None = None) -> BudgetAction:
+        """What `--max-cost` allows. replicates, final_epochs: those that are still to be trained; by default all."""
         search, meter = self._search, self._meter
         if search.max_cost is None or meter is None:
             return BudgetAction.CONTINUE
         trials = self._trials()
-        ahead = search if final_epochs is None else replace(search, final_epochs=final_epochs)
+        ahead = replace(
+            search,
+            replicates=search.replicates if replicates is None else replicates,
+            final_epochs=search.final_epochs if final_epochs is None else final_epochs,
+        )
         running = sum(meter.rates.values()) * seconds_of_running_trials(trials, ahead) / 3600
         end = cost_of_end(seconds_after_trials(trials, ahead), meter.rates, meter.limits.idle_timeout_seconds)
         return budget_action(meter.usd, search.max_cost, running, end)
@@ -163,9 +170,13 @@ class TimeAndCostBudget:
         """Whether the money allows trials, running or unfinished, to continue."""
         return self.cost_action() is not BudgetAction.STOP
 
+    def allows_replicate_epoch(self) -> bool:
+        """Whether the money allows one more epoch of a replicate, and what must follow."""
+        return self.cost_action(replicates=0) is not BudgetAction.STOP
+
     def allows_final_epoch(self) -> bool:
         """Whether the money allows one more epoch of the final training."""
-        return self.cost_action(final_epochs=1) is not BudgetAction.STOP
+        return self.cost_action(replicates=0, final_epochs=1) is not BudgetAction.STOP
 
 
 def create_budget(

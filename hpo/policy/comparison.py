@@ -55,9 +55,9 @@ class Comparison:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """The inverse of as_dict."""
-        fields = {name: values[name] for name in cls.__dataclass_fields__}
+        fields: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
         ends = {"low": -math.inf, "high": math.inf}
-        return cls(**{name: ends[name] if value is None else value for name, value in fields.items()})
+        return cls(**fields | {name: end for name, end in ends.items() if fields[name] is None})
 
 
 def num_pairs(finalists: int) -> int:

@@ -8,7 +8,10 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy import report_decision
-from hpo.policy.trial_attributes import DECISION, REPORTS
+from hpo.policy.pareto import layers
+from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_attributes import DECISION, KNOWN, REPORTS
+from hpo.policy.trial_objectives import final_point
 from model.training_report import EvalReport, Objective, objective_value
 
 NUM_FINALISTS = 3
@@ -49,6 +52,8 @@ def row(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "ssim": metrics["ssim"],
         "psnr_db": metrics["psnr_db"],
         "l1": metrics["l1"],
+        "haarpsi": metrics.get("haarpsi"),  # older reports lack it
+        "known": trial.user_attrs.get(KNOWN, {}),
         "params": trial.params,
         "stop_reason": "error" if trial.state == TrialState.FAIL else trial.user_attrs.get(DECISION, {}).get("reason"),
         "images": reports[-1].images if reports else 0,
@@ -62,9 +67,18 @@ def leaderboard(trials: Sequence[FrozenTrial], objective: Objective) -> list[dic
     return sorted(rows, key=lambda r: (r["value"] is None, -(r["value"] or 0.0), r["number"]))
 
 
-def finalists(trials: Sequence[FrozenTrial], lost: Collection[int] = ()) -> list[int]:
-    """Numbers of the trials to measure on all validation images. lost: trials without a usable checkpoint."""
-    return candidates(trial for trial in trials if trial.number not in lost)[:NUM_FINALISTS]
+def finalists(trials: Sequence[FrozenTrial], search: SearchConfig, lost: Collection[int] = ()) -> list[int]:
+    """Numbers of the trials to measure on all validation images: the best, or the front of several objectives. lost:
+    trials without a usable checkpoint."""
+    usable = [trial for trial in trials if trial.number not in lost]
+    return front(usable, search) if search.is_multi_objective else candidates(usable)[:NUM_FINALISTS]
+
+
+def front(trials: Iterable[FrozenTrial], search: SearchConfig) -> list[int]:
+    """Numbers of the trials that no other one beats in all objectives, the best in the first objective first. With one
+    objective it is the best trial, or several equal ones."""
+    points = {trial.number: final_point(trial, search) for trial in trials if is_candidate(trial)}
+    return layers(points)[0] if points else []
 
 
 def candidates(trials: Iterable[FrozenTrial]) -> list[int]:
@@ -72,17 +86,21 @@ def candidates(trials: Iterable[FrozenTrial]) -> list[int]:
     return [number for _, number in sorted(filter(None, map(rank, trials)))]
 
 
-def kept_trials(trials: Iterable[FrozenTrial], keep: int) -> set[int]:
-    """Numbers of the ended trials whose checkpoints stay. A trial that has dropped out never comes back."""
-    return set(candidates(trial for trial in trials if trial.state.is_finished())[:keep])
+def kept_trials(trials: Iterable[FrozenTrial], search: SearchConfig) -> set[int]:
+    """Numbers of the ended trials whose checkpoints stay: the best in the first objective, and with several objectives
+    the whole front. A trial that has dropped out never comes back."""
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    best = set(candidates(ended)[: search.keep_checkpoints])
+    return best | set(front(ended, search)) if search.is_multi_objective else best
 
 
 def is_candidate(trial: FrozenTrial) -> bool:
-    """Whether a trial can win: it has a report, and did not fail, diverge or collapse."""
-    return bool(trial.intermediate_values) and outcome_of(trial) not in ("failed", *DEAD)
+    """Whether a trial can win: it has a report, violates no limit, and did not fail, diverge or collapse."""
+    is_feasible = all(excess <= 0 for excess in trial.constraints.values())
+    return bool(trial.intermediate_values) and is_feasible and outcome_of(trial) not in ("failed", *DEAD)
 
 
-Outcome = Literal["running", "finished", "pruned", "diverged", "collapsed", "failed"]
+Outcome = Literal["running", "finished", "pruned", "diverged", "collapsed", "infeasible", "failed"]
 DEAD: tuple[Outcome, ...] = ("diverged", "collapsed")
 
 
@@ -91,6 +109,8 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
     if trial.state == TrialState.FAIL:
         return "failed"
     reason = trial.user_attrs.get(DECISION, {}).get("reason", "running")
+    if reason == "limit":
+        return "infeasible"
     outcome: Outcome = "pruned" if reason in report_decision.PRUNED else reason
     return outcome
 

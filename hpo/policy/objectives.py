@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 from model.common.errors import ConfigError
 from model.common.text import did_you_mean, truncated_repr
 from model.training_report import Objective
 
+Direction: TypeAlias = Literal["minimize", "maximize"]  # in the words of Optuna
 TRAINED: tuple[Objective, ...] = get_args(Objective)  # each needs a training; the rest is known before it
 MINIMIZED = ("l1", "latency", "params", "size_mb")
 UNITS = {"psnr": " dB", "latency": " ms", "params": " parameters", "size_mb": " MB"}

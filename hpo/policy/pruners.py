@@ -6,14 +6,17 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.policy.pareto import Point, dominates, layers
 from hpo.policy.search_config import FORMER_PRUNERS, SearchConfig
+from hpo.policy.trial_objectives import point_at
 from hpo.policy.user_files import load_from_file
 from model.training_report import SMALL
 
@@ -26,8 +29,8 @@ class Comparison:
     """A comparison of a trial's value with those of its rivals."""
 
     passed: bool
-    cutoff: float  # the value of the last rival that continues
-    set_by: int  # its number
+    cutoff: float | None  # the value of the last rival that continues; None: there are several objectives
+    set_by: int | None  # its number, or that of a trial that dominates
     rivals: int  # number of values, the trial's own included where it is one of them
     places: int  # how many of them continue
     step: int  # after which the values were reported
@@ -43,7 +46,7 @@ class ComparingPruner(BasePruner):
     """A pruner that compares a trial's value with those of other trials, and explains its decisions."""
 
     min_delta = 0.0  # a value that is less than this below the cutoff counts as equal
-    rule: Literal["asha", "leaders"] = "asha"  # the reason of a Decision
+    rule: Literal["asha", "leaders", "dominated"] = "asha"  # the reason of a Decision
 
     @abstractmethod
     def compares(self, step: int) -> bool:
@@ -137,6 +140,43 @@ class AshaPruner(ComparingPruner):
         return _Rivals([other for other in alive if step in other.intermediate_values], step, places)
 
 
+class FrontPruner(AshaPruner):
+    """AshaPruner for several objectives: a trial is ranked by non-dominated sorting among what trials had after the
+    same step, as in MO-ASHA (Schmucker et al. 2021, arXiv 2106.12639), within a layer by number.
+
+    A trial that is on the front of its step always continues: only one that another trial dominates is pruned.
+
+    Args:
+        point: the objectives of a trial after a step, all of them to be maximized.
+        options: see AshaPruner.
+    """
+
+    rule = "dominated"
+
+    def __init__(self, point: Callable[[FrozenTrial, int], Point], **options: Any) -> None:
+        super().__init__(**options)
+        self._point = point
+
+    def compare(
+        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE
+    ) -> Comparison | None:
+        """See ComparingPruner. direction: not used."""
+        if trial.last_step is None or not self.compares(trial.last_step):
+            return None
+        rivals = self.rivals(trials, trial, trial.last_step)
+        points = {rival.number: self._point(rival, trial.last_step) for rival in rivals.trials}
+        better = [number for number, point in points.items() if dominates(point, points[trial.number])]
+        order = [number for layer in layers(points) for number in sorted(layer)] if better else []
+        return Comparison(
+            passed=not better or trial.number in order[: rivals.places],
+            cutoff=None,
+            set_by=max(better, key=points.__getitem__, default=None),
+            rivals=len(points),
+            places=rivals.places,
+            step=rivals.step,
+        )
+
+
 class FormerPruner(ComparingPruner):
     """The rules of searches that began before 2026-12, so that they can be continued.
 
@@ -178,13 +218,15 @@ def create_pruner(search: SearchConfig, is_dead: Callable[[FrozenTrial], bool]) 
     if search.pruner == "none":
         return None
     if search.pruner == "asha":
-        return AshaPruner(
-            grace_period=search.grace_epochs,
-            reduction_factor=search.reduction_factor,
-            epochs=search.epochs,
-            min_delta=SMALL[search.objective],
-            is_dead=is_dead,
-        )
+        options: dict[str, Any] = {
+            "grace_period": search.grace_epochs,
+            "reduction_factor": search.reduction_factor,
+            "epochs": search.epochs,
+            "is_dead": is_dead,
+        }
+        if search.is_multi_objective:
+            return FrontPruner(partial(point_at, search=search), **options)
+        return AshaPruner(min_delta=SMALL[search.objective], **options)
     if search.pruner in FORMER_PRUNERS:
         return FormerPruner(
             "leaders" if search.pruner == "leaders" else "asha",

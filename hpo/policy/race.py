@@ -81,14 +81,19 @@ def run_race(
         if any(len(results[number]) < look or results[number][look - 1] is None for number in race.left):
             break
         race = _after_look(race, results, look, errors.get(look), drops=drops)
-        if drops and len(race.left) == 1:
+        if drops and _is_decided(race):
             break
     if not race.seeds:
         return race
     means = {number: _mean(results[number], race.seeds) for number in race.left}
     ties = [number for number in race.left if number == race.best or race.compared[number].verdict == "tie"]
-    is_over = race.seeds == seeds or (drops and len(race.left) == 1)
+    is_over = race.seeds == seeds or (drops and _is_decided(race))
     return replace(race, winner=choose(means, ties, parameters), is_over=is_over)
+
+
+def _is_decided(race: Race) -> bool:
+    """Whether one finalist is left, with enough seeds for an interval of its mean."""
+    return len(race.left) == 1 and race.seeds >= _FIRST_LOOK
 
 
 def _after_look(

@@ -17,10 +17,11 @@ from hpo.policy.pruners import ComparingPruner
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
 from hpo.policy.trial_history import in_memory_study, trials_as_of_report
+from hpo.policy.trial_objectives import excesses
 from model.common.errors import ConfigError
 from model.training_report import EvalReport, failure_reason
 
-PRUNED = ("asha", "leaders", "pruner")  # the reasons of a Decision that mean: others were better
+PRUNED = ("asha", "leaders", "pruner", "dominated")  # the reasons of a Decision that mean: others were better
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +29,15 @@ class Decision:
     """Whether a trial continues after a report, and why. That of an ended trial is on record."""
 
     action: Literal["continue", "complete", "prune"]
-    # PRUNED means that others were better; of these, "pruner" is a user's.
-    reason: Literal["not compared", "passed", "finished", "asha", "leaders", "pruner", "diverged", "collapsed"]
-    epoch: int  # the report's
-    value: float  # the objective after that epoch
+    # PRUNED means that others were better; of these, "pruner" is a user's, and "dominated" is one of several
+    # objectives. limit: it violates a limit on what is known before training.
+    reason: Literal[
+        "not compared", "passed", "finished", "asha", "leaders", "pruner", "dominated", "limit", "diverged", "collapsed"
+    ]
+    epoch: int  # the report's; 0: before the first one
+    value: float | None = None  # the objective after that epoch
     cutoff: float | None = None  # the lowest value that continues, if the pruner says so
-    set_by: int | None = None  # number of the trial with that value
+    set_by: int | None = None  # number of the trial with that value, or of one that dominates this trial
     rivals: int | None = None  # number of trials whose values were compared
     compared: int | None = None  # the epoch after which they had these values
     places: int | None = None  # how many of them continue
@@ -90,6 +94,13 @@ def is_dead(trial: FrozenTrial) -> bool:
     if not reports or not EvalReport.from_dict(reports[-1]).is_dead:  # the usual case: the others are not parsed
         return False
     return failure_reason([EvalReport.from_dict(report) for report in reports], is_last=True) is not None
+
+
+def decide_start(trial: FrozenTrial, search: SearchConfig) -> Decision:
+    """Decide whether a trial whose figures are known is trained at all."""
+    if any(excess > 0 for excess in excesses(trial, search, is_over=False).values()):
+        return Decision(action="prune", reason="limit", epoch=0)
+    return Decision(action="continue", reason="not compared", epoch=0)
 
 
 def decide_pruning(trials: Sequence[FrozenTrial], number: int, epoch: int, search: SearchConfig) -> Decision:
@@ -166,5 +177,8 @@ def _ask_users_pruner(
 
 
 def replay_decisions(trials: Sequence[FrozenTrial], number: int, search: SearchConfig) -> list[Decision]:
-    """The decisions on all reports of a trial, made again from the record."""
+    """The decisions on the start and on all reports of a trial, made again from the record."""
+    start = decide_start(trials[number], search)
+    if start.action == "prune":
+        return [start]
     return [decide_pruning(trials, number, epoch, search) for epoch in sorted(trials[number].intermediate_values)]

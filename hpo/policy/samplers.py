@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.surrogate_sampler import SurrogateSampler
+from hpo.policy.trial_objectives import points_by_epoch
 from hpo.policy.user_files import load_from_file
 
 
@@ -19,7 +21,8 @@ def create_sampler(search: SearchConfig, seed: int) -> BaseSampler:
         ConfigError: the user's file fails, or returns something else.
     """
     if search.sampler == "gp":
-        return SurrogateSampler(seed=seed, epochs=search.epochs)
+        points = partial(points_by_epoch, search=search) if search.is_multi_objective else None
+        return SurrogateSampler(seed=seed, epochs=search.epochs, points=points)
     if search.sampler == "random":
         return RandomSampler(seed=seed)
     if search.sampler == "tpe":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from urllib.parse import parse_qs
 
 from hpo.policy.config_option import SEARCHED, Option, option
-from hpo.policy.objectives import OBJECTIVES, TRAINED, Limit, objectives_problem
+from hpo.policy.former_names import renamed
+from hpo.policy.objectives import MINIMIZED, OBJECTIVES, TRAINED, Direction, Limit, objectives_problem
 from model.common.errors import ConfigError
 from model.common.text import truncated_repr
 from model.common.validation import field_types, matches_type, type_rule
@@ -273,7 +274,11 @@ class SearchConfig:
             ("latency_size", self.latency_size is None or 1 <= self.latency_size <= 4096, "from 1 to 4096 pixels"),
             ("latency_threads", 1 <= self.latency_threads <= 1024, "from 1 to 1024"),
             ("front", 1 <= self.front <= _MAX_TRIALS, trials),
-            ("replicates", 0 <= self.replicates <= 1000, "0 (none) to 1000"),
+            (
+                "replicates",
+                self.replicates == 0 or 2 <= self.replicates <= 1000,
+                "0 (none) or from 2 to 1000: one says nothing of the spread",
+            ),
             ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MAX_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (
@@ -287,7 +292,7 @@ class SearchConfig:
 
     @property
     def grace_epochs(self) -> int:
-        """The first epoch after which the pruner decides; by default 1 for a user's own pruner."""
+        """The first epoch after which the pruner decides."""
         return self.grace_period or (max(1, round(self.epochs / 13)) if self.pruner == "asha" else 1)
 
     @property
@@ -299,6 +304,13 @@ class SearchConfig:
     def is_multi_objective(self) -> bool:
         """Whether the search ends with a front rather than with one winner."""
         return len(self.objectives) > 1
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Those of the Optuna study. Whatever it is, the value of a single objective is to be maximized."""
+        if not self.is_multi_objective:
+            return ["maximize"]
+        return ["minimize" if name in MINIMIZED else "maximize" for name in self.objectives]
 
     def limits(self) -> list[Limit]:
         """The constraints. Raises ConfigError."""
@@ -324,27 +336,6 @@ class SearchConfig:
     def as_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""
         return {**dataclasses.asdict(self), "set": dict(self.set)}
-
-
-# The names of options before 2026-12, in search.json and on command lines.
-FORMER_NAMES = {
-    "objective": "objectives",
-    "scheduler": "pruner",
-    "grace": "grace_period",
-    "reduction": "reduction_factor",
-    "time_budget": "time_budget_minutes",
-    "on_demand_after": "on_demand_after_minutes",
-    "keep": "keep_checkpoints",
-    "concurrent": "max_concurrent",
-}
-_FORMER_VALUES = {("sampler", "surrogate"): "gp", ("scheduler", "asha"): "former-asha"}
-
-
-def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace former names of options and of their values by the present ones."""
-    return {
-        FORMER_NAMES.get(name, name): _FORMER_VALUES.get((name, str(value)), value) for name, value in values.items()
-    }
 
 
 def _is_named(name: str, names: tuple[str, ...]) -> bool:

@@ -58,7 +58,7 @@ def suggest(trials: Sequence[FrozenTrial], space: Space, search: SearchConfig) -
     for attempt in range(_TRIES):
         seed, by = _seed(search, number, attempt), search.sampler
         sampler = samplers.create_sampler(search, seed) if attempt < _SAMPLER_TRIES else RandomSampler(seed=seed)
-        study = in_memory_study(trials, sampler)
+        study = in_memory_study(trials, sampler, directions=search.directions)
         if attempt == 0 and number < len(space.starting_points):
             by = "starting point"
             study.enqueue_trial(dict(space.starting_points[number]))
@@ -77,7 +77,8 @@ def suggest_queued(
 ) -> Suggestion:
     """Complete the parameters of a trial that a user queued with Optuna's enqueue_trial, with the search's sampler.
     Raises ConfigError for parameters that are not in the space."""
-    study = in_memory_study(trials, samplers.create_sampler(search, _seed(search, len(trials), 0)))
+    sampler = samplers.create_sampler(search, _seed(search, len(trials), 0))
+    study = in_memory_study(trials, sampler, directions=search.directions)
     study.enqueue_trial(dict(params))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a value that is refused below
         trial, config = _ask(study, space, search.base_config(), search.sampler)
@@ -119,12 +120,13 @@ def check_plugins(search: SearchConfig) -> None:
     if not search.sampler.endswith(".py"):
         return
     space = search_spaces.load(search.space)
-    study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0))
+    study = optuna.create_study(directions=search.directions, sampler=RandomSampler(seed=0))
     for _ in range(3):
         trial = study.ask()
         space.sample(trial, search.base_config())
-        study.tell(trial, 0.5)
-    study = in_memory_study(study.get_trials(deepcopy=False), samplers.create_sampler(search, 0))
+        study.tell(trial, [0.5] * len(search.directions))
+    trials, sampler = study.get_trials(deepcopy=False), samplers.create_sampler(search, 0)
+    study = in_memory_study(trials, sampler, directions=search.directions)
     _ask(study, space, search.base_config(), search.sampler)
 
 

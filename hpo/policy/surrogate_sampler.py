@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,6 +27,7 @@ _FINALISTS = 8  # drawn from them; the one farthest from all trials is suggested
 _MAX_REPORTS = 160  # that the process is fitted to: its cost grows with their cube
 _WEIGHT_FACTORS = (0.1, 1.0, 5.0)  # tried for each parameter: not relevant ... relevant
 _NOISES = (0.01, 0.03, 0.1)  # variances; the values' variance is 1
+_RHO = 0.05  # of the sum in a Tchebycheff scalarisation: it decides among points that are equally bad
 _CATEGORY = 0.5  # of a one-hot vector; numbers span 1
 
 
@@ -41,17 +42,27 @@ class SurrogateSampler(BaseSampler):
         n_startup_trials: trials that are drawn at random before the first suggestion.
         random_share: the share of later trials, in [0, 1], that are drawn at random, too: they find again the parts of
             the space that the process is wrong about.
+        points: for several objectives, by step the values of a trial, all of them to be maximized. Each suggestion
+            weighs them differently (Knowles 2006, ParEGO), so that together they spread over the front.
     """
 
     def __init__(
-        self, *, seed: int = 0, epochs: int | None = None, n_startup_trials: int = 6, random_share: float = 0.3
+        self,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        n_startup_trials: int = 6,
+        random_share: float = 0.3,
+        points: Callable[[FrozenTrial], Mapping[int, Sequence[float]]] | None = None,
     ) -> None:
+        self._points = points
         self._seed, self._epochs = seed, epochs
         self._n_startup_trials, self._random_share = n_startup_trials, random_share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All parameters that any trial had. Raises ValueError for several objectives."""
-        self._raise_error_if_multi_objective(study)
+        """All parameters that any trial had. Raises ValueError for several objectives without `points`."""
+        if self._points is None:
+            self._raise_error_if_multi_objective(study)
         return {
             name: distribution for other in _others(study, trial) for name, distribution in other.distributions.items()
         }
@@ -64,6 +75,9 @@ class SurrogateSampler(BaseSampler):
         if trial.number < self._n_startup_trials or rng.random() < self._random_share:
             return {}
         epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
+        if self._points:
+            weights_rng = np.random.default_rng(_derive_seed(self._seed, trial.number, "weights"))
+            return propose(_scalarized(others, self._points, weights_rng), epochs, rng) or {}
         return propose([_maximized(other, study.direction, epochs) for other in others], epochs, rng) or {}
 
     def sample_independent(
@@ -93,6 +107,28 @@ def _maximized(trial: FrozenTrial, direction: StudyDirection, last: int) -> Froz
     maximized = copy.copy(trial)
     maximized.intermediate_values = {step: sign * value for step, value in values.items() if math.isfinite(value)}
     return maximized
+
+
+def _scalarized(
+    trials: Sequence[FrozenTrial],
+    points: Callable[[FrozenTrial], Mapping[int, Sequence[float]]],
+    rng: np.random.Generator,
+) -> list[FrozenTrial]:
+    """Copies whose values are all objectives in one, with random weights: the augmented Tchebycheff distance below the
+    ideal point. An objective that does not vary counts as reached, so it changes nothing."""
+    by_trial = [points(trial) for trial in trials]
+    copies = [copy.copy(trial) for trial in trials]
+    bests = np.array([np.max(list(by_step.values()), axis=0) for by_step in by_trial if by_step])
+    if not len(bests):
+        return copies
+    low, ideal = np.quantile(bests, 0.2, axis=0), bests.max(axis=0)
+    low = np.where(low < ideal, low, bests.min(axis=0))  # most trials have the best value: the others count
+    span = np.where(ideal > low, ideal - low, np.inf)
+    weights = rng.dirichlet(np.ones(len(ideal)))
+    for trial, by_step in zip(copies, by_trial, strict=True):
+        below = {step: weights * (np.array(point) - ideal) / span for step, point in by_step.items()}
+        trial.intermediate_values = {step: float(each.min() + _RHO * each.sum()) for step, each in below.items()}
+    return copies
 
 
 def propose(trials: Sequence[FrozenTrial], epochs: int, rng: np.random.Generator) -> dict[str, Any] | None:

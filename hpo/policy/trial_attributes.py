@@ -9,6 +9,8 @@ SUGGESTED_BY = "by"  # user attribute: "starting point", QUEUED, "random", or th
 QUEUED = "queued"  # a value of SUGGESTED_BY: a user put the trial into the study
 REPORTS_AT_SUGGESTION = "asked"  # user attribute: the number of reports in the search when the trial was suggested
 
+KNOWN = "known"  # user attribute: what was measured before training, by the objective's name: latency (ms), ...
+
 REPORTS = "reports"  # user attribute: every EvalReport as a dict, with the next two keys
 REPORT_INDEX = "heard"  # key of a report: the number of reports in the search before this one
 NODE = "node"  # key of a report: the host that trained the epoch, if it is known; no decision depends on it

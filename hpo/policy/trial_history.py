@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.policy.objectives import Direction
 from hpo.policy.trial_attributes import DECISION, KEPT, NODE, REPORT_INDEX, REPORTS, REPORTS_AT_SUGGESTION
 from model.training_report import EvalReport, Objective, objective_value
 
@@ -17,17 +18,33 @@ def in_memory_study(
     trials: Sequence[FrozenTrial],
     sampler: optuna.samplers.BaseSampler | None = None,
     *,
+    directions: Sequence[Direction] = ("maximize",),
     report_index: float = math.inf,
 ) -> optuna.Study:
-    """A study of these trials, maximized, for one question to a sampler or a pruner. report_index: index of the report
-    to decide on. What a pruner kept with it or later is left out."""
+    """A study of these trials, for one question to a sampler or a pruner.
+
+    Args:
+        directions: of the objectives. With several, a pruned trial becomes a complete one with the values that it had:
+            Optuna's samplers cannot rank it otherwise.
+        report_index: index of the report to decide on. What a pruner kept with it or later is left out.
+    """
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(  # with a name, since Hyperband draws brackets from it
-        study_name="search", storage=storage, direction="maximize", sampler=sampler
+        study_name="search", storage=storage, directions=list(directions), sampler=sampler
     )
     # Optuna's add_trials would copy each trial, which takes a second for a thousand.
-    storage._studies[study._study_id].trials.extend(_with_kept_attrs(trial, report_index) for trial in trials)
+    known = (_with_kept_attrs(trial, report_index) for trial in trials)
+    storage._studies[study._study_id].trials.extend(map(_as_complete, known) if len(directions) > 1 else known)
     return study
+
+
+def _as_complete(trial: FrozenTrial) -> FrozenTrial:
+    """A pruned trial as a complete one; as a failed one if it was never trained."""
+    if trial.state != TrialState.PRUNED:
+        return trial
+    trial = copy.copy(trial)
+    trial.state = TrialState.COMPLETE if trial.values else TrialState.FAIL
+    return trial
 
 
 def _with_kept_attrs(trial: FrozenTrial, report_index: float) -> FrozenTrial:

@@ -61,10 +61,11 @@ class SearchContext:
             "objective": search.objective,
             "cpus": cpus,
             "gpus": self.cluster.gpus_per_trial,
+            "figures": None,
             "allow_cpu": search.allow_cpu,
         }
 
-    def with_value(self, metrics: dict[str, float]) -> dict[str, float]:
+    def with_value(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return the metrics and, as `value`, what the objective of the search makes of them."""
         value = objective_value(metrics, self.record.search.objective)
         return {**metrics, "value": value}

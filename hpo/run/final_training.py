@@ -15,7 +15,7 @@ from hpo.run.context import SearchContext
 from hpo.store import file_names, search_results
 from hpo.store.checkpoint_upload import was_trained_with
 from hpo.store.record import Record
-from hpo.tune.trainable import FinalTraining
+from hpo.tune.trainable import Training
 from hpo.views.formatting import collapse_message
 from model.config import TrainConfig
 from model.training_files import BEST, LAST, LEARNING_RATES
@@ -108,7 +108,7 @@ def _start_process(context: SearchContext, number: int, config: TrainConfig, *, 
     setup = context.training_config(number, config.as_dict(), context.record.folder / file_names.FINAL, threads)
     # Ray restarts a process that died, from its last checkpoint, as often as the search restarts a trial.
     options = {**resources, "max_restarts": MAX_ATTEMPTS - 1, "max_task_retries": MAX_ATTEMPTS - 1}
-    return FinalTraining.options(**options).remote(setup, back_to_best=is_restore)  # type: ignore[attr-defined]
+    return Training.options(**options).remote(setup, back_to_best=is_restore)  # type: ignore[attr-defined]
 
 
 def _run_epochs(context: SearchContext, training: Any, number: int, config: TrainConfig) -> list[EvalReport]:

@@ -18,9 +18,11 @@ def describe_plan(record: Record, cluster: Cluster) -> str:
     lines = [
         f"{record.name}: {_beginning(record)}",
         f"  {search.trials} trials of up to {search.epochs} epochs of {images} images; {_pruning(search)}",
-        f"  space {search.space}, objective {search.objective}, noise {search.noise}, seed {search.seed}",
+        f"  space {search.space}, {_objectives(search)}, noise {search.noise}, seed {search.seed}",
         f"  {cluster.slots} at a time with {gpus}{search.cpus_per_trial:g} CPUs each; W&B {search.wandb}",
     ]
+    if search.replicates:
+        lines.append(f"  then the finalists' settings with {search.replicates} fresh seeds each; worse ones end early")
     if search.final_epochs:
         lines.append(f"  then {search.final_epochs} epochs of the winner's configuration, and the export")
     if cluster.slots_now < cluster.slots:
@@ -39,6 +41,11 @@ def _beginning(record: Record) -> str:
         return f"continues with {len(trials)} trials on record"
     similar = similar_name(record.name, record.user_folder.parent, None)
     return f"a new search{f', not {similar}, which also exists' if similar else ''}"
+
+
+def _objectives(search: SearchConfig) -> str:
+    limits = "".join(f", {limit}" for limit in search.limits())
+    return f"{'objectives' if search.is_multi_objective else 'objective'} {' and '.join(search.objectives)}{limits}"
 
 
 def _pruning(search: SearchConfig) -> str:

@@ -27,6 +27,7 @@ from hpo.run.on_finish import run_on_finish
 from hpo.run.plan import describe_plan
 from hpo.run.preflight import SearchRequest, check_request, load_inputs
 from hpo.run.process_control import delete_search
+from hpo.run.replicates import train_replicates
 from hpo.run.shutdown import HEAD_GONE, ShutdownHandler, StopReason
 from hpo.run.trials import run_trials
 from hpo.store import file_names, search_results
@@ -163,6 +164,9 @@ class SearchRun:
                 with closing(context.on_demand_fallback()) as fallback:
                     cluster.monitor.subscribe(lambda _: fallback.update_for_task())
                     measure_finalists(context)
+                    if record.search.replicates:
+                        numbers = search_results.ranked_finalists(record)
+                        train_replicates(context, numbers, drops=not record.search.is_multi_objective)
                     if record.search.final_epochs:
                         train_final(context)
             context.progress.show_export()

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 from ray import tune
 
 from hpo.policy import trial_attributes
+from hpo.policy.trial_objectives import needs_figures
 from hpo.run.context import SearchContext
 from hpo.search_controller import Listener, SearchController
 from hpo.store.checkpoint_retention import Retention
@@ -68,7 +69,10 @@ def _create_tuner(
 
     def config_of(trial: FrozenTrial) -> dict[str, Any]:
         folder, train = record.trial_folder(trial.number), trial.user_attrs[trial_attributes.CONFIG]
-        return context.training_config(trial.number, train, folder, cluster.cpus_per_trial)
+        config = context.training_config(trial.number, train, folder, cluster.cpus_per_trial)
+        if needs_figures(record.search) and trial_attributes.KNOWN not in trial.user_attrs:
+            config["figures"] = {"size": record.search.latency_size, "threads": record.search.latency_threads}
+        return config
 
     # The reference is in a tuple: Tune would put the images into the object store again.
     trainable = tune.with_parameters(Pix2PixTrial, images=(context.images_ref,))

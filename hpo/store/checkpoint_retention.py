@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from hpo.policy.leaderboard import rank
+from hpo.policy.leaderboard import front, rank
 from hpo.store.checkpoint_upload import FENCING_TOKEN
 from hpo.store.record import Record
 from model.training_files import BEST, LAST
@@ -28,6 +28,7 @@ class Retention:
         self._record, self._also_delete = record, also_delete
         self._ended: set[int] = set()
         self._kept: list[tuple[float, int]] = []  # rank and number of the best trials, best first
+        self._front: dict[int, FrozenTrial] = {}  # with several objectives
 
     def on_trial_update(self, trial: FrozenTrial) -> None:
         """See Listener. A continued search reports all its trials first, which deletes what a killed driver left."""
@@ -43,9 +44,13 @@ class Retention:
         if place is None:
             self._delete(folder / BEST)
             return
+        before = {number for _, number in self._kept} | self._front.keys() | {trial.number}
         bisect.insort(self._kept, place)
-        if len(self._kept) > self._record.search.keep_checkpoints:
-            _, number = self._kept.pop()
+        del self._kept[self._record.search.keep_checkpoints :]
+        if self._record.search.is_multi_objective:
+            members = {**self._front, trial.number: trial}
+            self._front = {number: members[number] for number in front(members.values(), self._record.search)}
+        for number in before - {number for _, number in self._kept} - self._front.keys():
             self._delete(self._record.trial_folder(number) / BEST)
 
     def close(self) -> None:

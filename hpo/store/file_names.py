@@ -10,3 +10,5 @@ FINALISTS, FINAL = "finalists", "final"  # metadata; the final training also has
 COLLAPSES = "final_collapses"  # metadata: each collapse of a final training, and what was done then
 LOST = "lost"  # metadata: numbers of trials whose best checkpoint was damaged or missing when the search ended
 IMAGES = "images"  # metadata: the digest of the images that the trials see
+REPLICATES = "replicates"  # metadata: measurements of the replicates; their folder, too
+TEST_READS = "test_reads"  # metadata: each export that a driver measured on the test images

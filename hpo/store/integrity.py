@@ -10,11 +10,13 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.policy.report_decision import Decision
+from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import (
     CONFIG,
     DECISION,
     ERROR,
     FAILURES,
+    KNOWN,
     MIGRATIONS,
     REPORT_INDEX,
     REPORTS,
@@ -53,23 +55,31 @@ def _is_space(space: Any) -> bool:
     ) and all(_has(sample, params=dict) and "yields" in sample for sample in space["samples"])
 
 
-def trial_problem(trial: FrozenTrial, objective: Objective) -> str:
+def trial_problem(trial: FrozenTrial, search: SearchConfig) -> str:
     """The damaged parts of a trial; empty if it is intact. What is stored twice must agree: SQLite has no checksums."""
     attrs = trial.user_attrs
     reports = _parse_reports(attrs.get(REPORTS))
     intact = {
         **_types(attrs, **{CONFIG: dict, SUGGESTED_BY: str, REPORTS_AT_SUGGESTION: int}),
         REPORTS: reports is not None,
-        "values": reports is None or _agree(trial.intermediate_values, reports, objective),
+        "values": reports is None or _agree(trial.intermediate_values, reports, search.objective),
+        KNOWN: _are_figures(attrs.get(KNOWN, {})),
         FAILURES: _are_events(attrs.get(FAILURES, []), "error"),
         MIGRATIONS: _are_events(attrs.get(MIGRATIONS, []), "why"),
     }
     if trial.state == TrialState.FAIL:
         intact[ERROR] = _has(attrs.get(ERROR), text=str, trials=int)
     elif trial.state.is_finished():
-        has_value = trial.values is not None and len(trial.values) == 1 and _is_finite(trial.values[0])
-        intact[DECISION] = has_value and not wrong_fields(Decision, attrs.get(DECISION))
+        values = trial.values or []
+        has_values = len(values) == len(search.objectives) and all(map(_is_finite, values))
+        is_decision = not wrong_fields(Decision, attrs.get(DECISION))
+        was_trained = is_decision and attrs[DECISION]["reason"] != "limit"
+        intact[DECISION] = is_decision and has_values is was_trained
     return ", ".join(part for part, is_intact in intact.items() if not is_intact)
+
+
+def _are_figures(known: Any) -> bool:
+    return isinstance(known, dict) and all(map(_is_finite, known.values()))
 
 
 def _agree(values: Mapping[int, Any], reports: list[EvalReport], objective: Objective) -> bool:
@@ -98,8 +108,30 @@ def _are_events(events: Any, text_key: str) -> bool:
 
 def is_bad_measurement(value: Any) -> bool:
     """Whether the measurement of a finalist, or of the final training, is damaged."""
-    optional = {key: float for key in ("ssim", "psnr_db") if isinstance(value, Mapping) and key in value}
-    return not _has(value, value=float, **optional)
+    optional: dict[str, type] = dict.fromkeys(("ssim", "psnr_db", "l1", "haarpsi"), float)
+    optional |= {"parameters": int, "images": int, "sha256": str, "compared": dict}
+    present = {key: kind for key, kind in optional.items() if isinstance(value, Mapping) and key in value}
+    return not _has(value, value=float, **present) or ("compared" in present and is_bad_comparison(value["compared"]))
+
+
+def is_bad_comparison(compared: Any) -> bool:
+    """Whether the comparison of a finalist with the best one is damaged."""
+    names = ("difference", "confidence", "probability")
+    return not _has(compared, **{"with": int, "count": int, "verdict": str}, **dict.fromkeys(names, float)) or not all(
+        name in compared and (compared[name] is None or matches_type(compared[name], float)) for name in ("low", "high")
+    )
+
+
+def are_bad_replicates(noted: Any) -> bool:
+    """Whether the note about the replicates of a finalist is damaged."""
+    if not isinstance(noted, Mapping):
+        return True
+    return any(
+        not _has(one, seed=int, outcome=str, epochs=int, psnr_db=float, ssim=float)
+        or is_bad_measurement(one)
+        or not _is_finite(one["value"])
+        for one in noted.values()
+    )
 
 
 def is_bad_collapse(event: Any) -> bool:

@@ -22,11 +22,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from hpo.policy import user_files
-from hpo.policy.report_decision import Decision
+from hpo.policy.report_decision import Decision, decide_start
 from hpo.policy.search_config import SEARCH_FILE, SearchConfig, check_name
 from hpo.policy.suggestions import Suggestion
-from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, MIGRATIONS, REPORTS
+from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, KEPT, KNOWN, MIGRATIONS, REPORTS
 from hpo.policy.trial_history import with_report
+from hpo.policy.trial_objectives import excesses, objective_values
 from hpo.store import integrity
 from hpo.store.file_names import LOCK_FILE, STUDY_FILE
 from hpo.store.lock import acquire_lock
@@ -112,7 +113,7 @@ class Record:
         while trials and trials[-1].state == TrialState.WAITING:
             trials.pop()
         for number, trial in enumerate(trials):
-            if problem := "number" if trial.number != number else integrity.trial_problem(trial, self.search.objective):
+            if problem := "number" if trial.number != number else integrity.trial_problem(trial, self.search):
                 raise DamagedError(f"{self._study_place}: damaged (trial {number}: its {problem}); {self._remedy}")
         return trials
 
@@ -169,7 +170,8 @@ class Record:
                 raise ConfigError(f"{name}: another driver has just begun it; leave its options out to continue it")
             try:
                 # The study comes first: beside a search.json, a missing study is a lost one.
-                Study.create(*_study_of(folder, about), {} if search.study_url else {_SEARCH_ID: about["id"]})
+                metadata = {} if search.study_url else {_SEARCH_ID: about["id"]}
+                Study.create(*_study_of(folder, about), metadata, search.directions)
                 write_atomically(folder / SEARCH_FILE, json.dumps(about, indent=2).encode())
             except _DATABASE_ERRORS as error:
                 raise _unusable(str(folder / STUDY_FILE), error) from error
@@ -268,9 +270,30 @@ class Record:
             trial.user_attrs[REPORTS][-1][KEPT] = decision.kept
         if decision.action != "continue":
             trial.user_attrs[DECISION] = asdict(decision)
-            trial.values, trial.datetime_complete = [decision.value], _end_of(trial)
+            trial.values, trial.datetime_complete = self._final_values(trial, decision), _end_of(trial)
             trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
+            _set_constraints(trial, excesses(trial, self.search, is_over=True))
         self._write(trial)
+
+    def _final_values(self, trial: FrozenTrial, decision: Decision) -> list[float] | None:
+        """The values of an ended trial: of its last epoch, or with several objectives of its best."""
+        if self.search.is_multi_objective:
+            values = objective_values(trial, self.search)
+            return list(values.values()) if values else None
+        return None if decision.value is None else [decision.value]
+
+    def set_known(self, number: int, known: Mapping[str, float]) -> Decision:
+        """Record what was measured before training, and end a trial that violates a limit on it. Returns the decision
+        whether the trial is trained."""
+        trial = copy.copy(self._trials[number])
+        trial.user_attrs = {**trial.user_attrs, KNOWN: dict(known)}
+        _set_constraints(trial, excesses(trial, self.search, is_over=False))
+        decision = decide_start(trial, self.search)
+        if decision.action == "prune":
+            trial.user_attrs[DECISION] = asdict(decision)
+            trial.state, trial.datetime_complete = TrialState.PRUNED, _end_of(trial)
+        self._write(trial)
+        return decision
 
     def add_failure(self, number: int, error: str) -> None:
         """Record that the trial's process or node died."""
@@ -311,6 +334,13 @@ class Record:
 
     def _num_reports(self) -> int:
         return sum(len(trial.user_attrs[REPORTS]) for trial in self._trials)
+
+
+def _set_constraints(trial: FrozenTrial, excesses: Mapping[str, float]) -> None:
+    """Set Optuna's constraints of a copied trial."""
+    trial.system_attrs = dict(trial.system_attrs)
+    for name in excesses.keys() - trial.constraints.keys():
+        trial.set_constraint(name, excesses[name])
 
 
 def _end_of(trial: FrozenTrial) -> datetime:

@@ -9,12 +9,15 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.policy import report_decision
+from hpo.policy.comparison import choose
 from hpo.policy.leaderboard import finalists, leaderboard
+from hpo.policy.race import Race
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
 from hpo.store import integrity
-from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST
+from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST, REPLICATES
 from hpo.store.record import Record
+from hpo.store.replicates import current_race, decided_by, mean_values, race_document, race_order
 from hpo.store.search_file import RecordError
 from model.common.errors import ConfigError
 from model.common.validation import matches_type
@@ -23,14 +26,39 @@ from model.denoise import MANIFEST, DenoiseError, read_manifest
 
 
 def ranked_finalists(record: Record) -> list[int]:
-    """The numbers of the finalists, best first: ranked by all validation images once these were measured, else by their
-    own reports."""
+    """The numbers of the finalists, best first: by the means of their replicates once these decide, else by all
+    validation images once these were measured, else by their own reports. A tie with the best goes to the smaller."""
     metadata = record.metadata()
-    numbers = finalists(record.trials(), lost_trials(metadata))
+    numbers = finalists(record.trials(), record.search, lost_trials(metadata))
     measured = _measurements(metadata)
-    if measured.keys() == set(map(str, numbers)):  # else the search has got more trials since
-        numbers.sort(key=lambda number: -measured[str(number)]["value"])
-    return numbers
+    if not numbers or measured.keys() != set(map(str, numbers)):  # the search has got more trials since
+        return numbers
+    numbers.sort(key=lambda number: -measured[str(number)]["value"])
+    if record.search.is_multi_objective:
+        return numbers
+    if race := decided_by(current_race(record, numbers, measured)):
+        means = {number: sum(values) / len(values) for number, values in mean_values(record, race).items()}
+        return race_order(race, means)
+    first = _smallest_of_ties(numbers, measured)
+    return sorted(numbers, key=lambda number: number != first)
+
+
+def _smallest_of_ties(numbers: Sequence[int], measured: Mapping[str, Mapping[str, Any]]) -> int:
+    """The winner by the measurements alone. Those of searches before 2026-12 have no comparisons: the best one."""
+    verdicts = {number: measured[str(number)].get("compared", {}).get("verdict") for number in numbers}
+    ties = [number for number in numbers if number == numbers[0] or verdicts[number] == "tie"]
+    sizes = {n: measured[str(n)]["parameters"] for n in ties if "parameters" in measured[str(n)]}
+    return choose({n: measured[str(n)]["value"] for n in ties}, ties, sizes)
+
+
+def replicate_race(record: Record) -> Race | None:
+    """The race of the finalists over fresh seeds, as far as it has come; None without replicates or measurements."""
+    metadata = record.metadata()
+    numbers = finalists(record.trials(), record.search, lost_trials(metadata))
+    measured = _measurements(metadata)
+    if measured.keys() != set(map(str, numbers)):
+        return None
+    return current_race(record, numbers, measured, drops=not record.search.is_multi_objective)
 
 
 def lost_trials(metadata: Mapping[str, Any]) -> list[int]:
@@ -40,9 +68,14 @@ def lost_trials(metadata: Mapping[str, Any]) -> list[int]:
     return numbers
 
 
-def _measurements(metadata: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def measured_finalists(record: Record) -> dict[str, dict[str, Any]]:
+    """What the finalists gave on all validation images, by number as text. Raises RecordError."""
+    return _measurements(record.metadata())
+
+
+def _measurements(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The finalists' measurements on all validation images, by trial number. Raises RecordError."""
-    measured: dict[str, dict[str, float]] = metadata.get(FINALISTS, {})
+    measured: dict[str, dict[str, Any]] = metadata.get(FINALISTS, {})
     _check(FINALISTS, isinstance(measured, dict) and not any(map(integrity.is_bad_measurement, measured.values())))
     return measured
 
@@ -87,6 +120,7 @@ def document(record: Record) -> dict[str, Any]:
         "search": record.search.as_dict(),
         "winner": winner(record),
         FINALISTS: _measurements(metadata),
+        REPLICATES: race_document(record, replicate_race(record)),
         FINAL: final_result(record),
         COLLAPSES: collapses(record),
         LOST: lost_trials(metadata),
@@ -125,7 +159,8 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
 
 
 def final_wins(record: Record) -> bool:
-    """Whether a finalist's configuration, trained longer, beats all finalists on all validation images."""
+    """Whether a finalist's configuration, trained longer, is at least as good as the winner among the finalists, on all
+    validation images."""
     final, numbers = final_result(record), ranked_finalists(record)
     if not final or not record.search.final_epochs or final["trial"] not in numbers:
         return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL, Connection, TextClause, event, insert, select, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from hpo.policy.objectives import Direction
 from model.common.errors import ConfigError, MachineError
 from model.common.retry import Outage, retry
 
@@ -54,6 +55,7 @@ _ROW_LOCK = TextClause(
 _TRIALS = models.TrialModel.__table__
 _PARAMS = models.TrialParamModel.__table__
 _ATTRS = models.TrialUserAttributeModel.__table__
+_SYSTEM_ATTRS = models.TrialSystemAttributeModel.__table__
 _STEPS = models.TrialIntermediateValueModel.__table__
 _VALUES = models.TrialValueModel.__table__
 
@@ -85,11 +87,13 @@ class Study:
         self._id = self._with_retries(lambda: self._storage.get_study_id_from_name(name))
 
     @staticmethod
-    def create(url: str, name: str, metadata: Mapping[str, Any]) -> None:
-        """Create a study that maximises, unless it exists. Raises ConfigError if a server refuses."""
+    def create(
+        url: str, name: str, metadata: Mapping[str, Any], directions: Sequence[Direction] = ("maximize",)
+    ) -> None:
+        """Create a study unless it exists. Raises ConfigError if a server refuses. directions: of its objectives."""
         try:
             study = optuna.create_study(
-                study_name=name, storage=_open_storage(url), direction="maximize", load_if_exists=True
+                study_name=name, storage=_open_storage(url), directions=list(directions), load_if_exists=True
             )
             for key, value in metadata.items():
                 study.set_user_attr(key, value)
@@ -134,7 +138,9 @@ class Study:
                 }
                 connection.execute(update(_TRIALS).where(_TRIALS.c.trial_id == trial._trial_id), row)
             _write_params(connection, trial, previous.params if previous else {})
-            _write_attrs(connection, trial, previous.user_attrs if previous else {})
+            known = (previous.user_attrs, previous.system_attrs) if previous else ({}, {})
+            _write_attrs(connection, _ATTRS, trial, trial.user_attrs, known[0])
+            _write_attrs(connection, _SYSTEM_ATTRS, trial, trial.system_attrs, known[1])
             _write_values(connection, trial, previous)
 
     def _insert(self, connection: Connection, trial: FrozenTrial) -> int:
@@ -204,14 +210,16 @@ def _write_params(connection: Connection, trial: FrozenTrial, known: Mapping[str
         connection.execute(insert(_PARAMS), row)
 
 
-def _write_attrs(connection: Connection, trial: FrozenTrial, known: Mapping[str, Any]) -> None:
-    for key, value in trial.user_attrs.items():
+def _write_attrs(
+    connection: Connection, table: Any, trial: FrozenTrial, attrs: Mapping[str, Any], known: Mapping[str, Any]
+) -> None:
+    for key, value in attrs.items():
         if key not in known:
             row = {"trial_id": trial._trial_id, "key": key, "value_json": json.dumps(value)}
-            connection.execute(insert(_ATTRS), row)
+            connection.execute(insert(table), row)
         elif value is not known[key]:
-            is_row = (_ATTRS.c.trial_id == trial._trial_id) & (_ATTRS.c.key == key)
-            connection.execute(update(_ATTRS).where(is_row), {"value_json": json.dumps(value)})
+            is_row = (table.c.trial_id == trial._trial_id) & (table.c.key == key)
+            connection.execute(update(table).where(is_row), {"value_json": json.dumps(value)})
 
 
 def _write_values(connection: Connection, trial: FrozenTrial, previous: FrozenTrial | None) -> None:
@@ -221,9 +229,14 @@ def _write_values(connection: Connection, trial: FrozenTrial, previous: FrozenTr
         )
         row = {"trial_id": trial._trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
         connection.execute(insert(_STEPS), row)
-    if trial.values and not (previous and previous.values):
-        stored_value, value_type = models.TrialValueModel.value_to_stored_repr(trial.values[0])
-        value_row = {"trial_id": trial._trial_id, "objective": 0, "value": stored_value, "value_type": value_type}
+    for objective, value in enumerate(trial.values or () if not (previous and previous.values) else ()):
+        stored_value, value_type = models.TrialValueModel.value_to_stored_repr(value)
+        value_row = {
+            "trial_id": trial._trial_id,
+            "objective": objective,
+            "value": stored_value,
+            "value_type": value_type,
+        }
         connection.execute(insert(_VALUES), value_row)
 
 

@@ -143,6 +143,7 @@ class StorageReplicator:
         self.record, self._lease, self._on_lost = record, lease, on_lost
         self._uploaded = {trial.number for trial in record.trials()}
         self._to_delete: list[Path] = []
+        self._folders_to_delete: list[Path] = []
         self._dirty, self._closing, self._uploading = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name="replicator", daemon=True)
         self._status = b""
@@ -203,6 +204,12 @@ class StorageReplicator:
             self._to_delete.append(path)
             self.mark_dirty()
 
+    def remove_folder(self, path: Path) -> None:
+        """Delete the files of a folder from the storage, as `remove` deletes a file."""
+        if self._storage:
+            self._folders_to_delete.append(path)
+            self.mark_dirty()
+
     def upload(self, path: Path) -> None:
         """Upload a file of the search, or its export, whose manifest is deleted first and uploaded last."""
         storage = self._storage
@@ -237,11 +244,13 @@ class StorageReplicator:
     def _update(self) -> None:
         assert self._storage
         paths, self._to_delete = self._to_delete, []
+        folders, self._folders_to_delete = self._folders_to_delete, []
         self.flush()
         names = [self._name(path) for path in paths]
         if len(names) > _LIST_ABOVE:
             stored = self._storage.names("trials/")
             names = [name for name in names if name in stored]
+        names += [name for folder in folders for name in self._storage.names(f"{self._name(folder)}/")]
         for name in names:
             self._storage.delete(name)
 

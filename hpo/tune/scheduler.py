@@ -49,6 +49,10 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         trial that ends itself: ours do not."""
         number, now = trial.config["number"], time.monotonic()
         self.steps.append(Step(number, now - result["step_seconds"], now))
+        if result["known"] is not None:
+            start = self._controller.on_start(number, dict(result["known"]))
+            if start.action != "continue" or not result["reports"]:
+                return str(TrialScheduler.CONTINUE if start.action == "continue" else TrialScheduler.STOP)
         reports = [EvalReport.from_dict(report) for report in result["reports"]]
         decision = self._controller.on_report(number, reports, result.get("node"))
         return str(TrialScheduler.CONTINUE if decision.action == "continue" else TrialScheduler.STOP)

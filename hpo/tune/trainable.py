@@ -1,13 +1,15 @@
-"""What runs on the workers: a Trainable for trials, an actor for the final training, and a task that measures."""
+"""What runs on the workers: a Trainable for trials, an actor for other trainings, and a task that measures."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray import tune
@@ -17,7 +19,8 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
-from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
+from model.latency import untrained_figures
+from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate, validate_images
 from model.training_files import BEST
 from model.training_run import TrainingRun
 
@@ -35,6 +38,7 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         """
         self._images_refs = images
         self._device_images: DeviceImages | None = None
+        self._shape: tuple[int, ...] = ()
         self._run: TrainingRun | None = None
         self._checkpoints = CheckpointSync(config)
 
@@ -50,18 +54,21 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
         self._checkpoints.clean_up()
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch. After a restart the first step only returns the reports of the checkpoint, since the record
-        may lack the last one."""
-        is_first = self._run is None
+        """Train one epoch. The first step trains nothing if it measures what is known before training, or after a
+        restart: then it returns the reports of the checkpoint, since the record may lack the last one."""
+        is_first, known = self._run is None, None
         run = self._run = self._run or self._begin()
         started = time.monotonic()
-        trains = not (is_first and run.reports)
+        if is_first and (figures := self.config["figures"]):
+            known = untrained_figures(run.trainer.config, self._shape, **figures)
+        trains = not (is_first and (run.reports or known))
         if trains:
             run.run_epoch()
             self._checkpoints.upload_epoch(len(run.reports))
         return {
             "epoch": len(run.reports),
             "reports": [report.as_dict() for report in run.reports],
+            "known": [*known.items()] if known else None,  # Tune would flatten a dictionary
             "node": platform.node() if trains else None,
             "step_seconds": time.monotonic() - started,
         }
@@ -69,13 +76,14 @@ class Pix2PixTrial(tune.Trainable):  # type: ignore[misc]
     def _begin(self) -> TrainingRun:
         """Continue from what an earlier attempt, or an earlier driver, left in the trial's folder."""
         if self._device_images is None:
-            self._device_images = _to_device(ray.get(self._images_refs[0]), self.config)
+            images = ray.get(self._images_refs[0])
+            self._shape, self._device_images = images.shape, _to_device(images, self.config)
         return _restore_run(self.config, self._checkpoints, self._device_images, number=self.config["number"])
 
 
 @ray.remote
-class FinalTraining:
-    """Trains the winner's configuration for more epochs. It is not a trial and never in the study.
+class Training:
+    """Trains a configuration that is not a trial and never in the study: the final training, or a replicate.
 
     Every call passes the images: Ray warns of a constructor that gets them, which might miss them after a restart.
     """
@@ -97,9 +105,14 @@ class FinalTraining:
             self._checkpoints.upload_epoch(len(run.reports))
         return run.reports[epoch - 1].as_dict()
 
-    def measured(self, images: Images) -> dict[str, float]:
-        """See `measure`; another process would take longer to start than to measure."""
-        return _measured(self._config, images)
+    def measured(self, images: Images) -> dict[str, Any]:
+        """The first part of `measure`; another process would take longer to start than to measure."""
+        self._run = None  # its networks and images need not be in memory twice
+        return _measured(self._config, images)[0]
+
+    def noisy(self, images: Images) -> dict[str, float]:
+        """The metrics of the noisy images, as of a network that does nothing."""
+        return validate(torch.nn.Identity(), _to_device(images, self._config, num_validation=len(images.validation)))
 
     def _begun(self, images: Images) -> TrainingRun:
         if self._run is None:
@@ -109,18 +122,31 @@ class FinalTraining:
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def measure(config: dict[str, Any], images: Images) -> dict[str, float]:
-    """SSIM, PSNR and losses of the folder's best checkpoint on all validation images."""
+def measure(config: dict[str, Any], images: Images) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Measure the folder's best checkpoint on all validation images.
+
+    Returns:
+        The metrics, the number of `parameters` and of `images`, and the `sha256` of the file; each metric's values of
+        the images.
+    """
     return _measured(config, images)
 
 
-def _measured(config: dict[str, Any], images: Images) -> dict[str, float]:
+def _measured(config: dict[str, Any], images: Images) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     device_images = _to_device(images, config, num_validation=len(images.validation))
     channels, size, _ = images.shape
     checkpoints = CheckpointSync(config)
-    generator, _ = load_generator(checkpoints.download(BEST), channels=channels, image_size=size)
+    path = checkpoints.download(BEST)
+    generator, _ = load_generator(path, channels=channels, image_size=size)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     checkpoints.clean_up()
-    return validate(generator.to(device_images.device), device_images)
+    means, each = validate_images(generator.to(device_images.device), device_images)
+    about = {
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "images": len(images.validation),
+        "sha256": digest,
+    }
+    return {**means, **about}, {name: values.cpu().numpy() for name, values in each.items()}
 
 
 def _restore_run(

@@ -140,7 +140,7 @@ def counts(trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
     by_outcome = Counter(leaderboard.outcome_of(trial) for trial in trials)
     shown = [
         f"{by_outcome[outcome]} {outcome}"
-        for outcome in ("finished", "pruned", *leaderboard.DEAD, "failed", "running")
+        for outcome in ("finished", "pruned", *leaderboard.DEAD, "infeasible", "failed", "running")
         if outcome in ("finished", "pruned", "failed") or by_outcome[outcome]
     ]
     return f"{len(trials) - by_outcome['running']}/{search.trials} trials: {', '.join(shown)}"
@@ -157,12 +157,13 @@ def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
         number = str(trial["number"])
         values = {decision["epoch"]: decision["value"] for decision in trial["decisions"]}
         for decision in trial["decisions"]:
-            compared = decision["cutoff"] is not None
+            compared = decision["set_by"] is not None
+            value = values.get(decision["compared"], decision["value"])  # it was compared with the cutoff
             table.add_row(
                 number,
                 str(decision["epoch"]),
-                f"{values.get(decision['compared'], decision['value']):.4f}",  # was compared with the cutoff
-                f"{decision['cutoff']:.4f}" if compared else "",
+                "" if value is None else f"{value:.4f}",
+                "" if decision["cutoff"] is None else f"{decision['cutoff']:.4f}",
                 f"trial {decision['set_by']}" if compared else "",
                 str(decision["rivals"]) if compared else "",
                 Text(_result(decision), style="dim" if decision["action"] == "prune" else ""),
@@ -188,6 +189,8 @@ _RESULTS = {
     "passed": "continues",
     "asha": "pruned: below the cutoff",
     "leaders": "pruned: below the cutoff",
+    "dominated": "pruned: dominated",
+    "limit": "not trained: violates a limit",
     "pruner": "pruned",
     "finished": "finished",
     "diverged": "pruned: diverged",

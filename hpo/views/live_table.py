@@ -135,6 +135,9 @@ def phase_message(status: Status) -> str:
     """What the search does after its trials, in a line; empty while trials run."""
     if status.phase == "finalists":
         return f"measuring trial {status.trial} on all validation images, {status.done + 1} of {status.of}"
+    if status.phase == "replicates":
+        now = f" ({status.detail})" if status.detail else ""
+        return f"training the finalists' settings with fresh seeds, {status.done} of {status.of} done{now}"
     if status.phase == "final training":
         last = EvalReport.from_dict(status.report) if status.report else None
         measured = f": {metrics(last)}, {last.images_per_second:,.0f} images/s" if last else ""

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from hpo.policy import trial_attributes
-from hpo.policy.leaderboard import reports_of
+from hpo.policy.leaderboard import NUM_FINALISTS, reports_of
 from hpo.policy.report_decision import epochs_left
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import duration, epoch_line
@@ -64,6 +64,7 @@ class Progress:
         self._expectation_printed = False
         self._epochs, self._epoch_seconds = 0, 0.0  # of all trials, under earlier drivers too
         self._final_seconds = 0.0
+        self._replicate_epochs_left = 0
         self._last_seen: dict[int, float] = {}  # by trial: when it began, or reported last
         self._images = 0  # in the reports to this driver
         self._first_began = self._last_ended = 0.0  # of the epochs that were reported to this driver
@@ -98,6 +99,18 @@ class Progress:
         """A finalist is about to be measured, after `done` of `total` others."""
         self._set_status(Status(phase="finalists", trial=number, done=done, of=total))
         self._display.print_line(f"Measuring trial {number} on all validation images, {done + 1} of {total}")
+
+    def show_replicates(self, done: int, total: int, running: Sequence[str], epochs_left: int) -> None:
+        """So many of the replicates are done; what the running ones do, and the epochs that are left of all."""
+        begins = self._status.phase != "replicates"
+        self._replicate_epochs_left = epochs_left
+        self._set_status(Status(phase="replicates", done=done, of=total, detail=", ".join(running)))
+        if begins and done < total:
+            self._display.print_line(f"\nTraining the finalists' settings with fresh seeds: {total - done} trainings")
+
+    def show_replicate_epoch(self, name: str, report: EvalReport, epochs: int) -> None:
+        """A replicate has reported."""
+        self._display.print_line(f"{name}: {epoch_line(report, epochs)}")
 
     def show_final_training(self, number: int, reports: Sequence[EvalReport], epochs: int) -> None:
         """The final training of a trial's configuration has begun or reported; `reports` are all so far."""
@@ -180,7 +193,7 @@ class Progress:
         return len(reports) + (min(0.99, elapsed / expected) if expected else 0.0)
 
     def _seconds_left(self) -> float | None:
-        """Expected seconds of the trials that are left, with pruning taken into account, and of the final training.
+        """Expected seconds of what is left: trials, with pruning taken into account, replicates and final training.
 
         None before the first reports, and once only the export is left.
         """
@@ -191,14 +204,24 @@ class Progress:
         if phase == "final training":
             return (self._status.of - done) * (self._final_seconds / done if done else per_epoch)
         final = self._search.final_epochs * per_epoch
-        return final if phase == "finalists" else self._trials_seconds_left(per_epoch) + final
+        if phase == "replicates":
+            return self._replicate_epochs_left / self._slots * per_epoch + final
+        later = self._replicates_seconds(per_epoch) + final
+        return later if phase == "finalists" else self._trials_seconds_left(per_epoch) + later
+
+    def _replicates_seconds(self, per_epoch: float) -> float:
+        """Expected seconds of all replicates, if the race drops no finalist."""
+        trainings = NUM_FINALISTS * self._search.replicates
+        return math.ceil(trainings / self._slots) * self._search.epochs * per_epoch
 
     def _parts_of_expectation(self) -> str:
         parts, budget = "pruning taken into account", self._search.time_budget_minutes
         if budget is not None:
             parts += f"; no new trial begins after {duration(60 * budget)}"
+        per_epoch = self._epoch_seconds / self._epochs
+        if self._search.replicates:
+            parts = f"{duration(self._replicates_seconds(per_epoch))} of it for the replicates; {parts}"
         if self._search.final_epochs:
-            per_epoch = self._epoch_seconds / self._epochs
             parts = f"{duration(self._search.final_epochs * per_epoch)} of it for the final training; {parts}"
         return parts
 

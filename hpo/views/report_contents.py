@@ -126,6 +126,9 @@ def why_it_ended(trial: FrozenTrial, search: SearchConfig) -> str:
     if kind == "failed":
         when = f"after epoch {epochs}" if epochs else "before the end of its first epoch"
         return f"Failed {when}: {trial.user_attrs.get(trial_attributes.ERROR, {}).get('text')}"
+    if kind == "infeasible":
+        limits = [name for name, excess in trial.constraints.items() if excess > 0]
+        return f"Not trained: it violates {' and '.join(limits)}"
     return {
         "running": f"Still running: {epochs} of {search.epochs} epochs are recorded",
         "finished": f"Ran all {epochs} epochs",
@@ -136,6 +139,11 @@ def why_it_ended(trial: FrozenTrial, search: SearchConfig) -> str:
 
 def _why_pruned(trial: FrozenTrial, search: SearchConfig) -> str:
     decision = trial.user_attrs[trial_attributes.DECISION]
+    if decision["reason"] == "dominated":
+        return (
+            f"Pruned after epoch {decision['epoch']}: trial {decision['set_by']} was nowhere worse "
+            f"by that epoch, and {decision['places']} of {decision['rivals']} trials continue"
+        )
     if decision["cutoff"] is None:
         return f"Pruned after epoch {decision['epoch']} by the pruner of {search.pruner}, at {decision['value']:.4f}"
     value = trial.intermediate_values[decision["compared"]]

@@ -15,7 +15,7 @@ from model.training_report import EvalReport
 
 _LIMIT = 1e12  # for seconds and other numbers; a Status with a larger one is damaged
 
-Phase = Literal["trials", "finalists", "final training", "export", "ended"]
+Phase = Literal["trials", "finalists", "replicates", "final training", "export", "ended"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,9 @@ class Status:
     overhead: float | None = None  # share of the slots' time that was not spent on trials
     running: Mapping[int, float] = field(default_factory=dict)  # epochs done by each running trial, with a fraction
     trial: int | None = None  # the one that is measured, or whose configuration is trained
-    done: int = 0  # finalists that were measured, or epochs of the final training
+    done: int = 0  # finalists that were measured, replicates that ended, or epochs of the final training
     of: int = 0  # their total
+    detail: str = ""  # which replicates run, and in which epoch
     waits: str = ""  # which trials wait for resources, and for which
     cost_usd: float | None = None  # of the cluster so far, if its nodes have price labels
     report: Mapping[str, Any] | None = None  # the final training's last EvalReport

@@ -56,7 +56,10 @@ def test_there_is_one_set_of_hosts_at_a_time(hosts):
 def test_hosts_die_with_their_process_and_the_next_set_clears_away():
     code = "from hosts import Hosts; hosts = Hosts().__enter__(); hosts.start(2); print('up', flush=True); input()"
     with subprocess.Popen(
-        (sys.executable, "-c", code), cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        (sys.executable, "-c", code),
+        cwd=Path(__file__).parents[1] / "support",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as other:
         assert other.stdout
         assert other.stdout.readline() == b"up\n"

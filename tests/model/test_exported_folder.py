@@ -102,14 +102,19 @@ def test_measuring_the_folder_again_gives_the_manifests_figures_exactly(exported
     assert evaluate(denoiser, images.validation, "gaussian:30", "validation") == metrics["validation"]
     assert evaluate(denoiser, ImagePairs(test_images), "gaussian:30", "test") == metrics["test"]
     assert metrics["test"]["denoised"]["psnr_db"] > metrics["test"]["noisy"]["psnr_db"] + 1
-    assert metrics["test"]["ground_truth"] == {"l1": 0.0, "ssim": 1.0, "psnr_db": "inf"}
+    assert metrics["test"]["ground_truth"] == {
+        "l1": 0.0,
+        "ssim": 1.0,
+        "psnr_db": "inf",
+        "haarpsi": pytest.approx(1, abs=1e-6),
+    }
     assert metrics["test"]["images"] == len(test_images)
 
 
 def test_the_trainers_last_report_is_what_the_export_measures(exported, trained):
     measured, report = exported.manifest["metrics"]["validation"], trained.reports[-1]
     assert measured["noisy"]["psnr_db"] == pytest.approx(report.noisy_psnr_db, abs=1e-3)
-    for name in ("l1", "ssim", "psnr_db"):
+    for name in ("l1", "ssim", "psnr_db", "haarpsi"):
         assert measured["denoised"][name] == pytest.approx(getattr(report, name), abs=1e-3)
 
 
@@ -318,6 +323,28 @@ def test_figures_that_are_no_numbers_are_not_borne_out(copied):
     (copied / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DenoiseError, match="figures on this machine differ from those of its export: psnr_db"):
         verify_export(copied)
+
+
+def test_an_older_export_without_haarpsi_is_verified_by_its_other_figures(copied):
+    manifest = read_manifest(copied)
+    rows = [rows[name] for rows in manifest["metrics"].values() for name in ("noisy", "denoised", "ground_truth")]
+    for row in (*rows, manifest["strip"]):
+        del row["haarpsi"]
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    assert "HaarPSI" not in quality_table(verify_export(copied)["metrics"])
+    manifest["strip"]["ssim"] -= 0.01
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match="figures on this machine differ from those of its export: ssim"):
+        verify_export(copied)
+
+
+@pytest.mark.parametrize("value", ["high", None, True])
+def test_a_haarpsi_that_is_no_number_is_damage(value, copied):
+    manifest = read_manifest(copied)
+    manifest["metrics"]["test"]["denoised"]["haarpsi"] = value
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DenoiseError, match="its metrics"):
+        read_manifest(copied)
 
 
 def test_another_model_in_the_place_of_the_measured_one_is_noticed_though_its_digest_is_right(copied):

@@ -50,6 +50,7 @@ def watched(monkeypatch) -> Watched:
     optimizer = import_module("torch.optim.optimizer")
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cuda", "meta"])
     metrics._window_matrix.cache_clear()
+    metrics._haar_matrices.cache_clear()
     watched, make = Watched(), torch.tensor
 
     def tensor(*data, device=None, **options) -> torch.Tensor:
@@ -85,8 +86,9 @@ def test_a_step_waits_for_nothing_and_all_of_it_is_on_the_device(settings, few, 
             before = watched.waits
             trainer.run_epoch()
             waits.append(watched.waits - before)
-    # The order of the images goes there, the losses and the validation's figures come back; and once, SSIM's window.
-    assert waits == [4, 3]
+    # The order of the images goes there, the losses and the validation's figures come back; and once, SSIM's
+    # window and HaarPSI's filters.
+    assert waits == [5, 3]
     assert {tensor.device for tensor in trainer.gan.tensors().values()} == {META}
 
 

@@ -44,6 +44,7 @@ def test_l1_psnr_and_ssim_agree_with_scikit_image(pair, monkeypatch):
     assert measured.l1 == pytest.approx(np.mean(l1), abs=1e-6)
     assert measured.psnr_db == pytest.approx(np.mean(psnr_db), abs=1e-6)
     assert measured.ssim == pytest.approx(np.mean(ssim), abs=1e-6)
+    assert measured.haarpsi == pytest.approx(metrics.haarpsi(*tensors).mean().item(), abs=1e-6)
 
 
 def test_what_has_no_noise_is_left_out_of_psnr_and_what_is_exact_does_not_outweigh_the_rest(pair):
@@ -101,7 +102,12 @@ def test_equal_images_are_perfect(pair):
     assert metrics.l1(clean, clean).max() == 0
     assert (metrics.psnr_db(clean, clean) == math.inf).all()
     torch.testing.assert_close(metrics.ssim(clean, clean), torch.ones(len(clean)))
-    assert quality(pair[1], pair[1]).as_dict() == {"l1": 0.0, "ssim": 1.0, "psnr_db": "inf"}
+    assert quality(pair[1], pair[1]).as_dict() == {
+        "l1": 0.0,
+        "ssim": 1.0,
+        "psnr_db": "inf",
+        "haarpsi": pytest.approx(1, abs=1e-6),
+    }
 
 
 def test_ssim_refuses_images_below_its_window():
@@ -120,17 +126,17 @@ def test_the_noisy_test_images_measure_as_on_the_slides(all_test_images):
 
 
 def row(ssim: float, psnr_db: float | str) -> dict[str, float | str]:
-    return {"l1": 0.05, "ssim": ssim, "psnr_db": psnr_db}
+    return {"l1": 0.05, "ssim": ssim, "psnr_db": psnr_db, "haarpsi": ssim - 0.1}
 
 
 def test_the_table_has_the_slides_rows_and_columns():
     test = {"images": 10_000, "noisy": row(0.68, 20.5), "denoised": row(0.88, 26.4), "ground_truth": row(1.0, "inf")}
     assert quality_table({"validation": None, "test": test}).splitlines() == [
-        "| test, 10,000 images | L1 (MAE) | SSIM | PSNR dB |",
-        "|---|---|---|---|",
-        "| Noisy images | 0.0500 | 0.6800 | 20.50 |",
-        "| Denoised | 0.0500 | 0.8800 | 26.40 |",
-        "| Ground truth | 0.0500 | 1.0000 | inf |",
+        "| test, 10,000 images | L1 (MAE) | SSIM | PSNR dB | HaarPSI |",
+        "|---|---|---|---|---|",
+        "| Noisy images | 0.0500 | 0.6800 | 20.50 | 0.5800 |",
+        "| Denoised | 0.0500 | 0.8800 | 26.40 | 0.7800 |",
+        "| Ground truth | 0.0500 | 1.0000 | inf | 0.9000 |",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What others' implementations of HaarPSI say of real images: python tests/support/haarpsi_reference.py DIR > tests/data/haarpsi.json
+"""HaarPSI of real images by others' code: python tests/support/haarpsi_reference.py DIR > tests/data/haarpsi.json
 
 DIR has haarPsi.py of github.com/rgcda/haarpsi (the authors', commit 3b9599b); piq 0.8.0 must be installed. Its colours
 (YIQ) have coefficients of four digits, the authors' of three: with theirs, piq's values are the authors' to 1e-8.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import skimage.data
+import torch
 from scipy.ndimage import uniform_filter
 
 from model.data.data_config import DataConfig
@@ -63,14 +65,13 @@ def cases() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 def main() -> None:
     """Print both implementations' value of each image."""
     sys.path.insert(0, sys.argv[1])
-    from haarPsi import haar_psi  # type: ignore[import-not-found]
-    from piq import haarpsi  # type: ignore[import-not-found]
-    from torch import from_numpy
-
+    haar_psi, haarpsi = import_module("haarPsi").haar_psi, import_module("piq").haarpsi
     values: dict[str, Any] = {}
     for name, clean, images in cases():
         pairs = zip(*(of.transpose(0, 2, 3, 1) for of in (clean, images)), strict=True)
-        piq = haarpsi(*(from_numpy(of.astype(np.float64)) for of in (images, clean)), reduction="none", data_range=255)
+        piq = haarpsi(
+            *(torch.from_numpy(of.astype(np.float64)) for of in (images, clean)), reduction="none", data_range=255
+        )
         values[name] = {
             "authors": [round(float(haar_psi(np.squeeze(a), np.squeeze(b))[0]), 8) for a, b in pairs],
             "piq": [round(value, 8) for value in piq.tolist()],

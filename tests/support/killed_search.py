@@ -214,7 +214,7 @@ def one_thread():
 def assert_the_winner_is_what_the_record_says(search: Killed, images: DeviceImages) -> None:
     record = search.record
     number = search_results.winner(record)
-    assert number in leaderboard.finalists(record.trials())
+    assert number in leaderboard.finalists(record.trials(), record.search)
     best = leaderboard.best_report(record.trial(number), "balanced")
     generator, state = load_generator(record.trial_folder(number) / BEST, channels=1, image_size=32)  # by its digest
     assert len(state["reports"]) == best.epoch

@@ -21,7 +21,7 @@ from hpo import exit_codes
 from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
-from hpo.run import export, final_training, finalists
+from hpo.run import export, final_training, finalists, replicates
 from hpo.run.context import SearchContext
 from hpo.run.search import SearchRun
 from hpo.store import search_results
@@ -65,6 +65,8 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
             return exit_codes.EXIT_NOTHING_VALID
         context = local_context(run)
         finalists.measure_finalists(context)
+        if record.search.replicates:
+            replicates.train_replicates(context, search_results.ranked_finalists(record), drops=True)
         if record.search.final_epochs:
             final_training.train_final(context)
         if exports:
@@ -74,8 +76,10 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
     torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently
     patch.setattr(SearchRun, "search", search)
     patch.setattr(finalists, "measure", SimpleNamespace(options=lambda **_: _Remote(trainable._measured)))
-    training = _RemoteClass(trainable.FinalTraining.__ray_metadata__.modified_class)
-    patch.setattr(final_training, "FinalTraining", training)
+    training = _RemoteClass(trainable.Training.__ray_metadata__.modified_class)
+    patch.setattr(final_training, "Training", training)
+    patch.setattr(replicates, "Training", training)
+    patch.setattr(ray, "wait", lambda calls, **_: (calls[:1], calls[1:]))
     patch.setattr(ray, "get", lambda call: call())
     patch.setattr(ray, "kill", lambda _: None)
 
@@ -93,8 +97,11 @@ def train(loop: Any, trial: FrozenTrial, placed: DeviceImages) -> None:
 def local_context(run: SearchRun) -> SearchContext:
     """What the later phases need, without a cluster."""
     resources = {"num_cpus": 1.0, "num_gpus": 0.0}
-    cluster: Any = SimpleNamespace(exclusive_node_options=resources, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="")
-    progress: Any = SimpleNamespace(show_finalist=lambda *_: None, show_final_training=lambda *_: None)
+    cluster: Any = SimpleNamespace(
+        exclusive_node_options=resources, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="", slots=2
+    )
+    shown = ("show_finalist", "show_final_training", "show_replicates", "show_replicate_epoch", "print_line")
+    progress: Any = SimpleNamespace(**dict.fromkeys(shown, lambda *_: None))
     return SearchContext(
         record=run.record,
         replicator=run.replicator,
@@ -133,7 +140,9 @@ class _RemoteClass:
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
         actor = self._actor_class(*arguments, **named)
-        return SimpleNamespace(**{name: _Remote(getattr(actor, name)) for name in ("reports", "report", "measured")})
+        return SimpleNamespace(
+            **{name: _Remote(getattr(actor, name)) for name in ("reports", "report", "measured", "noisy")}
+        )
 
 
 def place(search: SearchConfig) -> DeviceImages:
@@ -144,7 +153,7 @@ def place(search: SearchConfig) -> DeviceImages:
 def assert_best_checkpoints_are_as_recorded(record: Record) -> None:
     """Check the finalists' digests and epochs, and measure them again."""
     placed = place(record.search)
-    numbers = leaderboard.finalists(record.trials())
+    numbers = leaderboard.finalists(record.trials(), record.search)
     assert numbers
     for number in numbers:
         best = leaderboard.best_report(record.trial(number), record.search.objective)

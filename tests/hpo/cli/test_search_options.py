@@ -11,7 +11,8 @@ from saying import hpo_says
 from hpo.cli.arguments import parser
 from hpo.cli.search_options import read_search_options
 from hpo.policy.config_option import RESOURCES, SEARCHED
-from hpo.policy.search_config import FORMER_NAMES, OPTIONS
+from hpo.policy.former_names import FORMER_NAMES
+from hpo.policy.search_config import OPTIONS
 from hpo.remote.launch import search_arguments
 from model.common.errors import ErrorCollector
 

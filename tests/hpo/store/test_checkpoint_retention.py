@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections import deque
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from curves import controller, learned, report
@@ -66,7 +65,7 @@ class Disk:
     """The files that trainings write, and the record of their trials, without either."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self.search = SimpleNamespace(keep_checkpoints=keep)
+        self.search = SearchConfig(keep_checkpoints=keep)
         self.folder = folder
 
     def trial_folder(self, number: int) -> Path:
@@ -114,8 +113,8 @@ def test_after_every_event_the_disk_has_the_best_and_the_unfinished(plan, random
             everything = list(trials.values())
             assert on_disk(Path(folder), LAST) == set(under_way)
             assert on_disk(Path(folder), BEST) == set(under_way) | best_ended(everything, keep)
-            assert kept_trials(everything, keep) == best_ended(everything, keep)
-            assert set(leaderboard.finalists(everything)) <= on_disk(Path(folder), BEST)
+            assert kept_trials(everything, disk.search) == best_ended(everything, keep)
+            assert set(leaderboard.finalists(everything, disk.search)) <= on_disk(Path(folder), BEST)
             assert on_disk(Path(folder), "*.png") == set(trials)
 
 
@@ -224,8 +223,8 @@ def test_200_small_trials_leave_ten_checkpoints(runs):
     trials = record.trials()
     assert len(trials) == 200
     assert on_disk(record.folder / "trials", LAST) == set()
-    assert on_disk(record.folder / "trials", BEST) == best_ended(trials, 10) == kept_trials(trials, 10)
-    assert set(leaderboard.finalists(trials)) <= kept_trials(trials, 10)
+    assert on_disk(record.folder / "trials", BEST) == best_ended(trials, 10) == kept_trials(trials, search)
+    assert set(leaderboard.finalists(trials, search)) <= kept_trials(trials, search)
     print(f"200 trials: {written:,} bytes of checkpoints written, at most {most:,} on disk, {10 * size:,} stay")
 
 

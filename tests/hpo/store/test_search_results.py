@@ -90,7 +90,7 @@ def test_the_leaderboard_is_in_the_order_of_the_best_epochs(record):
 
 
 def test_neither_a_failed_nor_a_diverged_trial_wins(record):
-    assert leaderboard.finalists(record.trials()) == [6, 1, 4]
+    assert leaderboard.finalists(record.trials(), record.search) == [6, 1, 4]
     assert search_results.winner(record) == 6
 
 
@@ -328,3 +328,53 @@ def test_a_decision_that_the_record_does_not_bear_out_is_told(done):
     assert [trial["number"] for trial in search_results.decisions(done)["trials"] if not trial["agrees"]] == [
         pruned.number
     ]
+
+
+def test_a_tie_with_the_best_network_goes_to_the_smaller_one(record):
+    def compared(verdict: str) -> dict[str, Any]:
+        ends = {"low": -0.1, "high": 0.1, "confidence": 0.98, "probability": 0.4, "count": 5000}
+        return {"with": 6, "difference": -0.01, **ends, "verdict": verdict}
+
+    best = {"value": 0.72, "parameters": 900, "images": 5000, "sha256": "ab"}
+    smaller, worse = {"value": 0.71, "parameters": 500}, {"value": 0.70, "parameters": 10}
+    notes = {"6": best, "1": {**smaller, "compared": compared("tie")}, "4": {**worse, "compared": compared("worse")}}
+    record.set_metadata(file_names.FINALISTS, notes)
+    assert search_results.ranked_finalists(record) == [1, 6, 4]
+    notes["1"] = {**smaller, "parameters": 900, "compared": compared("tie")}
+    record.set_metadata(file_names.FINALISTS, notes)
+    assert search_results.ranked_finalists(record) == [6, 1, 4]
+    record.set_metadata(file_names.FINALISTS, {**notes, "1": {**smaller, "compared": {"with": "six"}}})
+    with pytest.raises(RecordError, match=file_names.FINALISTS):
+        search_results.ranked_finalists(record)
+
+
+def replicate(value: float, outcome: str = "finished") -> dict[str, Any]:
+    return {"seed": 5, "outcome": outcome, "epochs": 4, "value": value, "psnr_db": 28.0, "ssim": 0.9, "sha256": "cd"}
+
+
+def test_the_means_of_fresh_seeds_choose_the_winner(record):
+    finalists = {n: {"value": v, "parameters": 500} for n, v in (("6", 0.72), ("1", 0.71), ("4", 0.70))}
+    record.set_metadata(file_names.FINALISTS, finalists)
+    record.update_config({"replicates": 2})
+    values = {"6": (0.70, 0.71), "1": (0.73, 0.72), "4": (0.60, 0.61)}
+    noted = {n: {str(i): replicate(v) for i, v in enumerate(row)} for n, row in values.items()}
+    record.set_metadata(file_names.REPLICATES, {n: {"0": row["0"]} for n, row in noted.items()})
+    assert search_results.ranked_finalists(record) == [6, 1, 4]  # one seed decides nothing
+    record.set_metadata(file_names.REPLICATES, noted)
+    assert search_results.ranked_finalists(record) == [1, 6, 4]
+    told = search_results.document(record)[file_names.REPLICATES]
+    assert (told["winner"], told["seeds"], told["is_over"]) == (1, 2, True)
+    assert told["finalists"]["1"]["mean"] == pytest.approx(0.725)
+    json.dumps(told, allow_nan=False)
+    record.update_config({"replicates": 0})
+    assert search_results.ranked_finalists(record) == [6, 1, 4]
+    assert search_results.document(record)[file_names.REPLICATES] is None
+
+
+def test_a_damaged_note_of_replicates_is_told(record):
+    record.set_metadata(file_names.FINALISTS, {"6": {"value": 0.7}, "1": {"value": 0.6}, "4": {"value": 0.5}})
+    record.update_config({"replicates": 2})
+    for damaged in ([], {"6": []}, {"6": {"0": {**replicate(0.7), "value": "0.7"}}}, {"6": {"0": {"value": 0.7}}}):
+        record.set_metadata(file_names.REPLICATES, damaged)
+        with pytest.raises(RecordError, match=file_names.REPLICATES):
+            search_results.winner(record)
