@@ -199,12 +199,12 @@ def _wrong_parts(manifest: Any) -> list[str]:
         "data": isinstance(manifest.get("data"), dict),
         "metrics": _are_tables(manifest.get("metrics")),
         "strip": strip is None or _is_row(strip),
-        "precision": isinstance(manifest.get("precision", ""), str),  # this and the next ones: not in old manifests
-        "size_mb": matches_type(manifest.get("size_mb", 1), float),
-        "latency": _is_latency(manifest.get("latency")),
+        # These are not in old manifests.
+        "latency": manifest.get("latency") is None or _is_measured(manifest),
         "loss": (loss := manifest.get("loss")) is None
         or (isinstance(loss, dict) and matches_type(loss.get("psnr_db"), float)),
-        "float32": (float32 := manifest.get("float32")) is None or _is_network(float32),
+        "float32": (float32 := manifest.get("float32")) is None
+        or (isinstance(float32, dict) and _are_tables(float32.get("metrics")) and _is_measured(float32)),
     }
     wrong = [name for name, is_right in parts.items() if not is_right]
     named = [model["file"], *([strip.get("file")] if strip else [])] if not wrong else []  # type: ignore[index]
@@ -227,23 +227,13 @@ def _is_model(model: Mapping[str, Any]) -> bool:
     return channels in (1, 3) and 2 <= image_size <= _LARGEST and 0 <= 2 * padding < image_size
 
 
-def _is_network(figures: Any) -> bool:
-    """Whether it has the figures of the float32 network beside one of a smaller precision."""
-    return (
-        isinstance(figures, dict)
-        and _are_tables(figures.get("metrics"))
-        and matches_type(figures.get("size_mb"), float)
-        and figures.get("latency") is not None
-        and _is_latency(figures["latency"])
-    )
-
-
-def _is_latency(values: Any) -> bool:
-    """Whether it is a Latency, or None for not measured."""
+def _is_measured(network: Mapping[str, Any]) -> bool:
+    """Whether it has the precision, the size and the latency of a network."""
     try:
-        return values is None or bool(Latency.from_dict(values))
+        Latency.from_dict(network.get("latency"))
     except ConfigError:
         return False
+    return isinstance(network.get("precision"), str) and matches_type(network.get("size_mb"), float)
 
 
 def _are_tables(metrics: Any) -> bool:

@@ -69,7 +69,7 @@ def export(
         images: what was trained on, and the validation images.
         test: the test images; None while nothing may use them.
         origin: where the checkpoint comes from (search, trial), for the manifest.
-        trainable: whether the folder includes the checkpoint, to train further.
+        trainable: whether it includes the checkpoint.
         latency_size: pixels a side of the image whose latency is measured; None: those of the training images.
         precision: of the ONNX file's numbers; its input and output are float32 in any case.
         max_loss_db: how much PSNR the precision may cost on the validation images; None: MAX_LOSS_DB.
@@ -85,15 +85,14 @@ def export(
     check_precision(precision, max_loss_db)
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
-    latency_size = latency_size or image_size
+    latency_size = image_size if latency_size is None else latency_size
     check_measuring(latency_size, latency_threads, generator.size_multiple)
     with _temporary_folder(to) as folder:
         _write_weights(generator, folder / WEIGHTS_FILE)
         _write_onnx(generator, folder / ONNX_FILE, images.shape)
         if trainable:
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
-        origin = {**origin, "epoch": len(state["reports"])}
-        manifest = _manifest(generator, state, data, images) | {"origin": origin}
+        manifest = _manifest(generator, state, data, images, origin)
         denoiser = _denoiser(folder, manifest)
         _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
         manifest["metrics"] = _metrics(denoiser, images, test, data.noise)
@@ -157,13 +156,15 @@ def _measure(manifest: dict[str, Any], precision: str, networks: list[bytes], si
         manifest["float32"] |= figures[0]
 
 
-def _manifest(generator: Generator, state: Mapping[str, Any], data: DataConfig, images: Images) -> dict[str, Any]:
+def _manifest(
+    generator: Generator, state: Mapping[str, Any], data: DataConfig, images: Images, origin: Mapping[str, Any]
+) -> dict[str, Any]:
     """The manifest before anything is measured; its keys and their order are a file format."""
     channels, image_size, _ = images.shape
     pixel_format = images.pixel_format.explicit
     return {
         "format": 1,
-        "origin": {},
+        "origin": {**origin, "epoch": len(state["reports"])},
         "model": {
             "file": ONNX_FILE,
             "channels": channels,

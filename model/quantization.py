@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from .common.errors import ConfigError
@@ -44,7 +45,7 @@ def check_precision(precision: object, max_loss_db: object = None) -> None:
     if max_loss_db is not None:
         if not (matches_type(max_loss_db, float) and 0 <= max_loss_db < math.inf):  # type: ignore[operator]
             errors.append(
-                f"max_loss_db={truncated_repr(max_loss_db)}: must be 0 or above, in dB, such as {MAX_LOSS_DB}"
+                f"max_loss_db={truncated_repr(max_loss_db)}: must be a number of dB, 0 or above, such as {MAX_LOSS_DB}"
             )
         elif precision == "fp32":
             errors.append("max_loss_db: is for --precision fp16 or int8; fp32 loses nothing")
@@ -78,12 +79,17 @@ def reduced(content: bytes, precision: Precision, images: Images, noise: str) ->
     """
     network = onnx.load_from_string(content)
     if precision == "fp16":
-        halved: bytes = convert_float_to_float16(network, keep_io_types=True).SerializeToString()
-        return halved
-    return _quantised(network, calibration_images(images, noise))
+        halved = ONNXModel(convert_float_to_float16(network, keep_io_types=True))
+        halved.topological_sort()  # it appends the conversion of the input, where other runtimes do not find it
+        smaller = halved.model
+    else:
+        smaller = _quantised(network, calibration_images(images, noise))
+    onnx.checker.check_model(smaller, full_check=True)
+    saved: bytes = smaller.SerializeToString()
+    return saved
 
 
-def _quantised(network: onnx.ModelProto, noisy: np.ndarray) -> bytes:
+def _quantised(network: onnx.ModelProto, noisy: np.ndarray) -> onnx.ModelProto:
     """Quantise to 8 bits: activations without a sign, weights with one and a scale for each channel.
 
     The first and the last layer stay in float: that halves the loss and costs neither time nor size, because one side
@@ -107,7 +113,7 @@ def _quantised(network: onnx.ModelProto, noisy: np.ndarray) -> bytes:
             nodes_to_exclude=[layers[0], layers[-1]],
             extra_options={"CalibMovingAverage": True},
         )
-        return path.read_bytes()
+        return onnx.load(path)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
