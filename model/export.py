@@ -35,7 +35,7 @@ from .export_quality import evaluate, measure_strip
 from .latency import check_measuring, measure_latencies
 from .model_card import model_card
 from .picture_strip import draw_strip
-from .quantization import MAX_LOSS_DB, Precision, check_loss, check_precision, reduced
+from .quantization import MAX_LOSS_DB, NetworkOptions, check_loss, reduced
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
@@ -57,10 +57,8 @@ def export(
     test: ImagePairs | None,
     origin: Mapping[str, Any],
     trainable: bool = False,
-    latency_size: int | None = None,
-    latency_threads: int = 1,
-    precision: Precision = "fp32",
-    max_loss_db: float | None = None,
+    network: NetworkOptions | None = None,
+    certificate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint, measure the ONNX file itself, and return the manifest.
 
@@ -70,9 +68,8 @@ def export(
         test: the test images; None while nothing may use them.
         origin: where the checkpoint comes from (search, trial), for the manifest.
         trainable: whether it includes the checkpoint.
-        latency_size: pixels a side of the image whose latency is measured; None: those of the training images.
-        precision: of the ONNX file's numbers; its input and output are float32 in any case.
-        max_loss_db: how much PSNR the precision may cost on the validation images; None: MAX_LOSS_DB.
+        network: the precision of the ONNX file, and how its latency is measured; None: the defaults.
+        certificate: for the manifest, how it was chosen; its `statement`, a list of sentences, is in the model card.
 
     Raises:
         ConfigError: something other than an export is at `to`, or the latency cannot be measured so.
@@ -82,32 +79,49 @@ def export(
         OSError: the folder cannot be written.
     """
     check_target(to)
-    check_precision(precision, max_loss_db)
+    network = network or NetworkOptions()
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
-    latency_size = image_size if latency_size is None else latency_size
-    check_measuring(latency_size, latency_threads, generator.size_multiple)
+    size = image_size if network.latency_size is None else network.latency_size
+    check_measuring(size, network.latency_threads, generator.size_multiple)
     with _temporary_folder(to) as folder:
         _write_weights(generator, folder / WEIGHTS_FILE)
-        _write_onnx(generator, folder / ONNX_FILE, images.shape)
         if trainable:
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
         manifest = _manifest(generator, state, data, images, origin)
-        denoiser = _denoiser(folder, manifest)
-        _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
-        manifest["metrics"] = _metrics(denoiser, images, test, data.noise)
-        networks = [(folder / ONNX_FILE).read_bytes()]
-        if precision != "fp32":
-            networks.append(reduced(networks[0], precision, images, data.noise))
-            (folder / ONNX_FILE).write_bytes(networks[1])
-            denoiser = _denoiser(folder, manifest)
-            _add_loss(manifest, _metrics(denoiser, images, test, data.noise), precision, max_loss_db)
-        _measure(manifest, precision, networks, latency_size, latency_threads)
-        manifest["strip"] = _draw_strip(folder / STRIP_FILE, denoiser, images, test, data.noise)
+        if certificate is not None:
+            manifest["certificate"] = dict(certificate)
+        networks = _write_network(folder, manifest, generator, network, images=images, test=test, noise=data.noise)
+        _measure(manifest, network.precision, networks, size, network.latency_threads)
+        manifest["strip"] = _draw_strip(folder / STRIP_FILE, Denoiser(folder), images, test, data.noise)
         (folder / CARD_FILE).write_text(model_card(manifest, onnx_file=ONNX_FILE, strip_file=STRIP_FILE))
         _write_manifest(folder, manifest)
         replace_folder(to, folder)
     return manifest
+
+
+def _write_network(
+    folder: Path,
+    manifest: dict[str, Any],
+    generator: Generator,
+    options: NetworkOptions,
+    *,
+    images: Images,
+    test: ImagePairs | None,
+    noise: str,
+) -> list[bytes]:
+    """Write the ONNX file and its metrics; return the float32 network, and the one in a smaller precision after it."""
+    _write_onnx(generator, folder / ONNX_FILE, images.shape)
+    denoiser = _denoiser(folder, manifest)
+    _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], noise)
+    manifest["metrics"] = _metrics(denoiser, images, test, noise)
+    networks = [(folder / ONNX_FILE).read_bytes()]
+    if options.precision != "fp32":
+        networks.append(reduced(networks[0], options.precision, images, noise))
+        (folder / ONNX_FILE).write_bytes(networks[1])
+        denoiser = _denoiser(folder, manifest)
+        _add_loss(manifest, _metrics(denoiser, images, test, noise), options)
+    return networks
 
 
 def _write_weights(generator: Generator, path: Path) -> None:
@@ -127,10 +141,10 @@ def _metrics(denoiser: Denoiser, images: Images, test: ImagePairs | None, noise:
     }
 
 
-def _add_loss(manifest: dict[str, Any], metrics: dict[str, Any], precision: str, max_loss_db: float | None) -> None:
+def _add_loss(manifest: dict[str, Any], metrics: dict[str, Any], options: NetworkOptions) -> None:
     """Replace the metrics of the float32 network, which stay beside. Raises PrecisionLossError."""
-    limit = MAX_LOSS_DB if max_loss_db is None else max_loss_db
-    loss_db = check_loss(precision, metrics["validation"], manifest["metrics"]["validation"], limit)
+    limit = MAX_LOSS_DB if options.max_loss_db is None else options.max_loss_db
+    loss_db = check_loss(options.precision, metrics["validation"], manifest["metrics"]["validation"], limit)
     manifest["float32"] = {"metrics": manifest["metrics"]}
     manifest["metrics"] = metrics
     manifest["loss"] = {"psnr_db": loss_db, "max_loss_db": limit}

@@ -49,7 +49,7 @@ HaarPSI as in arXiv 1607.06140, from 0 to 1.
 ## Size and latency
 
 {network_table(manifest)}
-
+{_choice(manifest)}
 ## Use
 
 ```python
@@ -75,3 +75,10 @@ pixels; larger images are best cut into overlapping tiles of that size, which is
 It knows only the noise and the kind of images above; on others it may blur or invent structure. Don't use it where
 an invented detail does harm (medicine, evidence).
 """
+
+
+def _choice(manifest: Mapping[str, Any]) -> str:
+    """How the network was chosen, by its certificate."""
+    certificate = manifest.get("certificate", {"statement": []})
+    chosen = "\n".join(f"- {line.strip()}" for line in certificate["statement"])
+    return f"\n## How it was chosen\n\n{chosen}\n" if chosen else ""

@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from .common.errors import ConfigError
+from .common.errors import ConfigError, ErrorCollector
 from .common.text import did_you_mean, truncated_repr
 from .common.validation import matches_type
 from .data.device_images import DeviceImages
 from .data.image_sets import Images
+from .latency import check_measuring
 
 PRECISIONS = ("fp32", "fp16", "int8")
 Precision = Literal["fp32", "fp16", "int8"]
@@ -37,20 +39,32 @@ class PrecisionLossError(ConfigError):
     """A network with smaller numbers loses more than it may."""
 
 
-def check_precision(precision: object, max_loss_db: object = None) -> None:
-    """Raise ConfigError unless it is one of PRECISIONS, with a limit where there can be a loss."""
-    errors = []
-    if precision not in PRECISIONS:
-        errors.append(f"precision={truncated_repr(precision)}: {did_you_mean(str(precision), PRECISIONS)}")
-    if max_loss_db is not None:
-        if not (matches_type(max_loss_db, float) and 0 <= max_loss_db < math.inf):  # type: ignore[operator]
-            errors.append(
-                f"max_loss_db={truncated_repr(max_loss_db)}: must be a number of dB, 0 or above, such as {MAX_LOSS_DB}"
-            )
-        elif precision == "fp32":
-            errors.append("max_loss_db: is for --precision fp16 or int8; fp32 loses nothing")
-    if errors:
-        raise ConfigError("\n".join(errors))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkOptions:
+    """In which precision the ONNX file of an export is written, and how its latency is measured.
+
+    Raises:
+        ConfigError: with all errors at once, but for those that depend on the network.
+    """
+
+    precision: Precision = "fp32"  # of its numbers; its input and output are float32 in any case
+    max_loss_db: float | None = None  # how much PSNR that may cost on the validation images; None: MAX_LOSS_DB
+    latency_size: int | None = None  # pixels a side of the image that is denoised; None: those of the training images
+    latency_threads: int = 1  # of the CPU
+
+    def __post_init__(self) -> None:
+        errors = ErrorCollector()
+        limit = self.max_loss_db
+        if self.precision not in PRECISIONS:
+            hint = did_you_mean(str(self.precision), PRECISIONS)
+            errors.add(f"precision={truncated_repr(self.precision)}: {hint}")
+        if limit is not None and not (matches_type(limit, float) and 0 <= limit < math.inf):
+            shown = truncated_repr(limit)
+            errors.add(f"max_loss_db={shown}: must be a number of dB, 0 or above, such as {MAX_LOSS_DB}")
+        elif limit is not None and self.precision == "fp32":
+            errors.add("max_loss_db: is for --precision fp16 or int8; fp32 loses nothing")
+        errors.attempt(check_measuring, 1 if self.latency_size is None else self.latency_size, self.latency_threads)
+        errors.raise_if_any()
 
 
 def check_loss(precision: str, validation: dict[str, Any], float32: dict[str, Any], max_loss_db: float) -> float:

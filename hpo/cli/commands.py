@@ -214,9 +214,9 @@ def _export(arguments: argparse.Namespace) -> int:
     from model.data.memory_mapped import PixelFiles
     from model.export import check_target
     from model.export_quality import network_table, quality_table
-    from model.quantization import check_precision
+    from model.quantization import NetworkOptions
 
-    check_precision(arguments.precision, arguments.max_loss_db)
+    asked = NetworkOptions(precision=arguments.precision, max_loss_db=arguments.max_loss_db)
     with _open_record(arguments) as record:
         check_target(to := arguments.to or export.default_folder(record, arguments.precision))
         data = record.search.data_config()
@@ -233,8 +233,7 @@ def _export(arguments: argparse.Namespace) -> int:
             trial=arguments.trial,
             destination=to,
             trainable=arguments.trainable,
-            precision=arguments.precision,
-            max_loss_db=arguments.max_loss_db,
+            network=export.network_options(record, asked.precision, asked.max_loss_db),
         )
         print(f"{quality_table(manifest['metrics'])}\n\n{network_table(manifest)}")
         if manifest["metrics"]["test"] is None:

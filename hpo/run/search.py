@@ -170,7 +170,7 @@ class SearchRun:
                     if record.search.final_epochs:
                         train_final(context)
             context.progress.show_export()
-            test = export.export_winner(record, self.images, is_over=True)["metrics"]["test"]
+            test = export.export_winner(record, self.images, is_over=True, is_driver=True)["metrics"]["test"]
             self.replicator.upload(record.folder / file_names.EXPORT)
         print_result(context, test)
         if tracker:

@@ -120,11 +120,23 @@ def document(record: Record) -> dict[str, Any]:
         "search": record.search.as_dict(),
         "winner": winner(record),
         FINALISTS: _measurements(metadata),
-        REPLICATES: race_document(record, replicate_race(record)),
+        REPLICATES: race_document(record, replicate_race(record), _measurements(metadata)),
         FINAL: final_result(record),
         COLLAPSES: collapses(record),
         LOST: lost_trials(metadata),
         "trials": leaderboard(record.trials(), record.search.objective),
+    }
+
+
+def comparison(record: Record) -> dict[str, Any]:
+    """What is known of the finalists: the keys of `document` that say so, and the objective."""
+    finalists = _measurements(record.metadata())
+    race = race_document(record, replicate_race(record), finalists)
+    return {
+        "objective": record.search.objective,
+        "winner": winner(record),
+        FINALISTS: finalists,
+        REPLICATES: race,
     }
 
 
@@ -196,5 +208,6 @@ def check_images(record: Record, images: Images, where: str) -> None:
 
 
 def extent(record: Record) -> dict[str, int]:
-    """What an export is chosen from: the numbers of trials and of final epochs."""
-    return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs}
+    """What an export is chosen from: the numbers of trials, of final epochs and of replicates, if there are any."""
+    replicates = {REPLICATES: record.search.replicates} if record.search.replicates else {}  # older exports lack it
+    return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs, **replicates}

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from hpo.policy import leaderboard
 from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.trial_attributes import CONFIG
-from hpo.store.file_names import EXPORT, FINAL
+from hpo.store.file_names import EXPORT, FINAL, REPLICATES
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.data.image_formats import ImageError
@@ -104,6 +104,8 @@ class WandbRuns:
         manifest = verify_files(record.fetch(record.folder / EXPORT))  # the whole folder is uploaded
         origin = manifest["origin"]
         run_id = f"{record.id}-export-{origin['trials']}-{origin['final_epochs']}"  # a search may be extended
+        if replicates := origin.get(REPLICATES):
+            run_id = f"{run_id}-{replicates}"
         if self._is_complete(run_id):
             return
         config = {name: value for name, value in record.search.as_dict().items() if name != "on_finish"}

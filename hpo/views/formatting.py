@@ -20,6 +20,7 @@ from hpo.policy.leaderboard import best_report, row
 from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
+from hpo.views.comparison_text import comparison_lines
 from model.training_report import EvalReport
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
@@ -90,7 +91,8 @@ def headline(record: Record) -> Text:
         numbers = ", ".join(map(str, lost))
         lines.append(Text(f"checkpoints damaged or missing, so these trials cannot win: {numbers}"))
     lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
-    return Text("\n").join([*lines, _winner_line(record)])
+    known = [] if search.is_multi_objective else comparison_lines(search_results.comparison(record))
+    return Text("\n").join([*lines, _winner_line(record), *map(Text, known)])
 
 
 def _winner_line(record: Record) -> Text:

@@ -32,6 +32,7 @@ from model.export_quality import evaluate, network_table, quality_table, verify_
 from model.generator import Generator
 from model.latency import Latency
 from model.picture_strip import draw_strip, to_uint8
+from model.quantization import NetworkOptions
 
 ROOT = Path(__file__).parents[2]
 FILES = {"manifest.json", "generator.onnx", "generator.safetensors", "README.md", "strip.png"}
@@ -158,9 +159,11 @@ def test_a_latency_is_measured_as_asked_or_refused_before_anything_is_written(ex
         ({"precision": "int4"}, "precision='int4': Did you mean int8"),
     ):
         with pytest.raises(ConfigError, match=told):
-            export(exported.checkpoint, tmp_path / "model", **few, **wrong)
+            export(exported.checkpoint, tmp_path / "model", **few, network=NetworkOptions(**wrong))
     assert list(tmp_path.iterdir()) == []
-    manifest = export(exported.checkpoint, tmp_path / "model", **few, latency_size=64, latency_threads=2)
+    manifest = export(
+        exported.checkpoint, tmp_path / "model", **few, network=NetworkOptions(latency_size=64, latency_threads=2)
+    )
     assert (manifest["latency"]["size"], manifest["latency"]["threads"]) == (64, 2)
 
 

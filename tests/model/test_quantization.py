@@ -19,10 +19,10 @@ from model.export import export
 from model.export_quality import evaluate, network_table, verify_export
 from model.quantization import (
     CALIBRATION_IMAGES,
+    NetworkOptions,
     PrecisionLossError,
     calibration_images,
     check_loss,
-    check_precision,
 )
 
 REDUCED = ("fp16", "int8")
@@ -43,7 +43,7 @@ def folders(exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reduced")
     with same_onnx(exported):
         for name in REDUCED:
-            export(exported.checkpoint, folder / name, **exported.arguments, precision=name)
+            export(exported.checkpoint, folder / name, **exported.arguments, network=NetworkOptions(precision=name))
     return {"fp32": exported.folder, **{name: folder / name for name in REDUCED}}
 
 
@@ -119,8 +119,7 @@ def test_a_network_that_loses_more_than_it_may_is_refused_with_the_figures_and_n
             exported.checkpoint,
             tmp_path / "model",
             **{**exported.arguments, "test": None},
-            precision="int8",
-            max_loss_db=0.0001,
+            network=NetworkOptions(precision="int8", max_loss_db=0.0001),
         )
     message = str(refused.value)
     float32 = exported.manifest["metrics"]["validation"]["denoised"]["psnr_db"]
@@ -155,14 +154,14 @@ def test_a_loss_that_is_no_number_is_refused():
 @pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf"), "0.1", True])
 def test_a_limit_is_a_finite_number_of_decibels(wrong):
     with pytest.raises(ConfigError, match=r"max_loss_db=.*: must be a number of dB, 0 or above, such as 0.1"):
-        check_precision("int8", wrong)
+        NetworkOptions(precision="int8", max_loss_db=wrong)
 
 
 @pytest.mark.parametrize("name", ["FP16", "int4", None, ["int8"]])
 def test_a_precision_is_one_that_there_is(name):
     with pytest.raises(ConfigError, match="precision="):
-        check_precision(name)
-    check_precision("int8", 0)
+        NetworkOptions(precision=name)
+    NetworkOptions(precision="int8", max_loss_db=0)
 
 
 # --- calibration ----------------------------------------------------------------------------------------------------

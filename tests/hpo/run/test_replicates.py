@@ -174,7 +174,7 @@ def test_a_training_that_collapses_counts_as_the_noisy_images_and_its_finalist_i
     assert failed["psnr_db"] == pytest.approx(noisy["psnr_db"], abs=1e-4)
     assert search_results.winner(record) != best
     assert search_results.replicate_race(record).dropped[best].failures == 1
-    assert f"Trial {best} is out of the race: 1 of its 2 trainings failed" in capsys.readouterr().err
+    assert f"Trial {best} is out: 1 of its 2 trainings failed" in capsys.readouterr().err
 
 
 def test_at_the_cost_limit_the_replicates_end_and_what_they_gave_counts(images_folder, undisturbed, tmp_path, capsys):
