@@ -292,3 +292,22 @@ def replace_folder(target: Path, folder: Path) -> None:
         target.rename(old)
     folder.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_export(source: Path, to: Path) -> None:
+    """Copy an export to another folder, which appears whole or not at all. Raises ConfigError, OSError."""
+    check_target(to)
+    with _temporary_folder(to) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        replace_folder(to, folder)
+
+
+def update_manifest(path: Path, **parts: Any) -> None:
+    """Replace parts of an export's manifest, and write its model card anew. Raises OSError."""
+    with _temporary_folder(path) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        manifest = read_manifest(folder) | parts
+        (folder / CARD_FILE).write_text(model_card(manifest, onnx_file=ONNX_FILE, strip_file=STRIP_FILE))
+        manifest["files"] = _digests(folder)
+        _write_manifest(folder, manifest)
+        replace_folder(path, folder)

@@ -209,37 +209,26 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hpo.run import export
-    from hpo.store import search_results
-    from model.data.memory_mapped import PixelFiles
-    from model.export import check_target
-    from model.export_quality import network_table, quality_table
+    _check_pick(arguments)
+
+    from hpo.cli.export import export
     from model.quantization import NetworkOptions
 
     asked = NetworkOptions(precision=arguments.precision, max_loss_db=arguments.max_loss_db)
     with _open_record(arguments) as record:
-        check_target(to := arguments.to or export.default_folder(record, arguments.precision))
-        data = record.search.data_config()
-        if arguments.data is not None:
-            data = replace(data, data=absolute_data(arguments.data))
-        with PixelFiles(arguments.runs, arguments.name) as store:
-            images = data.load(store)
-            search_results.check_images(record, images, data.data)
-        manifest = export.export_winner(
-            record,
-            images,
-            is_over=search_results.is_over(record),
-            data=data,
-            trial=arguments.trial,
-            destination=to,
-            trainable=arguments.trainable,
-            network=export.network_options(record, asked.precision, asked.max_loss_db),
-        )
-        print(f"{quality_table(manifest['metrics'])}\n\n{network_table(manifest)}")
-        if manifest["metrics"]["test"] is None:
-            say("The search has not ended, so it was not measured on the test images.")
-        say(f"Exported to {to}")
-    return EXIT_DONE
+        return export(arguments, record, asked)
+
+
+def _check_pick(arguments: argparse.Namespace) -> None:
+    if arguments.pick is None:
+        return
+    from hpo.policy.pick import Pick
+
+    Pick.parse(arguments.pick)
+    if arguments.trial is not None:
+        raise ConfigError(f"--pick {arguments.pick} and --trial {arguments.trial}: choose with one of them")
+    if arguments.to is None:
+        raise ConfigError(f"--pick {arguments.pick}: needs --to DIR; export/ in the search's folder stays the best one")
 
 
 def _sync(arguments: argparse.Namespace) -> int:
@@ -265,7 +254,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.export_quality import compare_with_slides, evaluate, quality_table
 
     if arguments.latency:
-        return _evaluate_latency(arguments)
+        from hpo.cli.export import evaluate_latency
+
+        return evaluate_latency(arguments)
     if unused := [f"--{name}" for name in ("size", "threads") if getattr(arguments, name) is not None]:
         raise ConfigError(f"{', '.join(unused)}: is for --latency")
     denoiser = Denoiser(arguments.model)
@@ -283,28 +274,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(quality_table(splits))
         if data.is_slides:
             print(f"\n{compare_with_slides(splits['test'])}")
-    return EXIT_DONE
-
-
-def _evaluate_latency(arguments: argparse.Namespace) -> int:
-    """Measure an exported network on this machine, and print it beside the latency that its export recorded."""
-    from model.denoise import Denoiser
-    from model.latency import Latency, check_measuring, measure_latency
-
-    if arguments.data is not None:
-        raise ConfigError("--data: --latency needs no images")
-    denoiser = Denoiser(arguments.model)
-    model, recorded = denoiser.manifest["model"], denoiser.manifest.get("latency")
-    known = Latency.from_dict(recorded) if recorded else None
-    size = arguments.size if arguments.size is not None else known.size if known else denoiser.image_size
-    threads = arguments.threads if arguments.threads is not None else known.threads if known else 1
-    check_measuring(size, threads, model.get("size_multiple", 1))
-    measured = measure_latency(denoiser.folder / model["file"], size=size, threads=threads)
-    if arguments.json:
-        print(json.dumps({"latency": {"recorded": recorded, "measured": measured.as_dict()}}, indent=2))
-        return EXIT_DONE
-    print(sanitize_for_terminal(f"recorded  {known or 'not measured by the version that exported it'}"))
-    print(sanitize_for_terminal(f"here      {measured}"))
     return EXIT_DONE
 
 
@@ -352,7 +321,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     from hpo.remote.pull import pull
     from model.export_quality import network_table, quality_table
 
-    manifest = pull(arguments.file, arguments.name, arguments.to)
+    manifest = pull(arguments.file, arguments.name, arguments.to, pick=arguments.pick)
     trial = manifest["origin"].get("trial")
     print(f"{quality_table(manifest['metrics'])}\n\n{network_table(manifest)}".rstrip())
     say(

@@ -83,7 +83,8 @@ class WandbRuns:
             del self._open[number]
             best = best_report(trial, self.record.search.objective)
             if best is not None:  # W&B's own summary="max" is wrong after a resumed run
-                opened.run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
+                values = {name.replace("val/", "best/"): value for name, value in best.validation_curves().items()}
+                opened.run.summary.update({**values, "best/epoch": best.epoch})
             outcome = leaderboard.outcome_of(trial)
             opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
             self._end(opened, failed=outcome in ("failed", *leaderboard.DEAD))  # W&B calls all others finished

@@ -61,6 +61,7 @@ def contents(record: Record) -> dict[str, Any]:
     data = {
         **document,
         "search": {k: v for k, v in document["search"].items() if k != "on_finish"},  # a command may hold secrets
+        "objective": search.objective,
         "trials": rows,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "created": record.about["created"],
@@ -112,6 +113,7 @@ def _details(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -
             "value": [round(trial.intermediate_values[report.epoch], 5) for report in reports],
             "ssim": [round(report.ssim, 5) for report in reports],
             "psnr_db": [round(report.psnr_db, 4) for report in reports],
+            "haarpsi": [round(report.haarpsi, 5) for report in reports],
         },
     }
 
