@@ -81,7 +81,8 @@ def _settings(race: Mapping[str, Any], objective: str) -> list[str]:
         psnr_db, ssim, searched = of["means"]["psnr_db"], of["means"]["ssim"], of["searched"]
         figures = f"the search's {searched['psnr_db']:.2f} dB, {searched['ssim']:.4f}" if searched["psnr_db"] else ""
         lines.append(
-            f"  trial {number}: PSNR {_interval(psnr_db, 2, ' dB')}, SSIM {_interval(ssim, 4)}; {figures}"
+            f"  trial {number}: {_objective(of['means']['value'], objective)}PSNR {_interval(psnr_db, 2, ' dB')}, "
+            f"SSIM {_interval(ssim, 4)}; {figures}"
             f"{_standing(number, of, race, objective)}"
         )
     return lines
@@ -95,6 +96,15 @@ def _standing(number: str, of: Mapping[str, Any], race: Mapping[str, Any], objec
         return f"{failures}{out}"
     verdict = {"tie": "a tie with", "worse": "worse than", "better": "better than"}[compared["verdict"]]
     return f"{failures}{out}; {verdict} trial {compared['with']}: {objective} {difference(compared, objective)}"
+
+
+def _objective(value: Mapping[str, Any], objective: str) -> str:
+    """The mean of an objective that PSNR and SSIM say nothing of."""
+    if objective not in ("l1", "haarpsi"):
+        return ""
+    ends = [None if value[end] is None else to_maximize(objective, value[end]) for end in ("low", "high")]
+    low, high = ends if None in ends else sorted(end for end in ends if end is not None)
+    return f"{objective} {_interval({'mean': to_maximize(objective, value['mean']), 'low': low, 'high': high}, 4)}, "
 
 
 def _interval(mean: Mapping[str, Any], digits: int, unit: str = "") -> str:

@@ -71,6 +71,16 @@ def test_a_difference_has_the_sign_of_its_figure():
     assert difference(worse, "ssim") == "-0.0100 (-0.0200 to -0.0010)"
 
 
+def test_an_objective_that_is_neither_psnr_nor_ssim_is_told_too():
+    means = {"mean": -0.035, "low": -0.036, "high": -0.034, "values": []}
+    of = {"means": dict.fromkeys(("value", "psnr_db", "ssim"), means), "searched": {"psnr_db": None}, "failures": 0}
+    finalist = {**of, "dropped_after": None, "compared": None}
+    race = {"planned": 3, "seeds": 3, "is_over": True, "best": 6, "winner": 6, "finalists": {"6": finalist}}
+    assert comparison_lines(document(objective="l1", replicates=race))[2].startswith(
+        "  trial 6: l1 0.0350 (0.0340 to 0.0360), PSNR"
+    )
+
+
 @pytest.mark.parametrize(
     ("failed", "line"),
     [

@@ -230,7 +230,7 @@ def test_the_replicates_are_told_and_watched(record, tmp_path):
         "trial 7, seed 1: epoch 1/4  SSIM 0.5000  PSNR 23.50 dB  500 images/s",
         "",
     ]
-    assert phase_message(seen) == (
+    assert phase_message(seen, "balanced") == (
         "training the finalists' settings with fresh seeds, 2 of 6 done (trial 7, seed 1: epoch 1/4)"
     )
 
