@@ -55,6 +55,7 @@ def export(
     test: ImagePairs | None,
     origin: Mapping[str, Any],
     trainable: bool = False,
+    certificate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint, measure the ONNX file itself, and return the manifest.
 
@@ -64,6 +65,7 @@ def export(
         test: the test images; None while nothing may use them.
         origin: where the checkpoint comes from (search, trial), for the manifest.
         trainable: whether the folder includes the checkpoint, to train further.
+        certificate: for the manifest, how it was chosen; its `statement`, a list of sentences, is in the model card.
 
     Raises:
         ConfigError: something other than an export is at `to`.
@@ -82,6 +84,8 @@ def export(
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
         manifest = _manifest(folder, generator, state, data, images)
         manifest["origin"] = {**origin, "epoch": len(state["reports"])}
+        if certificate is not None:
+            manifest["certificate"] = dict(certificate)
         _write_manifest(folder, manifest)  # for the Denoiser that measures; the final one has the figures
         denoiser = Denoiser(folder)
         _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
@@ -222,3 +226,22 @@ def replace_folder(target: Path, folder: Path) -> None:
         target.rename(old)
     folder.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_export(source: Path, to: Path) -> None:
+    """Copy an export to another folder, which appears whole or not at all. Raises ConfigError, OSError."""
+    check_target(to)
+    with _temporary_folder(to) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        replace_folder(to, folder)
+
+
+def update_manifest(path: Path, **parts: Any) -> None:
+    """Replace parts of an export's manifest, and write its model card anew. Raises OSError."""
+    with _temporary_folder(path) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        manifest = read_manifest(folder) | parts
+        (folder / CARD_FILE).write_text(model_card(manifest, onnx_file=ONNX_FILE, strip_file=STRIP_FILE))
+        manifest["files"] = _digests(folder)
+        _write_manifest(folder, manifest)
+        replace_folder(path, folder)

@@ -30,6 +30,9 @@ def model_card(manifest: Mapping[str, Any], *, onnx_file: str, strip_file: str) 
     scale = (
         "[-1, 1]" if pixel_format == EIGHT_BITS else f"the values of {pixel_format}, but for L1 and HaarPSI, on [-1, 1]"
     )
+    certificate = manifest.get("certificate", {"statement": []})
+    chosen = "\n".join(f"- {line.strip()}" for line in certificate["statement"])
+    choice = f"\n## How it was chosen\n\n{chosen}\n" if chosen else ""
     return f"""# Image denoiser (pix2pix U-Net)
 
 Removes noise `{noise}` ({units}) from images like those of
@@ -45,7 +48,7 @@ Measured on `{onnx_file}` itself, on {scale}: SSIM with an 11x11 Gaussian window
 HaarPSI as in arXiv 1607.06140, from 0 to 1.
 
 {quality_table(metrics)}
-{verdict}
+{verdict}{choice}
 ## Use
 
 ```python

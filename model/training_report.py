@@ -52,10 +52,12 @@ class EvalReport:
 
     def curves(self) -> dict[str, float]:
         """The curves over epochs, by their names in W&B and TensorBoard."""
-        validation = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
-        if not math.isnan(self.haarpsi):
-            validation["val/haarpsi"] = self.haarpsi
-        return validation | {f"train/{name}": getattr(self, name) for name in LOSS_NAMES}
+        return self.validation_curves() | {f"train/{name}": getattr(self, name) for name in LOSS_NAMES}
+
+    def validation_curves(self) -> dict[str, float]:
+        """Those of the metrics."""
+        values = {"val/ssim": self.ssim, "val/psnr": self.psnr_db, "val/l1": self.l1}
+        return values if math.isnan(self.haarpsi) else {**values, "val/haarpsi": self.haarpsi}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:
@@ -67,7 +69,9 @@ class EvalReport:
 
 
 Objective = Literal["balanced", "ssim", "psnr", "l1", "haarpsi"]
-SMALL: dict[Objective, float] = {  # imperceptible differences
+# Imperceptible differences. Over 17 configurations of six searches, from 27.0 to 28.3 dB, 0.04 dB of PSNR are 0.0008 of
+# SSIM, 0.0010 of HaarPSI and 0.0002 of L1 (least squares).
+SMALL: dict[Objective, float] = {
     "balanced": 0.001,
     "ssim": 0.001,
     "psnr": 0.04,

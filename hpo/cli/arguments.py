@@ -153,6 +153,10 @@ def _add_json(added: argparse.ArgumentParser) -> None:
 
 
 _Command = Callable[[str, str], argparse.ArgumentParser]
+_PICK = (
+    "with several objectives, the member of the front that is best, fastest or smallest, fastest-within:0.1dB or "
+    "smallest-within:0.1dB of the best, best-below:20ms or best-below:2MB (default: best)"
+)
 _DATA_MOVED = "folder where its images are now (default: the folder it was trained on)"
 
 
@@ -174,6 +178,7 @@ def _add_commands_on_a_search(command: _Command) -> None:
     dashboard.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1; 0: any free port (default: 8080)")
     _add_place(export := command("export", "Export the winner, or the best epoch of a trial, as a folder to deploy."))
     export.add_argument("--trial", type=int, metavar="N", help="export this trial (default: the winner)")
+    export.add_argument("--pick", metavar="RULE", help=_PICK)
     export.add_argument(
         "--to", type=_path, metavar="DIR", help="folder to write (default: export/ in the search's folder)"
     )
@@ -226,6 +231,7 @@ def _add_cluster_commands(command: _Command) -> None:
     launch.add_argument(
         "--wait", action="store_true", default=False, help="wait for its end, and exit with its exit code"
     )
+    pull.add_argument("--pick", metavar="RULE", help=_PICK)
     pull.add_argument("--to", type=_path, required=True, metavar="DIR", help="folder to write, ready to deploy")
 
 

@@ -215,8 +215,11 @@ def _export(arguments: argparse.Namespace) -> int:
     from model.export import check_target
     from model.export_quality import quality_table
 
+    _check_pick(arguments)
     with _open_record(arguments) as record:
         check_target(arguments.to or record.user_folder / file_names.EXPORT)
+        if arguments.pick is not None and _copy_picked(arguments, record):
+            return EXIT_DONE
         data = record.search.data_config()
         if arguments.data is not None:
             data = replace(data, data=absolute_data(arguments.data))
@@ -237,6 +240,38 @@ def _export(arguments: argparse.Namespace) -> int:
             say("The search has not ended, so it was not measured on the test images.")
         say(f"Exported to {arguments.to or record.user_folder / file_names.EXPORT}")
     return EXIT_DONE
+
+
+def _check_pick(arguments: argparse.Namespace) -> None:
+    if arguments.pick is None:
+        return
+    from hpo.policy.pick import Pick
+
+    Pick.parse(arguments.pick)
+    if arguments.trial is not None:
+        raise ConfigError(f"--pick {arguments.pick} and --trial {arguments.trial}: choose with one of them")
+    if arguments.to is None:
+        raise ConfigError(f"--pick {arguments.pick}: needs --to DIR; export/ in the search's folder stays the best one")
+
+
+def _copy_picked(arguments: argparse.Namespace, record: Record) -> bool:
+    """Copy the member of the front that --pick chooses and return True, or make it the trial to export."""
+    from hpo.policy.pick import Pick
+    from hpo.run.front_pick import copy_member, pick_member
+    from model.export_quality import quality_table
+
+    member = pick_member(record, Pick.parse(arguments.pick))
+    if member is None:  # the search has one objective, and so one winner
+        return False
+    say(f"{arguments.pick}: trial {member.trial}")
+    arguments.trial = member.trial
+    is_as_exported = arguments.data is None and not arguments.trainable
+    manifest = copy_member(record, member, arguments.to) if is_as_exported else None
+    if manifest is None:
+        return False
+    print(quality_table(manifest["metrics"]))
+    say(f"Copied to {arguments.to}")
+    return True
 
 
 def _sync(arguments: argparse.Namespace) -> int:
@@ -323,7 +358,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     from hpo.remote.pull import pull
     from model.export_quality import quality_table
 
-    manifest = pull(arguments.file, arguments.name, arguments.to)
+    manifest = pull(arguments.file, arguments.name, arguments.to, pick=arguments.pick)
     trial = manifest["origin"].get("trial")
     print(quality_table(manifest["metrics"]))
     say(

@@ -81,7 +81,7 @@ def _run_epochs(config: TrainConfig, images: Images, noise: str, arguments: argp
             events.write(run.reports)
         say(
             f"epoch {report.epoch}/{config.epochs}  SSIM {report.ssim:.4f}  PSNR {report.psnr_db:.2f} dB  "
-            f"L1 {report.l1:.4f}  {report.images_per_second:.0f} images/s on {device}"
+            f"L1 {report.l1:.4f}  HaarPSI {report.haarpsi:.4f}  {report.images_per_second:.0f} images/s on {device}"
         )
     return run
 

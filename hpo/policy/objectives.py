@@ -32,8 +32,12 @@ def to_maximize(name: str, value: float) -> float:
 
 
 def describe(name: str, value: float) -> str:
-    """A value in its unit, such as 28.31 dB."""
-    digits = {"psnr": 2, "latency": 2, "params": 0, "size_mb": 2}.get(name, 4)
+    """A value in its unit, such as 28.31 dB; milliseconds and megabytes with three digits that count."""
+    if name in ("latency", "size_mb"):
+        size = math.floor(math.log10(value)) if value > 0 else 0
+        digits = max(0, 2 - size)
+    else:
+        digits = {"psnr": 2, "params": 0}.get(name, 4)
     return f"{value:,.{digits}f}{UNITS.get(name, '')}"
 
 

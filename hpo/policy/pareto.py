@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 Point: TypeAlias = tuple[float, ...]
@@ -22,3 +22,20 @@ def layers(points: Mapping[int, Point]) -> list[list[int]]:
         sorted_layers.append(sorted(layer, key=lambda key: (tuple(-x for x in points[key]), key)))
         left = {key: point for key, point in left.items() if key not in layer}
     return sorted_layers
+
+
+def hypervolume(points: Iterable[Point]) -> float:
+    """The volume that points dominate above the origin, slice by slice of the last coordinate.
+
+    For a handful of points; Optuna's faster function is private.
+    """
+    inside = [point for point in points if min(point) > 0]
+    if not inside:
+        return 0.0
+    if len(inside[0]) == 1:
+        return max(point[0] for point in inside)
+    total = below = 0.0
+    for level in sorted({point[-1] for point in inside}):
+        total += (level - below) * hypervolume(point[:-1] for point in inside if point[-1] >= level)
+        below = level
+    return total

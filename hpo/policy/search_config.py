@@ -27,6 +27,7 @@ SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.policy.pruners.FormerPruner
 Wandb = Literal["offline", "online", "disabled"]
 SEARCH_FILE = "search.json"  # in every search's folder
+_NO_FINAL = "0 with several objectives, whose front has no single winner to train longer; --epochs trains all longer"
 _MAX_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -166,9 +167,17 @@ class SearchConfig:
         10, "number of best trials whose checkpoints stay on disk; at least 3, the finalists", metavar="N"
     )
     final_epochs: int = option(
-        0, "epochs to train the winner's configuration again after the search; 0: no final training", metavar="N"
+        0,
+        "epochs to train the winner's configuration again after the search; 0: no final training. Only with one "
+        "objective",
+        metavar="N",
     )
-    front: int = option(5, "with several objectives, the most trials of the front to export", metavar="N")
+    front: int = option(
+        5,
+        "with several objectives, the most trials of the front to export, to front/ in the search's folder; of a "
+        "larger front those that cover it best",
+        metavar="N",
+    )
     replicates: int = option(
         0, "train each finalist's settings N more times with fresh seeds, and choose by their means", metavar="N"
     )
@@ -218,6 +227,8 @@ class SearchConfig:
                 errors.append(str(error))
             raise ConfigError("\n".join(errors))
         errors = [f"{name}={getattr(self, name)}: must be {rule}" for name, holds, rule in self._rules() if not holds]
+        if len(self.objectives) > 1 and self.pruner not in PRUNERS:
+            errors.append(f"pruner={self.pruner}: must be one of {', '.join(PRUNERS)} with several objectives")
         if problem := objectives_problem(self.objectives):
             errors.append(f"objectives={','.join(self.objectives)}: {problem}")
         if self.study_url is not None and not _is_study_url(self.study_url):
@@ -264,6 +275,7 @@ class SearchConfig:
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
             ("keep_checkpoints", self.keep_checkpoints >= 3, "at least 3, the finalists"),
             ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
+            ("final_epochs", not (self.final_epochs and self.is_multi_objective), _NO_FINAL),
             ("time_budget_minutes", positive(self.time_budget_minutes), "minutes above 0"),
             (
                 "max_cost",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.cluster import cluster_config
+from hpo.policy.pick import Pick
 from hpo.policy.search_config import check_name
 from hpo.remote.ssh import HeadError, connect_to_head
 from model.common.errors import ConfigError, ErrorCollector
@@ -17,8 +18,9 @@ from model.export import check_target, replace_folder
 from model.export_quality import verify_export
 
 
-def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
-    """Export the winner so far on the head, download it, verify it and return its manifest.
+def pull(path: Path, name: str, to: Path, *, pick: str | None = None) -> dict[str, Any]:
+    """Export the winner so far on the head, or the member of a front that the rule `pick` chooses, download it, verify
+    it and return its manifest.
 
     `to` appears complete or not at all.
 
@@ -31,6 +33,8 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     errors.attempt(check_name, name)
     config = errors.attempt(cluster_config.read_checked, path)
     errors.attempt(check_target, to)
+    if pick is not None:
+        errors.attempt(Pick.parse, pick)
     if errors or config is None:
         raise errors.as_error()
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +44,10 @@ def pull(path: Path, name: str, to: Path) -> dict[str, Any]:
     ):
         remote = head.run("mktemp -d").strip()
         try:
-            print(f"{name}: {head.address} exports the winner so far and measures it ...", file=sys.stderr)
-            head.run(f"hpo export {shlex.quote(name)} --to {remote}/export")
+            what = "the winner so far and measures it" if pick is None else f"the member of the front for {pick}"
+            print(f"{name}: {head.address} exports {what} ...", file=sys.stderr)
+            chosen = "" if pick is None else f" --pick {shlex.quote(pick)}"
+            head.run(f"hpo export {shlex.quote(name)} --to {remote}/export{chosen}")
             local = Path(folder) / "export"
             head.download(f"{remote}/export/", local)
         finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from hpo.policy.leaderboard import candidates
+from hpo.run.certificate import certificate, note_test_read, reads_before
 from hpo.store.file_names import EXPORT, FINAL
 from hpo.store.record import Record
 from hpo.store.search_results import extent, final_wins, ranked_finalists, winner
@@ -27,6 +29,7 @@ def export_winner(
     trial: int | None = None,
     destination: Path | None = None,
     trainable: bool = False,
+    is_driver: bool = False,
 ) -> dict[str, Any]:
     """Write the best checkpoint of the winner, or of one trial, as a folder to deploy; return the manifest.
 
@@ -35,6 +38,7 @@ def export_winner(
         data: Where the images are now, if they have moved.
         destination: Folder to write; None writes the `export` folder of the search.
         trainable: Whether the export also has what a later training needs.
+        is_driver: Whether the caller may write the record, so that reading the test images is counted.
 
     Raises:
         ConfigError: There is nothing to export.
@@ -50,8 +54,12 @@ def export_winner(
     folder = record.folder / FINAL if final else record.trial_folder(number)
     data = data or record.search.data_config()
     origin = {"search": record.name, "search_id": record.id, "trial": number, "final_training": final}
+    before = reads_before(record)
+    if is_over and is_driver:
+        note_test_read(record, number)
     with PixelFiles(record.folder.parent, record.name) as pixel_files:
         test = data.load_test(pixel_files) if is_over else None
+    exported = {"trial": number, "final_training": final, "sha256": _digest(record, folder / BEST)}
     try:
         return export(
             record.fetch(folder / BEST),
@@ -61,12 +69,21 @@ def export_winner(
             test=test,
             origin={**origin, **extent(record)},
             trainable=trainable,
+            certificate=certificate(
+                record, images, exported, test_images=None if test is None else len(test), reads_before=before
+            ),
         )
     except CheckpointError as error:
         by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())])
         best = next((n for n in by_rank if (final or n != number) and _is_intact(record, n)), None)
         other = "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
         raise CheckpointError(f"{error}; {other}") from error
+
+
+def _digest(record: Record, path: Path) -> str | None:
+    """The SHA-256 of a checkpoint's file; None if it is missing, which the export reports."""
+    found = record.fetch(path)
+    return hashlib.sha256(found.read_bytes()).hexdigest() if found.exists() else None
 
 
 def _is_intact(record: Record, number: int) -> bool:

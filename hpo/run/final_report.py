@@ -12,6 +12,7 @@ from hpo.run.context import SearchContext, create_tracker
 from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from hpo.store.study_replication import StorageReplicator
+from hpo.views.front_text import front_text
 from hpo.views.html_report import write_report
 from hpo.views.live_table import cost
 from model.common.files import describe_os_error
@@ -20,11 +21,14 @@ from model.export_quality import compare_with_slides, quality_table
 
 def print_result(context: SearchContext, test: dict[str, Any]) -> None:
     """Print the quality of the exported model on the test images, where it is, and what the search has cost."""
-    record, console = context.record, context.console
+    record, console, is_front = context.record, context.console, context.record.search.is_multi_objective
     print(quality_table({"test": test}))
     if record.search.data_config().is_slides:
         print(f"\n{compare_with_slides(test)}")
-    console.print(f"Exported to {record.folder / file_names.EXPORT}", soft_wrap=True)
+    best = f" trial {search_results.winner(record)}, the best in {record.search.objective}," if is_front else ""
+    console.print(f"Exported{best} to {record.folder / file_names.EXPORT}", soft_wrap=True, highlight=False)
+    if members := search_results.front_members(record):
+        print(f"\n{front_text(record, members)}")
     if (usd := context.budget.usd) is None:
         return
     console.print(f"Cost: {cost(usd, record.search)}, counted while this search was running", highlight=False)
@@ -56,5 +60,6 @@ def show_finished(record: Record, console: Console) -> None:
         with closing(tracker):
             tracker.export()
     export = record.folder / file_names.EXPORT
-    message = f"{record.name} is finished; its winner is in {export}. To run more trials: --trials N"
+    front = f", its front in {record.folder / file_names.FRONT}" if record.search.is_multi_objective else ""
+    message = f"{record.name} is finished; its winner is in {export}{front}. To run more trials: --trials N"
     console.print(message, soft_wrap=True)

@@ -12,6 +12,7 @@ import torch
 import search_spaces
 from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig, check_name
+from hpo.policy.trial_objectives import needs_figures
 from hpo.store.object_storage import Storage
 from hpo.store.search_file import check_compatible, check_free
 from hpo.store.study_replication import find_search, open_storage, similar_name
@@ -22,6 +23,7 @@ from model.data.image_folder import check_layout
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.generator import Generator
+from model.latency import check_measuring
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,24 +108,26 @@ def _check_new_name(name: str, runs: Path, options: Mapping[str, Any], storage: 
 def _load_images(search: SearchConfig, space: search_spaces.Space, pixel_files: PixelFiles) -> Images:
     base, images = search.base_config(), search.data_config().load(pixel_files)
     for sample in space.check(base, search.set)["samples"]:
-        _check_sample(sample, base, images)
+        _check_sample(sample, base, images, search)
     return images
 
 
-def _check_sample(sample: Mapping[str, Any], base: TrainConfig, images: Images) -> None:
+def _check_sample(sample: Mapping[str, Any], base: TrainConfig, images: Images, search: SearchConfig) -> None:
     """Raise ConfigError if a configuration that the space suggests cannot be trained on the images."""
     config = TrainConfig.from_dict({**base.as_dict(), **sample["yields"]})
     try:
-        _check_fit(config, images)
+        _check_fit(config, images, search)
     except ConfigError as error:
         if not sample["yields"].keys() & {"batch_size", "depth", "blocks"}:
             raise
         raise ConfigError(f"the space suggests {sample['params']}, which cannot be trained: {error}") from None
 
 
-def _check_fit(config: TrainConfig, images: Images) -> None:
+def _check_fit(config: TrainConfig, images: Images, search: SearchConfig) -> None:
     if config.batch_size > len(images.train):
         raise ConfigError(f"batch_size={config.batch_size}: above the {len(images.train):,} training images")
     channels, size, _ = images.shape
     with torch.device("meta"):  # allocates nothing
-        Generator(replace(config, width=1), channels=channels, image_size=size)
+        generator = Generator(replace(config, width=1), channels=channels, image_size=size)
+    if needs_figures(search):
+        check_measuring(search.latency_size or size, search.latency_threads, generator.size_multiple)

@@ -23,6 +23,7 @@ from hpo.run.context import SearchContext, create_tracker, open_budget
 from hpo.run.final_report import print_result, show_finished, write_html_report
 from hpo.run.final_training import train_final
 from hpo.run.finalists import measure_finalists
+from hpo.run.front import export_front
 from hpo.run.on_finish import run_on_finish
 from hpo.run.plan import describe_plan
 from hpo.run.preflight import SearchRequest, check_request, load_inputs
@@ -154,6 +155,7 @@ class SearchRun:
         """Run the phases that need Ray, and export the winner; return the exit code."""
         record = self.record
         with ExitStack() as display:  # the live table stays until the export is written
+            manifest = None
             with ray_session.RaySession(record.search, partial(self.shutdown.request, HEAD_GONE)) as cluster:
                 self._say(describe_plan(record, cluster))
                 context = self._create_context(cluster, tracker, display)
@@ -169,10 +171,13 @@ class SearchRun:
                         train_replicates(context, numbers, drops=not record.search.is_multi_objective)
                     if record.search.final_epochs:
                         train_final(context)
-            context.progress.show_export()
-            test = export.export_winner(record, self.images, is_over=True)["metrics"]["test"]
+                    if record.search.is_multi_objective:
+                        manifest = export_front(context, self.images)
+            if manifest is None:
+                context.progress.show_export()
+                manifest = export.export_winner(record, self.images, is_over=True, is_driver=True)
             self.replicator.upload(record.folder / file_names.EXPORT)
-        print_result(context, test)
+        print_result(context, manifest["metrics"]["test"])
         if tracker:
             tracker.export()
         return EXIT_DONE

@@ -5,6 +5,8 @@ from __future__ import annotations
 STATUS_FILE = "status.json"
 STUDY_FILE, LOCK_FILE = "study.db", "lock"
 EXPORT = "export"  # the folder of the winner's export
+FRONT = "front"  # the folder with an export of each member of a front, and metadata: their figures
+FRONT_FILE = "front.json"  # in that folder: the same for readers
 
 FINALISTS, FINAL = "finalists", "final"  # metadata; the final training also has a folder named FINAL
 COLLAPSES = "final_collapses"  # metadata: each collapse of a final training, and what was done then

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.policy.search_config import SEARCH_FILE
-from hpo.store.file_names import EXPORT, FINAL, STUDY_FILE
+from hpo.store.file_names import EXPORT, FINAL, FRONT, STUDY_FILE
 from hpo.store.lease import Lease, generation_of, is_claim
 from hpo.store.object_storage import Storage
 from hpo.store.record import Record
@@ -144,7 +144,7 @@ def download(storage: Storage, folder: Path) -> None:
 
 def _import(storage: Storage, folder: Path, claim: str) -> None:
     """Upload a search that the storage lacks. search.json is last: it makes the search exist."""
-    for top in ("trials", FINAL, EXPORT):
+    for top in ("trials", FINAL, FRONT, EXPORT):
         for path in sorted((folder / top).rglob("*")):
             if path.is_file() and not path.name.startswith("."):
                 storage.put(path.relative_to(folder).as_posix(), path)

@@ -15,6 +15,8 @@ from hpo.store.search_file import RecordError
 
 _INTERVAL_SEEDS = 2  # below, nothing is known of the spread between seeds, and the race says nothing
 
+_TOLD = ("value", "ssim", "psnr_db")
+
 # By trial and by the index of the seed, both as text: what a replicate gave. Keys: seed, outcome ("finished",
 # "diverged" or "collapsed"), epochs, value and the metrics behind it; sha256 of the checkpoint, unless it failed. A
 # replicate that failed has the metrics of the noisy images.
@@ -72,23 +74,21 @@ def mean_values(record: Record, race: Race) -> dict[int, list[float]]:
     return {n: [noted[str(n)][str(index)]["value"] for index in range(seeds)] for n, seeds in counted.items()}
 
 
-def race_document(record: Record, race: Race | None) -> dict[str, Any] | None:
-    """What a race says, JSON-ready: of each finalist the mean of its replicates, their interval and its verdict."""
+def race_document(
+    record: Record, race: Race | None, finalists: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What a race says, JSON-ready: of each finalist the means of its replicates with their intervals beside the
+    search's own figures, and its comparison with the best. None before the first seed."""
     if race is None or not race.seeds:
         return None
-    noted = measured_replicates(record)
-    finalists = {}
+    noted, told = measured_replicates(record), {}
     for number, values in mean_values(record, race).items():
-        mean, low, high = mean_interval(values)
         replicates = [noted[str(number)][str(index)] for index in range(len(values))]
         dropped, compared = race.dropped.get(number), race.compared.get(number)
-        finalists[str(number)] = {
-            "mean": mean,
-            "low": low if math.isfinite(low) else None,
-            "high": high if math.isfinite(high) else None,
-            "values": values,
-            "psnr_db": [replicate["psnr_db"] for replicate in replicates],
-            "ssim": [replicate["ssim"] for replicate in replicates],
+        told[str(number)] = {
+            "means": {name: _mean([replicate[name] for replicate in replicates]) for name in _TOLD},
+            "searched": {name: finalists.get(str(number), {}).get(name) for name in _TOLD},
+            "seeds": [replicate["seed"] for replicate in replicates],
             "failures": sum(replicate["outcome"] != "finished" for replicate in replicates),
             "dropped_after": dropped.seeds if dropped else None,
             "compared": {"with": race.against[number], **compared.as_dict()} if compared else None,
@@ -99,5 +99,11 @@ def race_document(record: Record, race: Race | None) -> dict[str, Any] | None:
         "is_over": race.is_over,
         "best": race.best,
         "winner": race.winner if decided_by(race) else None,
-        "finalists": finalists,
+        "finalists": told,
     }
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    mean, low, high = mean_interval(values)
+    ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
+    return {"mean": mean, **ends, "values": list(values)}

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from hpo.policy import report_decision
 from hpo.policy.comparison import choose
+from hpo.policy.front_members import FrontMember
 from hpo.policy.leaderboard import finalists, leaderboard
+from hpo.policy.objectives import TRAINED, to_maximize
 from hpo.policy.race import Race
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.trial_attributes import DECISION, ERROR, FAILURES, MIGRATIONS, REPORTS_AT_SUGGESTION, SUGGESTED_BY
+from hpo.policy.trial_attributes import (
+    DECISION,
+    ERROR,
+    FAILURES,
+    KNOWN,
+    MIGRATIONS,
+    REPORTS_AT_SUGGESTION,
+    SUGGESTED_BY,
+)
 from hpo.store import integrity
-from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, IMAGES, LOST, REPLICATES
+from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, FRONT, IMAGES, LOST, REPLICATES
 from hpo.store.record import Record
 from hpo.store.replicates import current_race, decided_by, mean_values, race_document, race_order
 from hpo.store.search_file import RecordError
@@ -23,6 +34,7 @@ from model.common.errors import ConfigError
 from model.common.validation import matches_type
 from model.data.image_sets import Images
 from model.denoise import MANIFEST, DenoiseError, read_manifest
+from model.training_report import objective_value
 
 
 def ranked_finalists(record: Record) -> list[int]:
@@ -66,6 +78,17 @@ def lost_trials(metadata: Mapping[str, Any]) -> list[int]:
     numbers: list[int] = metadata.get(LOST, [])
     _check(LOST, isinstance(numbers, list) and all(matches_type(number, int) for number in numbers))
     return numbers
+
+
+def measured_values(record: Record) -> dict[int, dict[str, float]]:
+    """The objectives of the finalists in their own units: those that need training on all validation images."""
+    values: dict[int, dict[str, float]] = {}
+    for number, measured in measured_finalists(record).items():
+        known = record.trial(int(number)).user_attrs.get(KNOWN, {})
+        asked = [name for name in TRAINED if name in record.search.objectives]
+        trained = {str(name): to_maximize(name, objective_value(measured, name)) for name in asked}
+        values[int(number)] = {name: {**known, **trained}[name] for name in record.search.objectives}
+    return values
 
 
 def measured_finalists(record: Record) -> dict[str, dict[str, Any]]:
@@ -120,11 +143,23 @@ def document(record: Record) -> dict[str, Any]:
         "search": record.search.as_dict(),
         "winner": winner(record),
         FINALISTS: _measurements(metadata),
-        REPLICATES: race_document(record, replicate_race(record)),
+        REPLICATES: race_document(record, replicate_race(record), _measurements(metadata)),
         FINAL: final_result(record),
         COLLAPSES: collapses(record),
         LOST: lost_trials(metadata),
         "trials": leaderboard(record.trials(), record.search.objective),
+    }
+
+
+def comparison(record: Record) -> dict[str, Any]:
+    """What is known of the finalists: the keys of `document` that say so, and the objective."""
+    finalists = _measurements(record.metadata())
+    race = race_document(record, replicate_race(record), finalists)
+    return {
+        "objective": record.search.objective,
+        "winner": winner(record),
+        FINALISTS: finalists,
+        REPLICATES: race,
     }
 
 
@@ -175,12 +210,38 @@ def is_over(record: Record) -> bool:
 
 
 def is_exported(record: Record) -> bool:
-    """Whether the search is over and its export was chosen from the trials and the final training that it has now."""
+    """Whether the search is over and its exports were chosen from the trials and the final training that it has now."""
+    members = front_members(record) if record.search.is_multi_objective else []
+    if not is_over(record) or members is None:
+        return False
+    folders: dict[str, int | None] = {EXPORT: None, **{str(member.folder): member.trial for member in members}}
+    return all(
+        is_current(record, record.fetch(record.folder / folder / MANIFEST).parent, trial)
+        for folder, trial in folders.items()
+    )
+
+
+def is_current(record: Record, folder: Path, trial: int | None = None) -> bool:
+    """Whether a folder has an export that was chosen from what the search has now. trial: of which it must be."""
     try:
-        origin = read_manifest(record.fetch(record.folder / EXPORT / MANIFEST).parent)["origin"]
+        origin = read_manifest(folder)["origin"]
     except DenoiseError:
         return False
-    return is_over(record) and origin.items() >= extent(record).items()
+    wanted = {} if trial is None else {"search_id": record.id, "trial": trial}
+    return bool(origin.items() >= {**extent(record), **wanted}.items())
+
+
+def front_members(record: Record) -> list[FrontMember] | None:
+    """The exported members of the front, the best in the first trained objective first; None before they are chosen
+    from all the trials that the search has now. Raises RecordError."""
+    note: dict[str, Any] = record.metadata().get(FRONT) or {}
+    _check(FRONT, isinstance(note, dict) and isinstance(note.get("members", []), list))
+    if not note.items() >= extent(record).items():
+        return None
+    try:
+        return [FrontMember.from_dict(member) for member in note["members"]]
+    except (ConfigError, KeyError):
+        raise RecordError(f"the search's note {FRONT}: damaged") from None
 
 
 def check_images(record: Record, images: Images, where: str) -> None:
@@ -196,5 +257,6 @@ def check_images(record: Record, images: Images, where: str) -> None:
 
 
 def extent(record: Record) -> dict[str, int]:
-    """What an export is chosen from: the numbers of trials and of final epochs."""
-    return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs}
+    """What an export is chosen from: the numbers of trials, of final epochs and of replicates, if there are any."""
+    replicates = {REPLICATES: record.search.replicates} if record.search.replicates else {}  # older exports lack it
+    return {"trials": len(record.trials()), "final_epochs": record.search.final_epochs, **replicates}

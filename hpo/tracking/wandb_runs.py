@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from hpo.policy import leaderboard
 from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.trial_attributes import CONFIG
-from hpo.store.file_names import EXPORT, FINAL
+from hpo.store.file_names import EXPORT, FINAL, REPLICATES
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
 from model.data.image_formats import ImageError
@@ -83,7 +83,8 @@ class WandbRuns:
             del self._open[number]
             best = best_report(trial, self.record.search.objective)
             if best is not None:  # W&B's own summary="max" is wrong after a resumed run
-                opened.run.summary.update({"best/ssim": best.ssim, "best/psnr": best.psnr_db, "best/epoch": best.epoch})
+                values = {name.replace("val/", "best/"): value for name, value in best.validation_curves().items()}
+                opened.run.summary.update({**values, "best/epoch": best.epoch})
             outcome = leaderboard.outcome_of(trial)
             opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
             self._end(opened, failed=outcome in ("failed", *leaderboard.DEAD))  # W&B calls all others finished
@@ -104,6 +105,8 @@ class WandbRuns:
         manifest = verify_files(record.fetch(record.folder / EXPORT))  # the whole folder is uploaded
         origin = manifest["origin"]
         run_id = f"{record.id}-export-{origin['trials']}-{origin['final_epochs']}"  # a search may be extended
+        if replicates := origin.get(REPLICATES):
+            run_id = f"{run_id}-{replicates}"
         if self._is_complete(run_id):
             return
         config = {name: value for name, value in record.search.as_dict().items() if name != "on_finish"}

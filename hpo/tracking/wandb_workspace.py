@@ -8,6 +8,8 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 from wandb_workspaces.reports import v2 as panels
 
+_CURVES = ("val/ssim", "val/psnr", "val/haarpsi", "train/gen_total")
+
 
 def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
     """Save the workspace of a search, and return its address. The entity is a W&B user or team."""
@@ -20,7 +22,7 @@ def save(entity: str, project: str, search: str, params: Iterable[str]) -> str:
             title="SSIM against PSNR", x=panels.SummaryMetric("best/psnr"), y=panels.SummaryMetric("best/ssim")
         ),
     ]
-    curves = [panels.LinePlot(title=name, x="epoch", y=[name]) for name in ("val/ssim", "val/psnr", "train/gen_total")]
+    curves = [panels.LinePlot(title=name, x="epoch", y=[name]) for name in _CURVES]
     pictures = [panels.MediaBrowser(title="noisy | denoised | clean", media_keys=["val/strip"])]
     workspace = ws.Workspace(
         entity=entity,

@@ -19,7 +19,7 @@ from model.common.errors import ConfigError
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
 from model.data.image_sets import Images
-from model.latency import untrained_figures
+from model.latency import measure_latencies, untrained_figures
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate, validate_images
 from model.training_files import BEST
 from model.training_run import TrainingRun
@@ -130,6 +130,12 @@ def measure(config: dict[str, Any], images: Images) -> tuple[dict[str, Any], dic
         the images.
     """
     return _measured(config, images)
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def measure_exports(networks: Sequence[bytes], size: int, threads: int) -> list[dict[str, Any]]:
+    """The latency of ONNX files, measured in turns on this node; see model.latency.measure_latencies."""
+    return [latency.as_dict() for latency in measure_latencies(networks, size=size, threads=threads)]
 
 
 def _measured(config: dict[str, Any], images: Images) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -134,7 +134,7 @@ class Snapshot:
 
     def _facts(self, trial: FrozenTrial) -> dict[str, Any]:
         row = leaderboard.row(trial, self._record.search.objective)
-        names = ("ssim", "psnr_db", "l1", "best_epoch", "epochs", "images", "images_per_second")
+        names = ("ssim", "psnr_db", "l1", "haarpsi", "best_epoch", "epochs", "images", "images_per_second")
         facts = {name: row[name] for name in names if row[name] is not None}
         return {"outcome": outcome(trial), "suggested_by": trial.user_attrs.get(SUGGESTED_BY), **facts}
 

@@ -20,10 +20,12 @@ from hpo.policy.leaderboard import best_report, row
 from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
-from model.training_report import EvalReport
+from hpo.views.comparison_text import comparison_lines
+from model.training_report import EvalReport, Objective
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
 _BAR_FROM, _SPEED_FROM = 64, 100  # columns that a terminal needs for them
+_SHOWN_IF_SEARCHED = {"l1": "L1", "haarpsi": "HaarPSI"}  # SSIM and PSNR are always shown
 
 
 def trial_table(
@@ -46,6 +48,7 @@ def trial_table(
         "trial": number,
         "epoch": number,
         **({"": {"width": width // 10}} if progress and width >= _BAR_FROM else {}),
+        **dict.fromkeys(_searched(search).values(), number),
         "SSIM": number,
         "PSNR": number,
         **({"images/s": number} if width >= _SPEED_FROM else {}),
@@ -68,6 +71,7 @@ def _cells(trial: FrozenTrial, search: SearchConfig, done: float | None, one_lin
         "trial": str(r["number"]),
         "epoch": f"{r['epochs']}/{search.epochs}",
         "": "" if done is None else ProgressBar(total=search.epochs, completed=done, complete_style="cyan"),
+        **{header: f"{getattr(best, name):.4f}" if best else "" for name, header in _searched(search).items()},
         "SSIM": f"{best.ssim:.4f}" if best else "",
         "PSNR": f"{best.psnr_db:.2f}" if best else "",
         "images/s": f"{r['images_per_second']:,.0f}" if r["images_per_second"] else "",
@@ -75,6 +79,11 @@ def _cells(trial: FrozenTrial, search: SearchConfig, done: float | None, one_lin
         # Text, because a str would be read as markup. The column may wrap, or rich would cut other columns too.
         "parameters": Text(parameters(trial), no_wrap=one_line, overflow="ellipsis" if one_line else "fold"),
     }
+
+
+def _searched(search: SearchConfig) -> dict[str, str]:
+    """The headers of the search's metrics that are only shown where they are objectives, by the report's fields."""
+    return {name: header for name, header in _SHOWN_IF_SEARCHED.items() if name in search.objectives}
 
 
 def headline(record: Record) -> Text:
@@ -90,7 +99,8 @@ def headline(record: Record) -> Text:
         numbers = ", ".join(map(str, lost))
         lines.append(Text(f"checkpoints damaged or missing, so these trials cannot win: {numbers}"))
     lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
-    return Text("\n").join([*lines, _winner_line(record)])
+    known = [] if search.is_multi_objective else comparison_lines(search_results.comparison(record))
+    return Text("\n").join([*lines, _winner_line(record), *map(Text, known)])
 
 
 def _winner_line(record: Record) -> Text:
@@ -99,7 +109,7 @@ def _winner_line(record: Record) -> Text:
         return Text("no trial has a valid result yet")
     best = best_report(record.trial(number), record.search.objective)
     assert best is not None
-    measured = f", {metrics(best)}"
+    measured = f", {metrics(best, record.search.objective)}"
     if search_results.final_wins(record):
         final = {"ssim": math.nan, "psnr_db": math.nan, **(search_results.final_result(record) or {})}
         measured = (
@@ -120,11 +130,13 @@ def collapse_message(event: Mapping[str, Any]) -> str:
     return f"{what} {when}; it went back to epoch {event['back_to']} with half the learning rates ({rates})"
 
 
-def metrics(report: EvalReport) -> str:
-    """`SSIM 0.8812, PSNR 27.31 dB, 6.8 dB above the noisy images`."""
+def metrics(report: EvalReport, objective: Objective) -> str:
+    """`SSIM 0.8812, PSNR 27.31 dB, 6.8 dB above the noisy images`; L1 or HaarPSI in SSIM's place if it is searched."""
+    name = objective if objective in _SHOWN_IF_SEARCHED else "ssim"
     gain = report.psnr_db - report.noisy_psnr_db
     than = f"{abs(gain):.1f} dB {'above' if gain >= 0 else 'below'} the noisy images"
-    return f"SSIM {report.ssim:.4f}, PSNR {report.psnr_db:.2f} dB, {than}"
+    value = f"{_SHOWN_IF_SEARCHED.get(name, 'SSIM')} {getattr(report, name):.4f}"
+    return f"{value}, PSNR {report.psnr_db:.2f} dB, {than}"
 
 
 def epoch_line(report: EvalReport, epochs: int) -> str:

@@ -17,7 +17,7 @@ from hpo.policy.leaderboard import best_report, rank, reports_of
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import counts, duration, epoch_line, metrics, outcome, parameters, trial_table
 from hpo.views.status_file import Status
-from model.training_report import EvalReport
+from model.training_report import EvalReport, Objective
 
 _BEST = 8  # ended trials in the live table
 
@@ -121,8 +121,10 @@ def _head(
         parts.append(Text("   ".join(filter(None, figures))))
     ranked = _ranked(trials)
     if ranked and (best := best_report(ranked[0][1], search.objective)):
-        parts.append(Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best)}"))
-    if phase := phase_message(status):
+        parts.append(
+            Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best, search.objective)}")
+        )
+    if phase := phase_message(status, search.objective):
         parts.append(Text(phase, style="cyan"))
     return parts
 
@@ -131,7 +133,7 @@ def _ranked(trials: Sequence[FrozenTrial]) -> list[tuple[tuple[float, int], Froz
     return sorted((place, trial) for trial in trials if (place := rank(trial)))
 
 
-def phase_message(status: Status) -> str:
+def phase_message(status: Status, objective: Objective) -> str:
     """What the search does after its trials, in a line; empty while trials run."""
     if status.phase == "finalists":
         return f"measuring trial {status.trial} on all validation images, {status.done + 1} of {status.of}"
@@ -140,7 +142,7 @@ def phase_message(status: Status) -> str:
         return f"training the finalists' settings with fresh seeds, {status.done} of {status.of} done{now}"
     if status.phase == "final training":
         last = EvalReport.from_dict(status.report) if status.report else None
-        measured = f": {metrics(last)}, {last.images_per_second:,.0f} images/s" if last else ""
+        measured = f": {metrics(last, objective)}, {last.images_per_second:,.0f} images/s" if last else ""
         return f"final training of trial {status.trial}'s configuration, epoch {status.done}/{status.of}{measured}"
     if status.phase == "export":
         return "exporting, and measuring the exported file on validation and test images"

@@ -123,10 +123,13 @@ class Progress:
         elif reports:
             self._display.print_line(f"final: {epoch_line(reports[-1], epochs)}")
 
-    def show_export(self) -> None:
-        """The winner is about to be exported."""
-        self._set_status(Status(phase="export"))
-        self._display.print_line("\nExporting, and measuring the exported file on validation and test images ...")
+    def show_export(self, number: int | None = None, done: int = 0, total: int = 0) -> None:
+        """The winner is about to be exported, or trial `number` of a front after `done` of `total` others."""
+        self._set_status(Status(phase="export", trial=number, done=done, of=total))
+        what = "" if number is None else f" trial {number}, {done + 1} of {total} of the front"
+        begins = "" if done else "\n"
+        line = f"{begins}Exporting{what}, and measuring the exported file on validation and test images ..."
+        self._display.print_line(line)
 
     def close(self) -> None:
         """Stop drawing when this driver ends. The table stays as it is now."""

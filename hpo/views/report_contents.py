@@ -21,6 +21,7 @@ from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
 from hpo.store import file_names, search_results
 from hpo.store.record import Record
+from hpo.views.comparison_text import comparison_lines
 from hpo.views.formatting import collapse_message, outcome, place_options
 from hpo.views.report_analysis import importance, pareto, time_spent, would_longer_help
 from model.checkpoint import CheckpointError, load_checkpoint
@@ -56,15 +57,17 @@ def contents(record: Record) -> dict[str, Any]:
     slides = _SLIDES.get(search.space, {"points": 0})
     starting_points = [row["number"] for row in rows if row["by"] == "starting point" and row["value"] is not None]
     starts = sorted(starting_points, key=lambda number: number >= slides["points"])[:_NUM_STARTS]
-    export, final = _export(record, len(trials)), _final_training(record)
+    export, final = _export(record), _final_training(record)
     data = {
         **document,
         "search": {k: v for k, v in document["search"].items() if k != "on_finish"},  # a command may hold secrets
+        "objective": search.objective,
         "trials": rows,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "created": record.about["created"],
         "finished": bool(export and export["current"] and export["metrics"]["test"]),
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
+        "comparison": [] if search.is_multi_objective else comparison_lines(search_results.comparison(record)),
         "final_wins": search_results.final_wins(record),
         "final_training": final,
         "grace_epochs": search.grace_epochs,
@@ -110,6 +113,7 @@ def _details(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -
             "value": [round(trial.intermediate_values[report.epoch], 5) for report in reports],
             "ssim": [round(report.ssim, 5) for report in reports],
             "psnr_db": [round(report.psnr_db, 4) for report in reports],
+            "haarpsi": [round(report.haarpsi, 5) for report in reports],
         },
     }
 
@@ -178,7 +182,7 @@ def _range(distributions: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
+def _export(record: Record) -> dict[str, Any] | None:
     """What the manifest of this search's export says; None if there is no export."""
     try:
         manifest = read_manifest(record.fetch(record.folder / file_names.EXPORT / MANIFEST).parent)
@@ -191,7 +195,7 @@ def _export(record: Record, num_trials: int) -> dict[str, Any] | None:
         "trial": origin.get("trial"),
         "trials": origin.get("trials"),
         "final_training": origin.get("final_training"),
-        "current": (origin.get("trials"), origin.get("final_epochs")) == (num_trials, record.search.final_epochs),
+        "current": origin.items() >= search_results.extent(record).items(),
         "metrics": manifest["metrics"],
         "parameters": manifest["model"]["parameters"],
     }

@@ -65,7 +65,7 @@ def _watch(record: Record, console: Console, wait: Callable[[float], None]) -> N
             else:
                 notice = f"{problem}; the search can be continued: {command}" if problem else ""
             display.draw(status, notice)
-            line = notice or phase_message(status)
+            line = notice or phase_message(status, record.search.objective)
             if line != printed:
                 display.print_line(line or f"{name} is running again")
             if end:

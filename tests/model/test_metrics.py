@@ -14,7 +14,7 @@ from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
 from model.data.pixel_format import EIGHT_BITS
 from model.export_quality import compare_with_slides, quality, quality_table
-from model.training_report import EvalReport, Objective, failure_reason, objective_value
+from model.training_report import EvalReport, Objective, failure_reason, objective_value, objective_values
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -272,3 +272,23 @@ def test_a_training_that_diverged_is_worse_than_any_that_did_not(objective):
     worst = objective_value(dict(zip(names, (-1.0, 0.0, 2.0, 0.0), strict=True)), objective)
     for value in (math.nan, math.inf, -math.inf):
         assert objective_value(dict.fromkeys(names, value), objective) <= worst
+
+
+def test_the_values_of_the_images_have_the_metric_as_their_mean(pair):
+    """Also where images without noise do not count for PSNR, and one is restored exactly."""
+    noisy, clean = (torch.from_numpy(array[:8].copy()) for array in pair)
+    clean[:3] = noisy[:3] = -1.0
+    denoised = clean + 0.3 * (noisy - clean)
+    denoised[3] = clean[3]
+    shares = metrics.shares_of_psnr_db(denoised, noisy, clean)
+    assert shares.mean().item() == pytest.approx(metrics.mean_psnr_db(denoised, noisy, clean).item(), rel=1e-6)
+    assert (shares[:3] == 0).all()
+    plain = metrics.shares_of_psnr_db(denoised[4:], noisy[4:], clean[4:])
+    torch.testing.assert_close(plain, metrics.psnr_db(denoised[4:], clean[4:]))
+
+
+@pytest.mark.parametrize("objective", get_args(Objective))
+def test_the_objective_of_each_image_has_the_objective_as_its_mean(objective):
+    each = {name: np.random.default_rng(1).random(50) for name in ("ssim", "psnr_db", "l1", "haarpsi")}
+    means = {name: values.mean() for name, values in each.items()}
+    assert objective_values(each, objective).mean() == pytest.approx(objective_value(means, objective))

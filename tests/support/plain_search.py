@@ -70,7 +70,7 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
         if record.search.final_epochs:
             final_training.train_final(context)
         if exports:
-            export.export_winner(record, run.images, is_over=True)
+            export.export_winner(record, run.images, is_over=True, is_driver=True)
         return exit_codes.EXIT_DONE
 
     torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently

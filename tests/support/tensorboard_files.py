@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def assert_all_there(record: Record, final: Sequence[EvalReport] = ()) -> None:
             "train/disc_real": [r.disc_real for r in told],
             "train/disc_generated": [r.disc_generated for r in told],
         }
+        measured = [(r.epoch, r.haarpsi) for r in told if not math.isnan(r.haarpsi)]  # not in a diverged epoch
+        assert found.pop("val/haarpsi", []) == [(epoch, pytest.approx(value)) for epoch, value in measured]
         assert found.keys() == expected.keys()
         for tag, values in expected.items():
             assert [step for step, _ in found[tag]] == list(range(1, len(told) + 1))

@@ -336,6 +336,10 @@ SPACE_AND_SETTINGS = {
     ),
     "a reduction by one": Row("search new --reduction-factor 1", ["reduction_factor=1: must be at least 2"]),
     "an unknown metric": Row("search new --objectives loss", ["objectives=loss: must be of balanced, ssim, psnr"]),
+    "a limit on nothing": Row("search new --limit speed<=20", ["limit=speed<=20: speed is not an objective"]),
+    "a latency of a size that does not fit": Row(
+        "search new --objectives psnr,latency --latency-size 100", ["latency size=100", "the nearest is 96"]
+    ),
     "an unknown noise": Row("search new --noise gauss:30", ["gauss:30", "gaussian:30"]),
     "an unknown setting": Row("search new --set widht=4", ["widht: no such setting. Did you mean width?"]),
     "a setting of the wrong kind": Row(

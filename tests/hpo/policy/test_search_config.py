@@ -37,6 +37,7 @@ from model.common.errors import ConfigError
         ({"limit": ("speed<=20",)}, "limit=speed<=20: speed is not an objective"),
         ({"latency_size": 0}, "latency_size=0: must be from 1"),
         ({"latency_threads": 0}, "latency_threads=0: must be from 1"),
+        ({"objectives": ("psnr", "latency"), "pruner": "mine.py"}, "pruner=mine.py: must be one of asha, none with"),
         ({"front": 0}, "front=0: must be at least 1"),
         ({"replicates": -1}, "replicates=-1: must be 0 (none)"),
         ({"wandb": "online!"}, "wandb=online!: must be one of"),

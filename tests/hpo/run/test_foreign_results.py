@@ -68,7 +68,7 @@ def without_images_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("hpo.store.study_replication.READ_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr("hpo.store.study_replication.TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr(DataConfig, "load", lambda *_: SimpleNamespace(digest="0", shape=(1, 32, 32)))
+    monkeypatch.setattr(DataConfig, "load", lambda *_: SimpleNamespace(digest="0", shape=(1, 32, 32), validation=()))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import signal
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from plain_search import EPOCHS, command, photographs, without_ray
 from hpo.cli.commands import main
 from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy.trial_attributes import CONFIG
-from hpo.run import replicates
+from hpo.run import finalists, replicates
 from hpo.run.replicates import replicate_seed
 from hpo.store import file_names, search_results
 from hpo.store.record import Record
+from hpo.store.search_file import list_names
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
+from model.denoise import MANIFEST
 from model.trainer import validate
 from model.training_files import BEST
 from model.training_run import TrainingRun
@@ -174,7 +177,7 @@ def test_a_training_that_collapses_counts_as_the_noisy_images_and_its_finalist_i
     assert failed["psnr_db"] == pytest.approx(noisy["psnr_db"], abs=1e-4)
     assert search_results.winner(record) != best
     assert search_results.replicate_race(record).dropped[best].failures == 1
-    assert f"Trial {best} is out of the race: 1 of its 2 trainings failed" in capsys.readouterr().err
+    assert f"Trial {best} is out: 1 of its 2 trainings failed" in capsys.readouterr().err
 
 
 def test_at_the_cost_limit_the_replicates_end_and_what_they_gave_counts(images_folder, undisturbed, tmp_path, capsys):
@@ -198,6 +201,52 @@ def test_at_the_cost_limit_the_replicates_end_and_what_they_gave_counts(images_f
     assert noted(runs) == noted(undisturbed)
 
 
+def test_with_a_storage_the_replicates_leave_nothing_in_it(images_folder, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    without_ray(monkeypatch)
+    measure = finalists.measure_finalists
+
+    def upload_and_measure(context: Any) -> None:  # without Ray the trials write into the driver's folder
+        for path in context.record.folder.glob(f"trials/*/{BEST}"):
+            context.record.storage.put(path.relative_to(context.record.folder).as_posix(), path)
+        measure(context)
+
+    monkeypatch.setattr(finalists, "measure_finalists", upload_and_measure)
+    assert main([*command(images_folder, tmp_path / "runs", *REPLICATES), "--storage", str(stored)]) == 0
+    assert noted(tmp_path / "runs") == noted(undisturbed)
+    assert list((stored / "first" / "trials").rglob("*.safetensors"))
+    assert not [path for path in (stored / "first").rglob("*") if path.is_file() and "replicates" in path.parts]
+
+
+def test_the_manifest_has_the_choice_and_counts_the_reads_of_the_test_images(images_folder, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    without_ray(monkeypatch, exports=True)
+    assert main(command(images_folder, runs, *REPLICATES)) == 0
+    record = Record(runs, "first")
+    export = record.folder / file_names.EXPORT
+    told = json.loads((export / MANIFEST).read_text())["certificate"]
+    winner = search_results.winner(record)
+    checkpoint = record.trial_folder(winner) / BEST
+    assert told["exported"]["trial"] == winner
+    assert told["exported"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert told["checkpoints_sha256"][str(winner)]["trial"] == told["exported"]["sha256"]
+    assert told["seeds"] == {"search": 9, "replicates": [replicate_seed(9, index) for index in range(SEEDS)]}
+    data = record.search.data_config()
+    assert told["validation_images"]["count"] == len(data.load().validation)
+    assert told["test_images"] == {"count": len(data.load_test()), "reads_before": 0}
+    card = (export / "README.md").read_text()
+    assert all(line.strip() in card for line in told["statement"])
+    assert "for the first time" in told["statement"][-1]
+    assert search_results.is_exported(record)
+    assert main(["export", "first", "--runs", str(runs), "--to", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / MANIFEST).read_text())["certificate"]
+    assert again["test_images"]["reads_before"] == 1
+    assert main([*command(images_folder, runs, *REPLICATES), "--final-epochs", "1"]) == 0  # a second export
+    assert [read["trials"] for read in Record(runs, "first").metadata()[file_names.TEST_READS]] == [5, 5]
+
+
 @pytest.mark.parametrize("count", ["-1", "1", "1001", "two"])
 def test_replicates_are_none_or_at_least_two(images_folder, tmp_path, capsys, count):
     assert main(command(images_folder, tmp_path / "runs", "--replicates", count)) == 2
@@ -213,10 +262,11 @@ def test_a_search_that_is_killed_among_its_replicates_continues_with_them(tmp_pa
     options += ["--set", "width=4", "--set", "dropout=0", "--set", "batch_size=16"]
 
     def some_are_done() -> bool:
-        folder = tmp_path / "killed" / "runs"
-        return (folder / "first" / "study.db").exists() and sum(
-            map(len, Record(folder, "first").metadata().get(file_names.REPLICATES, {}).values())
-        ) >= 1
+        runs = tmp_path / "killed" / "runs"
+        if "first" not in list_names(runs):
+            return False
+        of_finalists = Record(runs, "first").metadata().get(file_names.REPLICATES, {}).values()
+        return sum(map(len, of_finalists)) >= 1
 
     for folder in (tmp_path / "killed", tmp_path / "undisturbed"):
         folder.mkdir()

@@ -364,7 +364,7 @@ def test_the_means_of_fresh_seeds_choose_the_winner(record):
     assert search_results.ranked_finalists(record) == [1, 6, 4]
     told = search_results.document(record)[file_names.REPLICATES]
     assert (told["winner"], told["seeds"], told["is_over"]) == (1, 2, True)
-    assert told["finalists"]["1"]["mean"] == pytest.approx(0.725)
+    assert told["finalists"]["1"]["means"]["value"]["mean"] == pytest.approx(0.725)
     json.dumps(told, allow_nan=False)
     record.update_config({"replicates": 0})
     assert search_results.ranked_finalists(record) == [6, 1, 4]

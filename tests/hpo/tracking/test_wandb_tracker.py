@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -40,6 +41,9 @@ def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(rec
         assert summary["summary"]["best/epoch"] == best.epoch
         assert summary["summary"]["best/ssim"] == pytest.approx(best.ssim)
         assert summary["summary"]["best/psnr"] == pytest.approx(best.psnr_db)
+        assert summary["summary"]["best/haarpsi"] == pytest.approx(best.haarpsi)
+        curve = [report.haarpsi for report in leaderboard.reports_of(trial) if not math.isnan(report.haarpsi)]
+        assert [row["val/haarpsi"] for row in history if "val/haarpsi" in row] == pytest.approx(curve)
         pictures = [row["epoch"] for row in history if any(name.startswith("val/strip") for name in row)]
         assert pictures == ([1] if trial.number == 0 else [])
 

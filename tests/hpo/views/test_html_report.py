@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 import pytest
 from chromium import Page, chromium, needs_chromium
-from curves import SPACE, append_report, controller, report
+from curves import SEARCH, SPACE, append_report, controller, report, run_all
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from rich.console import Console
@@ -100,7 +100,14 @@ def test_the_leaderboard_is_that_of_hpo_show_and_sorts_by_a_click_and_by_the_add
     told = json.loads(capsys.readouterr().out)
     shown(browser, done)
     assert text(browser, "h1") == f"Trial {told['winner']} wins so far"
-    for key, form in {"number": "{}", "ssim": "{:.4f}", "psnr_db": "{:.2f}", "l1": "{:.4f}", "epochs": "{}"}.items():
+    for key, form in {
+        "number": "{}",
+        "ssim": "{:.4f}",
+        "psnr_db": "{:.2f}",
+        "l1": "{:.4f}",
+        "haarpsi": "{:.4f}",
+        "epochs": "{}",
+    }.items():
         assert column(browser, key) == [form.format(row[key]) for row in told["trials"]]
     for name in ("lr_g", "loss"):
         values = [row["params"][name] for row in told["trials"]]
@@ -123,6 +130,33 @@ def test_the_leaderboard_is_that_of_hpo_show_and_sorts_by_a_click_and_by_the_add
     assert browser.run("document.querySelectorAll('#curves .hot, #tradeoff .hot, #timeline .hot').length") == 3
     for chart in ("curves", "tradeoff"):
         assert "trial 3" in browser.run(f"[...document.querySelectorAll('#{chart} text')].map(t => t.textContent)")
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("objective", "name"), [("l1", "\N{MINUS SIGN}L1"), ("haarpsi", "HaarPSI"), ("psnr", "PSNR dB")]
+)
+def test_the_charts_show_the_objective_and_its_best_trials_come_first(runs, browser, objective, name):
+    record = Record.create(runs, "first", replace(SEARCH, trials=4, objectives=(objective,)))
+    run_all(controller(record))
+    shown(browser, record)
+    offered = browser.run("[...document.querySelectorAll('#metric label')].map(l => l.innerText)")
+    assert offered == [name, *(other for other in ("SSIM", "PSNR dB", "HaarPSI") if other != name)]
+    assert f"{name}, best epoch" in browser.run("document.querySelector('#progress').textContent")
+    values = [float(value) for value in column(browser, {"psnr": "psnr_db"}.get(objective, objective))]
+    assert values == sorted(values, reverse=objective != "l1")
+    assert len(set(values)) > 1
+
+
+@needs_chromium
+def test_a_search_that_is_older_than_haarpsi_has_no_empty_columns(runs, browser):
+    record = Record.create(runs, "first", ENDS)
+    record.add(suggest(record.trials(), SPACE, ENDS))
+    for epoch in (1, 2):
+        append_report(record, 0, report(epoch, 0.5 + 0.1 * epoch, haarpsi=math.nan))
+    shown(browser, record)
+    assert "HaarPSI" not in text(browser, "body")
+    assert len(column(browser, "l1")) == 1
 
 
 @needs_chromium

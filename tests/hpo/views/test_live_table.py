@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from curves import SPACE, append_report, controller, counted, report, run_all
+from curves import SEARCH, SPACE, append_report, controller, counted, report, run_all
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from hpo.policy.leaderboard import reports_of
+from hpo.cli.commands import main
+from hpo.policy.leaderboard import best_report, reports_of
 from hpo.policy.report_decision import epochs_left, expected_epochs, next_comparison
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.suggestions import suggest
@@ -20,7 +21,7 @@ from hpo.policy.trial_attributes import REPORT_INDEX, REPORTS
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.views.formatting import decision_table, trial_table
-from hpo.views.live_table import render
+from hpo.views.live_table import phase_message, render
 from hpo.views.progress import Progress
 from hpo.views.status_file import Status
 
@@ -84,6 +85,26 @@ def test_the_table_is_readable_at_80_columns(done):
         (line,) = (line for line in lines if line.split()[:1] == [str(trial.number)])
         assert f"{trial.last_step}/4" in line
         assert f"{best.ssim:.4f}  {best.psnr_db:.2f}" in line
+
+
+@pytest.mark.parametrize(("objective", "header"), [("l1", "L1"), ("haarpsi", "HaarPSI")])
+def test_an_objective_without_a_column_gets_one_and_comes_first_in_the_winners_line(runs, objective, header, capsys):
+    record = Record.create(runs, "first", replace(SEARCH, trials=3, objectives=(objective,)))
+    run_all(controller(record))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(trial_table(record.trials(), record.search))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["trial", "epoch", header, "SSIM", "PSNR", "state", "parameters"]
+    for trial in record.trials():
+        best = best_report(trial, objective)
+        line = next(line for line in lines if line.split()[:1] == [str(trial.number)])
+        assert f"{getattr(best, objective):.4f}  {best.ssim:.4f}  {best.psnr_db:.2f}" in line
+    main(["show", "first", "--runs", str(runs)])
+    told = capsys.readouterr().out
+    number = min(record.trials(), key=lambda trial: -max(trial.intermediate_values.values())).number
+    best = best_report(record.trial(number), objective)
+    assert f"winner: trial {number}, {header} {getattr(best, objective):.4f}, PSNR {best.psnr_db:.2f} dB" in told
 
 
 def bracketed(number: int) -> Any:
@@ -193,6 +214,25 @@ def test_the_finalists_the_final_training_and_the_export_are_told(record, tmp_pa
     ]
     assert (seen.phase, seen.trial, seen.done, seen.of) == ("final training", 7, 1, 2)
     assert Status.read(tmp_path).phase == "ended"
+
+
+def test_the_replicates_are_told_and_watched(record, tmp_path):
+    console = Console(file=io.StringIO(), width=60)
+    progress = Progress(record.search, "first", 1, console, folder=tmp_path)
+    progress.show_replicates(0, 6, [], 24)
+    progress.show_replicate_epoch("trial 7, seed 1", report(1, 0.5), 4)
+    progress.show_replicates(2, 6, ["trial 7, seed 1: epoch 1/4"], 15)
+    seen = Status.read(tmp_path)
+    progress.close()
+    assert console.file.getvalue().split("\n") == [
+        "",
+        "Training the finalists' settings with fresh seeds: 6 trainings",
+        "trial 7, seed 1: epoch 1/4  SSIM 0.5000  PSNR 23.50 dB  500 images/s",
+        "",
+    ]
+    assert phase_message(seen, "balanced") == (
+        "training the finalists' settings with fresh seeds, 2 of 6 done (trial 7, seed 1: epoch 1/4)"
+    )
 
 
 def test_quiet_says_nothing(record):
