@@ -90,7 +90,9 @@ def test_a_search_is_told_known_figures_first_and_its_front_grows_by_its_reports
 
 
 def test_a_configuration_that_diverges_never_counts_for_the_front(landscape):
-    outcome = simulate_front(Scripted(({"loss": "l1", "norm": "none"}, 3)), landscape, seed=0, workers=1, budget=100, varies=False)
+    outcome = simulate_front(
+        Scripted(({"loss": "l1", "norm": "none"}, 3)), landscape, seed=0, workers=1, budget=100, varies=False
+    )
     assert outcome.epochs == 2
     assert not outcome.volumes
 
@@ -98,7 +100,10 @@ def test_a_configuration_that_diverges_never_counts_for_the_front(landscape):
 def test_a_pruning_is_wrong_where_the_trial_was_on_the_front_of_its_epoch(landscape):
     l1, ssim = {"loss": "l1", "norm": "batch"}, {"loss": "ssim", "norm": "batch"}
     for jobs, wrong in ((((l1, 3), (ssim, 1)), 1), (((ssim, 3), (l1, 1)), 1), (((l1, 3), (l1, 1)), 1)):
-        assert simulate_front(Scripted(*jobs), landscape, seed=0, workers=1, budget=100, varies=False).wrong_prunings == wrong
+        assert (
+            simulate_front(Scripted(*jobs), landscape, seed=0, workers=1, budget=100, varies=False).wrong_prunings
+            == wrong
+        )
 
 
 def test_a_dominated_trial_is_pruned_rightly(tmp_path):
