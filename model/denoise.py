@@ -16,6 +16,7 @@ from .common.text import truncated_repr
 from .common.validation import matches_type
 from .config import ValueRange
 from .data.pixel_format import PixelFormat
+from .latency import Latency
 from .onnx_session import open_session
 
 MANIFEST = "manifest.json"
@@ -196,8 +197,14 @@ def _wrong_parts(manifest: Any) -> list[str]:
         "model": isinstance(model, dict) and _is_model(model),
         "origin": isinstance(manifest.get("origin"), dict),
         "data": isinstance(manifest.get("data"), dict),
-        "metrics": isinstance(metrics := manifest.get("metrics"), dict) and all(map(_is_table, metrics.values())),
+        "metrics": _are_tables(manifest.get("metrics")),
         "strip": strip is None or _is_row(strip),
+        # These are not in old manifests.
+        "latency": manifest.get("latency") is None or _is_measured(manifest),
+        "loss": (loss := manifest.get("loss")) is None
+        or (isinstance(loss, dict) and matches_type(loss.get("psnr_db"), float)),
+        "float32": (float32 := manifest.get("float32")) is None
+        or (isinstance(float32, dict) and _are_tables(float32.get("metrics")) and _is_measured(float32)),
     }
     wrong = [name for name, is_right in parts.items() if not is_right]
     named = [model["file"], *([strip.get("file")] if strip else [])] if not wrong else []  # type: ignore[index]
@@ -214,8 +221,23 @@ _LARGEST = 4096  # pixels a side of a tile
 def _is_model(model: Mapping[str, Any]) -> bool:
     numbers: list[Any] = [model.get(name) for name in ("channels", "image_size", "padding")]
     channels, image_size, padding = numbers
-    are_numbers = all(matches_type(number, int) for number in numbers)
-    return are_numbers and channels in (1, 3) and 2 <= image_size <= _LARGEST and 0 <= 2 * padding < image_size
+    are_numbers = all(matches_type(number, int) for number in (*numbers, model.get("size_multiple", 1)))
+    if not are_numbers or model.get("size_multiple", 1) < 1:
+        return False
+    return channels in (1, 3) and 2 <= image_size <= _LARGEST and 0 <= 2 * padding < image_size
+
+
+def _is_measured(network: Mapping[str, Any]) -> bool:
+    """Whether it has the precision, the size and the latency of a network."""
+    try:
+        Latency.from_dict(network.get("latency"))
+    except ConfigError:
+        return False
+    return isinstance(network.get("precision"), str) and matches_type(network.get("size_mb"), float)
+
+
+def _are_tables(metrics: Any) -> bool:
+    return isinstance(metrics, dict) and all(map(_is_table, metrics.values()))
 
 
 def _is_table(rows: Any) -> bool:

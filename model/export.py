@@ -32,8 +32,10 @@ from .common.git import git_commit
 from .data.data_config import DataConfig
 from .data.image_sets import ImagePairs, Images
 from .export_quality import evaluate, measure_strip
+from .latency import check_measuring, measure_latencies
 from .model_card import model_card
 from .picture_strip import draw_strip
+from .quantization import MAX_LOSS_DB, NetworkOptions, check_loss, reduced
 
 ONNX_FILE, WEIGHTS_FILE, CARD_FILE, STRIP_FILE = "generator.onnx", "generator.safetensors", "README.md", "strip.png"
 TRAINABLE_FILE = "checkpoint.safetensors"
@@ -55,6 +57,7 @@ def export(
     test: ImagePairs | None,
     origin: Mapping[str, Any],
     trainable: bool = False,
+    network: NetworkOptions | None = None,
     certificate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint, measure the ONNX file itself, and return the manifest.
@@ -64,55 +67,118 @@ def export(
         images: what was trained on, and the validation images.
         test: the test images; None while nothing may use them.
         origin: where the checkpoint comes from (search, trial), for the manifest.
-        trainable: whether the folder includes the checkpoint, to train further.
+        trainable: whether it includes the checkpoint.
+        network: the precision of the ONNX file, and how its latency is measured; None: the defaults.
         certificate: for the manifest, how it was chosen; its `statement`, a list of sentences, is in the model card.
 
     Raises:
-        ConfigError: something other than an export is at `to`.
+        ConfigError: something other than an export is at `to`, or the latency cannot be measured so.
+        PrecisionLossError: the precision costs more.
         CheckpointError: the checkpoint is damaged.
         ExportError: the exported network computes something else than the checkpoint.
         OSError: the folder cannot be written.
     """
     check_target(to)
+    network = network or NetworkOptions()
     channels, image_size, _ = images.shape
     generator, state = load_generator(checkpoint, channels=channels, image_size=image_size)
+    size = image_size if network.latency_size is None else network.latency_size
+    check_measuring(size, network.latency_threads, generator.size_multiple)
     with _temporary_folder(to) as folder:
-        weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-        (folder / WEIGHTS_FILE).write_bytes(save(weights))
-        _write_onnx(generator, folder / ONNX_FILE, images.shape)
+        _write_weights(generator, folder / WEIGHTS_FILE)
         if trainable:
             shutil.copyfile(checkpoint, folder / TRAINABLE_FILE)
-        manifest = _manifest(folder, generator, state, data, images)
-        manifest["origin"] = {**origin, "epoch": len(state["reports"])}
+        manifest = _manifest(generator, state, data, images, origin)
         if certificate is not None:
             manifest["certificate"] = dict(certificate)
-        _write_manifest(folder, manifest)  # for the Denoiser that measures; the final one has the figures
-        denoiser = Denoiser(folder)
-        _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], data.noise)
-        manifest["metrics"] = {
-            "validation": evaluate(denoiser, images.validation, data.noise, "validation"),
-            "test": None if test is None else evaluate(denoiser, test, data.noise, "test"),
-        }
-        split, shown = ("validation", images.validation) if test is None else ("test", test)
-        noisy, clean = shown[:_STRIP_IMAGES].with_noise(data.noise, split)
-        draw_strip([noisy, clean, denoiser.batch(noisy)]).save(folder / STRIP_FILE)
-        manifest["strip"] = measure_strip(denoiser, folder / STRIP_FILE)
+        networks = _write_network(folder, manifest, generator, network, images=images, test=test, noise=data.noise)
+        _measure(manifest, network.precision, networks, size, network.latency_threads)
+        manifest["strip"] = _draw_strip(folder / STRIP_FILE, Denoiser(folder), images, test, data.noise)
         (folder / CARD_FILE).write_text(model_card(manifest, onnx_file=ONNX_FILE, strip_file=STRIP_FILE))
-        manifest["files"] = _digests(folder)
         _write_manifest(folder, manifest)
         replace_folder(to, folder)
     return manifest
 
 
+def _write_network(
+    folder: Path,
+    manifest: dict[str, Any],
+    generator: Generator,
+    options: NetworkOptions,
+    *,
+    images: Images,
+    test: ImagePairs | None,
+    noise: str,
+) -> list[bytes]:
+    """Write the ONNX file and its metrics; return the float32 network, and the one in a smaller precision after it."""
+    _write_onnx(generator, folder / ONNX_FILE, images.shape)
+    denoiser = _denoiser(folder, manifest)
+    _compare(denoiser, generator, images.validation[:_STRIP_IMAGES], noise)
+    manifest["metrics"] = _metrics(denoiser, images, test, noise)
+    networks = [(folder / ONNX_FILE).read_bytes()]
+    if options.precision != "fp32":
+        networks.append(reduced(networks[0], options.precision, images, noise))
+        (folder / ONNX_FILE).write_bytes(networks[1])
+        denoiser = _denoiser(folder, manifest)
+        _add_loss(manifest, _metrics(denoiser, images, test, noise), options)
+    return networks
+
+
+def _write_weights(generator: Generator, path: Path) -> None:
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in generator.state_dict().items()}))
+
+
+def _denoiser(folder: Path, manifest: dict[str, Any]) -> Denoiser:
+    """The Denoiser that measures; the final manifest has its figures."""
+    _write_manifest(folder, manifest)
+    return Denoiser(folder)
+
+
+def _metrics(denoiser: Denoiser, images: Images, test: ImagePairs | None, noise: str) -> dict[str, Any]:
+    return {
+        "validation": evaluate(denoiser, images.validation, noise, "validation"),
+        "test": None if test is None else evaluate(denoiser, test, noise, "test"),
+    }
+
+
+def _add_loss(manifest: dict[str, Any], metrics: dict[str, Any], options: NetworkOptions) -> None:
+    """Replace the metrics of the float32 network, which stay beside. Raises PrecisionLossError."""
+    limit = MAX_LOSS_DB if options.max_loss_db is None else options.max_loss_db
+    loss_db = check_loss(options.precision, metrics["validation"], manifest["metrics"]["validation"], limit)
+    manifest["float32"] = {"metrics": manifest["metrics"]}
+    manifest["metrics"] = metrics
+    manifest["loss"] = {"psnr_db": loss_db, "max_loss_db": limit}
+
+
+def _draw_strip(path: Path, denoiser: Denoiser, images: Images, test: ImagePairs | None, noise: str) -> dict[str, Any]:
+    """Draw a few test or validation images, and return the figures of the picture."""
+    split, shown = ("validation", images.validation) if test is None else ("test", test)
+    noisy, clean = shown[:_STRIP_IMAGES].with_noise(noise, split)
+    draw_strip([noisy, clean, denoiser.batch(noisy)]).save(path)
+    return measure_strip(denoiser, path)
+
+
+def _measure(manifest: dict[str, Any], precision: str, networks: list[bytes], size: int, threads: int) -> None:
+    """Add precision, size and latency of a float32 network, and of one in a smaller precision after it, in turns."""
+    latencies = measure_latencies(networks, size=size, threads=threads)
+    figures = [
+        {"precision": name, "size_mb": len(content) / 1e6, "latency": latency.as_dict()}
+        for name, content, latency in zip(("fp32", precision), networks, latencies, strict=False)
+    ]
+    manifest |= figures[-1]
+    if "float32" in manifest:
+        manifest["float32"] |= figures[0]
+
+
 def _manifest(
-    folder: Path, generator: Generator, state: Mapping[str, Any], data: DataConfig, images: Images
+    generator: Generator, state: Mapping[str, Any], data: DataConfig, images: Images, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The manifest before anything is measured; its keys and their order are a file format."""
     channels, image_size, _ = images.shape
     pixel_format = images.pixel_format.explicit
     return {
         "format": 1,
-        "origin": {},
+        "origin": {**origin, "epoch": len(state["reports"])},
         "model": {
             "file": ONNX_FILE,
             "channels": channels,
@@ -129,7 +195,6 @@ def _manifest(
         "git_commit": git_commit(),
         "images": list(images.messages),
         "metrics": {},
-        "files": _digests(folder),
     }
 
 
@@ -209,7 +274,8 @@ def _compare(denoiser: Denoiser, generator: Generator, images: ImagePairs, noise
         raise ExportError(f"onnxruntime's output differs from torch's by {distance:.2g}, above {_TOLERANCE}")
 
 
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["files"] = _digests(folder)
     text = json.dumps(manifest, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST, text.encode())
 

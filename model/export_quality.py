@@ -20,9 +20,11 @@ from model.denoise import DenoiseError, Denoiser, verify_files
 from model.metrics import EXACT_DB, haarpsi
 
 from .common.errors import ConfigError
+from .common.text import sanitize_for_terminal
 from .data.image_reading import read_image
 from .data.image_sets import ImagePairs
 from .data.pixel_format import EIGHT_BITS, PixelFormat
+from .latency import Latency
 from .picture_strip import SCALE, split_strip
 
 ROWS = {"noisy": "Noisy images", "denoised": "Denoised", "ground_truth": "Ground truth"}
@@ -168,6 +170,31 @@ def quality_table(splits: Mapping[str, dict[str, Any] | None]) -> str:
             lines += ["", f"WORSE than the noisy images, by {noisy - denoised:.2f} dB on {split}: do not use it."]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def network_table(manifest: Mapping[str, Any]) -> str:
+    """Markdown: size, latency and PSNR of an exported network, and of the float32 one that it was made of.
+
+    Empty for an export of an old version, which has no latency.
+    """
+    if manifest.get("latency") is None:
+        return ""
+    networks = (
+        [manifest] if manifest.get("float32") is None else [{"precision": "fp32", **manifest["float32"]}, manifest]
+    )
+    lines = ["| network | MB | median ms | 95th percentile ms | PSNR dB |", "|---|---|---|---|---|"]
+    for network in networks:
+        latency = Latency.from_dict(network["latency"])
+        tables = network["metrics"].get("test"), network["metrics"].get("validation")
+        rows: dict[str, Any] = next((each for each in tables if each is not None), {})
+        psnr = f"{float(rows['denoised']['psnr_db']):.2f}" if rows else "not measured"
+        name = sanitize_for_terminal(network["precision"])
+        lines.append(f"| {name} | {network['size_mb']:.2f} | {latency.median_ms:.3g} | {latency.p95_ms:.3g} | {psnr} |")
+    lines += ["", f"Latency of one image, in memory: {sanitize_for_terminal(latency.conditions)}."]
+    if manifest.get("loss") is not None:
+        loss = float(manifest["loss"]["psnr_db"])
+        lines.append(f"{name} loses {loss:.3f} dB on the validation images.")
+    return "\n".join(lines)
 
 
 def compare_with_slides(test: dict[str, Any]) -> str:

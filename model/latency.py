@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .onnx_session import open_session
 
 CPU = "CPUExecutionProvider"
-LARGEST_SIZE = 16384  # pixels a side
+_LARGEST_SIZE = 4096  # pixels a side
 _MOST_THREADS = 1024
 _ROUNDS = 10  # each measures every file, so that a busy minute hits all of them alike
 _RUNS, _MOST_RUNS = 3, 100  # of one file in a round
@@ -81,21 +81,25 @@ class Latency:
             raise ConfigError("\n".join(wrong))
         return cls(**values)
 
-    def __str__(self) -> str:
-        """For people, in one line."""
+    @property
+    def conditions(self) -> str:
+        """What was measured, and on what, for people."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         where = self.processor if self.device == "cpu" else f"{self.device} with {self.processor}"
         return (
-            f"{self.median_ms:.3g} ms (95th percentile {self.p95_ms:.3g} ms) for an image of {self.size}x{self.size}; "
-            f"{self.runs} runs, {threads}, {where}, {self.provider} of onnxruntime {self.onnxruntime}"
+            f"{self.size}x{self.size} pixels, {self.runs} runs, {threads}, {where}, {self.provider} of "
+            f"onnxruntime {self.onnxruntime}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.3g} ms (95th percentile {self.p95_ms:.3g} ms): {self.conditions}"
 
 
 def check_measuring(size: int, threads: int, size_multiple: int = 1) -> None:
     """Raise ConfigError where a network of this size multiple cannot be measured at a size or with these threads."""
     errors = []
-    if not (matches_type(size, int) and 1 <= size <= LARGEST_SIZE):
-        errors.append(f"latency size={truncated_repr(size)}: must be at least 1 and at most {LARGEST_SIZE} pixels")
+    if not (matches_type(size, int) and 1 <= size <= _LARGEST_SIZE):
+        errors.append(f"latency size={truncated_repr(size)}: must be at least 1 and at most {_LARGEST_SIZE} pixels")
     elif size % size_multiple:
         nearest = max(round(size / size_multiple), 1) * size_multiple
         errors.append(

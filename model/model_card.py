@@ -8,7 +8,7 @@ from typing import Any
 from .data.data_config import DataConfig
 from .data.noise import REAL, parse_noise
 from .data.pixel_format import EIGHT_BITS, PixelFormat
-from .export_quality import compare_with_slides, quality_table
+from .export_quality import compare_with_slides, network_table, quality_table
 
 _OTHER_COLOURS = {  # how Denoiser handles them
     1: "It takes grey images. Each channel of a colour image is denoised separately.",
@@ -30,9 +30,6 @@ def model_card(manifest: Mapping[str, Any], *, onnx_file: str, strip_file: str) 
     scale = (
         "[-1, 1]" if pixel_format == EIGHT_BITS else f"the values of {pixel_format}, but for L1 and HaarPSI, on [-1, 1]"
     )
-    certificate = manifest.get("certificate", {"statement": []})
-    chosen = "\n".join(f"- {line.strip()}" for line in certificate["statement"])
-    choice = f"\n## How it was chosen\n\n{chosen}\n" if chosen else ""
     return f"""# Image denoiser (pix2pix U-Net)
 
 Removes noise `{noise}` ({units}) from images like those of
@@ -48,7 +45,11 @@ Measured on `{onnx_file}` itself, on {scale}: SSIM with an 11x11 Gaussian window
 HaarPSI as in arXiv 1607.06140, from 0 to 1.
 
 {quality_table(metrics)}
-{verdict}{choice}
+{verdict}
+## Size and latency
+
+{network_table(manifest)}
+{_choice(manifest)}
 ## Use
 
 ```python
@@ -74,3 +75,10 @@ pixels; larger images are best cut into overlapping tiles of that size, which is
 It knows only the noise and the kind of images above; on others it may blur or invent structure. Don't use it where
 an invented detail does harm (medicine, evidence).
 """
+
+
+def _choice(manifest: Mapping[str, Any]) -> str:
+    """How the network was chosen, by its certificate."""
+    certificate = manifest.get("certificate", {"statement": []})
+    chosen = "\n".join(f"- {line.strip()}" for line in certificate["statement"])
+    return f"\n## How it was chosen\n\n{chosen}\n" if chosen else ""

@@ -180,7 +180,24 @@ def _add_commands_on_a_search(command: _Command) -> None:
     export.add_argument("--trial", type=int, metavar="N", help="export this trial (default: the winner)")
     export.add_argument("--pick", metavar="RULE", help=_PICK)
     export.add_argument(
-        "--to", type=_path, metavar="DIR", help="folder to write (default: export/ in the search's folder)"
+        "--to",
+        type=_path,
+        metavar="DIR",
+        help="folder to write (default: in the search's folder export/, or export-int8/ for that precision)",
+    )
+    export.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="{fp32,fp16,int8}",
+        help="numbers of the network; int8 is calibrated on training images. The smaller network is measured again on "
+        "the same images, and beside the float32 one (default: fp32)",
+    )
+    export.add_argument(
+        "--max-loss-db",
+        type=_number,
+        metavar="DB",
+        help="how much PSNR fp16 or int8 may lose on the validation images; one that loses more is not exported "
+        "(default: 0.1)",
     )
     export.add_argument("--data", metavar="FOLDER", help=_DATA_MOVED)
     export.add_argument("--trainable", action="store_true", help="add the checkpoint, to continue the training")
@@ -191,6 +208,15 @@ def _add_commands_on_an_export(command: _Command) -> None:
     evaluate = command("evaluate", "Measure an exported model on noisy images of the training and the test set.")
     evaluate.add_argument("model", type=_path, metavar="DIR", help="exported folder")
     evaluate.add_argument("--data", metavar="FOLDER", help=_DATA_MOVED)
+    evaluate.add_argument(
+        "--latency", action="store_true", help="measure only the latency, on this machine; it needs no images"
+    )
+    evaluate.add_argument(
+        "--size", type=_whole, metavar="PIXELS", help="with --latency: side of the square image (default: as recorded)"
+    )
+    evaluate.add_argument(
+        "--threads", type=_whole, metavar="N", help="with --latency: threads of the CPU (default: as recorded)"
+    )
     _add_json(evaluate)
 
     add = command("denoise", "Denoise images of any size with an exported model.").add_argument

@@ -92,6 +92,7 @@ def _list(arguments: argparse.Namespace) -> int:
         say(f"No searches in {storage or arguments.runs}. `hpo search NAME` starts one.")
     for row in rows:
         best = "no result" if row["ssim"] is None else f"SSIM {row['ssim']:.4f}  PSNR {row['psnr_db']:.2f} dB"
+        best += f"  front of {row['front']}" if row.get("front") else ""
         state = "exported" if row["exported"] else "can be continued"
         line = f"{row['name']:20} {row['created']}  {row['trials']}/{row['asked']} trials  {best}  {state}"
         print(sanitize_for_terminal(line))
@@ -100,7 +101,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _summary(record: Record) -> dict[str, Any]:
     """A row of `hpo list --json`."""
-    from hpo.policy.leaderboard import leaderboard
+    from hpo.policy.leaderboard import front, leaderboard
     from hpo.store import search_results
 
     board = leaderboard(record.trials(), record.search.objective)
@@ -113,6 +114,7 @@ def _summary(record: Record) -> dict[str, Any]:
         "exported": search_results.is_exported(record),
         "ssim": best and best["ssim"],
         "psnr_db": best and best["psnr_db"],
+        **({"front": len(front(record.trials(), record.search))} if record.search.is_multi_objective else {}),
     }
 
 
@@ -135,7 +137,12 @@ def _show(arguments: argparse.Namespace) -> int:
         board = leaderboard.leaderboard(list(trials.values()), record.search.objective)
         console.print(headline(record), highlight=False)
         console.print()
-        console.print(trial_table([trials[row["number"]] for row in board], record.search, width=console.width))
+        front = leaderboard.front(trials.values(), record.search) if record.search.is_multi_objective else []
+        order = [*front, *(row["number"] for row in board if row["number"] not in front)]
+        shown = [trials[number] for number in order]
+        console.print(trial_table(shown, record.search, width=console.width, front=front))
+        if front:
+            console.print("* on the front", highlight=False)
     return EXIT_DONE
 
 
@@ -209,37 +216,14 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hpo.run import export
-    from hpo.store import file_names, search_results
-    from model.data.memory_mapped import PixelFiles
-    from model.export import check_target
-    from model.export_quality import quality_table
-
     _check_pick(arguments)
+
+    from hpo.cli.export import export
+    from model.quantization import NetworkOptions
+
+    asked = NetworkOptions(precision=arguments.precision, max_loss_db=arguments.max_loss_db)
     with _open_record(arguments) as record:
-        check_target(arguments.to or record.user_folder / file_names.EXPORT)
-        if arguments.pick is not None and _copy_picked(arguments, record):
-            return EXIT_DONE
-        data = record.search.data_config()
-        if arguments.data is not None:
-            data = replace(data, data=absolute_data(arguments.data))
-        with PixelFiles(arguments.runs, arguments.name) as store:
-            images = data.load(store)
-            search_results.check_images(record, images, data.data)
-        manifest = export.export_winner(
-            record,
-            images,
-            is_over=search_results.is_over(record),
-            data=data,
-            trial=arguments.trial,
-            destination=arguments.to,
-            trainable=arguments.trainable,
-        )
-        print(quality_table(manifest["metrics"]))
-        if manifest["metrics"]["test"] is None:
-            say("The search has not ended, so it was not measured on the test images.")
-        say(f"Exported to {arguments.to or record.user_folder / file_names.EXPORT}")
-    return EXIT_DONE
+        return export(arguments, record, asked)
 
 
 def _check_pick(arguments: argparse.Namespace) -> None:
@@ -252,26 +236,6 @@ def _check_pick(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--pick {arguments.pick} and --trial {arguments.trial}: choose with one of them")
     if arguments.to is None:
         raise ConfigError(f"--pick {arguments.pick}: needs --to DIR; export/ in the search's folder stays the best one")
-
-
-def _copy_picked(arguments: argparse.Namespace, record: Record) -> bool:
-    """Copy the member of the front that --pick chooses and return True, or make it the trial to export."""
-    from hpo.policy.pick import Pick
-    from hpo.run.front_pick import copy_member, pick_member
-    from model.export_quality import quality_table
-
-    member = pick_member(record, Pick.parse(arguments.pick))
-    if member is None:  # the search has one objective, and so one winner
-        return False
-    say(f"{arguments.pick}: trial {member.trial}")
-    arguments.trial = member.trial
-    is_as_exported = arguments.data is None and not arguments.trainable
-    manifest = copy_member(record, member, arguments.to) if is_as_exported else None
-    if manifest is None:
-        return False
-    print(quality_table(manifest["metrics"]))
-    say(f"Copied to {arguments.to}")
-    return True
 
 
 def _sync(arguments: argparse.Namespace) -> int:
@@ -296,6 +260,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from model.denoise import Denoiser
     from model.export_quality import compare_with_slides, evaluate, quality_table
 
+    if arguments.latency:
+        from hpo.cli.export import evaluate_latency
+
+        return evaluate_latency(arguments)
+    if unused := [f"--{name}" for name in ("size", "threads") if getattr(arguments, name) is not None]:
+        raise ConfigError(f"{', '.join(unused)}: is for --latency")
     denoiser = Denoiser(arguments.model)
     data = DataConfig.from_dict(denoiser.manifest["data"])
     if arguments.data is not None:
@@ -356,11 +326,11 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _pull(arguments: argparse.Namespace) -> int:
     from hpo.remote.pull import pull
-    from model.export_quality import quality_table
+    from model.export_quality import network_table, quality_table
 
     manifest = pull(arguments.file, arguments.name, arguments.to, pick=arguments.pick)
     trial = manifest["origin"].get("trial")
-    print(quality_table(manifest["metrics"]))
+    print(f"{quality_table(manifest['metrics'])}\n\n{network_table(manifest)}".rstrip())
     say(
         f"{arguments.to}: trial {trial} of {arguments.name}; every file has its digest, and the model gives the same "
         f"results as on the head.\n  hpo denoise {arguments.to} IMAGE... --to DIR\n  hpo evaluate {arguments.to}"

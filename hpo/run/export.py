@@ -17,6 +17,7 @@ from model.data.data_config import DataConfig
 from model.data.image_sets import Images
 from model.data.memory_mapped import PixelFiles
 from model.export import export
+from model.quantization import NetworkOptions, Precision
 from model.training_files import BEST
 
 
@@ -29,6 +30,7 @@ def export_winner(
     trial: int | None = None,
     destination: Path | None = None,
     trainable: bool = False,
+    network: NetworkOptions | None = None,
     is_driver: bool = False,
 ) -> dict[str, Any]:
     """Write the best checkpoint of the winner, or of one trial, as a folder to deploy; return the manifest.
@@ -36,12 +38,13 @@ def export_winner(
     Args:
         is_over: Whether the search is over; only then the model is measured on the test images.
         data: Where the images are now, if they have moved.
-        destination: Folder to write; None writes the `export` folder of the search.
+        destination: Folder to write; None: see default_folder.
         trainable: Whether the export also has what a later training needs.
+        network: The precision of the ONNX file, and how its latency is measured; None: see network_options.
         is_driver: Whether the caller may write the record, so that reading the test images is counted.
 
     Raises:
-        ConfigError: There is nothing to export.
+        ConfigError: There is nothing to export, or the precision costs more than it may.
         CheckpointError: The checkpoint is damaged; the message names the next best trial.
         ExportError, OSError: The export failed.
     """
@@ -50,6 +53,7 @@ def export_winner(
         raise ConfigError(f"{record.name}: no trial has a valid result yet")
     if trial is not None:
         check_kept(record, trial)
+    network = network or network_options(record)
     final = trial is None and final_wins(record)
     folder = record.folder / FINAL if final else record.trial_folder(number)
     data = data or record.search.data_config()
@@ -63,21 +67,37 @@ def export_winner(
     try:
         return export(
             record.fetch(folder / BEST),
-            destination or record.user_folder / EXPORT,
+            destination or default_folder(record, network.precision),
             data=data,
             images=images,
             test=test,
             origin={**origin, **extent(record)},
             trainable=trainable,
+            network=network,
             certificate=certificate(
                 record, images, exported, test_images=None if test is None else len(test), reads_before=before
             ),
         )
     except CheckpointError as error:
-        by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())])
-        best = next((n for n in by_rank if (final or n != number) and _is_intact(record, n)), None)
-        other = "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
-        raise CheckpointError(f"{error}; {other}") from error
+        raise CheckpointError(f"{error}; {_next_best(record, None if final else number)}") from error
+
+
+def _next_best(record: Record, damaged: int | None) -> str:
+    """Where a checkpoint is damaged: what can be exported instead."""
+    by_rank = dict.fromkeys([*ranked_finalists(record), *candidates(record.trials())])
+    best = next((number for number in by_rank if number != damaged and _is_intact(record, number)), None)
+    return "no other trial has an intact one" if best is None else f"the next best: --trial {best}"
+
+
+def network_options(record: Record, precision: Precision = "fp32", max_loss_db: float | None = None) -> NetworkOptions:
+    """A precision, and the latency as the search measures it. Raises ConfigError."""
+    size, threads = record.search.latency_size, record.search.latency_threads
+    return NetworkOptions(precision=precision, max_loss_db=max_loss_db, latency_size=size, latency_threads=threads)
+
+
+def default_folder(record: Record, precision: str) -> Path:
+    """Where an export is written by default; one of a smaller precision leaves the search's own as it is."""
+    return record.user_folder / (EXPORT if precision == "fp32" else f"{EXPORT}-{precision}")
 
 
 def _digest(record: Record, path: Path) -> str | None:

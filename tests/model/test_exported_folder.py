@@ -4,9 +4,11 @@ import math
 import os
 import shutil
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from fuzzing import assert_readable, json_near
@@ -26,10 +28,13 @@ from model.data.noise import parse_noise
 from model.data.pixel_format import EIGHT_BITS
 from model.denoise import MANIFEST, DenoiseError, Denoiser, read_manifest
 from model.export import ExportError, check_target, export
-from model.export_quality import evaluate, quality_table, verify_export
+from model.export_quality import evaluate, network_table, quality_table, verify_export
 from model.generator import Generator
+from model.latency import Latency
 from model.picture_strip import draw_strip, to_uint8
+from model.quantization import NetworkOptions
 
+ROOT = Path(__file__).parents[2]
 FILES = {"manifest.json", "generator.onnx", "generator.safetensors", "README.md", "strip.png"}
 
 
@@ -132,6 +137,41 @@ def test_the_model_card_has_the_figures_and_the_strip_the_test_images(exported, 
     with Image.open(exported.folder / "strip.png") as picture:
         assert picture.size == ((3 * 34 - 2) * 3, (6 * 34 - 2) * 3)
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
+
+
+def test_the_manifest_and_the_model_card_have_size_and_latency_of_the_file(exported):
+    latency = Latency.from_dict(exported.manifest["latency"])
+    assert (latency.size, latency.threads, latency.onnxruntime) == (32, 1, onnxruntime.__version__)
+    megabytes = (exported.folder / "generator.onnx").stat().st_size / 1e6
+    assert (exported.manifest["size_mb"], exported.manifest["precision"]) == (megabytes, "fp32")
+    card = (exported.folder / "README.md").read_text()
+    psnr = exported.manifest["metrics"]["test"]["denoised"]["psnr_db"]
+    assert f"| fp32 | {megabytes:.2f} | {latency.median_ms:.3g} | {latency.p95_ms:.3g} | {psnr:.2f} |" in card
+    assert f"32x32 pixels, {latency.runs} runs, 1 thread" in card
+
+
+def test_a_latency_is_measured_as_asked_or_refused_before_anything_is_written(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.export, "_write_onnx", lambda generator, path, shape: copy_onnx(exported, path))
+    few = {**exported.arguments, "test": None}
+    for wrong, told in (
+        ({"latency_size": 48}, "size=48: must be a multiple of 32"),
+        ({"latency_threads": 0}, "threads=0: must be at least 1"),
+        ({"precision": "int4"}, "precision='int4': Did you mean int8"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            export(exported.checkpoint, tmp_path / "model", **few, network=NetworkOptions(**wrong))
+    assert list(tmp_path.iterdir()) == []
+    manifest = export(
+        exported.checkpoint, tmp_path / "model", **few, network=NetworkOptions(latency_size=64, latency_threads=2)
+    )
+    assert (manifest["latency"]["size"], manifest["latency"]["threads"]) == (64, 2)
+
+
+def test_the_network_says_nothing_of_the_machine_that_exported_it(exported):
+    """torch's exporter notes the files of the program, with their paths, beside each operator."""
+    content = (exported.folder / "generator.onnx").read_bytes()
+    assert b"stack_trace" not in content
+    assert str(ROOT).encode() not in content
 
 
 def test_a_strip_shows_columns_side_by_side_with_white_between(images):
@@ -291,6 +331,37 @@ def test_a_manifests_model_has_sizes_that_can_be_used(copied):
             read_manifest(copied)
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"latency": {}},
+        {"latency": [1]},
+        {"precision": 3},
+        {"size_mb": "2"},
+        {"float32": {"metrics": {}}},
+        {"loss": {"psnr_db": None}},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_a_broken_latency_is_named_and_an_old_one_has_none(broken, copied):
+    manifest = read_manifest(copied)
+    part = next(iter(broken if broken.keys() & {"float32", "loss"} else ["latency"]))
+    (copied / MANIFEST).write_text(json.dumps(manifest | broken))
+    with pytest.raises(DenoiseError, match=rf"manifest\.json: damaged or not ours \(its {part}\)"):
+        read_manifest(copied)
+    old = {name: value for name, value in manifest.items() if name not in ("latency", "precision", "size_mb")}
+    (copied / MANIFEST).write_text(json.dumps(old))
+    assert network_table(verify_export(copied)) == ""
+
+
+@pytest.mark.parametrize("multiple", [0, -32, "32", 1.5])
+def test_a_manifests_size_multiple_is_a_number_of_pixels(multiple, copied):
+    manifest = read_manifest(copied)
+    (copied / MANIFEST).write_text(json.dumps({**manifest, "model": {**manifest["model"], "size_multiple": multiple}}))
+    with pytest.raises(DenoiseError, match=r"not ours \(its model\)"):
+        read_manifest(copied)
+
+
 @pytest.mark.parametrize("name", ["", "..", "../x", "/x", "x/y", MANIFEST])
 def test_a_manifest_names_files_of_its_own_folder_alone(name, copied):
     manifest = read_manifest(copied)
@@ -383,6 +454,7 @@ def test_any_manifest_is_one_that_can_be_used_or_a_named_mistake(exported, tmp_p
         manifest = verify_export(folder)
         assert Denoiser(folder)(np.zeros((40, 33), np.uint8)).shape == (40, 33)
         quality_table(manifest["metrics"])
+        network_table(manifest)
         DataConfig.from_dict(manifest["data"])
     except ConfigError as error:
         assert_readable(error)

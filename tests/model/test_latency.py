@@ -138,7 +138,7 @@ def test_a_file_that_is_no_network_is_bad_input(content):
 
 def test_a_latency_survives_json():
     assert Latency.from_dict(json.loads(json.dumps(MEASURED.as_dict()))) == MEASURED
-    assert "1.5 ms (95th percentile 2 ms) for an image of 32x32; 30 runs, 1 thread, a CPU" in str(MEASURED)
+    assert "1.5 ms (95th percentile 2 ms): 32x32 pixels, 30 runs, 1 thread, a CPU" in str(MEASURED)
 
 
 @pytest.mark.parametrize(

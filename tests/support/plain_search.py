@@ -3,7 +3,7 @@ three small photographs; a second for all of it but the export."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,8 @@ from hpo import exit_codes
 from hpo.cluster.budget import TimeAndCostBudget
 from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.search_config import SearchConfig
-from hpo.run import export, final_training, finalists, replicates
+from hpo.policy.trial_objectives import needs_figures
+from hpo.run import export, final_training, finalists, front, replicates
 from hpo.run.context import SearchContext
 from hpo.run.search import SearchRun
 from hpo.store import search_results
@@ -30,6 +31,7 @@ from hpo.store.record import Record
 from hpo.tune import trainable
 from model.config import TrainConfig
 from model.data.device_images import DeviceImages
+from model.latency import Latency
 from model.trainer import SEARCH_VALIDATION_IMAGES, load_generator, validate
 from model.training_files import BEST
 from model.training_run import TrainingRun
@@ -69,13 +71,16 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
             replicates.train_replicates(context, search_results.ranked_finalists(record), drops=True)
         if record.search.final_epochs:
             final_training.train_final(context)
-        if exports:
+        if exports and record.search.is_multi_objective:
+            front.export_front(context, run.images)
+        elif exports:
             export.export_winner(record, run.images, is_over=True, is_driver=True)
         return exit_codes.EXIT_DONE
 
     torch.set_num_threads(1)  # as trials with one CPU: sums of other lengths round differently
     patch.setattr(SearchRun, "search", search)
     patch.setattr(finalists, "measure", SimpleNamespace(options=lambda **_: _Remote(trainable._measured)))
+    patch.setattr(front, "measure_exports", SimpleNamespace(options=lambda **_: _Remote(_measure_exports)))
     training = _RemoteClass(trainable.Training.__ray_metadata__.modified_class)
     patch.setattr(final_training, "Training", training)
     patch.setattr(replicates, "Training", training)
@@ -87,6 +92,10 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
 def train(loop: Any, trial: FrozenTrial, placed: DeviceImages) -> None:
     """Train as Pix2PixTrial does, an epoch a step; the first step reports what the checkpoint has."""
     config, number = TrainConfig.from_dict(trial.user_attrs[trial_attributes.CONFIG]), trial.number
+    if needs_figures(loop.record.search) and trial_attributes.KNOWN not in trial.user_attrs:
+        known = {"latency": config.width / 10, "params": 100 * config.width**2, "size_mb": config.width / 100}
+        if loop.on_start(number, known).action != "continue":
+            return
     run = TrainingRun(config, placed, loop.record.trial_folder(number), loop.record.search.objective, number=number)
     if not run.reports:
         run.run_epoch()
@@ -100,8 +109,8 @@ def local_context(run: SearchRun) -> SearchContext:
     cluster: Any = SimpleNamespace(
         exclusive_node_options=resources, cpus_per_trial=1.0, gpus_per_trial=0.0, scratch="", slots=2
     )
-    shown = ("show_finalist", "show_final_training", "show_replicates", "show_replicate_epoch", "print_line")
-    progress: Any = SimpleNamespace(**dict.fromkeys(shown, lambda *_: None))
+    shown = ("show_finalist", "show_final_training", "show_replicates", "show_replicate_epoch", "show_export")
+    progress: Any = SimpleNamespace(**dict.fromkeys((*shown, "print_line"), lambda *_: None))
     return SearchContext(
         record=run.record,
         replicator=run.replicator,
@@ -111,6 +120,13 @@ def local_context(run: SearchRun) -> SearchContext:
         progress=progress,
         budget=TimeAndCostBudget(run.record.search, run.record.trials, None),
     )
+
+
+def _measure_exports(networks: Sequence[bytes], size: int, threads: int) -> list[dict[str, Any]]:
+    """Larger files take longer, and always as long."""
+    how = {"runs": 1000, "size": size, "threads": threads, "device": "cpu", "processor": "a CPU", "provider": "none"}
+    times = [len(network) / 1e4 for network in networks]
+    return [Latency(median_ms=ms, p95_ms=2 * ms, onnxruntime="1", **how).as_dict() for ms in times]
 
 
 class _Remote:
