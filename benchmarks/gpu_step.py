@@ -36,8 +36,8 @@ from model.config import TrainConfig
 _VALIDATING = "generator's image, validating"
 _KINDS = {
     "generator's image": "output", "discriminator's logits": "output", "losses": "losses", "SSIM": "metric",
-    "PSNR": "metric", "HaarPSI": "metric", "generator's gradients": "gradients", "discriminator's gradients": "gradients",
-    _VALIDATING: "output",
+    "PSNR": "metric", "HaarPSI": "metric", "generator's gradients": "gradients",
+    "discriminator's gradients": "gradients", _VALIDATING: "output",
 }  # fmt: skip
 
 # --- the CPU's figures ----------------------------------------------------------------------------------------------
