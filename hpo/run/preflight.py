@@ -12,7 +12,6 @@ import torch
 import search_spaces
 from hpo.policy import suggestions
 from hpo.policy.search_config import SearchConfig, check_name
-from hpo.policy.trial_objectives import needs_figures
 from hpo.store.object_storage import Storage
 from hpo.store.search_file import check_compatible, check_free
 from hpo.store.study_replication import find_search, open_storage, similar_name
@@ -129,5 +128,4 @@ def _check_fit(config: TrainConfig, images: Images, search: SearchConfig) -> Non
     channels, size, _ = images.shape
     with torch.device("meta"):  # allocates nothing
         generator = Generator(replace(config, width=1), channels=channels, image_size=size)
-    if needs_figures(search):
-        check_measuring(search.latency_size or size, search.latency_threads, generator.size_multiple)
+    check_measuring(search.latency_size or size, search.latency_threads, generator.size_multiple)  # of every export

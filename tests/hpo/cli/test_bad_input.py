@@ -264,6 +264,22 @@ COMMAND_LINE = {
         "report first --to photos", ["photos: is a folder; --to must name a file, such as photos/"]
     ),
     "a report below a file": Row("report first --to file.txt/x", ["file.txt/x: lies inside a file"]),
+    "a rule that picks nothing we know": Row(
+        "export first --pick fatest --to out", ["pick='fatest': must be best", "Did you mean fastest?"]
+    ),
+    "a rule without its number": Row(
+        "export first --pick best-below --to out", ["needs a number after a colon, such as best-below:20ms"]
+    ),
+    "a rule without a unit": Row("export first --pick best-below:20 --to out", ["needs a unit, ms, MB or parameters"]),
+    "a rule, and no place": Row("export first --pick best", ["--pick best: needs --to DIR"]),
+    "a rule and a trial": Row("export first --pick best --trial 1 --to out", ["--pick best and --trial 1: choose"]),
+    "a rule for a search with one objective": Row(
+        "export first --pick fastest --to out", ["first has one objective, ", "and so only `best`"]
+    ),
+    "a rule of a pull": Row("pull file.txt x --pick quick --to out", ["pick='quick': must be best"]),
+    "a final training of a front": Row(
+        "search new --objectives psnr,latency --final-epochs 3", ["final_epochs=3: must be 0 with several objectives"]
+    ),
     "an export onto a file": Row("export first --to file.txt", [NO_FOLDER]),
     "an export among other files": Row(
         "export first --to photos", ["photos: exists and is not an export; choose another folder"]
@@ -353,6 +369,9 @@ SPACE_AND_SETTINGS = {
     "a reduction by one": Row("search new --reduction-factor 1", ["reduction_factor=1: must be at least 2"]),
     "an unknown metric": Row("search new --objectives loss", ["objectives=loss: must be of balanced, ssim, psnr"]),
     "a limit on nothing": Row("search new --limit speed<=20", ["limit=speed<=20: speed is not an objective"]),
+    "a latency of a size that does not fit, with one objective": Row(
+        "search new --latency-size 100", ["latency size=100", "the nearest is 96"]
+    ),
     "a latency of a size that does not fit": Row(
         "search new --objectives psnr,latency --latency-size 100", ["latency size=100", "the nearest is 96"]
     ),
