@@ -73,9 +73,10 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
         if not rest:
             break
         number = rest[0]
-        context.progress.show_export(number, len(chosen) - len(rest), len(chosen))
         try:
-            _export_member(record, images, number)
+            if not _is_exported(record, number):
+                context.progress.show_export(number, len(chosen) - len(rest), len(chosen))
+                _export_member(record, images, number)
             done.add(number)
         except CheckpointError as error:
             del values[number]
@@ -85,13 +86,18 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
     return chosen
 
 
+def _is_exported(record: Record, number: int) -> bool:
+    """Whether an earlier driver has left a whole export of the member; a damaged one is deleted."""
+    folder = member_folder(record, number)
+    try:
+        return search_results.is_current(record, folder, number) and bool(verify_files(folder))
+    except DenoiseError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+
 def _export_member(record: Record, images: Images, number: int) -> None:
     folder, checkpoint = member_folder(record, number), record.trial_folder(number) / BEST
-    try:
-        if search_results.is_current(record, folder, number) and verify_files(folder):
-            return
-    except DenoiseError:  # damaged meanwhile
-        shutil.rmtree(folder, ignore_errors=True)
     if not record.has_file(checkpoint):
         raise CheckpointError(f"{checkpoint}: is missing")
     export_winner(record, images, is_over=True, is_driver=True, trial=number, destination=folder)
