@@ -92,6 +92,7 @@ def _list(arguments: argparse.Namespace) -> int:
         say(f"No searches in {storage or arguments.runs}. `hpo search NAME` starts one.")
     for row in rows:
         best = "no result" if row["ssim"] is None else f"SSIM {row['ssim']:.4f}  PSNR {row['psnr_db']:.2f} dB"
+        best += f"  front of {row['front']}" if row.get("front") else ""
         state = "exported" if row["exported"] else "can be continued"
         line = f"{row['name']:20} {row['created']}  {row['trials']}/{row['asked']} trials  {best}  {state}"
         print(sanitize_for_terminal(line))
@@ -100,7 +101,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _summary(record: Record) -> dict[str, Any]:
     """A row of `hpo list --json`."""
-    from hpo.policy.leaderboard import leaderboard
+    from hpo.policy.leaderboard import front, leaderboard
     from hpo.store import search_results
 
     board = leaderboard(record.trials(), record.search.objective)
@@ -113,6 +114,7 @@ def _summary(record: Record) -> dict[str, Any]:
         "exported": search_results.is_exported(record),
         "ssim": best and best["ssim"],
         "psnr_db": best and best["psnr_db"],
+        **({"front": len(front(record.trials(), record.search))} if record.search.is_multi_objective else {}),
     }
 
 
@@ -135,7 +137,12 @@ def _show(arguments: argparse.Namespace) -> int:
         board = leaderboard.leaderboard(list(trials.values()), record.search.objective)
         console.print(headline(record), highlight=False)
         console.print()
-        console.print(trial_table([trials[row["number"]] for row in board], record.search, width=console.width))
+        front = leaderboard.front(trials.values(), record.search) if record.search.is_multi_objective else []
+        order = [*front, *(row["number"] for row in board if row["number"] not in front)]
+        shown = [trials[number] for number in order]
+        console.print(trial_table(shown, record.search, width=console.width, front=front))
+        if front:
+            console.print("* on the front", highlight=False)
     return EXIT_DONE
 
 

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.policy import report_decision
-from hpo.policy.pareto import layers
+from hpo.policy import pareto, report_decision
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import DECISION, KNOWN, REPORTS
 from hpo.policy.trial_objectives import final_point
@@ -78,7 +77,7 @@ def front(trials: Iterable[FrozenTrial], search: SearchConfig) -> list[int]:
     """Numbers of the trials that no other one beats in all objectives, the best in the first objective first. With one
     objective it is the best trial, or several equal ones."""
     points = {trial.number: final_point(trial, search) for trial in trials if is_candidate(trial)}
-    return layers(points)[0] if points else []
+    return pareto.front(points)
 
 
 def candidates(trials: Iterable[FrozenTrial]) -> list[int]:

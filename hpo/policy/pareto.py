@@ -13,6 +13,15 @@ def dominates(a: Point, b: Point) -> bool:
     return a != b and all(x >= y for x, y in zip(a, b, strict=True))
 
 
+def front(points: Mapping[int, Point]) -> list[int]:
+    """The keys of the points that no other one dominates, by falling first coordinate."""
+    found: list[int] = []
+    for key in sorted(points, key=lambda key: (tuple(-x for x in points[key]), key)):
+        if not any(dominates(points[other], points[key]) for other in found):  # what dominates it came before it
+            found.append(key)
+    return found
+
+
 def layers(points: Mapping[int, Point]) -> list[list[int]]:
     """Non-dominated sorting (Deb et al. 2002): the keys of the front, of the front without those, and so on; within a
     layer by falling first coordinate."""

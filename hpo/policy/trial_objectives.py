@@ -85,6 +85,12 @@ def final_point(trial: FrozenTrial, search: SearchConfig) -> Point:
     return point_at(trial, best_epoch(trial), search)
 
 
+def violations(trial: FrozenTrial, search: SearchConfig) -> dict[str, float]:
+    """The limits that a trial violates, and the value that it has in place of them."""
+    values = {limit: value_at(trial, limit.name, best_epoch(trial)) for limit in search.limits()}
+    return {str(limit): v for limit, v in values.items() if v is not None and trial.constraints.get(str(limit), 0) > 0}
+
+
 def excesses(trial: FrozenTrial, search: SearchConfig, *, is_over: bool) -> dict[str, float]:
     """By how much a trial violates each limit, as in Optuna's constraints: at most 0 where it does not.
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpo.policy import leaderboard
 from hpo.policy.front_members import FrontMember
 from hpo.policy.pick import Pick
-from hpo.policy.trial_attributes import KNOWN
-from hpo.policy.trial_objectives import objective_values
 from hpo.store import search_results
 from hpo.store.record import Record
 from model.common.errors import ConfigError
@@ -33,33 +30,10 @@ def pick_member(record: Record, pick: Pick) -> FrontMember | None:
             f"pick={pick.text}: {record.name} has one objective, {search.objective}, and so only `best`; a search with "
             f"--objectives {search.objective},latency ends with a front"
         )
-    members = search_results.front_members(record) or members_so_far(record)
+    members = search_results.current_members(record)
     if not members:
         raise ConfigError(f"{record.name}: no trial has a valid result yet")
     return pick.choose(members, search)
-
-
-def members_so_far(record: Record) -> list[FrontMember]:
-    """The front by the trials' own reports, and by what was known before their training."""
-    trials, search = record.trials(), record.search
-    members = []
-    for number in leaderboard.finalists(trials, search, search_results.lost_trials(record.metadata())):
-        trial = trials[number]
-        values, best = objective_values(trial, search), leaderboard.best_report(trial, search.objective)
-        known = trial.user_attrs.get(KNOWN, {})
-        if values is None or best is None:
-            continue
-        members.append(
-            FrontMember(
-                trial=number,
-                values=values,
-                metrics={"ssim": best.ssim, "psnr_db": best.psnr_db, "l1": best.l1, "haarpsi": best.haarpsi},
-                parameters=known.get("params"),
-                size_mb=known.get("size_mb"),
-                latency={"median_ms": known["latency"]} if "latency" in known else None,
-            )
-        )
-    return members
 
 
 def copy_member(record: Record, member: FrontMember, to: Path) -> dict[str, Any] | None:

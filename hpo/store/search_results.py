@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,8 @@ from optuna.trial import FrozenTrial
 from hpo.policy import report_decision
 from hpo.policy.comparison import choose
 from hpo.policy.front_members import FrontMember
-from hpo.policy.leaderboard import finalists, leaderboard
-from hpo.policy.objectives import TRAINED, to_maximize
+from hpo.policy.leaderboard import best_report, finalists, leaderboard
+from hpo.policy.objectives import TRAINED, UNITS, to_maximize
 from hpo.policy.race import Race
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.trial_attributes import (
@@ -25,6 +26,7 @@ from hpo.policy.trial_attributes import (
     REPORTS_AT_SUGGESTION,
     SUGGESTED_BY,
 )
+from hpo.policy.trial_objectives import objective_values, value_at, violations
 from hpo.store import integrity
 from hpo.store.file_names import COLLAPSES, EXPORT, FINAL, FINALISTS, FRONT, IMAGES, LOST, REPLICATES
 from hpo.store.record import Record
@@ -147,7 +149,20 @@ def document(record: Record) -> dict[str, Any]:
         FINAL: final_result(record),
         COLLAPSES: collapses(record),
         LOST: lost_trials(metadata),
+        **(_front_document(record) if record.search.is_multi_objective else {}),
         "trials": leaderboard(record.trials(), record.search.objective),
+    }
+
+
+def _front_document(record: Record) -> dict[str, Any]:
+    """The keys that only a search with several objectives has."""
+    search = record.search
+    return {
+        "objectives": [
+            {"name": name, "unit": UNITS.get(name, "").strip(), "direction": direction}
+            for name, direction in zip(search.objectives, search.directions, strict=True)
+        ],
+        "front": [member.as_dict() for member in current_members(record)],
     }
 
 
@@ -184,12 +199,33 @@ def _decided(trials: Sequence[FrozenTrial], trial: FrozenTrial, search: SearchCo
         "state": trial.state.name,
         "suggested_by": trial.user_attrs.get(SUGGESTED_BY),
         "suggested_after_reports": trial.user_attrs[REPORTS_AT_SUGGESTION],
-        "decisions": [decision for decision in replayed if decision["reason"] != "not compared"],
+        "decisions": [
+            {**decision, **_evidence(trials, trial, decision, search)}
+            for decision in replayed
+            if decision["reason"] != "not compared"
+        ],
         "recorded": recorded,
         "agrees": recorded is None or recorded.items() <= replayed[-1].items(),  # an older one lacks `places`
         "failures": trial.user_attrs.get(FAILURES, []),
         "moves": trial.user_attrs.get(MIGRATIONS, []),
         "error": trial.user_attrs.get(ERROR, {}).get("text"),
+    }
+
+
+def _evidence(
+    trials: Sequence[FrozenTrial], trial: FrozenTrial, decision: Mapping[str, Any], search: SearchConfig
+) -> dict[str, Any]:
+    """What a decision rests on beyond one value: violated limits, or the objectives of a trial and of the one that
+    dominates it. Empty with one objective and no limit."""
+    if decision["reason"] == "limit":
+        return {"violates": violations(trial, search)}
+    if not search.is_multi_objective or decision["compared"] is None:
+        return {}
+    by = None if decision["set_by"] is None else trials[decision["set_by"]]
+    return {
+        name: {objective: value_at(of, objective, decision["compared"]) for objective in search.objectives}
+        for name, of in (("objectives", trial), ("objectives_of_set_by", by))
+        if of is not None
     }
 
 
@@ -242,6 +278,34 @@ def front_members(record: Record) -> list[FrontMember] | None:
         return [FrontMember.from_dict(member) for member in note["members"]]
     except (ConfigError, KeyError):
         raise RecordError(f"the search's note {FRONT}: damaged") from None
+
+
+def members_so_far(record: Record) -> list[FrontMember]:
+    """The front by the trials' own reports, and by what was known before their training."""
+    trials, search = record.trials(), record.search
+    members = []
+    for number in finalists(trials, search, lost_trials(record.metadata())):
+        values, best = objective_values(trials[number], search), best_report(trials[number], search.objective)
+        if values is None or best is None:
+            continue
+        known = trials[number].user_attrs.get(KNOWN, {})
+        metrics = {name: getattr(best, name) for name in ("ssim", "psnr_db", "l1", "haarpsi")}
+        members.append(
+            FrontMember(
+                trial=number,
+                values=values,
+                metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+                parameters=known.get("params"),
+                size_mb=known.get("size_mb"),
+                latency={"median_ms": known["latency"]} if "latency" in known else None,
+            )
+        )
+    return members
+
+
+def current_members(record: Record) -> list[FrontMember]:
+    """The exported members of the front; before they are chosen, all that are on it so far."""
+    return front_members(record) or members_so_far(record)
 
 
 def check_images(record: Record, images: Images, where: str) -> None:

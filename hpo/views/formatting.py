@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from hpo.policy.search_config import SearchConfig
 from hpo.store import search_results
 from hpo.store.record import Record
 from hpo.views.comparison_text import comparison_lines
+from hpo.views.objectives_text import (
+    domination,
+    extra_cell,
+    extra_columns,
+    figures,
+    front_lines,
+    limit_lines,
+    limit_reason,
+)
 from model.training_report import EvalReport, Objective
 
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
@@ -35,12 +44,14 @@ def trial_table(
     width: int = 80,
     progress: Mapping[int, float] | None = None,
     one_line: bool = False,
+    front: Collection[int] = (),
 ) -> Table:
     """A table of trials in the order given, each with the metrics of its best epoch.
 
     Args:
         width: columns of the terminal. Below 64 the table has no parameters.
         progress: by running trial, the epochs done with a fraction for the present one; adds a column of bars.
+        front: trials to be marked, those of the front of several objectives.
         one_line: cut parameters that do not fit, so that each row is one line.
     """
     number: dict[str, Any] = {"justify": "right", "no_wrap": True}
@@ -51,6 +62,7 @@ def trial_table(
         **dict.fromkeys(_searched(search).values(), number),
         "SSIM": number,
         "PSNR": number,
+        **dict.fromkeys(extra_columns(search).values(), number),
         **({"images/s": number} if width >= _SPEED_FROM else {}),
         "state": {"no_wrap": True},
         **({"parameters": {"overflow": "fold"}} if width >= _BAR_FROM else {}),
@@ -60,7 +72,9 @@ def trial_table(
         table.add_column(header, **options)
     for trial in trials:
         cells = _cells(trial, search, (progress or {}).get(trial.number), one_line)
-        table.add_row(*(cells[header] for header in columns))
+        is_on_front = trial.number in front
+        cells["trial"] = f"{'*' * is_on_front}{cells['trial']}"
+        table.add_row(*(cells[header] for header in columns), style="bold" if is_on_front else None)
     return table
 
 
@@ -74,6 +88,7 @@ def _cells(trial: FrozenTrial, search: SearchConfig, done: float | None, one_lin
         **{header: f"{getattr(best, name):.4f}" if best else "" for name, header in _searched(search).items()},
         "SSIM": f"{best.ssim:.4f}" if best else "",
         "PSNR": f"{best.psnr_db:.2f}" if best else "",
+        **{header: extra_cell(trial, name) for name, header in extra_columns(search).items()},
         "images/s": f"{r['images_per_second']:,.0f}" if r["images_per_second"] else "",
         "state": Text(outcome(trial), style=_STYLES.get(r["state"], "cyan")),
         # Text, because a str would be read as markup. The column may wrap, or rich would cut other columns too.
@@ -99,7 +114,11 @@ def headline(record: Record) -> Text:
         numbers = ", ".join(map(str, lost))
         lines.append(Text(f"checkpoints damaged or missing, so these trials cannot win: {numbers}"))
     lines += [Text(collapse_message(event)) for event in search_results.collapses(record)]
-    known = [] if search.is_multi_objective else comparison_lines(search_results.comparison(record))
+    lines += map(Text, limit_lines(trials, search))
+    if search.is_multi_objective:
+        first, *others = front_lines(record)
+        return Text("\n").join([*lines, Text(first, style="bold green"), *map(Text, others)])
+    known = comparison_lines(search_results.comparison(record))
     return Text("\n").join([*lines, _winner_line(record), *map(Text, known)])
 
 
@@ -161,40 +180,63 @@ def counts(trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
 def decision_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """The table of `hpo show --decisions` for the trials of search_results.decisions, readable at 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "epoch", "value", "cutoff"):
+    # With several objectives no single value decides, and the result has all of them.
+    has_vectors = any("objectives" in decision for trial in trials for decision in trial["decisions"])
+    values = () if has_vectors else ("value", "cutoff")
+    for column in ("trial", "epoch", *values):
         table.add_column(column, justify="right")
-    for column in ("set by", "rivals", "result"):
+    for column in (*(() if has_vectors else ("set by",)), "rivals", "result"):
         table.add_column(column, overflow="fold")
+    headers = [str(column.header) for column in table.columns]
     for trial in trials:
-        number = str(trial["number"])
-        values = {decision["epoch"]: decision["value"] for decision in trial["decisions"]}
-        for decision in trial["decisions"]:
-            compared = decision["set_by"] is not None
-            value = values.get(decision["compared"], decision["value"])  # it was compared with the cutoff
-            table.add_row(
-                number,
-                str(decision["epoch"]),
-                "" if value is None else f"{value:.4f}",
-                "" if decision["cutoff"] is None else f"{decision['cutoff']:.4f}",
-                f"trial {decision['set_by']}" if compared else "",
-                str(decision["rivals"]) if compared else "",
-                Text(_result(decision), style="dim" if decision["action"] == "prune" else ""),
-            )
-        events = [(str(e["epoch"]), f"worker failed: {e['error']}", "red") for e in trial["failures"]]
-        events += [(str(e["epoch"]), f"migrated: {e['why']}", "dim") for e in trial["moves"]]
-        if trial["error"]:
-            events.append(("", f"failed: {trial['error']}", "red"))
-        if not trial["agrees"]:
-            recorded = trial["recorded"]
-            events.append(("", f"recorded: {recorded['reason']} after epoch {recorded['epoch']}", "red"))
-        for epoch, text, style in events:
-            table.add_row(number, epoch, "", "", "", "", Text(text, style=style))
+        for texts, style in _decision_rows(trial):
+            cells: list[Any] = [texts.get(header, "") for header in headers]
+            table.add_row(*cells[:-1], Text(cells[-1], style=style))
     return table
 
 
+def _decision_rows(trial: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], str]]:
+    """The rows of a trial by the column's header, and the style of the result."""
+    number = {"trial": str(trial["number"])}
+    values = {decision["epoch"]: decision["value"] for decision in trial["decisions"]}
+    for decision in trial["decisions"]:
+        value = values.get(decision["compared"], decision["value"])  # it was compared with the cutoff
+        row = {**number, "epoch": str(decision["epoch"]), "result": _result(decision)}
+        row |= {"value": "" if value is None else f"{value:.4f}"}
+        row |= {"cutoff": "" if decision["cutoff"] is None else f"{decision['cutoff']:.4f}"}
+        if decision["set_by"] is not None:
+            row |= {"set by": f"trial {decision['set_by']}"}
+        if decision["rivals"] is not None:
+            row |= {"rivals": str(decision["rivals"])}
+        yield row, "dim" if decision["action"] == "prune" else ""
+    events = [(str(e["epoch"]), f"worker failed: {e['error']}", "red") for e in trial["failures"]]
+    events += [(str(e["epoch"]), f"migrated: {e['why']}", "dim") for e in trial["moves"]]
+    if trial["error"]:
+        events.append(("", f"failed: {trial['error']}", "red"))
+    if not trial["agrees"]:
+        recorded = trial["recorded"]
+        events.append(("", f"recorded: {recorded['reason']} after epoch {recorded['epoch']}", "red"))
+    for epoch, text, style in events:
+        yield {**number, "epoch": epoch, "result": text}, style
+
+
 def _result(decision: Mapping[str, Any]) -> str:
+    if violated := decision.get("violates"):
+        return f"not trained: {limit_reason(violated)}"
+    if "objectives" in decision:
+        return _result_of_vectors(decision)
     by_another = decision["compared"] not in (None, decision["epoch"])
     return _RESULTS[decision["reason"]] + (f", by epoch {decision['compared']}" if by_another else "")
+
+
+def _result_of_vectors(decision: Mapping[str, Any]) -> str:
+    if decision["set_by"] is None:
+        return f"continues, on the front: {figures(decision['objectives'])}"
+    if decision["action"] == "prune":
+        return (
+            f"{'pruned' if decision['reason'] == 'dominated' else _RESULTS[decision['reason']]}: {domination(decision)}"
+        )
+    return f"continues, one of the best {decision['places']}, though {domination(decision)}"
 
 
 _RESULTS = {

@@ -12,10 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.policy import trial_attributes
+from hpo.policy import leaderboard, trial_attributes
 from hpo.policy.leaderboard import best_report, rank, reports_of
 from hpo.policy.search_config import SearchConfig
 from hpo.views.formatting import counts, duration, epoch_line, metrics, outcome, parameters, trial_table
+from hpo.views.objectives_text import live_line
 from hpo.views.status_file import Status
 from model.training_report import EvalReport, Objective
 
@@ -93,8 +94,9 @@ def render(
     ended = [trial for _, trial in _ranked(trials) if trial.state.is_finished()]
     shown = [*running, *ended[: min(_BEST, room - len(running))]]
     if shown:
+        front = leaderboard.front(trials, search) if search.is_multi_objective else ()
         progress = {} if status.phase == "ended" else status.running
-        parts += ["", trial_table(shown, search, width=width, progress=progress, one_line=True)]
+        parts += ["", trial_table(shown, search, width=width, progress=progress, one_line=True, front=front)]
     if hidden:
         parts.append(Text(f"and {hidden} more running", style="dim"))
     return Group(*parts)
@@ -121,9 +123,11 @@ def _head(
         parts.append(Text("   ".join(filter(None, figures))))
     ranked = _ranked(trials)
     if ranked and (best := best_report(ranked[0][1], search.objective)):
-        parts.append(
-            Text.assemble((f"best: trial {ranked[0][1].number}", "bold green"), f", {metrics(best, search.objective)}")
-        )
+        line = f", {metrics(best, search.objective)}"
+        of = f" {search.objective}" if search.is_multi_objective else ""
+        parts.append(Text.assemble((f"best{of}: trial {ranked[0][1].number}", "bold green"), line))
+        if search.is_multi_objective:
+            parts.append(Text(live_line(trials, search)))
     if phase := phase_message(status, search.objective):
         parts.append(Text(phase, style="cyan"))
     return parts
