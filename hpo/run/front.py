@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from hpo.policy.front_members import FrontMember, choose_members, point_of, undominated
+from hpo.policy.leaderboard import best_report
 from hpo.policy.objectives import describe
 from hpo.policy.pareto import dominates
 from hpo.run.context import SearchContext
@@ -65,7 +66,7 @@ def member_folder(record: Record, number: int) -> Path:
 def _export_members(context: SearchContext, images: Images) -> list[int]:
     """Export the chosen members; one whose checkpoint is damaged or gone makes room for another. Returns them."""
     record = context.record
-    values = search_results.measured_values(record)
+    values = _without_useless(context, search_results.measured_values(record))
     done: set[int] = set()
     while True:
         chosen = choose_members(values, record.search)
@@ -84,6 +85,23 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
     if not chosen:
         raise MachineError(f"{record.name}: no checkpoint of its front is intact; run more --trials")
     return chosen
+
+
+def _without_useless(context: SearchContext, values: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+    """The trials whose network makes images better, if there is one: nobody deploys one that makes them worse."""
+    worse = [number for number in values if _makes_worse(context.record, number)]
+    if not worse or len(worse) == len(values):
+        return values
+    numbers = ", ".join(map(str, worse))
+    context.say(
+        f"Left out of the front, because their images are worse than the noisy ones: trial{'s' * (len(worse) > 1)} {numbers}"
+    )
+    return {number: value for number, value in values.items() if number not in worse}
+
+
+def _makes_worse(record: Record, number: int) -> bool:
+    best = best_report(record.trial(number), record.search.objective)
+    return best is None or best.is_dead
 
 
 def _is_exported(record: Record, number: int) -> bool:

@@ -217,6 +217,15 @@ def test_a_member_whose_checkpoint_is_lost_is_left_out_and_said_so(world, runs, 
     assert f"Trial {lost} is left out of the front: " in capsys.readouterr().err
 
 
+def test_a_fast_network_that_makes_images_worse_is_no_member(world, runs, driver, capsys):
+    useless = list(members(runs))[-1]
+    shutil.rmtree(runs / "first" / FRONT)
+    driver.setattr(front, "_makes_worse", lambda _, number: number == useless)
+    assert main(words(world, runs)) == 0
+    assert useless not in members(runs)
+    assert f"because their images are worse than the noisy ones: trial {useless}\n" in capsys.readouterr().err
+
+
 def test_a_front_without_any_checkpoint_is_told(world, runs, driver):
     shutil.rmtree(runs / "first" / FRONT)
 
