@@ -92,10 +92,8 @@ def _without_useless(context: SearchContext, values: dict[int, dict[str, float]]
     worse = [number for number in values if _makes_worse(context.record, number)]
     if not worse or len(worse) == len(values):
         return values
-    numbers = ", ".join(map(str, worse))
-    context.say(
-        f"Left out of the front, because their images are worse than the noisy ones: trial{'s' * (len(worse) > 1)} {numbers}"
-    )
+    numbers = f"trial{'s' * (len(worse) > 1)} {', '.join(map(str, worse))}"
+    context.say(f"Left out of the front, because their images are worse than the noisy ones: {numbers}")
     return {number: value for number, value in values.items() if number not in worse}
 
 
