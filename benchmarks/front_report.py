@@ -24,10 +24,12 @@ class FrontCase(NamedTuple):
     workers: int
     trials: int | None = None  # None: without an end
     epochs: int | None = None  # of all trials; None: without an end
+    varies: bool = True  # see simulate_front
 
     def __str__(self) -> str:
         size = f"{self.trials} trials" if self.trials else f"{self.epochs} epochs of all trials"
-        return f"`{self.table.name}`, {' and '.join(self.objectives)}, **{size}, {self.workers} workers**"
+        equal = "" if self.varies else ", equal trainings"
+        return f"`{self.table.name}`, {' and '.join(self.objectives)}, **{size}, {self.workers} workers**{equal}"
 
 
 def summarize_front(results: Mapping[str, Sequence[FrontOutcome]], subject: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from model.config import TrainConfig
 _VALIDATING = "generator's image, validating"
 _KINDS = {
     "generator's image": "output", "discriminator's logits": "output", "losses": "losses", "SSIM": "metric",
-    "PSNR": "metric", "generator's gradients": "gradients", "discriminator's gradients": "gradients",
-    _VALIDATING: "output",
+    "PSNR": "metric", "HaarPSI": "metric", "generator's gradients": "gradients",
+    "discriminator's gradients": "gradients", _VALIDATING: "output",
 }  # fmt: skip
 
 # --- the CPU's figures ----------------------------------------------------------------------------------------------
@@ -83,12 +83,12 @@ def compute_all(training: Training, noisy: torch.Tensor, clean: torch.Tensor) ->
         with training.gan.autocast():
             image = generator(noisy)
             logits = discriminator(noisy, image)
-        ssim, psnr_db = metrics.ssim(image, clean), metrics.psnr_db(image, clean)
+        quality = [metric(image, clean) for metric in (metrics.ssim, metrics.psnr_db, metrics.haarpsi)]
     training.gan.mean_norm_g.zero_()
     training.gan.mean_norm_d.zero_()
     losses = training.step(noisy, clean)
     gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (generator, discriminator)]  # type: ignore[union-attr]
-    values = (image, logits, losses, ssim, psnr_db, *gradients, validated)
+    values = (image, logits, losses, *quality, *gradients, validated)
     return {name: value.cpu() for name, value in zip(_KINDS, values, strict=True)}
 
 

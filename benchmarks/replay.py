@@ -33,10 +33,11 @@ from typing import Any, NamedTuple
 
 import front_peers
 import peers
+import replay_front
 import torch
 from front_report import FrontCase, markdown_front, summarize_front
 from replay_figures import figures_file, measure_figures
-from replay_front import FrontOutcome, Landscape, OursFront, load_landscape, ours_front, simulate_front
+from replay_front import FrontOutcome, OursFront, load_landscape, ours_front, simulate_front
 from replay_report import Case, markdown, markdown_budget, markdown_overview, overview, summarize, summarize_budget
 from replay_simulation import Decider, Ours, Outcome, _Trial, ours, simulate
 from replay_table import TABLE, TOP, Table, load_table, record
@@ -238,7 +239,7 @@ def _front_search(task: _FrontTask) -> dict[str, Any] | str:
     case, landscape = task.case, load_landscape(task.case.table, task.case.objectives)
     make, _ = front_methods(task.variants)[task.name]
     search = replace(landscape.table.search, seed=task.seed, trials=case.trials or landscape.table.search.trials)
-    limits = {"budget": case.epochs or math.inf, "trials": case.trials or math.inf}
+    limits = {"budget": case.epochs or math.inf, "trials": case.trials or math.inf, "varies": case.varies}
     try:
         decider = make(landscape.table.space, search)
         return asdict(simulate_front(decider, landscape, seed=task.seed, workers=case.workers, **limits))
@@ -251,21 +252,13 @@ def run_front(names: Sequence[str], options: argparse.Namespace) -> dict[FrontCa
     objectives = tuple(options.objectives.split(","))
     sizes = [(trials, None) for trials in options.trials] + [(None, epochs) for epochs in options.epochs]
     cases = [
-        FrontCase(table, objectives, workers, *size)
+        FrontCase(table, objectives, workers, *size, not options.equal)
         for table, workers, size in product(options.table, options.workers, sizes)
     ]
     seeds, caches = range(options.first_seed, options.first_seed + options.seeds), {}
     for case, name in product(cases, names):
         landscape, (_, source) = load_landscape(case.table, objectives), front_methods(options.variants)[name]
-        what = (
-            landscape.digest,
-            objectives,
-            case.trials,
-            case.epochs,
-            case.workers,
-            source,
-            *map(inspect.getsource, (simulate_front, Landscape)),
-        )
+        what = landscape.digest, *case[1:], source, inspect.getsource(replay_front)
         caches[case, name] = _cached(options.cache, f"front {name} {case.trials or case.epochs}", *what)
     tasks = [
         _FrontTask(case, name, seed, options.variants)
@@ -321,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     front.add_argument(
         "--epochs", type=int, nargs="*", default=[], help="searches that end after so many epochs of all trials"
     )
+    front.add_argument("--equal", action="store_true", help="trainings of one configuration do not differ by chance")
     front.add_argument("--workers", type=int, nargs="+", default=[4])
     front.add_argument("--seeds", type=int, default=60)
     front.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")

@@ -26,11 +26,13 @@ from hpo.policy.objectives import is_known_before_training
 from hpo.policy.report_decision import Decision
 from hpo.policy.search_config import SearchConfig
 from hpo.policy.suggestions import Suggestion
-from hpo.policy.trial_attributes import DECISION, REPORT_INDEX, REPORTS
+from hpo.policy.trial_attributes import DECISION, KNOWN, REPORT_INDEX, REPORTS
+from hpo.policy.trial_objectives import objective_values
 from model.training_report import EvalReport, objective_value
 from search_spaces import Space
 
 Vector = tuple[float, ...]  # a figure for each objective, all to be maximized
+PSNR_STD = 0.05  # dB, between trainings with equal settings: docs/quality.md has 28.58 and 28.62 for two seeds
 NOISY = {"psnr": 20.55, "ssim": 0.6815}  # of the noisy images of Fashion-MNIST (gaussian:30)
 
 
@@ -43,8 +45,7 @@ class Landscape:
         figures = load_figures(path) if needed else [{} for _ in self.table.curves]
         self._known = {id(curve): known for curve, known in zip(self.table.curves, figures, strict=True)}
         self.digest = hashlib.sha256(f"{self.table.digest} {json.dumps(figures)}".encode()).hexdigest()
-        full = [curve for curve in self.table.curves if curve.is_full]
-        vectors = [[self.vector(curve, epoch) for epoch in range(1, len(curve.reports) + 1)] for curve in full]
+        vectors = [self.vectors(curve, self.known(curve)) for curve in self.table.curves if curve.is_full]
         bests = np.array([np.max(each, axis=0) for each in vectors])
         self._worst = [self._useless(name, column, path) for name, column in zip(objectives, bests.T, strict=True)]
         self._best = bests.max(axis=0)
@@ -63,9 +64,20 @@ class Landscape:
         """The figures of a configuration that are known before training."""
         return self._known[id(curve)]
 
-    def vector(self, curve: Curve, epoch: int) -> Vector:
-        """The objectives after an epoch (from 1), all to be maximized; the negative logarithm of known ones."""
-        report, known = curve.reports[epoch - 1], self.known(curve)
+    def varied(self, curve: Curve, draw: float) -> Curve:
+        """A training of a configuration: it differs from others of the same one by a draw of a normal distribution."""
+        reports = [
+            replace(report, psnr_db=report.psnr_db + PSNR_STD * draw, ssim=report.ssim + PSNR_STD / 40 * draw)
+            for report in curve.reports
+        ]
+        return self.table.new_curve(curve.params, reports, is_full=curve.is_full)
+
+    def vectors(self, curve: Curve, known: Mapping[str, float]) -> list[Vector]:
+        """The objectives by epoch."""
+        return [self.vector(report, known) for report in curve.reports]
+
+    def vector(self, report: EvalReport, known: Mapping[str, float]) -> Vector:
+        """The objectives after an epoch, all to be maximized; the negative logarithm of known ones."""
         return tuple(
             -math.log(known[name]) if is_known_before_training(name) else objective_value(report, name)
             for name in self.objectives
@@ -134,6 +146,8 @@ class FrontOutcome:
 @dataclass(kw_only=True, slots=True)
 class _Trial:
     curve: Curve
+    vectors: Sequence[Vector]  # by epoch
+    usual: Sequence[Vector]  # those that were recorded, without this training's luck
     epoch: int = 0
     best: int = 1  # epoch with the best first objective
 
@@ -148,16 +162,30 @@ class _Trial:
         if self.curve.values[self.epoch - 1] > self.curve.values[self.best - 1]:
             self.best = self.epoch
 
+    def until(self, epoch: int) -> list[Vector]:
+        """The objectives after an epoch, and those of the best one until then."""
+        best = max(range(epoch), key=lambda index: self.curve.values[index])
+        return [self.vectors[epoch - 1], self.vectors[best]]
+
 
 def simulate_front(
-    decider: FrontDecider, landscape: Landscape, *, seed: int, workers: int, budget: float, trials: float = math.inf
+    decider: FrontDecider,
+    landscape: Landscape,
+    *,
+    seed: int,
+    workers: int,
+    budget: float,
+    trials: float = math.inf,
+    varies: bool = True,
 ) -> FrontOutcome:
     """Simulate a search until it spends `budget` epochs, or until `trials` trials have ended.
 
-    A configuration that diverges at some time never counts for the front: the product would drop it.
+    A configuration that diverges at some time never counts for the front: the product would drop it. varies: whether
+    trainings of one configuration differ by chance; luck does not count for the front. Otherwise equal ones survive
+    together: the worst case.
     """
     began, now, epochs, wrong = time.perf_counter(), 0.0, 0, 0
-    jitter = random.Random(seed)  # so that workers report in changing order
+    jitter, draws = random.Random(seed), random.Random(f"training {seed}")  # workers report in changing order
     begun: dict[int, _Trial] = {}
     resume = getattr(decider, "resume", lambda: None)
     events: list[tuple[float, int]] = []  # the next report of each running trial
@@ -169,8 +197,8 @@ def simulate_front(
                 break
             key, params = job
             if key not in begun:
-                begun[key] = _Trial(curve=landscape.table.curve(params))
-                decider.begin(key, landscape.known(begun[key].curve))
+                begun[key], known = _begin(params, landscape, draws.gauss(0, 1) if varies else 0.0)
+                decider.begin(key, known)
             heapq.heappush(events, (now + jitter.uniform(0.9, 1.1), key))
         if not events:
             break
@@ -178,13 +206,13 @@ def simulate_front(
         epochs, trial = epochs + 1, begun[key]
         trial.advance()
         if trial.curve.is_full:
-            front.add(landscape.unit(landscape.vector(trial.curve, trial.epoch)), epochs)
+            front.add(landscape.unit(trial.usual[trial.epoch - 1]), epochs)
         is_last = trial.epoch == len(trial.curve.reports)
-        told = landscape.vector(trial.curve, trial.best)
-        if decider.report(key, trial.curve.reports[trial.epoch - 1], told, is_last) and not is_last:
+        told = trial.curve.reports[trial.epoch - 1], trial.vectors[trial.best - 1]
+        if decider.report(key, *told, is_last) and not is_last:
             heapq.heappush(events, (now + jitter.uniform(0.9, 1.1), key))
         elif not is_last and not hasattr(decider, "resume"):  # a paused trial is not pruned
-            wrong += _is_on_front(trial, begun.values(), landscape)
+            wrong += _is_on_front(trial, begun.values())
     return FrontOutcome(
         volumes=front.volumes,
         epochs=epochs,
@@ -194,16 +222,18 @@ def simulate_front(
     )
 
 
-def _is_on_front(trial: _Trial, trials: Iterable[_Trial], landscape: Landscape) -> bool:
+def _begin(params: Mapping[str, Any], landscape: Landscape, draw: float) -> tuple[_Trial, Mapping[str, float]]:
+    recorded = landscape.table.curve(params)
+    known, curve = landscape.known(recorded), landscape.varied(recorded, draw)
+    vectors, usual = landscape.vectors(curve, known), landscape.vectors(recorded, known)
+    return _Trial(curve=curve, vectors=vectors, usual=usual), known
+
+
+def _is_on_front(trial: _Trial, trials: Iterable[_Trial]) -> bool:
     """Whether no living trial was better at its epoch, neither by that epoch's figures nor by those of the best one."""
-    rivals = [other.curve for other in trials if other.epoch >= trial.epoch and not other.is_dead]
-
-    def vectors(curve: Curve) -> list[Vector]:
-        best = max(range(trial.epoch), key=lambda index: curve.values[index]) + 1
-        return [landscape.vector(curve, trial.epoch), landscape.vector(curve, best)]
-
-    own = vectors(trial.curve)
-    return not any(dominates(a, b) for curve in rivals for a, b in zip(vectors(curve), own, strict=True))
+    own = trial.until(trial.epoch)
+    rivals = [other.until(trial.epoch) for other in trials if other.epoch >= trial.epoch and not other.is_dead]
+    return not any(dominates(a, b) for rival in rivals for a, b in zip(rival, own, strict=True))
 
 
 def dominates(a: Vector, b: Vector) -> bool:
@@ -249,7 +279,8 @@ class OursFront:
         return trial.number, trial.params
 
     def begin(self, key: int, known: Mapping[str, float]) -> None:
-        self.trials[key].user_attrs["known"] = dict(known)
+        """Like Record.set_known; no limit ends a trial here."""
+        self.trials[key].user_attrs[KNOWN] = dict(known)
 
     def report(self, key: int, report: EvalReport, vector: Vector, is_last: bool) -> bool:
         """Like Record.append_report; `judge` finds out by itself whether the report is the last."""
@@ -262,7 +293,8 @@ class OursFront:
             return True
         trial.user_attrs[DECISION] = asdict(decision)
         trial.state = TrialState.COMPLETE if decision.action == "complete" else TrialState.PRUNED
-        trial.values, trial.datetime_complete = [decision.value], trial.datetime_start
+        values = objective_values(trial, self._search) or {}
+        trial.values, trial.datetime_complete = list(values.values()), trial.datetime_start
         return False
 
 

@@ -133,9 +133,10 @@ class Table:
         ]
         if reason != "finished":  # whatever it was, pruning.decide_pruning must end it here again
             reports[-1] = replace(reports[-1], gen_total=math.nan)
-        return self._new_curve(params, reports, is_full=reason == "finished")
+        return self.new_curve(params, reports, is_full=reason == "finished")
 
-    def _new_curve(self, params: Mapping[str, Any], reports: Sequence[EvalReport], is_full: bool) -> Curve:
+    def new_curve(self, params: Mapping[str, Any], reports: Sequence[EvalReport], is_full: bool) -> Curve:
+        """A curve of these reports."""
         values = tuple(objective_value(report, self.search.objective) for report in reports)
         return Curve(params=params, reports=tuple(reports), values=values, is_full=is_full)
 
@@ -182,7 +183,7 @@ class Table:
             )
             for i, report in enumerate(nearest.reports)
         ]
-        return self._new_curve(params, reports, is_full=True)
+        return self.new_curve(params, reports, is_full=True)
 
     @cached_property
     def top(self) -> Top:

@@ -193,7 +193,8 @@ def network_table(manifest: Mapping[str, Any]) -> str:
     lines += ["", f"Latency of one image, in memory: {sanitize_for_terminal(latency.conditions)}."]
     if manifest.get("loss") is not None:
         loss = float(manifest["loss"]["psnr_db"])
-        lines.append(f"{name} loses {loss:.3f} dB on the validation images.")
+        change = f"loses {loss:.3f} dB" if loss >= 0.0005 else f"gains {max(-loss, 0.0):.3f} dB"
+        lines.append(f"{name} {change} on the validation images.")
     return "\n".join(lines)
 
 

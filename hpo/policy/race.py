@@ -63,8 +63,6 @@ def run_race(
     results: Mapping[int, Sequence[Replicate | None]],
     seeds: int,
     parameters: Mapping[int, int],
-    *,
-    drops: bool = True,
 ) -> Race:
     """The race as far as the results go. It depends on them alone, not on the order in which they came.
 
@@ -73,21 +71,20 @@ def run_race(
             that were trained ahead do not count before their turn.
         seeds: the trainings of each finalist that are planned.
         parameters: of each finalist's network: a tie goes to the smallest.
-        drops: whether a finalist ends that is worse than the best; without, there is one look at the end.
     """
     race = Race(seeds=0, left=tuple(results))
-    errors = look_errors(seeds) if drops else {seeds: ERROR}
+    errors = look_errors(seeds)
     for look in range(1, seeds + 1):
         if any(len(results[number]) < look or results[number][look - 1] is None for number in race.left):
             break
-        race = _after_look(race, results, look, errors.get(look), drops=drops)
-        if drops and _is_decided(race):
+        race = _after_look(race, results, look, errors.get(look))
+        if _is_decided(race):
             break
     if not race.seeds:
         return race
     means = {number: _mean(results[number], race.seeds) for number in race.left}
     ties = [number for number in race.left if number == race.best or race.compared[number].verdict == "tie"]
-    is_over = race.seeds == seeds or (drops and _is_decided(race))
+    is_over = race.seeds == seeds or _is_decided(race)
     return replace(race, winner=choose(means, ties, parameters), is_over=is_over)
 
 
@@ -101,15 +98,11 @@ def _after_look(
     results: Mapping[int, Sequence[Replicate | None]],
     look: int,
     error: float | None,
-    *,
-    drops: bool,
 ) -> Race:
     failures = {number: sum(r is not None and r.failed for r in results[number][:look]) for number in race.left}
     fewest, dropped = min(failures.values()), dict(race.dropped)
-    left = race.left
-    if drops:
-        dropped |= {n: Dropped(seeds=look, failures=count) for n, count in failures.items() if count > fewest}
-        left = tuple(number for number in race.left if number not in dropped)
+    dropped |= {n: Dropped(seeds=look, failures=count) for n, count in failures.items() if count > fewest}
+    left = tuple(number for number in race.left if number not in dropped)
     best = max(left, key=lambda number: (_mean(results[number], look), -number))
     values = np.array([[r.value for r in results[number][:look] if r is not None] for number in left])
     compared, against = dict(race.compared), dict(race.against)
@@ -118,7 +111,7 @@ def _after_look(
         if number != best:
             compared[number] = compare_seeds(values, row, left.index(best), error=share)
             against[number] = best
-            if drops and error and compared[number].verdict == "worse":
+            if error and compared[number].verdict == "worse":
                 dropped[number] = Dropped(seeds=look, failures=0, best=best)
     left = tuple(number for number in left if number not in dropped)
     return Race(seeds=look, left=left, dropped=dropped, best=best, compared=compared, against=against)

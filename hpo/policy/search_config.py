@@ -27,7 +27,7 @@ SAMPLERS, PRUNERS = ("gp", "tpe", "random"), ("asha", "none")
 FORMER_PRUNERS = ("leaders", "former-asha")  # of searches that began before 2026-12: hpo.policy.pruners.FormerPruner
 Wandb = Literal["offline", "online", "disabled"]
 SEARCH_FILE = "search.json"  # in every search's folder
-_NO_FINAL = "0 with several objectives, whose front has no single winner to train longer; --epochs trains all longer"
+_ONE_OBJECTIVE = "0 with several objectives: a front has no single winner. More --epochs train all of it longer"
 _MAX_TRIALS = 100_000  # all of them are in memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -275,7 +275,10 @@ class SearchConfig:
             ("wandb", self.wandb in get_args(Wandb), f"one of {', '.join(get_args(Wandb))}"),
             ("keep_checkpoints", self.keep_checkpoints >= 3, "at least 3, the finalists"),
             ("final_epochs", 0 <= self.final_epochs <= MOST_EPOCHS, f"0 (no final training) to {MOST_EPOCHS}"),
-            ("final_epochs", not (self.final_epochs and self.is_multi_objective), _NO_FINAL),
+            *(
+                (name, not (getattr(self, name) and self.is_multi_objective), _ONE_OBJECTIVE)
+                for name in ("final_epochs", "replicates")
+            ),
             ("time_budget_minutes", positive(self.time_budget_minutes), "minutes above 0"),
             (
                 "max_cost",
@@ -286,11 +289,7 @@ class SearchConfig:
             ("latency_size", self.latency_size is None or 1 <= self.latency_size <= 4096, "from 1 to 4096 pixels"),
             ("latency_threads", 1 <= self.latency_threads <= 1024, "from 1 to 1024"),
             ("front", 1 <= self.front <= _MAX_TRIALS, trials),
-            (
-                "replicates",
-                self.replicates == 0 or 2 <= self.replicates <= 1000,
-                "0 (none) or from 2 to 1000: one says nothing of the spread",
-            ),
+            ("replicates", self.replicates == 0 or 2 <= self.replicates <= 1000, "0 (none) or from 2 to 1000"),
             ("max_concurrent", self.max_concurrent is None or 1 <= self.max_concurrent <= _MAX_TRIALS, trials),
             ("cpus_per_trial", positive(self.cpus_per_trial), "above 0"),
             (

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from hpo.policy.front_members import FrontMember, choose_members, point_of, undominated
+from hpo.policy.leaderboard import best_report
 from hpo.policy.objectives import describe
 from hpo.policy.pareto import dominates
 from hpo.run.context import SearchContext
@@ -65,7 +66,7 @@ def member_folder(record: Record, number: int) -> Path:
 def _export_members(context: SearchContext, images: Images) -> list[int]:
     """Export the chosen members; one whose checkpoint is damaged or gone makes room for another. Returns them."""
     record = context.record
-    values = search_results.measured_values(record)
+    values = _without_useless(context, search_results.measured_values(record))
     done: set[int] = set()
     while True:
         chosen = choose_members(values, record.search)
@@ -73,9 +74,10 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
         if not rest:
             break
         number = rest[0]
-        context.progress.show_export(number, len(chosen) - len(rest), len(chosen))
         try:
-            _export_member(record, images, number)
+            if not _is_exported(record, number):
+                context.progress.show_export(number, len(chosen) - len(rest), len(chosen))
+                _export_member(record, images, number)
             done.add(number)
         except CheckpointError as error:
             del values[number]
@@ -85,13 +87,33 @@ def _export_members(context: SearchContext, images: Images) -> list[int]:
     return chosen
 
 
+def _without_useless(context: SearchContext, values: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+    """The trials whose network makes images better, if there is one: nobody deploys one that makes them worse."""
+    worse = [number for number in values if _makes_worse(context.record, number)]
+    if not worse or len(worse) == len(values):
+        return values
+    numbers = f"trial{'s' * (len(worse) > 1)} {', '.join(map(str, worse))}"
+    context.say(f"Left out of the front, because their images are worse than the noisy ones: {numbers}")
+    return {number: value for number, value in values.items() if number not in worse}
+
+
+def _makes_worse(record: Record, number: int) -> bool:
+    best = best_report(record.trial(number), record.search.objective)
+    return best is None or best.is_dead
+
+
+def _is_exported(record: Record, number: int) -> bool:
+    """Whether an earlier driver has left a whole export of the member; a damaged one is deleted."""
+    folder = member_folder(record, number)
+    try:
+        return search_results.is_current(record, folder, number) and bool(verify_files(folder))
+    except DenoiseError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+
 def _export_member(record: Record, images: Images, number: int) -> None:
     folder, checkpoint = member_folder(record, number), record.trial_folder(number) / BEST
-    try:
-        if search_results.is_current(record, folder, number) and verify_files(folder):
-            return
-    except DenoiseError:  # damaged meanwhile
-        shutil.rmtree(folder, ignore_errors=True)
     if not record.has_file(checkpoint):
         raise CheckpointError(f"{checkpoint}: is missing")
     export_winner(record, images, is_over=True, is_driver=True, trial=number, destination=folder)

@@ -47,7 +47,7 @@ def replicate_seed(seed: int, index: int) -> int:
     return fresh if fresh != seed else fresh + 1
 
 
-def train_replicates(context: SearchContext, numbers: Sequence[int], *, drops: bool) -> None:
+def train_replicates(context: SearchContext, numbers: Sequence[int]) -> None:
     """Train each finalist's settings with fresh seeds, several at a time, and measure each on all validation images.
 
     A finalist that the race has dropped is not trained any further (hpo.policy.race). Every measurement is on record at
@@ -55,9 +55,8 @@ def train_replicates(context: SearchContext, numbers: Sequence[int], *, drops: b
 
     Args:
         numbers: of the finalists.
-        drops: whether to drop them; without, each is trained with every seed.
     """
-    replicates = _Replicates(context, numbers, drops)
+    replicates = _Replicates(context, numbers)
     try:
         replicates.run()
     finally:
@@ -74,8 +73,8 @@ def _delete(context: SearchContext, folder: Path) -> None:
 class _Replicates:
     """The trainings that run, by what they do now."""
 
-    def __init__(self, context: SearchContext, numbers: Sequence[int], drops: bool) -> None:
-        self._context, self._record, self._numbers, self._drops = context, context.record, list(numbers), drops
+    def __init__(self, context: SearchContext, numbers: Sequence[int]) -> None:
+        self._context, self._record, self._numbers = context, context.record, list(numbers)
         self._running: dict[Any, _Replicate] = {}
         self._told = set(self._race().dropped)
 
@@ -106,7 +105,7 @@ class _Replicates:
 
     def _race(self) -> Race:
         finalists = search_results.measured_finalists(self._record)
-        race = current_race(self._record, self._numbers, finalists, drops=self._drops)
+        race = current_race(self._record, self._numbers, finalists)
         assert race is not None  # the search has replicates
         return race
 

@@ -167,8 +167,7 @@ class SearchRun:
                     cluster.monitor.subscribe(lambda _: fallback.update_for_task())
                     measure_finalists(context)
                     if record.search.replicates:
-                        numbers = search_results.ranked_finalists(record)
-                        train_replicates(context, numbers, drops=not record.search.is_multi_objective)
+                        train_replicates(context, search_results.ranked_finalists(record))
                     if record.search.final_epochs:
                         train_final(context)
                     if record.search.is_multi_objective:

@@ -32,15 +32,12 @@ def measured_replicates(record: Record) -> Measured:
     return measured
 
 
-def current_race(
-    record: Record, numbers: Sequence[int], finalists: Mapping[str, Mapping[str, Any]], *, drops: bool = True
-) -> Race | None:
+def current_race(record: Record, numbers: Sequence[int], finalists: Mapping[str, Mapping[str, Any]]) -> Race | None:
     """The race of the finalists as far as their replicates go; None without replicates.
 
     Args:
         numbers: of the finalists.
         finalists: their measurements, with `parameters`.
-        drops: see run_race.
     """
     seeds = record.search.replicates
     if not seeds:
@@ -48,7 +45,7 @@ def current_race(
     noted = measured_replicates(record)
     results = {number: _results(noted.get(str(number), {}), seeds) for number in numbers}
     sizes = {n: finalists[str(n)]["parameters"] for n in numbers if "parameters" in finalists.get(str(n), {})}
-    return run_race(results, seeds, sizes, drops=drops)
+    return run_race(results, seeds, sizes)
 
 
 def _results(noted: Mapping[str, Mapping[str, Any]], seeds: int) -> list[Replicate | None]:

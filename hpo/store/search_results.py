@@ -72,7 +72,7 @@ def replicate_race(record: Record) -> Race | None:
     measured = _measurements(metadata)
     if measured.keys() != set(map(str, numbers)):
         return None
-    return current_race(record, numbers, measured, drops=not record.search.is_multi_objective)
+    return current_race(record, numbers, measured)
 
 
 def lost_trials(metadata: Mapping[str, Any]) -> list[int]:

@@ -126,7 +126,7 @@ class Progress:
     def show_export(self, number: int | None = None, done: int = 0, total: int = 0) -> None:
         """The winner is about to be exported, or trial `number` of a front after `done` of `total` others."""
         self._set_status(Status(phase="export", trial=number, done=done, of=total))
-        what = "" if number is None else f" trial {number}, {done + 1} of {total} of the front"
+        what = "" if number is None else f" trial {number} of the front ({done + 1} of {total})"
         begins = "" if done else "\n"
         line = f"{begins}Exporting{what}, and measuring the exported file on validation and test images ..."
         self._display.print_line(line)

@@ -73,7 +73,7 @@ def test_the_volume_is_that_of_the_union_of_boxes():
 def test_a_search_is_told_known_figures_first_and_its_front_grows_by_its_reports(landscape):
     l1, ssim = {"loss": "l1", "norm": "batch"}, {"loss": "ssim", "norm": "batch"}
     decider = Scripted((l1, 3), (ssim, 3))
-    outcome = simulate_front(decider, landscape, seed=0, workers=1, budget=100)
+    outcome = simulate_front(decider, landscape, seed=0, workers=1, budget=100, varies=False)
     assert decider.known == {0: 1.0, 1: 10.0}
     assert outcome.epochs == 6
     assert outcome.trials == 2
@@ -90,7 +90,9 @@ def test_a_search_is_told_known_figures_first_and_its_front_grows_by_its_reports
 
 
 def test_a_configuration_that_diverges_never_counts_for_the_front(landscape):
-    outcome = simulate_front(Scripted(({"loss": "l1", "norm": "none"}, 3)), landscape, seed=0, workers=1, budget=100)
+    outcome = simulate_front(
+        Scripted(({"loss": "l1", "norm": "none"}, 3)), landscape, seed=0, workers=1, budget=100, varies=False
+    )
     assert outcome.epochs == 2
     assert not outcome.volumes
 
@@ -98,14 +100,17 @@ def test_a_configuration_that_diverges_never_counts_for_the_front(landscape):
 def test_a_pruning_is_wrong_where_the_trial_was_on_the_front_of_its_epoch(landscape):
     l1, ssim = {"loss": "l1", "norm": "batch"}, {"loss": "ssim", "norm": "batch"}
     for jobs, wrong in ((((l1, 3), (ssim, 1)), 1), (((ssim, 3), (l1, 1)), 1), (((l1, 3), (l1, 1)), 1)):
-        assert simulate_front(Scripted(*jobs), landscape, seed=0, workers=1, budget=100).wrong_prunings == wrong
+        assert (
+            simulate_front(Scripted(*jobs), landscape, seed=0, workers=1, budget=100, varies=False).wrong_prunings
+            == wrong
+        )
 
 
 def test_a_dominated_trial_is_pruned_rightly(tmp_path):
     curves = [("l1", "batch", [22.0, 24.0, 25.0]), ("ssim", "batch", [21.0, 23.0, 24.0])]
     landscape = Landscape(table(tmp_path, curves, [1.0, 2.0]), ("psnr", "latency"))
     jobs = [({"loss": loss, "norm": "batch"}, epochs) for loss, epochs in (("l1", 3), ("ssim", 1))]
-    assert simulate_front(Scripted(*jobs), landscape, seed=0, workers=1, budget=100).wrong_prunings == 0
+    assert simulate_front(Scripted(*jobs), landscape, seed=0, workers=1, budget=100, varies=False).wrong_prunings == 0
 
 
 def test_a_configuration_learns_like_the_nearest_one_although_a_category_differs(landscape):

@@ -68,7 +68,7 @@ def without_ray(patch: pytest.MonkeyPatch, *, exports: bool = False) -> None:
         context = local_context(run)
         finalists.measure_finalists(context)
         if record.search.replicates:
-            replicates.train_replicates(context, search_results.ranked_finalists(record), drops=True)
+            replicates.train_replicates(context, search_results.ranked_finalists(record))
         if record.search.final_epochs:
             final_training.train_final(context)
         if exports and record.search.is_multi_objective:

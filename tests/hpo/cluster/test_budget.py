@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,6 +108,13 @@ def test_what_is_ahead_is_the_longest_running_trial_and_then_the_end():
     assert seconds_of_running_trials(trials, SEARCH) == pytest.approx(6 * 60)
     assert seconds_after_trials(trials, SEARCH) == pytest.approx(120 + 3 * 5 * 10 + 20 * 60)
     assert (seconds_of_running_trials([], SEARCH), seconds_after_trials([], SEARCH)) == (0.0, 120.0)
+
+
+def test_replicates_are_ahead_too_one_seed_after_another():
+    trials = [trial(10, TrialState.COMPLETE, seconds=50, eval_seconds=10)]
+    with_seeds = replace(SEARCH, replicates=3)
+    expected = 3 * (SEARCH.epochs * 60 + 5 * 10)
+    assert seconds_after_trials(trials, with_seeds) - seconds_after_trials(trials, SEARCH) == pytest.approx(expected)
 
 
 def test_of_many_machines_all_but_two_go_when_they_are_idle():

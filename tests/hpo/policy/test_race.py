@@ -78,15 +78,6 @@ def test_a_tie_goes_to_the_smaller_one_and_what_is_worse_never_wins():
     assert run_race(tied, 3, SIZES).winner == 1
 
 
-def test_without_dropping_all_are_trained_to_the_end():
-    rows = results(a1=[28.30, 28.31, 28.3], a2=[21.0, 21.03, 21.0], a3=[20.0, 20.01, 20.0])
-    race = run_race(rows, 3, SIZES, drops=False)
-    assert race.left == (1, 2, 3)
-    assert race.is_over
-    assert {n: c.verdict for n, c in race.compared.items()} == {2: "worse", 3: "worse"}
-    assert race.winner == 1
-
-
 def test_a_race_without_results_has_no_winner():
     assert run_race(results(a1=[], a2=[]), 3, SIZES).winner is None
     assert run_race(results(a1=[28.0, 28.1]), 3, SIZES).winner == 1

@@ -38,6 +38,7 @@ from model.common.errors import ConfigError
         ({"latency_size": 0}, "latency_size=0: must be from 1"),
         ({"latency_threads": 0}, "latency_threads=0: must be from 1"),
         ({"objectives": ("psnr", "latency"), "pruner": "mine.py"}, "pruner=mine.py: must be one of asha, none with"),
+        ({"objectives": ("psnr", "latency"), "replicates": 3}, "replicates=3: must be 0 with several objectives"),
         ({"front": 0}, "front=0: must be at least 1"),
         ({"replicates": -1}, "replicates=-1: must be 0 (none)"),
         ({"wandb": "online!"}, "wandb=online!: must be one of"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import plain_search
 import pytest
+from drivers import GUARD_SECONDS
+from drivers import driver as driver_process
 from plain_search import command, photographs, without_ray
 
 import model.export
@@ -20,6 +23,7 @@ from hpo.run import front
 from hpo.store import search_results
 from hpo.store.file_names import EXPORT, FRONT, FRONT_FILE
 from hpo.store.record import Record
+from hpo.store.study_replication import open_read_only, open_storage
 from hpo.views.front_text import front_text
 from model.common.errors import MachineError
 from model.data.data_config import DataConfig
@@ -213,6 +217,15 @@ def test_a_member_whose_checkpoint_is_lost_is_left_out_and_said_so(world, runs, 
     assert f"Trial {lost} is left out of the front: " in capsys.readouterr().err
 
 
+def test_a_fast_network_that_makes_images_worse_is_no_member(world, runs, driver, capsys):
+    useless = list(members(runs))[-1]
+    shutil.rmtree(runs / "first" / FRONT)
+    driver.setattr(front, "_makes_worse", lambda _, number: number == useless)
+    assert main(words(world, runs)) == 0
+    assert useless not in members(runs)
+    assert f"because their images are worse than the noisy ones: trial {useless}\n" in capsys.readouterr().err
+
+
 def test_a_front_without_any_checkpoint_is_told(world, runs, driver):
     shutil.rmtree(runs / "first" / FRONT)
 
@@ -308,3 +321,40 @@ def test_a_front_has_its_table_and_sentences_that_help_to_choose(exported):
     assert [int(row.split("|")[1]) for row in rows] == list(found)
     assert any(line.startswith("The fastest within 0.1 dB of the best") for line in lines)
     assert lines[-1] == f"To copy one of them: hpo export first --runs {exported} --pick fastest-within:0.1dB --to DIR"
+
+
+# --- with Ray --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * GUARD_SECONDS)
+def test_a_search_with_a_storage_that_is_killed_among_its_exports_continues_with_them(world, tmp_path):
+    """The whole command, with latencies that are measured, and with what another machine finds in the storage."""
+    runs, storage = tmp_path / "runs", tmp_path / "storage"
+    storage.mkdir()
+    options = [*words(world, runs, "--storage", str(storage))[2:]]
+    with driver_process(tmp_path, options) as running:
+        running.wait_for(lambda: bool(list(runs.glob(f"first/{FRONT}/*/{MANIFEST}"))))
+        running.process.send_signal(signal.SIGKILL)
+        running.process.communicate(timeout=GUARD_SECONDS)
+        assert running.left_after(seconds=10) == []
+    weights = {path: path.read_bytes() for path in runs.glob(f"first/{FRONT}/*/generator.safetensors")}
+    assert weights
+    with driver_process(tmp_path, options) as running:
+        out, errors = running.process.communicate(timeout=GUARD_SECONDS)
+        assert running.process.returncode == 0, errors
+    assert out.count("| trial |") == 1
+    assert all(path.read_bytes() == content for path, content in weights.items() if path.exists())
+    with open_read_only(tmp_path / "elsewhere", "first", open_storage(str(storage), runs)) as record:
+        assert search_results.is_exported(record)
+        found = search_results.front_members(record)
+        assert found
+        for member in found:
+            folder = record.fetch(record.folder / str(member.folder))
+            assert verify_files(folder)["latency"]["runs"] >= 30
+        assert {name.split("/")[1] for name in record.storage.names(f"{FRONT}/")} == {
+            FRONT_FILE,
+            *(str(member.folder).split("/")[1] for member in found),
+        }
+    assert main(["export", "first", "--storage", str(storage), "--pick", "fastest", "--to", str(tmp_path / "to")]) == 0
+    Denoiser(tmp_path / "to")

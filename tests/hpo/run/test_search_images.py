@@ -77,6 +77,27 @@ def test_an_export_takes_its_images_from_where_they_are_now(pictures, searched_p
     assert Record(runs, "first").search.data == str(pictures)  # looking changes nothing
 
 
+def test_an_export_in_int8_has_the_figures_of_both_networks(searched_plainly, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(searched_plainly, runs)
+    options = ["export", "first", "--runs", str(runs), "--precision", "int8"]
+    code, out, err = hpo_says(*options, "--max-loss-db", "100", capsys=capsys)
+    assert code == 0
+    manifest = read_manifest(runs / "first" / "export-int8")
+    assert manifest["precision"] == "int8"
+    assert manifest["size_mb"] < manifest["float32"]["size_mb"]
+    assert f"| int8 | {manifest['size_mb']:.2f} |" in out
+    assert f"| fp32 | {manifest['float32']['size_mb']:.2f} |" in out
+    code, out, err = hpo_says("evaluate", str(runs / "first" / "export-int8"), "--latency", "--json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["latency"]["recorded"] == manifest["latency"]
+
+    code, _, err = hpo_says(*options, "--max-loss-db", "-1", capsys=capsys)
+    assert code == 2
+    assert "max_loss_db=-1" in err.replace("-loss-db", "_loss_db")
+    assert read_manifest(runs / "first" / "export-int8") == manifest
+
+
 @pytest.mark.parametrize("asked", [[], ["--range", "0", "60000"]])
 def test_a_search_of_16_bits_has_its_range_on_record(pictures, tmp_path, monkeypatch, capsys, asked):
     runs, recorded = tmp_path / "runs", (0, 60000 if asked else 65535)

@@ -259,7 +259,7 @@ class Node:
         """One that has not begun."""
         where = {"address": self.storage.address, "search": "first", "folder": "trials/00007"}
         about = {"folder": str(self.scratch / "00007"), "needs": "/nowhere/search.json"}
-        about |= {"number": 7, "train": config.as_dict(), "objective": "ssim"}
+        about |= {"number": 7, "train": config.as_dict(), "objective": "ssim", "figures": None}
         made = Pix2PixTrial.__new__(Pix2PixTrial)  # its __init__ is Ray's
         made.config = {**about, "storage": {**where, "generation": generation, "timeout_seconds": 5}}
         made.setup(made.config, ())
