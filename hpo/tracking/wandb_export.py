@@ -24,9 +24,19 @@ def tables(record: Record, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the leaderboard and the pictures of the exported generator and of the best trials."""
     rows = leaderboard.leaderboard(record.trials(), record.search.objective)
     params = sorted({name for row in rows for name in row["params"]})
-    columns = [name for name in rows[0] if name != "params"]
-    data = [[row[name] for name in columns] + [row["params"].get(name) for name in params] for row in rows]
-    board = wandb.Table(columns=[*columns, *params], data=data)
+    columns = [name for name in rows[0] if name not in ("params", "known")]
+    known = sorted({name for row in rows for name in row["known"]})
+    several = record.search.is_multi_objective
+    front = leaderboard.front(record.trials(), record.search) if several else []
+    data = [
+        [row[name] for name in columns]
+        + [row["known"].get(name) for name in known]
+        + ([row["number"] in front] if several else [])
+        + [row["params"].get(name) for name in params]
+        for row in rows
+    ]
+    names = [*columns, *(f"known/{name}" for name in known), *(["on the front"] if several else []), *params]
+    board = wandb.Table(columns=names, data=data)
     return {"leaderboard": board, "samples": _samples(record, manifest, rows[:_PICTURED_TRIALS])}
 
 

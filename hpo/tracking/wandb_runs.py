@@ -19,7 +19,9 @@ from optuna.trial import FrozenTrial
 
 from hpo.policy import leaderboard
 from hpo.policy.leaderboard import best_report, reports_of
-from hpo.policy.trial_attributes import CONFIG
+from hpo.policy.objectives import is_known_before_training
+from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_attributes import CONFIG, KNOWN
 from hpo.store.file_names import EXPORT, FINAL, REPLICATES
 from hpo.store.record import Record
 from model.checkpoint import load_checkpoint
@@ -45,6 +47,13 @@ def picture_path(path: Path) -> str | None:
     except ImageError:
         return None
     return str(path)
+
+
+def _scatter(search: SearchConfig) -> dict[str, str]:
+    """The names in W&B of the first trained objective, and of the others against which it is drawn."""
+    names = {name: f"{'known' if is_known_before_training(name) else 'best'}/{name}" for name in search.objectives}
+    first = names.pop(search.objective)
+    return dict.fromkeys(names.values(), first) if search.objective != "balanced" else {}
 
 
 @dataclass
@@ -85,6 +94,8 @@ class WandbRuns:
             if best is not None:  # W&B's own summary="max" is wrong after a resumed run
                 values = {name.replace("val/", "best/"): value for name, value in best.validation_curves().items()}
                 opened.run.summary.update({**values, "best/epoch": best.epoch})
+            if known := trial.user_attrs.get(KNOWN):
+                opened.run.summary.update({f"known/{name}": value for name, value in known.items()})
             outcome = leaderboard.outcome_of(trial)
             opened.run.tags = tuple(dict.fromkeys((*(opened.run.tags or ()), outcome.replace("finished", "complete"))))
             self._end(opened, failed=outcome in ("failed", *leaderboard.DEAD))  # W&B calls all others finished
@@ -188,7 +199,7 @@ class WandbRuns:
             from hpo.tracking import wandb_workspace  # noqa: PLC0415 - imports wandb, which takes seconds
 
             params = self.record.about["space"]["distributions"]
-            url = wandb_workspace.save(run.entity, run.project, self.record.name, params)
+            url = wandb_workspace.save(run.entity, run.project, self.record.name, params, _scatter(self.record.search))
         except Exception:  # whatever fails, a missing page must not stop the logging
             log.debug("W&B has no workspace of this search", exc_info=True)
             return f"{run.project_url}/groups/{quote(self.record.name)}"

@@ -62,9 +62,11 @@ def member_figures(member: FrontMember) -> str:
     """The objectives of a member, and what else is known of its size and its latency."""
     others = {"params": member.parameters, "size_mb": member.size_mb}
     more = {name: float(value) for name, value in others.items() if value is not None and name not in member.values}
-    p95 = (member.latency or {}).get("p95_ms")
-    tail = f"; 95 % of the runs within {p95:.2f} ms" if p95 is not None else ""
-    return f"{figures({**member.values, **more})}{tail}"
+    values, p95 = {**member.values, **more}, (member.latency or {}).get("p95_ms")
+    if p95 is None:
+        return figures(values)
+    tail = f" (95 %: {describe('latency', p95)})"
+    return ", ".join(f"{figures({name: value})}{tail * (name == 'latency')}" for name, value in values.items())
 
 
 def latency_words(member: FrontMember) -> str:

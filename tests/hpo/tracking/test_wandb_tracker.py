@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fronts
 import pytest
 import wandb
 from curves import controller, run_all, story
@@ -22,6 +24,7 @@ from hpo.policy.trial_attributes import DECISION
 from hpo.store.record import Record
 from hpo.tracking import wandb_tracker
 from hpo.tracking.wandb_login import remove_inherited_settings
+from hpo.tracking.wandb_runs import _scatter
 from hpo.tracking.wandb_tracker import Tracker
 
 
@@ -46,6 +49,28 @@ def test_each_trial_is_a_run_with_its_config_its_epochs_its_end_and_its_best(rec
         assert [row["val/haarpsi"] for row in history if "val/haarpsi" in row] == pytest.approx(curve)
         pictures = [row["epoch"] for row in history if any(name.startswith("val/strip") for name in row)]
         assert pictures == ([1] if trial.number == 0 else [])
+
+
+def test_the_figures_that_are_known_before_training_are_in_each_runs_summary(runs):
+    search = replace(fronts.SEARCH, trials=8, limit=("params<=1000",))
+    fronts.run(Record.create(runs, "first", search))
+    record = Record(runs, "first")
+    tracker = Tracker(record)
+    for trial in record.trials():
+        tracker.on_trial_update(trial)
+    tracker.close()
+    outcomes = set()
+    for (summary, _), trial in zip(assert_all_there(record), record.trials(), strict=True):
+        width = trial.params["width"]
+        assert summary["summary"]["known/latency"] == 0.5 * width
+        assert summary["summary"]["known/params"] == 100 * width**2
+        outcomes |= set(summary["tags"])
+    assert {"infeasible", "complete"} <= outcomes
+    assert _scatter(search) == {"known/latency": "best/psnr"}
+    assert _scatter(fronts.SEARCH.__class__(objectives=("params", "ssim", "l1"))) == {
+        "known/params": "best/ssim",
+        "best/l1": "best/ssim",
+    }
 
 
 LEFT = {"RUN_ID": "abc", "SWEEP_ID": "s1", "NAME": "x", "RUN_GROUP": "g", "JOB_TYPE": "j", "NOTES": "n", "TAGS": "a,b"}
