@@ -295,7 +295,7 @@ def members_so_far(record: Record) -> list[FrontMember]:
                 trial=number,
                 values=values,
                 metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-                parameters=known.get("params"),
+                parameters=round(known["params"]) if "params" in known else None,
                 size_mb=known.get("size_mb"),
                 latency={"median_ms": known["latency"]} if "latency" in known else None,
             )

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.policy import leaderboard
-from hpo.policy.trial_attributes import REPORTS, SUGGESTED_BY
+from hpo.policy.trial_attributes import KNOWN, REPORTS, SUGGESTED_BY
 from hpo.store.record import Record
 from hpo.views.formatting import counts, outcome
 from model.common.errors import ConfigError, MachineError
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 _REFRESH_SECONDS = 2.0
+_CONSTRAINTS = "constraints"
 _ARTIFACT = "artifacts:"  # Optuna's prefix of the system attributes that name a trial's files
 
 
@@ -91,8 +92,11 @@ class Snapshot:
         self.pictures = PictureStore(record)
         self._record, self._seen = record, dict[int, FrozenTrial]()
         self._lock, self._refreshed = threading.Lock(), time.monotonic()
-        self._study = optuna.create_study(study_name=record.name, storage=self.storage, direction="maximize")
-        self._study.set_metric_names([record.search.objective])
+        self._study = optuna.create_study(
+            study_name=record.name, storage=self.storage, directions=record.search.directions
+        )
+        several = record.search.is_multi_objective
+        self._study.set_metric_names(list(record.search.objectives) if several else [record.search.objective])
         self._update()
 
     def refresh(self) -> None:
@@ -112,7 +116,7 @@ class Snapshot:
             before = self._seen.get(trial.number)
             if before is None:
                 template = copy.copy(trial)
-                template.user_attrs, template.system_attrs = self._facts(trial), self.pictures.attributes(trial)
+                template.user_attrs, template.system_attrs = self._facts(trial), self._attributes(trial)
                 self.storage.create_new_trial(self._study._study_id, template)  # its id is its number
             elif trial != before:
                 self._change(trial, before)
@@ -123,7 +127,7 @@ class Snapshot:
 
     def _change(self, trial: FrozenTrial, before: FrozenTrial) -> None:
         """Update a trial that was running. Its end time is the time of this update, at most two seconds late."""
-        for key, attribute in self.pictures.attributes(trial).items():
+        for key, attribute in self._attributes(trial).items():
             self.storage.set_trial_system_attr(trial.number, key, attribute)
         for name, fact in self._facts(trial).items():
             self.storage.set_trial_user_attr(trial.number, name, fact)
@@ -132,11 +136,17 @@ class Snapshot:
         if trial.state != TrialState.RUNNING:
             self.storage.set_trial_state_values(trial.number, trial.state, trial.values)
 
+    def _attributes(self, trial: FrozenTrial) -> dict[str, Any]:
+        """System attributes: the pictures, and the constraints as optuna-dashboard 0.2 reads them."""
+        constraints = {_CONSTRAINTS: list(trial.constraints.values())} if trial.constraints else {}
+        return {**self.pictures.attributes(trial), **constraints}
+
     def _facts(self, trial: FrozenTrial) -> dict[str, Any]:
         row = leaderboard.row(trial, self._record.search.objective)
         names = ("ssim", "psnr_db", "l1", "haarpsi", "best_epoch", "epochs", "images", "images_per_second")
         facts = {name: row[name] for name in names if row[name] is not None}
-        return {"outcome": outcome(trial), "suggested_by": trial.user_attrs.get(SUGGESTED_BY), **facts}
+        known = trial.user_attrs.get(KNOWN, {})
+        return {"outcome": outcome(trial), "suggested_by": trial.user_attrs.get(SUGGESTED_BY), **known, **facts}
 
 
 def _guarded(application: WSGIApplication, snapshot: Snapshot) -> WSGIApplication:

@@ -49,7 +49,11 @@ def importance(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         `shares`, a list of parameters with `share` (they add up to 1) and with `low` and `high`, the 5th and 95th
         percentile over resamplings of the trials; empty for fewer than `fewest` trials.
     """
-    ended = [_as_complete(trial) for trial in trials if trial.state.is_finished() and trial.state != TrialState.FAIL]
+    ended = [
+        _as_complete(trial)
+        for trial in trials
+        if trial.state.is_finished() and trial.state != TrialState.FAIL and trial.values  # else never trained
+    ]
     result: dict[str, Any] = {
         "trials": len(ended), "fewest": _MIN_TRIALS, "best": _TOP, "resamplings": _RESAMPLINGS, "shares": [],
     }  # fmt: skip
@@ -67,8 +71,9 @@ def importance(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
 def _as_complete(trial: FrozenTrial) -> FrozenTrial:
     """A completed copy with the value of the best epoch, or of the last epoch if it diverged or collapsed."""
     done = copy.copy(trial)
-    values = trial.intermediate_values.values()
-    done.state, done.values = TrialState.COMPLETE, [max(values) if leaderboard.is_candidate(trial) else trial.values[0]]
+    values = trial.intermediate_values
+    last = trial.values[0] if len(trial.values) == 1 else values[max(values)]  # not another of several objectives
+    done.state, done.values = TrialState.COMPLETE, [max(values.values()) if leaderboard.is_candidate(trial) else last]
     return done
 
 
@@ -82,7 +87,7 @@ def _shares(trials: Sequence[FrozenTrial]) -> dict[str, float]:
 def time_spent(rows: Sequence[Mapping[str, Any]], epochs: int) -> list[dict[str, Any]]:
     """By outcome: the epochs and seconds that were run, and those that were saved, at each trial's own pace."""
     spent = []
-    for kind in ("finished", "pruned", *leaderboard.DEAD, "failed", "running"):
+    for kind in ("finished", "pruned", *leaderboard.DEAD, "infeasible", "failed", "running"):
         of_kind = [row for row in rows if row["kind"] == kind]
         saved = [
             (left, left * row["seconds"] / row["epochs"])

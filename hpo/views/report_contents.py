@@ -23,7 +23,17 @@ from hpo.store import file_names, search_results
 from hpo.store.record import Record
 from hpo.views.comparison_text import comparison_lines
 from hpo.views.formatting import collapse_message, outcome, place_options
+from hpo.views.objectives_text import limit_lines
 from hpo.views.report_analysis import importance, pareto, time_spent, would_longer_help
+from hpo.views.report_front import (
+    extra_figures,
+    front_contents,
+    front_details,
+    limits,
+    violated_text,
+    why_dominated,
+    why_infeasible,
+)
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import TrainConfig
 from model.data.data_config import NUM_VALIDATION
@@ -53,7 +63,7 @@ def contents(record: Record) -> dict[str, Any]:
     document = search_results.document(record)
     by_number = {trial.number: trial for trial in trials}
     began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
-    rows = [{**row, **_details(by_number[row["number"]], search, began)} for row in document["trials"]]
+    rows = [{**row, **_details(by_number[row["number"]], trials, search, began)} for row in document["trials"]]
     slides = _SLIDES.get(search.space, {"points": 0})
     starting_points = [row["number"] for row in rows if row["by"] == "starting point" and row["value"] is not None]
     starts = sorted(starting_points, key=lambda number: number >= slides["points"])[:_NUM_STARTS]
@@ -67,6 +77,10 @@ def contents(record: Record) -> dict[str, Any]:
         "created": record.about["created"],
         "finished": bool(export and export["current"] and export["metrics"]["test"]),
         "versions": {**record.about.get("versions", {}), "git_commit": record.about.get("git_commit")},
+        "tradeoffs": front_contents(record),
+        "limits": limits(search),
+        "limit_lines": limit_lines(trials, search),
+        "extra_figures": extra_figures(search),
         "comparison": [] if search.is_multi_objective else comparison_lines(search_results.comparison(record)),
         "final_wins": search_results.final_wins(record),
         "final_training": final,
@@ -91,7 +105,9 @@ def contents(record: Record) -> dict[str, Any]:
     return plain
 
 
-def _details(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -> dict[str, Any]:
+def _details(
+    trial: FrozenTrial, trials: Sequence[FrozenTrial], search: SearchConfig, began: datetime | None
+) -> dict[str, Any]:
     """What the report says of a trial beyond the leaderboard. began: when the first trial did."""
     reports = leaderboard.reports_of(trial)
     best = leaderboard.best_report(trial, search.objective)
@@ -99,7 +115,8 @@ def _details(trial: FrozenTrial, search: SearchConfig, began: datetime | None) -
     return {
         "kind": leaderboard.outcome_of(trial),
         "outcome": outcome(trial),
-        "why": why_it_ended(trial, search),
+        "why": why_it_ended(trial, trials, search),
+        **front_details(trial, search),
         "worse_than_noisy": trial.state.is_finished() and best is not None and best.psnr_db < best.noisy_psnr_db,
         "candidate": leaderboard.is_candidate(trial),
         "by": trial.user_attrs.get(trial_attributes.SUGGESTED_BY),
@@ -122,32 +139,29 @@ def _seconds_between(began: datetime | None, then: datetime | None) -> float | N
     return None if began is None or then is None else round((then - began).total_seconds(), 2)
 
 
-def why_it_ended(trial: FrozenTrial, search: SearchConfig) -> str:
+def why_it_ended(trial: FrozenTrial, trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
     """Why a trial ended, in a sentence."""
     kind, epochs = leaderboard.outcome_of(trial), len(trial.intermediate_values)
     if kind == "pruned":
-        return _why_pruned(trial, search)
+        return _why_pruned(trial, trials, search)
     if kind == "failed":
         when = f"after epoch {epochs}" if epochs else "before the end of its first epoch"
         return f"Failed {when}: {trial.user_attrs.get(trial_attributes.ERROR, {}).get('text')}"
     if kind == "infeasible":
-        limits = [name for name, excess in trial.constraints.items() if excess > 0]
-        return f"Not trained: it violates {' and '.join(limits)}"
+        return why_infeasible(trial, search)
+    violated = violated_text(trial, search)
     return {
         "running": f"Still running: {epochs} of {search.epochs} epochs are recorded",
-        "finished": f"Ran all {epochs} epochs",
+        "finished": f"Ran all {epochs} epochs{', but ' * bool(violated)}{violated}",
         "diverged": f"Diverged in epoch {epochs}: a loss or a metric was no longer a finite number",
         "collapsed": f"Collapsed by epoch {epochs}: worse than the noisy images, or the same output for every image",
     }[kind]
 
 
-def _why_pruned(trial: FrozenTrial, search: SearchConfig) -> str:
+def _why_pruned(trial: FrozenTrial, trials: Sequence[FrozenTrial], search: SearchConfig) -> str:
     decision = trial.user_attrs[trial_attributes.DECISION]
     if decision["reason"] == "dominated":
-        return (
-            f"Pruned after epoch {decision['epoch']}: trial {decision['set_by']} was nowhere worse "
-            f"by that epoch, and {decision['places']} of {decision['rivals']} trials continue"
-        )
+        return why_dominated(trial, trials, search)
     if decision["cutoff"] is None:
         return f"Pruned after epoch {decision['epoch']} by the pruner of {search.pruner}, at {decision['value']:.4f}"
     value = trial.intermediate_values[decision["compared"]]
