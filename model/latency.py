@@ -121,7 +121,9 @@ def measure_latency(file: Path | bytes, *, size: int, threads: int = 1) -> Laten
     return measure_latencies([file], size=size, threads=threads)[0]
 
 
-def measure_latencies(files: Sequence[Path | bytes], *, size: int, threads: int = 1) -> list[Latency]:
+def measure_latencies(
+    files: Sequence[Path | bytes], *, size: int, threads: int = 1, counts_waiting: bool = True
+) -> list[Latency]:
     """Measure ONNX files, in turns, on one image: median and 95th percentile of 30 to 1,000 runs after a warm-up.
 
     The image is in the CPU's memory before and after each run. With a GPU a run includes both copies.
@@ -130,11 +132,17 @@ def measure_latencies(files: Sequence[Path | bytes], *, size: int, threads: int 
         files: paths or contents, of networks with one input (N, C, H, W).
         size: pixels a side, a multiple of each network's size_multiple.
         threads: threads of the CPU for one operator.
+        counts_waiting: whether a run lasts longer while other processes have the CPU. If not, it is with one thread
+            that thread's time on the CPU, which is the same on a machine that does nothing else.
 
     Raises:
         ConfigError: onnxruntime cannot run a file, or not at this size.
     """
-    return _measure(files, size, threads, time.perf_counter)
+    return _measure(files, size, threads, time.perf_counter if counts_waiting else _own_clock(threads))
+
+
+def _own_clock(threads: int) -> Callable[[], float]:
+    return time.thread_time if threads == 1 else time.perf_counter
 
 
 def _measure(files: Sequence[Path | bytes], size: int, threads: int, cpu_clock: Callable[[], float]) -> list[Latency]:
@@ -237,8 +245,7 @@ def untrained_figures(
             if tensor.is_floating_point():  # weights that begin as zeros would be stored once for all layers
                 tensor.add_(0.02 * torch.randn_like(tensor).abs())
         content = _former_export(generator, channels)
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    (latency,) = _measure([content], size, threads, clock)
+    (latency,) = _measure([content], size, threads, _own_clock(threads))
     return {"latency": latency.median_ms, "params": params, "size_mb": len(content) / 1e6}
 
 

@@ -134,8 +134,13 @@ def measure(config: dict[str, Any], images: Images) -> tuple[dict[str, Any], dic
 
 @ray.remote  # type: ignore[untyped-decorator]
 def measure_exports(networks: Sequence[bytes], size: int, threads: int) -> list[dict[str, Any]]:
-    """The latency of ONNX files, measured in turns on this node; see model.latency.measure_latencies."""
-    return [latency.as_dict() for latency in measure_latencies(networks, size=size, threads=threads)]
+    """The latency of ONNX files, measured in turns on this node; see model.latency.measure_latencies.
+
+    The search has the node for itself, but perhaps not the machine: beside other work a run took four times as long on
+    the wall (docs/log.md).
+    """
+    latencies = measure_latencies(networks, size=size, threads=threads, counts_waiting=False)
+    return [latency.as_dict() for latency in latencies]
 
 
 def _measured(config: dict[str, Any], images: Images) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -231,6 +231,15 @@ def test_with_one_thread_waiting_for_the_cpu_does_not_lengthen_the_latency(monke
     assert untrained_figures(SMALL, (1, 32, 32), threads=2)["latency"] == pytest.approx(1000)
 
 
+def test_waiting_counts_in_an_export_unless_it_is_left_out(sessions, monkeypatch):
+    """The fake sessions move the clock on the wall alone, as waiting does."""
+    own = iter(range(10**6))
+    monkeypatch.setattr(time, "thread_time", lambda: next(own) / 1e3)
+    for counts, threads, ms in ((True, 1, 0.01), (False, 1, 1.0), (False, 2, 0.01)):
+        (latency,) = measure_latencies([b"fast"], size=64, threads=threads, counts_waiting=counts)
+        assert latency.median_ms == pytest.approx(ms)
+
+
 def test_a_network_too_large_for_an_onnx_file_is_refused_before_it_is_made():
     with pytest.raises(ConfigError, match=r"width=1024: makes .* parameters, too many for an ONNX file"):
         untrained_figures(TrainConfig(width=1024), (1, 256, 256))

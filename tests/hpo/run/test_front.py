@@ -24,6 +24,7 @@ from hpo.store import search_results
 from hpo.store.file_names import EXPORT, FRONT, FRONT_FILE
 from hpo.store.record import Record
 from hpo.store.study_replication import open_read_only, open_storage
+from hpo.tune import trainable
 from hpo.views.front_text import front_text
 from model.common.errors import MachineError
 from model.data.data_config import DataConfig
@@ -321,6 +322,14 @@ def test_a_front_has_its_table_and_sentences_that_help_to_choose(exported):
     assert [int(row.split("|")[1]) for row in rows] == list(found)
     assert any(line.startswith("The fastest within 0.1 dB of the best") for line in lines)
     assert lines[-1] == f"To copy one of them: hpo export first --runs {exported} --pick fastest-within:0.1dB --to DIR"
+
+
+def test_the_members_are_measured_without_waiting_for_other_processes(monkeypatch):
+    """What the task passes on; plain_search has another in its place."""
+    asked = {}
+    monkeypatch.setattr(trainable, "measure_latencies", lambda files, **options: asked.update(options) or [])
+    assert trainable.measure_exports._function([b"network"], 64, 1) == []
+    assert asked == {"size": 64, "threads": 1, "counts_waiting": False}
 
 
 # --- with Ray --------------------------------------------------------------------------------------------------------
