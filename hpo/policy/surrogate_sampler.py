@@ -27,6 +27,7 @@ _FINALISTS = 8  # drawn from them; the one farthest from all trials is suggested
 _MAX_REPORTS = 160  # that the process is fitted to: its cost grows with their cube
 _WEIGHT_FACTORS = (0.1, 1.0, 5.0)  # tried for each parameter: not relevant ... relevant
 _NOISES = (0.01, 0.03, 0.1)  # variances; the values' variance is 1
+_FRONT_STARTUP_TRIALS = 20
 _RHO = 0.05  # of the sum in a Tchebycheff scalarisation: it decides among points that are equally bad
 _CATEGORY = 0.5  # of a one-hot vector; numbers span 1
 
@@ -39,7 +40,8 @@ class SurrogateSampler(BaseSampler):
     Args:
         seed: for all random numbers.
         epochs: the last step of a trial that is never pruned; None: the highest step in the study.
-        n_startup_trials: trials that are drawn at random before the first suggestion.
+        n_startup_trials: trials that are drawn at random before the first suggestion; 20 where several objectives
+            differ among the trials, since a front needs more of the space (docs/search.md).
         random_share: the share of later trials, in [0, 1], that are drawn at random, too: they find again the parts of
             the space that the process is wrong about.
         points: for several objectives, by step the values of a trial, all of them to be maximized. Each suggestion
@@ -72,13 +74,18 @@ class SurrogateSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Values for one set of parameters that trials had; empty if the trial is drawn at random."""
         others, rng = _others(study, trial), np.random.default_rng(_derive_seed(self._seed, trial.number))
-        if trial.number < self._n_startup_trials or rng.random() < self._random_share:
+        if trial.number < self._startup_trials(others) or rng.random() < self._random_share:
             return {}
         epochs = self._epochs or max((max(other.intermediate_values, default=1) for other in others), default=1)
         if self._points:
             weights_rng = np.random.default_rng(_derive_seed(self._seed, trial.number, "weights"))
             return propose(_scalarized(others, self._points, weights_rng), epochs, rng) or {}
         return propose([_maximized(other, study.direction, epochs) for other in others], epochs, rng) or {}
+
+    def _startup_trials(self, others: Sequence[FrozenTrial]) -> int:
+        points = [point for other in others for point in self._points(other).values()] if self._points else []
+        differ = sum(len(set(values)) > 1 for values in zip(*points, strict=True))
+        return _FRONT_STARTUP_TRIALS if differ > 1 else self._n_startup_trials
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
