@@ -205,7 +205,11 @@ class AnyHistory(RuleBasedStateMachine):
         return goes_on
 
     def result(self, number: int) -> dict[str, Any]:
-        return {"reports": [report.as_dict() for report in self.checkpoints[number]], "step_seconds": 1.0}
+        return {
+            "reports": [report.as_dict() for report in self.checkpoints[number]],
+            "known": None,
+            "step_seconds": 1.0,
+        }
 
     def ray_trial(self, number: int) -> Any:
         error_file = str(self.folder / "error.txt")
