@@ -9,7 +9,7 @@ from optuna.study import StudyDirection
 from optuna.study._multi_objective import _dominates, _fast_non_domination_rank
 from optuna.trial import create_trial
 
-from hpo.policy.pareto import dominates, layers
+from hpo.policy.pareto import dominates, front, layers
 
 COORDINATE = st.sampled_from([0.0, 1.0, 2.0, 3.0])  # few, so that some are equal
 POINTS = st.integers(1, 3).flatmap(lambda size: st.lists(st.tuples(*[COORDINATE] * size), min_size=1, max_size=12))
@@ -33,3 +33,10 @@ def test_domination_is_that_of_optuna(points):
     a, b, *_ = points
     directions = [StudyDirection.MAXIMIZE] * len(a)
     assert dominates(a, b) == _dominates(create_trial(values=a), create_trial(values=b), directions)
+
+
+@given(POINTS)
+def test_the_front_is_the_first_layer(points):
+    numbered = dict(enumerate(points))
+    assert front(numbered) == layers(numbered)[0]
+    assert front({}) == []
