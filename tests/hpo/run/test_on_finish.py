@@ -47,7 +47,7 @@ def asked(done, runs, tmp_path, monkeypatch):
 
 def test_the_command_gets_what_show_tells_and_the_exports_figures(asked, done, runs):
     code, got = asked(0)
-    shown = search_results.document(Record(runs, "first"))
+    shown = json.loads(json.dumps(search_results.document(Record(runs, "first"))))
     assert code == 0
     assert {name: got[name] for name in shown} == shown
     assert (got["exit_code"], got["reason"]) == (0, "exported")

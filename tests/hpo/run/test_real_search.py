@@ -207,7 +207,8 @@ def test_it_leaves_a_report_that_shows_what_was_measured_and_where_it_ran(search
         )
         for row, name in ((cells[1], "noisy"), (cells[3], "denoised")):
             measured = test[name]
-            assert row[1:] == [f"{measured['ssim']:.4f}", f"{measured['psnr_db']:.2f}", f"{measured['l1']:.4f}"]
+            shown = (measured["ssim"], measured["psnr_db"], measured["l1"], measured["haarpsi"])
+            assert row[1:] == [f"{value:.{digits}f}" for value, digits in zip(shown, (4, 2, 4, 4), strict=True)]
         assert cells[2][1:3] == ["0.8710", "26.09"]  # the slides'
         number = search_results.winner(searched.record)
         assert str(number) in browser.run("document.querySelector('h1').innerText")

@@ -78,6 +78,7 @@ def test_only_what_is_shown_or_agreed_with_others_asks_for_the_time_of_day():
     assert asks == {
         "hpo/store/record.py",  # when a trial began and ended, for people
         "hpo/views/report_contents.py",  # when it was written
+        "hpo/run/certificate.py",  # when the test images were read, for people
         "hpo/tracking/tensorboard.py",  # wall times of events
         "hpo/cluster/cluster_state.py",  # how long ago the autoscaler was refused a node, in a message
         "hpo/cluster/preemption_agent.py",  # until when EC2 leaves the node
