@@ -8,7 +8,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,15 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from optuna._hypervolume import compute_hypervolume
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 from replay_figures import load_figures
+from replay_simulation import Ours
 from replay_table import Curve, load_table
 
 from hpo.policy import report_decision, suggestions
 from hpo.policy.objectives import is_known_before_training
-from hpo.policy.report_decision import Decision
 from hpo.policy.search_config import SearchConfig
-from hpo.policy.suggestions import Suggestion
 from hpo.policy.trial_attributes import DECISION, KNOWN, REPORT_INDEX, REPORTS
 from hpo.policy.trial_objectives import objective_values
 from model.training_report import EvalReport, objective_value
@@ -248,35 +247,8 @@ def volume_at(outcome: FrontOutcome, epochs: npt.NDArray[np.float64]) -> npt.NDA
     return values[np.searchsorted(steps, epochs, side="right") - 1]
 
 
-class OursFront:
-    """Decisions over trials in memory, like the product's; another `suggest` or `judge` makes a variant to compare."""
-
-    def __init__(
-        self,
-        space: Space,
-        search: SearchConfig,
-        *,
-        suggest: Callable[..., Suggestion | None],
-        judge: Callable[..., Decision],
-    ) -> None:
-        self.trials: list[FrozenTrial] = []
-        self._space, self._search, self._suggest, self._judge = space, search, suggest, judge
-        self._num_reports = 0
-
-    def next(self) -> tuple[int, Mapping[str, Any]] | None:
-        """Like SearchController.next_trial and Record.add."""
-        suggestion = self._suggest(self.trials, self._space, self._search)
-        if suggestion is None:
-            return None
-        trial = create_trial(
-            state=TrialState.RUNNING,
-            params=dict(suggestion.params),
-            distributions=dict(suggestion.distributions),
-            user_attrs=suggestion.user_attrs(self._num_reports),
-        )
-        trial.number = len(self.trials)
-        self.trials.append(trial)
-        return trial.number, trial.params
+class OursFront(Ours):
+    """The product's decisions with several objectives; another `suggest` or `judge` makes a variant to compare."""
 
     def begin(self, key: int, known: Mapping[str, float]) -> None:
         """Like Record.set_known; no limit ends a trial here."""

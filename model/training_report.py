@@ -98,7 +98,7 @@ def objective_value(metrics: Mapping[str, Any] | EvalReport, objective: Objectiv
     return value if math.isfinite(value) else _FLOORS[objective]
 
 
-def objective_values(each: Mapping[str, Any], objective: Objective) -> Any:
+def objective_of_images(each: Mapping[str, Any], objective: Objective) -> Any:
     """The objective of each image, an array like those in `each`, the metrics of each image by name. Its mean is
     objective_value of the means, since every objective is a weighted sum of metrics."""
     return _combine(each.__getitem__, objective)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.policy.objectives import is_known_before_training, to_maximize
-from hpo.policy.pareto import Point, hypervolume, layers
+from hpo.policy.pareto import Point, front, hypervolume
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_objectives import point_of
 from model.common.errors import ConfigError
 from model.common.validation import matches_type, wrong_fields
 from model.training_report import Objective, objective_value
@@ -68,19 +67,9 @@ def best_member(members: Iterable[FrontMember], objective: Objective) -> FrontMe
     return max(members, key=lambda member: (member.quality(objective), -member.trial))
 
 
-def point_of(values: Mapping[str, float], search: SearchConfig) -> Point:
-    """Values in their units as coordinates to be maximized; latency and sizes by their logarithm, which differ by
-    factors. The first trained objective is the first coordinate."""
-    names = sorted(search.objectives, key=lambda name: name != search.objective)
-    return tuple(
-        -math.log(values[name]) if is_known_before_training(name) else to_maximize(name, values[name]) for name in names
-    )
-
-
 def undominated(values: Mapping[int, Mapping[str, float]], search: SearchConfig) -> list[int]:
     """The trials that no other one beats in all objectives, the best in the first trained one first."""
-    found = layers({trial: point_of(each, search) for trial, each in values.items()})
-    return found[0] if found else []
+    return front({trial: point_of(each, search) for trial, each in values.items()})
 
 
 def choose_members(values: Mapping[int, Mapping[str, float]], search: SearchConfig) -> list[int]:

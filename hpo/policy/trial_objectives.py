@@ -57,31 +57,32 @@ def objective_values(trial: FrozenTrial, search: SearchConfig) -> dict[str, floa
     return None if None in values.values() else {name: float(value or 0.0) for name, value in values.items()}
 
 
+def point_of(values: Mapping[str, float | None], search: SearchConfig) -> Point:
+    """Values in their units as coordinates to be maximized; latency and sizes by their logarithm, since they differ by
+    factors. The first trained objective is the first coordinate. NaN and unknown values are minus infinity."""
+
+    def coordinate(name: str) -> float:
+        value = values[name]
+        if value is None or math.isnan(value):
+            return -math.inf
+        return -math.log(value) if is_known_before_training(name) else to_maximize(name, value)
+
+    return tuple(map(coordinate, sorted(search.objectives, key=lambda name: name != search.objective)))
+
+
 def point_at(trial: FrozenTrial, epoch: int, search: SearchConfig) -> Point:
-    """The objectives after an epoch, all of them to be maximized; at worst minus infinity."""
-    point = []
-    for name in search.objectives:
-        value = value_at(trial, name, epoch)
-        point.append(-math.inf if value is None or math.isnan(value) else to_maximize(name, value))
-    return tuple(point)
+    """The objectives after an epoch, see point_of."""
+    return point_of({name: value_at(trial, name, epoch) for name in search.objectives}, search)
 
 
 def points_by_epoch(trial: FrozenTrial, search: SearchConfig) -> dict[int, Point]:
-    """The objectives after each epoch, to be maximized; latency and sizes by their logarithm, which differ by factors.
-    Epochs without finite values are left out."""
-    points = {}
-    for epoch in trial.intermediate_values:
-        point = tuple(
-            -math.log(-x) if is_known_before_training(name) and x < 0 else x
-            for name, x in zip(search.objectives, point_at(trial, epoch, search), strict=True)
-        )
-        if all(map(math.isfinite, point)):
-            points[epoch] = point
-    return points
+    """The objectives after each epoch, see point_of. Epochs without finite values are left out."""
+    points = {epoch: point_at(trial, epoch, search) for epoch in trial.intermediate_values}
+    return {epoch: point for epoch, point in points.items() if all(map(math.isfinite, point))}
 
 
 def final_point(trial: FrozenTrial, search: SearchConfig) -> Point:
-    """The objectives that a trial's checkpoint has, all of them to be maximized."""
+    """The objectives that a trial's checkpoint has, see point_of."""
     return point_at(trial, best_epoch(trial), search)
 
 

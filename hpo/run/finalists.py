@@ -17,7 +17,7 @@ from hpo.store import file_names
 from hpo.tune.trainable import measure
 from model.checkpoint import CheckpointError
 from model.common.errors import MachineError
-from model.training_report import objective_values
+from model.training_report import objective_of_images
 
 
 def measure_finalists(context: SearchContext) -> None:
@@ -44,7 +44,7 @@ def measure_finalists(context: SearchContext) -> None:
         try:
             metrics, each = _measure(context, number)
             measured[str(number)] = context.with_value(metrics)
-            values[str(number)] = objective_values(each, search.objective)
+            values[str(number)] = objective_of_images(each, search.objective)
         except CheckpointError as error:
             lost.append(number)
             context.say(f"Trial {number} cannot win: {error}")

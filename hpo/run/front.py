@@ -10,10 +10,11 @@ from typing import Any
 
 import ray
 
-from hpo.policy.front_members import FrontMember, choose_members, point_of, undominated
+from hpo.policy.front_members import FrontMember, choose_members, undominated
 from hpo.policy.leaderboard import best_report
 from hpo.policy.objectives import describe
 from hpo.policy.pareto import dominates
+from hpo.policy.trial_objectives import point_of
 from hpo.run.context import SearchContext
 from hpo.run.export import export_winner
 from hpo.store import search_results

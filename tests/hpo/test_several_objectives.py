@@ -43,6 +43,14 @@ def test_the_search_ends_with_a_front_and_has_pruned_others(searched):
     assert set(front) <= leaderboard.kept_trials(searched.trials(), replace(SEARCH, keep_checkpoints=3))
 
 
+def test_the_winner_is_the_best_of_the_first_trained_objective_however_the_names_are_ordered(runs):
+    record = Record.create(runs, "latency-first", replace(SEARCH, objectives=("latency", "psnr")))
+    run(record)
+    record = Record(runs, "latency-first")
+    front = leaderboard.front(record.trials(), record.search)
+    assert front[0] == max(front, key=lambda number: objective_values(record.trial(number), record.search)["psnr"])
+
+
 def test_an_architecture_is_measured_once(runs):
     record = Record.create(runs, "front", SEARCH)
     measured = run(record)

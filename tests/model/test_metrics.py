@@ -14,7 +14,7 @@ from model.data.image_sets import NOISE_SEEDS
 from model.data.noise import parse_noise
 from model.data.pixel_format import EIGHT_BITS
 from model.export_quality import compare_with_slides, quality, quality_table
-from model.training_report import EvalReport, Objective, failure_reason, objective_value, objective_values
+from model.training_report import EvalReport, Objective, failure_reason, objective_of_images, objective_value
 
 SSIM_SETTINGS = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -291,4 +291,4 @@ def test_the_values_of_the_images_have_the_metric_as_their_mean(pair):
 def test_the_objective_of_each_image_has_the_objective_as_its_mean(objective):
     each = {name: np.random.default_rng(1).random(50) for name in ("ssim", "psnr_db", "l1", "haarpsi")}
     means = {name: values.mean() for name, values in each.items()}
-    assert objective_values(each, objective).mean() == pytest.approx(objective_value(means, objective))
+    assert objective_of_images(each, objective).mean() == pytest.approx(objective_value(means, objective))

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from hpo.policy.front_members import FrontMember, choose_members, point_of, undominated
+from hpo.policy.front_members import FrontMember, choose_members, undominated
 from hpo.policy.pareto import dominates, hypervolume
 from hpo.policy.search_config import SearchConfig
+from hpo.policy.trial_objectives import point_of
 from model.common.errors import ConfigError
 
 SEARCH = SearchConfig(objectives=("psnr", "latency"), front=3)

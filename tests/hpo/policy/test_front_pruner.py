@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import optuna
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -74,9 +72,3 @@ def test_with_one_objective_and_different_values_it_is_the_pruner_of_one_objecti
         assert (expected is None) is (comparison is None)
         if expected and comparison:
             assert comparison.passed == expected.passed
-
-
-def test_optuna_itself_refuses_what_this_pruner_does():
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    with pytest.raises(NotImplementedError):
-        study.ask().report(0.5, 1)

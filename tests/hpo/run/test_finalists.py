@@ -17,7 +17,7 @@ from hpo.store.record import Record
 from model.data.device_images import DeviceImages
 from model.trainer import load_generator, validate_images
 from model.training_files import BEST
-from model.training_report import objective_values
+from model.training_report import objective_of_images
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_each_finalist_is_compared_with_the_best_on_the_images_that_its_figure_i
     measured = searched.metadata()[file_names.FINALISTS]
     for number, of in measured.items():
         generator, _ = load_generator(searched.trial_folder(int(number)) / BEST, channels=1, image_size=16)
-        values[number] = objective_values(
+        values[number] = objective_of_images(
             {name: each.numpy() for name, each in validate_images(generator, placed)[1].items()}, "balanced"
         )
         assert values[number].mean() == pytest.approx(of["value"], rel=1e-6)

@@ -17,8 +17,8 @@ from plain_search import command, photographs, without_ray
 
 import model.export
 from hpo.cli.commands import main
-from hpo.policy.front_members import point_of
 from hpo.policy.pareto import dominates
+from hpo.policy.trial_objectives import point_of
 from hpo.run import front
 from hpo.store import search_results
 from hpo.store.file_names import EXPORT, FRONT, FRONT_FILE
